@@ -1,0 +1,2 @@
+//! Nothing: lets the loader build-depend on this package, so that cargo tracks its sources.
+#![no_std]
