@@ -1,2 +1,23 @@
-//! Skeleton.
+//! The ABI between kernel and user space: keys, values and numbers of every table. Plain data only:
+//! nothing here decides what happens to a packet.
+//!
+//! Addresses and ports are in network order for ever; every other integer is in the order of the
+//! machine, since both sides run on it. No struct has implicit padding (the zerocopy derives refuse
+//! it), and each carries an assertion of its size.
 #![no_std]
+#![deny(unsafe_code)]
+
+pub mod addr;
+pub mod counter;
+pub mod device;
+pub mod event;
+pub mod flow;
+pub mod limits;
+pub mod node;
+pub mod policy;
+pub mod reason;
+pub mod service;
+pub mod table;
+
+pub use addr::{Addr, Mac, Port, Protocol};
+pub use reason::DropReason;

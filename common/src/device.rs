@@ -1,0 +1,42 @@
+//! The pods of this node as the kernel knows them: by the interface they send through, and by address.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::policy::RulesId;
+use crate::{Addr, Mac};
+
+/// Value of `DEVICES`, keyed by the interface index (`u32`) of the host's end of a pod's veth pair: the
+/// lease, and the policy that holds for the pod. A device without a row passes nothing.
+#[derive(
+    Clone, Copy, Debug, Default, Eq, Hash, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Device {
+    /// The pod's IPv4 address, or [`Addr::ABSENT`].
+    pub ipv4: Addr,
+    /// The pod's IPv6 address, or [`Addr::ABSENT`].
+    pub ipv6: Addr,
+    /// The pod's own Ethernet address: every frame it sends carries it.
+    pub mac: Mac,
+    pub pad: u16,
+    /// What may come in. [`RulesId::OPEN`] when no policy isolates the pod.
+    pub ingress: RulesId,
+    /// What may go out.
+    pub egress: RulesId,
+    pub flags: u32,
+    pub pad2: u32,
+}
+
+/// Value of `PODS`, keyed by [`Addr`]: which interface leads to a pod of this node.
+#[derive(
+    Clone, Copy, Debug, Default, Eq, Hash, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct LocalPod {
+    /// Interface index of the host's end.
+    pub ifindex: u32,
+    pub flags: u32,
+}
+
+const _: () = assert!(size_of::<Device>() == 56);
+const _: () = assert!(size_of::<LocalPod>() == 8);

@@ -1,0 +1,83 @@
+//! Records of the `EVENTS` ring buffer.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::policy::RuleId;
+use crate::{Addr, Port, Protocol};
+
+/// A dropped packet. Rate-limited per reason and CPU; the counters in `DROPS` are exact.
+#[derive(
+    Clone, Copy, Debug, Default, Eq, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct DropEvent {
+    pub kind: EventKind,
+    /// Number of a [`crate::DropReason`].
+    pub reason: u8,
+    pub protocol: Protocol,
+    /// Which program dropped it.
+    pub hook: Hook,
+    /// Interface index of the pod's device that the program sits on.
+    pub ifindex: u32,
+    /// Monotonic time in nanoseconds.
+    pub time: u64,
+    /// As the packet carried them after translation; absent where it could not be parsed so far.
+    pub source: Addr,
+    pub destination: Addr,
+    pub source_port: Port,
+    pub destination_port: Port,
+    /// What decided, for the policy reasons.
+    pub rule: RuleId,
+    /// Length of the frame in bytes.
+    pub len: u32,
+    /// Events of this reason left out on this CPU since the last one that was sent.
+    pub limited: u32,
+}
+
+/// First byte of every record.
+#[derive(
+    Clone, Copy, Debug, Default, Eq, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(transparent)]
+pub struct EventKind(pub u8);
+
+impl EventKind {
+    pub const DROP: Self = Self(1);
+}
+
+/// A program of the packet path.
+#[derive(
+    Clone, Copy, Debug, Default, Eq, Hash, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(transparent)]
+pub struct Hook(pub u8);
+
+impl Hook {
+    pub const FROM_POD: Self = Self(1);
+    pub const TO_POD: Self = Self(2);
+
+    /// The name in events, metrics and the CLI.
+    pub const fn label(self) -> &'static str {
+        match self.0 {
+            1 => "from_pod",
+            2 => "to_pod",
+            _ => "unknown",
+        }
+    }
+}
+
+/// Value of `EVENT_LIMITS` (per CPU), indexed by reason: a token bucket.
+#[derive(
+    Clone, Copy, Debug, Default, Eq, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct EventLimit {
+    /// Monotonic time in nanoseconds at which the tokens were last filled.
+    pub filled: u64,
+    pub tokens: u32,
+    /// Events left out since the last one that was sent.
+    pub limited: u32,
+}
+
+const _: () = assert!(size_of::<DropEvent>() == 64);
+const _: () = assert!(size_of::<EventLimit>() == 16);

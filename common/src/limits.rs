@@ -1,0 +1,34 @@
+//! Capacities, and the arithmetic that relates them. Memory is what the kernel takes, with its own
+//! overhead of about 48 bytes for each entry of a preallocated hash.
+
+/// `FRONTENDS`: 10,000 services with three ports and two families. 65,536 × (20 + 20 + 48) = 6 MB.
+pub const FRONTENDS: u32 = 65_536;
+/// `BACKENDS`: 100,000 endpoints, held twice while a service is rewritten. 262,144 × 24 = 6 MB.
+pub const BACKENDS: u32 = 262_144;
+/// `LIVE`: one row for each backend that exists at a time. 131,072 × 8 = 1 MB.
+pub const LIVE: u32 = 131_072;
+/// `SOCKETS`: two rows for each translated datagram socket, one for each connected one.
+/// 65,536 × (32 + 28 + 48) = 7 MB.
+pub const SOCKETS: u32 = 65_536;
+/// `DEVICES` and `PODS`: pods of one node, two addresses each. Kubernetes' own limit is 110 pods.
+pub const DEVICES: u32 = 4_096;
+pub const PODS: u32 = 2 * DEVICES;
+/// `CLASSES`: pods and nodes of the cluster, two addresses each. Not preallocated.
+pub const CLASSES: u32 = 524_288;
+/// `VERDICTS`: rule lists of this node's pods × classes. Not preallocated.
+pub const VERDICTS: u32 = 262_144;
+/// `PORTS`: not preallocated.
+pub const PORTS: u32 = 65_536;
+/// `FLOWS`: 131,072 × (40 + 104 + 48) = 25 MB.
+pub const FLOWS: u32 = 131_072;
+/// `HALF_OPEN`: a flood fills this table and no other. 32,768 × (40 + 104 + 48) = 6 MB.
+pub const HALF_OPEN: u32 = 32_768;
+/// `EVENTS` in bytes: a power of two and of pages. 4,096 events of 64 bytes with their headers.
+pub const EVENTS_BYTES: u32 = 512 * 1024;
+
+/// Events of one reason that one CPU may send at once, and how many it gains in a second.
+pub const EVENT_BURST: u32 = 100;
+pub const EVENTS_PER_SECOND: u32 = 50;
+
+const _: () = assert!(BACKENDS >= 2 * LIVE);
+const _: () = assert!(EVENTS_BYTES.is_power_of_two() && EVENTS_BYTES.is_multiple_of(4096));

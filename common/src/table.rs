@@ -1,0 +1,108 @@
+//! Every table by name, with the version of its layout. The version is part of the path under which the
+//! table is pinned: another layout is another file, and the old one stays until the new one serves.
+
+/// A pinned table.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Table {
+    /// The name in the BPF object, at most 15 characters as the kernel keeps it.
+    pub name: &'static str,
+    /// Raised whenever key, value, type or meaning changes.
+    pub version: u32,
+    pub owner: Owner,
+}
+
+/// Who writes a table.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Owner {
+    /// Filled from what should be, and reconciled.
+    Agent,
+    /// Filled by programs; the agent only reads and sweeps.
+    Kernel,
+}
+
+/// Every table that is pinned.
+pub const TABLES: &[Table] = &[
+    Table {
+        name: "FRONTENDS",
+        version: 1,
+        owner: Owner::Agent,
+    },
+    Table {
+        name: "BACKENDS",
+        version: 1,
+        owner: Owner::Agent,
+    },
+    Table {
+        name: "LIVE",
+        version: 1,
+        owner: Owner::Agent,
+    },
+    Table {
+        name: "SOCKETS",
+        version: 1,
+        owner: Owner::Kernel,
+    },
+    Table {
+        name: "DEVICES",
+        version: 1,
+        owner: Owner::Agent,
+    },
+    Table {
+        name: "PODS",
+        version: 1,
+        owner: Owner::Agent,
+    },
+    Table {
+        name: "CLASSES",
+        version: 1,
+        owner: Owner::Agent,
+    },
+    Table {
+        name: "VERDICTS",
+        version: 1,
+        owner: Owner::Agent,
+    },
+    Table {
+        name: "PORTS",
+        version: 1,
+        owner: Owner::Agent,
+    },
+    Table {
+        name: "EPOCH",
+        version: 1,
+        owner: Owner::Agent,
+    },
+    Table {
+        name: "FLOWS",
+        version: 1,
+        owner: Owner::Kernel,
+    },
+    Table {
+        name: "HALF_OPEN",
+        version: 1,
+        owner: Owner::Kernel,
+    },
+    Table {
+        name: "COUNTERS",
+        version: 1,
+        owner: Owner::Kernel,
+    },
+    Table {
+        name: "DROPS",
+        version: 1,
+        owner: Owner::Kernel,
+    },
+    Table {
+        name: "EVENTS",
+        version: 1,
+        owner: Owner::Kernel,
+    },
+    Table {
+        name: "EVENT_LIMITS",
+        version: 1,
+        owner: Owner::Kernel,
+    },
+];
+
+/// Index of the policy epoch in `EPOCH`, an array of one `u32`.
+pub const EPOCH_INDEX: u32 = 0;
