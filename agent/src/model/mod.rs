@@ -1,0 +1,21 @@
+//! Our own nouns, and the snapshot of all of them. Only `convert` knows what Kubernetes calls them.
+
+mod name;
+mod namespace;
+mod node;
+mod pod;
+mod policy;
+mod selector;
+mod service;
+mod slice;
+mod snapshot;
+
+pub use name::{Kind, ObjectId, ObjectName};
+pub use namespace::{Namespace, NamespacePhase};
+pub use node::Node;
+pub use pod::{ContainerPort, Pod, PodNetwork, PodPhase};
+pub use policy::{Block, PeerSelector, Peers, PodPeers, Policy, PortMatch, PortRange, Ports, Rule};
+pub use selector::{Labels, Operator, Requirement, Selector};
+pub use service::{NotReady, Service, ServiceKind, ServicePort, TargetPort, TrafficPolicy};
+pub use slice::{Conditions, Endpoint, EndpointSlice, Family, SlicePort};
+pub use snapshot::{Change, Object, Snapshot};

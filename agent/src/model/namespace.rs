@@ -1,0 +1,20 @@
+//! Namespaces.
+
+use std::sync::Arc;
+
+use super::Labels;
+
+/// A Namespace.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Namespace {
+    pub name: Arc<str>,
+    pub labels: Labels,
+    pub phase: NamespacePhase,
+}
+
+/// Is the namespace being deleted? Its policies hold until its pods are gone (kubernetes#126587).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum NamespacePhase {
+    Active,
+    Terminating,
+}

@@ -1,0 +1,19 @@
+//! Nodes of the cluster.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::Labels;
+
+/// A Node.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Node {
+    pub name: Arc<str>,
+    pub labels: Labels,
+    /// Internal and external addresses, in the order of `status.addresses`.
+    pub addresses: Vec<IpAddr>,
+    /// `spec.podCIDRs`: at most one of each family.
+    pub pod_cidrs: Vec<IpNet>,
+}

@@ -1,0 +1,67 @@
+//! Services.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use weir_common::Protocol;
+
+use super::{Labels, ObjectName};
+
+/// A Service.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Service {
+    pub id: ObjectName,
+    pub kind: ServiceKind,
+    pub ports: Vec<ServicePort>,
+    /// `spec.selector`; `None` when somebody else makes the EndpointSlices.
+    pub selector: Option<Labels>,
+    /// `sessionAffinity: ClientIP` with its timeout.
+    pub affinity: Option<Duration>,
+    pub internal_traffic_policy: TrafficPolicy,
+    pub not_ready: NotReady,
+}
+
+/// What kind of Service, as far as addresses go. NodePort and LoadBalancer have cluster IPs too.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum ServiceKind {
+    /// `spec.clusterIPs`: one or one of each family. Empty while it has none yet.
+    ClusterIp(Vec<IpAddr>),
+    /// `clusterIP: None`.
+    Headless,
+    /// The name that a lookup is sent on to.
+    ExternalName(Arc<str>),
+}
+
+/// A port of a Service.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ServicePort {
+    /// `None` when the only port has no name.
+    pub name: Option<Arc<str>>,
+    pub protocol: Protocol,
+    /// Host order.
+    pub port: u16,
+    pub target: TargetPort,
+}
+
+/// Which port of the pod. Only who makes EndpointSlices needs it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum TargetPort {
+    /// Host order.
+    Number(u16),
+    Name(Arc<str>),
+}
+
+/// `internalTrafficPolicy`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TrafficPolicy {
+    Cluster,
+    Local,
+}
+
+/// `publishNotReadyAddresses`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum NotReady {
+    Hidden,
+    Published,
+}
