@@ -1,0 +1,110 @@
+//! What was typed.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+
+/// Weir's node agent: Services, NetworkPolicy, pod networking and cluster DNS through eBPF.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "weir-agent", version, about)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Serve this node until told to stop. Stopping detaches nothing: the kernel goes on by itself.
+    Run(Box<RunArgs>),
+    /// Say what this node offers and what is missing, and change nothing.
+    Doctor(DoctorArgs),
+    /// Remove everything that Weir left in this node's kernel. Pods lose their network.
+    Cleanup(DoctorArgs),
+}
+
+/// Where a node keeps what the agent needs.
+#[derive(Clone, Debug, clap::Args)]
+pub struct DoctorArgs {
+    /// Where programs, links and tables are pinned: a folder on the node's bpffs.
+    #[arg(long, env = "WEIR_BPFFS", default_value = "/sys/fs/bpf/weir")]
+    pub bpffs: PathBuf,
+    /// The cgroup2 folder whose processes are balanced at their sockets.
+    #[arg(long, env = "WEIR_CGROUP", default_value = "/sys/fs/cgroup")]
+    pub cgroup: PathBuf,
+}
+
+/// Options of `run`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub kernel: DoctorArgs,
+
+    /// The name of this node in the cluster.
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: String,
+
+    /// Read objects from the YAML files of this folder, instead of from an API server.
+    #[arg(long)]
+    pub manifests: Option<PathBuf>,
+    /// Reach the API server as this kubeconfig says. Without it and without --manifests, the
+    /// ServiceAccount of the pod is used.
+    #[arg(long, env = "KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Reach the API server at this URL, whatever kubeconfig or environment say. It cannot be the
+    /// kubernetes Service: that is ours to provide.
+    #[arg(long, env = "WEIR_KUBE_API_SERVER")]
+    pub kube_api_server: Option<String>,
+
+    /// The addresses of this node's pods: one range of each family. Repeat for dual stack.
+    #[arg(long = "pod-cidr", required = true)]
+    pub pod_cidrs: Vec<IpNet>,
+    /// With --manifests: where Services without a cluster IP get one. One range of each family.
+    #[arg(long = "service-cidr", default_value = "10.96.0.0/16")]
+    pub service_cidrs: Vec<IpNet>,
+    /// The largest packet of the pods' devices, in bytes; 0 for that of the default route's device.
+    #[arg(long, default_value_t = 0)]
+    pub mtu: u32,
+
+    /// The addresses at which weir-dns listens on this node, put on the loopback device.
+    #[arg(long = "dns-address", default_values = ["169.254.53.53", "fd57:6569:7200::53"])]
+    pub dns_addresses: Vec<IpAddr>,
+    /// The Service whose port 53 is answered by this node's weir-dns.
+    #[arg(long, default_value = "kube-system/kube-dns")]
+    pub dns_service: String,
+    /// The user that weir-dns runs as: it may read the zone.
+    #[arg(long, default_value_t = 65_532)]
+    pub dns_uid: u32,
+    /// The domain of cluster names.
+    #[arg(long, default_value = "cluster.local")]
+    pub cluster_domain: String,
+
+    /// Sockets and locks; lost at a reboot.
+    #[arg(long, default_value = "/run/weir")]
+    pub run_dir: PathBuf,
+    /// Leases; kept over a reboot.
+    #[arg(long, default_value = "/var/lib/weir")]
+    pub state_dir: PathBuf,
+
+    /// Where /metrics, /healthz and /readyz are served.
+    #[arg(long, default_value = "127.0.0.1:9660")]
+    pub http: SocketAddr,
+    /// Lines for people, or JSON.
+    #[arg(long, value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+    /// As of tracing's EnvFilter: `info`, `weir_agent=debug`, …
+    #[arg(long, env = "WEIR_LOG", default_value = "info")]
+    pub log: String,
+    /// The kernel programs log every packet that they drop. For debugging a quiet node only.
+    #[arg(long)]
+    pub debug_bpf: bool,
+}
+
+/// The format of log lines.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}

@@ -1,0 +1,7 @@
+//! Configuration: what was typed, then what it means. Nothing here does anything.
+
+mod args;
+mod settings;
+
+pub use args::{Args, Command, DoctorArgs, LogFormat, RunArgs};
+pub use settings::{ConfigError, DnsSettings, Settings, Source};

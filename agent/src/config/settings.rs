@@ -1,0 +1,231 @@
+//! What the arguments mean. Every mistake is reported, not just the first.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use thiserror::Error;
+
+use super::args::RunArgs;
+use crate::model::ObjectName;
+
+/// Validated settings.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub node: Arc<str>,
+    pub source: Source,
+    pub pod_cidrs: Vec<IpNet>,
+    pub mtu: u32,
+    pub dns: DnsSettings,
+    pub bpffs: PathBuf,
+    pub cgroup: PathBuf,
+    pub run_dir: PathBuf,
+    pub state_dir: PathBuf,
+    pub http: SocketAddr,
+    pub debug_bpf: bool,
+}
+
+/// Where objects come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    Manifests {
+        folder: PathBuf,
+        service_cidrs: Vec<IpNet>,
+    },
+    Kube {
+        kubeconfig: Option<PathBuf>,
+        api_server: Option<String>,
+    },
+}
+
+/// Cluster DNS on this node.
+#[derive(Clone, Debug)]
+pub struct DnsSettings {
+    pub addresses: Vec<IpAddr>,
+    pub service: ObjectName,
+    pub uid: u32,
+    pub domain: String,
+}
+
+/// A mistake in the arguments.
+#[derive(Debug, Error, PartialEq)]
+pub enum ConfigError {
+    #[error("--{option}: at most one range of each family, but {first} and {second} are of one")]
+    TwoOfOneFamily {
+        option: &'static str,
+        first: IpNet,
+        second: IpNet,
+    },
+    #[error("--pod-cidr {0}: too small, a node needs at least 4 addresses")]
+    TooSmall(IpNet),
+    #[error("--dns-service {0}: must be NAMESPACE/NAME")]
+    DnsService(String),
+    #[error("--manifests and --kubeconfig exclude each other")]
+    TwoSources,
+    #[error("--manifests {0}: not a folder")]
+    NoFolder(PathBuf),
+    #[error("--kube-api-server {0}: must be http://HOST:PORT or https://HOST:PORT")]
+    ApiServer(String),
+    #[error("--dns-address {0}: must not be loopback, multicast or unspecified")]
+    DnsAddress(IpAddr),
+    #[error("--mtu {0}: must be 0 or from 1280 to 65535")]
+    Mtu(u32),
+    #[error("--node-name must not be empty")]
+    NodeName,
+}
+
+impl TryFrom<&RunArgs> for Settings {
+    type Error = Vec<ConfigError>;
+
+    fn try_from(args: &RunArgs) -> Result<Self, Vec<ConfigError>> {
+        let mut errors = Vec::new();
+        if args.node_name.is_empty() {
+            errors.push(ConfigError::NodeName);
+        }
+        one_of_each_family("pod-cidr", &args.pod_cidrs, &mut errors);
+        one_of_each_family("service-cidr", &args.service_cidrs, &mut errors);
+        for cidr in &args.pod_cidrs {
+            if cidr.max_prefix_len() - cidr.prefix_len() < 2 {
+                errors.push(ConfigError::TooSmall(*cidr));
+            }
+        }
+        for address in &args.dns_addresses {
+            if address.is_loopback() || address.is_multicast() || address.is_unspecified() {
+                errors.push(ConfigError::DnsAddress(*address));
+            }
+        }
+        if args.mtu != 0 && !(1280..=65_535).contains(&args.mtu) {
+            errors.push(ConfigError::Mtu(args.mtu));
+        }
+        let service = match args.dns_service.split_once('/') {
+            Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
+                ObjectName::new(namespace, name)
+            }
+            _ => {
+                errors.push(ConfigError::DnsService(args.dns_service.clone()));
+                ObjectName::cluster("")
+            }
+        };
+        let source = source(args, &mut errors);
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        Ok(Self {
+            node: args.node_name.as_str().into(),
+            source,
+            pod_cidrs: args.pod_cidrs.clone(),
+            mtu: args.mtu,
+            dns: DnsSettings {
+                addresses: args.dns_addresses.clone(),
+                service,
+                uid: args.dns_uid,
+                domain: args
+                    .cluster_domain
+                    .trim_end_matches('.')
+                    .to_ascii_lowercase(),
+            },
+            bpffs: args.kernel.bpffs.clone(),
+            cgroup: args.kernel.cgroup.clone(),
+            run_dir: args.run_dir.clone(),
+            state_dir: args.state_dir.clone(),
+            http: args.http,
+            debug_bpf: args.debug_bpf,
+        })
+    }
+}
+
+fn source(args: &RunArgs, errors: &mut Vec<ConfigError>) -> Source {
+    if let Some(url) = &args.kube_api_server
+        && !(url.starts_with("http://") || url.starts_with("https://"))
+    {
+        errors.push(ConfigError::ApiServer(url.clone()));
+    }
+    match (&args.manifests, &args.kubeconfig) {
+        (Some(folder), None) => {
+            if !folder.is_dir() {
+                errors.push(ConfigError::NoFolder(folder.clone()));
+            }
+            Source::Manifests {
+                folder: folder.clone(),
+                service_cidrs: args.service_cidrs.clone(),
+            }
+        }
+        (manifests, kubeconfig) => {
+            if manifests.is_some() {
+                errors.push(ConfigError::TwoSources);
+            }
+            Source::Kube {
+                kubeconfig: kubeconfig.clone(),
+                api_server: args.kube_api_server.clone(),
+            }
+        }
+    }
+}
+
+fn one_of_each_family(option: &'static str, cidrs: &[IpNet], errors: &mut Vec<ConfigError>) {
+    for (i, second) in cidrs.iter().enumerate() {
+        let is_v4 = second.addr().is_ipv4();
+        if let Some(first) = cidrs[..i].iter().find(|c| c.addr().is_ipv4() == is_v4) {
+            errors.push(ConfigError::TwoOfOneFamily {
+                option,
+                first: *first,
+                second: *second,
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::super::args::{Args, Command};
+    use super::*;
+
+    fn settings(words: &str) -> Result<Settings, Vec<ConfigError>> {
+        let words = format!("weir-agent run --node-name n1 {words}");
+        match Args::try_parse_from(words.split_whitespace())
+            .unwrap()
+            .command
+        {
+            Command::Run(args) => Settings::try_from(&*args),
+            _ => unreachable!("the words say run"),
+        }
+    }
+
+    #[test]
+    fn every_mistake_is_reported_at_once() {
+        let errors = settings(
+            "--pod-cidr 10.1.0.0/24 --pod-cidr 10.2.0.0/31 --manifests /nowhere --mtu 9 \
+             --dns-service kube-dns --dns-address 127.0.0.1",
+        )
+        .unwrap_err();
+        assert_eq!(
+            errors,
+            [
+                ConfigError::TwoOfOneFamily {
+                    option: "pod-cidr",
+                    first: "10.1.0.0/24".parse().unwrap(),
+                    second: "10.2.0.0/31".parse().unwrap(),
+                },
+                ConfigError::TooSmall("10.2.0.0/31".parse().unwrap()),
+                ConfigError::DnsAddress("127.0.0.1".parse().unwrap()),
+                ConfigError::Mtu(9),
+                ConfigError::DnsService("kube-dns".into()),
+                ConfigError::NoFolder("/nowhere".into()),
+            ]
+        );
+    }
+
+    #[test]
+    fn dual_stack_is_one_range_of_each_family() {
+        let settings =
+            settings("--pod-cidr 10.1.0.0/24 --pod-cidr fd00:1::/64 --manifests /").unwrap();
+        assert_eq!(settings.pod_cidrs.len(), 2);
+        assert_eq!(
+            settings.dns.service,
+            ObjectName::new("kube-system", "kube-dns")
+        );
+    }
+}
