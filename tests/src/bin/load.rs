@@ -1,0 +1,165 @@
+//! A client that counts honestly: every attempt ends in exactly one of the outcomes that it prints as JSON.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, ValueEnum};
+use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::rr::{Name, RecordType};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+#[derive(Clone, Debug, Parser)]
+struct Args {
+    /// What to do at each tick.
+    #[arg(long, value_enum)]
+    kind: Kind,
+    /// Whom to ask.
+    #[arg(long)]
+    target: SocketAddr,
+    /// The name to look up, for `dns`.
+    #[arg(long, default_value = "kubernetes.default.svc.cluster.local.")]
+    name: String,
+    /// Attempts per second.
+    #[arg(long)]
+    rate: u32,
+    /// How long, in seconds.
+    #[arg(long)]
+    seconds: f64,
+    /// An attempt that takes longer has failed, in milliseconds.
+    #[arg(long, default_value_t = 1000)]
+    patience: u64,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Kind {
+    /// Connect, ask, read the answer, close.
+    Http,
+    /// A datagram to an echo server, from a new socket.
+    Udp,
+    /// A question of type A, from a new socket.
+    Dns,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let args = Args::parse();
+    if args.rate == 0 {
+        bail!("--rate must be at least 1");
+    }
+    let mut ticks = interval(Duration::from_secs(1) / args.rate);
+    // A late tick is made up for, so that the count stated is the count made.
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    let attempts = (f64::from(args.rate) * args.seconds).round() as u64;
+    let mut running = JoinSet::new();
+    let mut outcomes: BTreeMap<String, u64> = BTreeMap::new();
+    let mut slowest = Duration::ZERO;
+    let mut count = |ended: Result<(String, Duration), tokio::task::JoinError>| -> Result<()> {
+        let (outcome, took) = ended.context("an attempt's task")?;
+        *outcomes.entry(outcome).or_default() += 1;
+        slowest = slowest.max(took);
+        Ok(())
+    };
+    for _ in 0..attempts {
+        ticks.tick().await;
+        running.spawn(attempt(args.clone()));
+        while let Some(ended) = running.try_join_next() {
+            count(ended)?;
+        }
+    }
+    while let Some(ended) = running.join_next().await {
+        count(ended)?;
+    }
+    println!(
+        "{}",
+        serde_json::json!({
+            "attempted": attempts,
+            "outcomes": outcomes,
+            "slowest_ms": slowest.as_millis() as u64,
+        })
+    );
+    Ok(())
+}
+
+async fn attempt(args: Args) -> (String, Duration) {
+    let start = Instant::now();
+    let tried = timeout(Duration::from_millis(args.patience), async {
+        match args.kind {
+            Kind::Http => http(args.target).await,
+            Kind::Udp => udp(args.target).await,
+            Kind::Dns => dns(args.target, &args.name).await,
+        }
+    })
+    .await;
+    let outcome = match tried {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(error)) => match error
+            .downcast_ref::<std::io::Error>()
+            .map(std::io::Error::kind)
+        {
+            Some(ErrorKind::ConnectionRefused) => "refused".to_owned(),
+            Some(ErrorKind::ConnectionReset) => "reset".to_owned(),
+            _ => format!("{error:#}"),
+        },
+        Err(_) => "timeout".to_owned(),
+    };
+    (outcome, start.elapsed())
+}
+
+async fn http(target: SocketAddr) -> Result<String> {
+    let mut stream = TcpStream::connect(target).await?;
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nHost: echo\r\nConnection: close\r\n\r\n")
+        .await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    Ok(if answer.starts_with(b"HTTP/1.1 200") {
+        "ok"
+    } else {
+        "bad answer"
+    }
+    .to_owned())
+}
+
+async fn udp(target: SocketAddr) -> Result<String> {
+    let socket = any_socket(target).await?;
+    socket.connect(target).await?;
+    socket.send(b"ping").await?;
+    let mut buffer = [0; 512];
+    let length = socket.recv(&mut buffer).await?;
+    Ok(if buffer[..length].ends_with(b" ping") {
+        "ok"
+    } else {
+        "bad answer"
+    }
+    .to_owned())
+}
+
+async fn dns(target: SocketAddr, name: &str) -> Result<String> {
+    let socket = any_socket(target).await?;
+    socket.connect(target).await?;
+    let mut message = Message::new(std::process::id() as u16, MessageType::Query, OpCode::Query);
+    message.metadata.recursion_desired = true;
+    message.add_query(Query::query(Name::from_ascii(name)?, RecordType::A));
+    socket.send(&message.to_vec()?).await?;
+    let mut buffer = [0; 1500];
+    let length = socket.recv(&mut buffer).await?;
+    let answer = Message::from_vec(&buffer[..length])?;
+    Ok(match answer.metadata.response_code {
+        ResponseCode::NoError if !answer.answers.is_empty() => "ok".to_owned(),
+        code => format!("{code:?}"),
+    })
+}
+
+async fn any_socket(target: SocketAddr) -> std::io::Result<UdpSocket> {
+    if target.is_ipv4() {
+        UdpSocket::bind("0.0.0.0:0").await
+    } else {
+        UdpSocket::bind("[::]:0").await
+    }
+}
