@@ -1,1 +1,9 @@
-//! Skeleton.
+//! What the tests stand on: machines made of namespaces, processes, a real control plane, virtual
+//! machines. No test is here; they are in `tests/tests`.
+
+pub mod bpffs;
+pub mod cgroup;
+pub mod machine;
+pub mod netns;
+pub mod process;
+pub mod run;
