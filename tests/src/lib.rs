@@ -7,3 +7,4 @@ pub mod machine;
 pub mod netns;
 pub mod process;
 pub mod run;
+pub mod workloads;
