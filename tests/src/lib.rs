@@ -5,6 +5,7 @@ pub mod bpffs;
 pub mod cgroup;
 pub mod machine;
 pub mod netns;
+pub mod node;
 pub mod process;
 pub mod run;
 pub mod workloads;
