@@ -1,0 +1,8 @@
+//! From the snapshot to what the kernel should hold: pure functions and plain data. No clock, socket,
+//! map or tokio.
+
+mod policy_rows;
+mod service_plan;
+
+pub use policy_rows::{PodRules, PolicyRows};
+pub use service_plan::{BackendAddr, FrontendPlan, ServicePlan};
