@@ -2,6 +2,7 @@
 //! map or tokio.
 
 mod policy_rows;
+pub mod service;
 mod service_plan;
 
 pub use policy_rows::{PodRules, PolicyRows};

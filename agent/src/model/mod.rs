@@ -1,5 +1,6 @@
 //! Our own nouns, and the snapshot of all of them. Only `convert` knows what Kubernetes calls them.
 
+pub mod convert;
 mod name;
 mod namespace;
 mod node;
@@ -16,6 +17,8 @@ pub use node::Node;
 pub use pod::{ContainerPort, Pod, PodNetwork, PodPhase};
 pub use policy::{Block, PeerSelector, Peers, PodPeers, Policy, PortMatch, PortRange, Ports, Rule};
 pub use selector::{Labels, Operator, Requirement, Selector};
-pub use service::{NotReady, Service, ServiceKind, ServicePort, TargetPort, TrafficPolicy};
+pub use service::{
+    NotReady, Proxying, Service, ServiceKind, ServicePort, TargetPort, TrafficPolicy,
+};
 pub use slice::{Conditions, Endpoint, EndpointSlice, Family, SlicePort};
 pub use snapshot::{Change, Object, Snapshot};

@@ -20,6 +20,7 @@ pub struct Service {
     pub affinity: Option<Duration>,
     pub internal_traffic_policy: TrafficPolicy,
     pub not_ready: NotReady,
+    pub proxying: Proxying,
 }
 
 /// What kind of Service, as far as addresses go. NodePort and LoadBalancer have cluster IPs too.
@@ -64,4 +65,13 @@ pub enum TrafficPolicy {
 pub enum NotReady {
     Hidden,
     Published,
+}
+
+/// Who carries traffic for the cluster IPs. Names do not depend on it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Proxying {
+    Here,
+    /// The label `service.kubernetes.io/service-proxy-name` gives it to another proxy, or the label
+    /// `service.kubernetes.io/headless` to none.
+    Elsewhere,
 }

@@ -1,0 +1,68 @@
+//! Node and Namespace.
+
+use std::sync::Arc;
+
+use super::{Converted, Invalid, Problem, cidr, labels, name, unicast};
+use crate::model::{Namespace, NamespacePhase, Node, Object};
+use crate::watch::wire;
+
+/// A Namespace.
+pub fn namespace(wire: wire::Namespace) -> Result<Converted, Invalid> {
+    let meta = wire.metadata;
+    let terminating =
+        meta.deletion_timestamp.is_some() || wire.status.phase.as_deref() == Some("Terminating");
+    Ok(Object::Namespace(Arc::new(Namespace {
+        name: name("metadata.name", &meta.name)?,
+        labels: labels(meta.labels),
+        phase: if terminating {
+            NamespacePhase::Terminating
+        } else {
+            NamespacePhase::Active
+        },
+    }))
+    .into())
+}
+
+/// A Node. A bad address is left out; a bad pod CIDR is too, since it would route somebody else's
+/// addresses.
+pub fn node(wire: wire::Node) -> Result<Converted, Invalid> {
+    let meta = wire.metadata;
+    let mut problems = Vec::new();
+    let mut addresses = Vec::new();
+    for (i, address) in wire.status.addresses.iter().enumerate() {
+        if !matches!(address.kind.as_str(), "InternalIP" | "ExternalIP") {
+            continue;
+        }
+        match unicast(&address.address) {
+            Ok(ip) => addresses.push(ip),
+            Err(reason) => problems.push(Problem {
+                part: format!("address {i}"),
+                reason,
+            }),
+        }
+    }
+    let texts = if wire.spec.pod_cidrs.is_empty() {
+        wire.spec.pod_cidr.as_slice()
+    } else {
+        wire.spec.pod_cidrs.as_slice()
+    };
+    let mut pod_cidrs = Vec::new();
+    for (i, text) in texts.iter().enumerate().filter(|(_, t)| !t.is_empty()) {
+        match cidr(text) {
+            Ok(net) => pod_cidrs.push(net),
+            Err(reason) => problems.push(Problem {
+                part: format!("pod CIDR {i}"),
+                reason,
+            }),
+        }
+    }
+    Ok(Converted {
+        object: Some(Object::Node(Arc::new(Node {
+            name: name("metadata.name", &meta.name)?,
+            labels: labels(meta.labels),
+            addresses,
+            pod_cidrs,
+        }))),
+        problems,
+    })
+}

@@ -1,0 +1,191 @@
+//! Service.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Converted, Invalid, id, labels, optional, port, protocol, unicast};
+use crate::model::{
+    Family, NotReady, Object, Proxying, Service, ServiceKind, ServicePort, TargetPort,
+    TrafficPolicy,
+};
+use crate::watch::wire::{self, IntOrString};
+
+/// `sessionAffinityConfig.clientIP.timeoutSeconds` when it is absent (core/v1).
+const AFFINITY_DEFAULT: i64 = 10_800;
+/// Its maximum: a day.
+const AFFINITY_MAX: i64 = 86_400;
+
+/// Which families somebody asks addresses of (`ipFamilyPolicy`, `ipFamilies`).
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct FamilyRequest {
+    pub policy: FamilyPolicy,
+    /// In the order of preference; empty to take the cluster's.
+    pub families: Vec<Family>,
+}
+
+/// `ipFamilyPolicy`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum FamilyPolicy {
+    Single,
+    PreferDual,
+    RequireDual,
+}
+
+/// A Service.
+pub fn service(wire: wire::Service) -> Result<Converted, Invalid> {
+    let (meta, spec) = (wire.metadata, wire.spec);
+    let id = id(&meta)?;
+    let kind = kind(&spec)?;
+    let mut seen = BTreeSet::new();
+    let ports = spec
+        .ports
+        .into_iter()
+        .enumerate()
+        .map(|(i, p)| {
+            let port = service_port(p).map_err(|e| format!("spec.ports[{i}]: {e}"))?;
+            if !seen.insert((port.protocol, port.port)) {
+                return Err(format!(
+                    "spec.ports[{i}]: port {} is there twice with the same protocol",
+                    port.port
+                ));
+            }
+            Ok(port)
+        })
+        .collect::<Result<Vec<_>, String>>()?;
+    let affinity = match spec.session_affinity.as_deref() {
+        None | Some("" | "None") => None,
+        Some("ClientIP") => Some(affinity(spec.session_affinity_config)?),
+        Some(other) => return Err(format!("spec.sessionAffinity: unknown {other:?}").into()),
+    };
+    let internal_traffic_policy = match spec.internal_traffic_policy.as_deref() {
+        None | Some("" | "Cluster") => TrafficPolicy::Cluster,
+        Some("Local") => TrafficPolicy::Local,
+        Some(other) => return Err(format!("spec.internalTrafficPolicy: unknown {other:?}").into()),
+    };
+    let proxying = if meta
+        .labels
+        .contains_key("service.kubernetes.io/service-proxy-name")
+        || meta.labels.contains_key("service.kubernetes.io/headless")
+    {
+        Proxying::Elsewhere
+    } else {
+        Proxying::Here
+    };
+    Ok(Object::Service(Arc::new(Service {
+        id,
+        kind,
+        ports,
+        // An empty selector selects nothing, which is what no selector does (core/v1).
+        selector: spec.selector.filter(|s| !s.is_empty()).map(labels),
+        affinity,
+        internal_traffic_policy,
+        not_ready: if spec.publish_not_ready_addresses == Some(true) {
+            NotReady::Published
+        } else {
+            NotReady::Hidden
+        },
+        proxying,
+    }))
+    .into())
+}
+
+/// The families that a Service asks for, of `spec`.
+pub fn family_request(wire: &wire::Families) -> Result<FamilyRequest, String> {
+    let policy = match wire.ip_family_policy.as_deref() {
+        None | Some("" | "SingleStack") => FamilyPolicy::Single,
+        Some("PreferDualStack") => FamilyPolicy::PreferDual,
+        Some("RequireDualStack") => FamilyPolicy::RequireDual,
+        Some(other) => return Err(format!("spec.ipFamilyPolicy: unknown {other:?}")),
+    };
+    let families = wire
+        .ip_families
+        .iter()
+        .map(|f| match f.as_str() {
+            "IPv4" => Ok(Family::V4),
+            "IPv6" => Ok(Family::V6),
+            other => Err(format!("spec.ipFamilies: unknown {other:?}")),
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    if families.len() > 2 || (families.len() == 2 && families[0] == families[1]) {
+        return Err("spec.ipFamilies: the same family twice".to_owned());
+    }
+    Ok(FamilyRequest { policy, families })
+}
+
+fn kind(spec: &wire::ServiceSpec) -> Result<ServiceKind, String> {
+    match spec.kind.as_deref() {
+        Some("ExternalName") => return external_name(spec),
+        None | Some("" | "ClusterIP" | "NodePort" | "LoadBalancer") => {}
+        Some(other) => return Err(format!("spec.type: unknown {other:?}")),
+    }
+    let texts = if spec.cluster_ips.is_empty() {
+        spec.cluster_ip.as_slice()
+    } else {
+        spec.cluster_ips.as_slice()
+    };
+    if texts.first().is_some_and(|t| t == "None") {
+        return Ok(ServiceKind::Headless);
+    }
+    let addresses = texts
+        .iter()
+        .filter(|t| !t.is_empty())
+        .map(|t| unicast(t).map_err(|e| format!("spec.clusterIPs: {e}")))
+        .collect::<Result<Vec<IpAddr>, _>>()?;
+    if addresses.len() > 2
+        || (addresses.len() == 2 && Family::of(&addresses[0]) == Family::of(&addresses[1]))
+    {
+        return Err("spec.clusterIPs: more than one address of a family".to_owned());
+    }
+    Ok(ServiceKind::ClusterIp(addresses))
+}
+
+fn external_name(spec: &wire::ServiceSpec) -> Result<ServiceKind, String> {
+    let text = spec.external_name.as_deref().unwrap_or_default();
+    let host = text.strip_suffix('.').unwrap_or(text);
+    let is_host = !host.is_empty()
+        && host.len() <= 253
+        && host.split('.').all(|label| {
+            (1..=63).contains(&label.len())
+                && label
+                    .bytes()
+                    .all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b'_')
+        });
+    if is_host {
+        Ok(ServiceKind::ExternalName(text.into()))
+    } else {
+        Err(format!("spec.externalName: {text:?} is not a host name"))
+    }
+}
+
+fn service_port(wire: wire::ServicePort) -> Result<ServicePort, String> {
+    let number = port(wire.port)?;
+    let target = match wire.target_port {
+        None | Some(IntOrString::Int(0)) => TargetPort::Number(number),
+        Some(IntOrString::Int(n)) => {
+            TargetPort::Number(port(n).map_err(|e| format!("targetPort: {e}"))?)
+        }
+        Some(IntOrString::String(name)) if name.is_empty() => TargetPort::Number(number),
+        Some(IntOrString::String(name)) => TargetPort::Name(name.into()),
+    };
+    Ok(ServicePort {
+        name: optional(wire.name),
+        protocol: protocol(wire.protocol.as_deref())?,
+        port: number,
+        target,
+    })
+}
+
+fn affinity(config: Option<wire::SessionAffinityConfig>) -> Result<Duration, String> {
+    let seconds = config
+        .and_then(|c| c.client_ip)
+        .and_then(|c| c.timeout_seconds)
+        .unwrap_or(AFFINITY_DEFAULT);
+    match u64::try_from(seconds) {
+        Ok(s) if (1..=AFFINITY_MAX).contains(&seconds) => Ok(Duration::from_secs(s)),
+        _ => Err(format!(
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds: {seconds} is not within 1 to {AFFINITY_MAX}"
+        )),
+    }
+}

@@ -1,0 +1,236 @@
+//! From the text of one object to our nouns, never failing as a whole: one object that cannot be decoded
+//! must not take a list of thousands with it.
+
+use std::borrow::Cow;
+use std::marker::PhantomData;
+
+use kube::api::ObjectMeta;
+use kube::core::DynamicResourceScope;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
+use super::{EndpointSlice, Meta, Namespace, NetworkPolicy, Node, Pod, PolicyOutline, Service};
+use crate::model::convert::{self, Converted, Invalid};
+use crate::model::{Kind, Object, ObjectName};
+
+/// A kind of object on the wire.
+pub trait WireKind: DeserializeOwned + Send + Sync + 'static {
+    const KIND: Kind;
+    /// API group; empty for core.
+    const GROUP: &'static str;
+    /// The name of the resource in a URL and in a ClusterRole.
+    const PLURAL: &'static str;
+
+    fn meta(&self) -> &Meta;
+
+    fn convert(self) -> Result<Converted, Invalid>;
+
+    /// What to hold of an object that cannot be decoded, if nothing better was ever known of it.
+    fn close<'de, D: Deserializer<'de>>(_source: D, _reason: &str) -> Option<Object> {
+        None
+    }
+}
+
+/// An object of kind `K` as `kube` takes it from the API: decoded and converted at once, so that what is
+/// not in use is never stored.
+#[derive(Debug)]
+pub struct Decoded<K> {
+    pub name: ObjectName,
+    pub outcome: Result<Converted, Invalid>,
+    meta: ObjectMeta,
+    kind: PhantomData<fn() -> K>,
+}
+
+/// Decodes and converts one object. `source` may be read more than once.
+pub fn decode<'de, K, D>(source: D) -> (Meta, Result<Converted, Invalid>)
+where
+    K: WireKind,
+    D: Deserializer<'de> + Copy,
+    D::Error: std::fmt::Display,
+{
+    match K::deserialize(source) {
+        Ok(wire) => {
+            let meta = wire.meta().clone();
+            (meta, wire.convert())
+        }
+        Err(plain) => {
+            // The slow way, to say where in the object it went wrong.
+            let reason = match serde_path_to_error::deserialize::<_, K>(source) {
+                Err(e) => {
+                    let path = e.path().to_string();
+                    let cause = strip_position(&e.inner().to_string());
+                    if path == "." {
+                        cause
+                    } else {
+                        format!("{path}: {cause}")
+                    }
+                }
+                Ok(_) => plain.to_string(),
+            };
+            let meta = OnlyMeta::deserialize(source).unwrap_or_default().metadata;
+            let closed = K::close(source, &reason);
+            (meta, Err(Invalid { reason, closed }))
+        }
+    }
+}
+
+/// Without "at line 1 column 77": the API's text has no lines that a person has seen.
+pub fn strip_position(message: &str) -> String {
+    match message.rfind(" at line ") {
+        Some(at) => message[..at].to_owned(),
+        None => message.to_owned(),
+    }
+}
+
+#[derive(Default, Deserialize)]
+struct OnlyMeta {
+    #[serde(default)]
+    metadata: Meta,
+}
+
+impl<K> Clone for Decoded<K> {
+    fn clone(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            outcome: self.outcome.clone(),
+            meta: self.meta.clone(),
+            kind: PhantomData,
+        }
+    }
+}
+
+impl<'de, K: WireKind> Deserialize<'de> for Decoded<K> {
+    fn deserialize<D: Deserializer<'de>>(source: D) -> Result<Self, D::Error> {
+        let raw = Box::<RawValue>::deserialize(source)?;
+        let (meta, outcome) = decode::<K, _>(&*raw);
+        Ok(Self {
+            name: ObjectName::new(meta.namespace.as_str(), meta.name.as_str()),
+            outcome,
+            meta: ObjectMeta {
+                name: Some(meta.name),
+                namespace: Some(meta.namespace).filter(|n| !n.is_empty()),
+                resource_version: Some(meta.resource_version),
+                ..ObjectMeta::default()
+            },
+            kind: PhantomData,
+        })
+    }
+}
+
+impl<K: WireKind> kube::Resource for Decoded<K> {
+    type DynamicType = ();
+    type Scope = DynamicResourceScope;
+
+    fn kind((): &()) -> Cow<'_, str> {
+        K::KIND.as_str().into()
+    }
+
+    fn group((): &()) -> Cow<'_, str> {
+        K::GROUP.into()
+    }
+
+    fn version((): &()) -> Cow<'_, str> {
+        "v1".into()
+    }
+
+    fn plural((): &()) -> Cow<'_, str> {
+        K::PLURAL.into()
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.meta
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.meta
+    }
+}
+
+impl WireKind for Service {
+    const KIND: Kind = Kind::Service;
+    const GROUP: &'static str = "";
+    const PLURAL: &'static str = "services";
+
+    fn meta(&self) -> &Meta {
+        &self.metadata
+    }
+
+    fn convert(self) -> Result<Converted, Invalid> {
+        convert::service(self)
+    }
+}
+
+impl WireKind for EndpointSlice {
+    const KIND: Kind = Kind::EndpointSlice;
+    const GROUP: &'static str = "discovery.k8s.io";
+    const PLURAL: &'static str = "endpointslices";
+
+    fn meta(&self) -> &Meta {
+        &self.metadata
+    }
+
+    fn convert(self) -> Result<Converted, Invalid> {
+        convert::slice(self)
+    }
+}
+
+impl WireKind for Pod {
+    const KIND: Kind = Kind::Pod;
+    const GROUP: &'static str = "";
+    const PLURAL: &'static str = "pods";
+
+    fn meta(&self) -> &Meta {
+        &self.metadata
+    }
+
+    fn convert(self) -> Result<Converted, Invalid> {
+        convert::pod(self)
+    }
+}
+
+impl WireKind for Namespace {
+    const KIND: Kind = Kind::Namespace;
+    const GROUP: &'static str = "";
+    const PLURAL: &'static str = "namespaces";
+
+    fn meta(&self) -> &Meta {
+        &self.metadata
+    }
+
+    fn convert(self) -> Result<Converted, Invalid> {
+        convert::namespace(self)
+    }
+}
+
+impl WireKind for Node {
+    const KIND: Kind = Kind::Node;
+    const GROUP: &'static str = "";
+    const PLURAL: &'static str = "nodes";
+
+    fn meta(&self) -> &Meta {
+        &self.metadata
+    }
+
+    fn convert(self) -> Result<Converted, Invalid> {
+        convert::node(self)
+    }
+}
+
+impl WireKind for NetworkPolicy {
+    const KIND: Kind = Kind::NetworkPolicy;
+    const GROUP: &'static str = "networking.k8s.io";
+    const PLURAL: &'static str = "networkpolicies";
+
+    fn meta(&self) -> &Meta {
+        &self.metadata
+    }
+
+    fn convert(self) -> Result<Converted, Invalid> {
+        convert::policy(self)
+    }
+
+    fn close<'de, D: Deserializer<'de>>(source: D, reason: &str) -> Option<Object> {
+        convert::closed_policy(PolicyOutline::deserialize(source).ok()?, reason)
+    }
+}

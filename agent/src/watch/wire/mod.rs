@@ -1,0 +1,76 @@
+//! The Kubernetes objects as the API writes them, with only the fields in use: what is not named here is
+//! skipped while decoding and never stored. What the fields mean is `model::convert`'s.
+
+mod decode;
+mod node;
+mod pod;
+mod policy;
+mod service;
+mod slice;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer};
+
+pub use decode::{Decoded, WireKind, decode, strip_position};
+pub use node::{Namespace, NamespaceStatus, Node, NodeAddress, NodeSpec, NodeStatus};
+pub use pod::{Condition, Container, ContainerPort, Pod, PodIp, PodSpec, PodStatus};
+pub use policy::{
+    IpBlock, NetworkPolicy, Peer, PolicyOutline, PolicyOutlineSpec, PolicyPort, PolicySpec, Rule,
+};
+pub use service::{ClientIp, Families, Service, ServicePort, ServiceSpec, SessionAffinityConfig};
+pub use slice::{Conditions, Endpoint, EndpointPort, EndpointSlice, TargetRef};
+
+/// `metadata`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Meta {
+    #[serde(deserialize_with = "nullable")]
+    pub name: String,
+    #[serde(deserialize_with = "nullable")]
+    pub namespace: String,
+    #[serde(deserialize_with = "nullable")]
+    pub uid: String,
+    #[serde(deserialize_with = "nullable")]
+    pub resource_version: String,
+    #[serde(deserialize_with = "nullable")]
+    pub labels: BTreeMap<String, String>,
+    pub deletion_timestamp: Option<String>,
+}
+
+/// `LabelSelector`. Strict, since a selector that is read in part selects too much.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct LabelSelector {
+    #[serde(deserialize_with = "nullable")]
+    pub match_labels: BTreeMap<String, String>,
+    #[serde(deserialize_with = "nullable")]
+    pub match_expressions: Vec<LabelSelectorRequirement>,
+}
+
+/// An item of `matchExpressions`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LabelSelectorRequirement {
+    pub key: String,
+    pub operator: String,
+    #[serde(default, deserialize_with = "nullable")]
+    pub values: Vec<String>,
+}
+
+/// A port by number or by name.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a port number or a port name")]
+pub enum IntOrString {
+    Int(i64),
+    String(String),
+}
+
+/// The API writes an empty Go slice or map as `null`, which means the same as absent.
+pub(crate) fn nullable<'de, D, T>(source: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::deserialize(source)?.unwrap_or_default())
+}
