@@ -3,5 +3,6 @@
 
 pub mod compile;
 pub mod config;
+pub mod events;
 pub mod model;
 pub mod watch;
