@@ -90,7 +90,12 @@ pub(crate) fn measure(
         bail!("{} transactions are too few for percentiles", nanos.len());
     }
     let at = |percent: usize| nanos[nanos.len() * percent / 100];
-    Ok(Latency { p01: at(1), p50: at(50), p99: at(99), count: nanos.len() })
+    Ok(Latency {
+        p01: at(1),
+        p50: at(50),
+        p99: at(99),
+        count: nanos.len(),
+    })
 }
 
 type Once = Box<dyn FnMut() -> Result<()>>;

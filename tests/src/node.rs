@@ -8,7 +8,7 @@ use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -314,6 +314,62 @@ impl Node {
                 String::from_utf8_lossy(&output.stderr).trim()
             )
         })
+    }
+
+    /// Waits until a service has this many backends on one of its frontends.
+    ///
+    /// # Errors
+    /// It took longer.
+    pub fn wait_for_service(&self, service: &str, backends: usize, within: Duration) -> Result<()> {
+        self.wait_for(
+            &format!("{service} has {backends} backends"),
+            within,
+            "services",
+            |rows| {
+                rows.iter().any(|row| {
+                    row["service"] == service
+                        && row["backends"]
+                            .as_array()
+                            .is_some_and(|b| b.len() == backends)
+                })
+            },
+        )
+    }
+
+    /// Waits until the agent knows a pod, by `namespace/name`.
+    ///
+    /// # Errors
+    /// It took longer.
+    pub fn wait_for_pod(&self, pod: &str, within: Duration) -> Result<()> {
+        self.wait_for(&format!("{pod} is known"), within, "endpoints", |rows| {
+            rows.iter().any(|row| row["pod"] == pod)
+        })
+    }
+
+    /// Asks `weir` until the rows that it lists are as wanted.
+    ///
+    /// # Errors
+    /// They were not within that time; the error shows the last answer.
+    pub fn wait_for(
+        &self,
+        what: &str,
+        within: Duration,
+        ask: &str,
+        is_so: impl Fn(&[Value]) -> bool,
+    ) -> Result<()> {
+        let deadline = Instant::now() + within;
+        loop {
+            let answer = self.ask(ask);
+            if let Ok(Value::Array(rows)) = &answer
+                && is_so(rows)
+            {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                bail!("not within {within:?}: {what}; weir {ask} said {answer:?}");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// The page of Prometheus metrics.

@@ -1,0 +1,340 @@
+//! Rows 1 and 3 of the targets: what a service costs through the socket path, and what everything on
+//! costs against a kernel that routes by itself.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use weir_tests::netns::{self, End, Netns};
+use weir_tests::node::{Family, Node, NodeOptions, Pod, binary};
+use weir_tests::process::{Launch, Process};
+use weir_tests::workloads::{Transport, Workload};
+
+use crate::exchange::{Latency, Transaction};
+use crate::report::{Row, Target};
+use crate::rounds::{Arm, Rounds, interleave, median, ratio};
+
+/// Both ends of every exchange are here; agent and everything else may have the other one.
+const CPU: &str = "1";
+const PORT: u16 = 7777;
+/// How many other services are programmed while service 1 is measured.
+const OTHER_SERVICES: usize = 10_000;
+
+/// How long a bench is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Length {
+    pub(crate) rounds: usize,
+    pub(crate) transactions: usize,
+}
+
+/// A place with a client and a server: two pods of a node, or two namespaces behind plain routing.
+trait Place {
+    fn client(&self, name: &str) -> Launch;
+}
+
+impl Place for Pod {
+    fn client(&self, name: &str) -> Launch {
+        self.launch(name, binary("weir-bench"))
+    }
+}
+
+/// Measures from a place to a target.
+fn measure(
+    place: &dyn Place,
+    log: &std::path::Path,
+    what: Transaction,
+    target: SocketAddr,
+    count: usize,
+) -> Result<Latency> {
+    std::fs::write(log, "")?;
+    let mut client = place
+        .client("measure")
+        .args(["measure", "--cpu", CPU])
+        .args([
+            "--what",
+            clap::ValueEnum::to_possible_value(&what)
+                .context("a name")?
+                .get_name(),
+        ])
+        .args([
+            "--target",
+            &target.to_string(),
+            "--count",
+            &count.to_string(),
+        ])
+        .log_to(log)
+        .spawn()?;
+    let status = client.wait(Duration::from_secs(60))?;
+    let said = client.log();
+    let line = said.lines().last().unwrap_or_default();
+    serde_json::from_str(line).with_context(|| format!("the client ended with {status}: {said}"))
+}
+
+/// A node with everything on, two pods, and a service in front of the second.
+struct WeirPlace {
+    // Dropped before the node that it runs on.
+    _server: Process,
+    client: Pod,
+    server: Pod,
+    node: Node,
+}
+
+impl WeirPlace {
+    fn make(other_services: usize) -> Result<Self> {
+        let node = Node::start(NodeOptions::named("bench"))?;
+        let mut manifests = service_yaml("server", "10.96.0.77", "server");
+        for n in 0..other_services {
+            let address = format!("10.97.{}.{}", n / 250, n % 250 + 1);
+            manifests.push_str("---\n");
+            manifests.push_str(&service_yaml(&format!("other-{n}"), &address, "server"));
+        }
+        node.write_manifest("services.yaml", &manifests)?;
+        // A policy each way, so that judging is part of what is measured.
+        node.write_manifest("policy.yaml", POLICY)?;
+        let client = node.run_pod(Workload::named("bench", "client"))?;
+        // The pod declares the port; the bench's own server answers on it.
+        let mut server =
+            node.declare_pod(Workload::named("bench", "server").port(Transport::Tcp, PORT))?;
+        node.add_pod(&mut server)?;
+        let process = serve(
+            server.launch("serve", binary("weir-bench")),
+            node.machine().dir(),
+        )?;
+        node.wait_for_service("bench/server", 1, Duration::from_secs(30))?;
+        Ok(Self {
+            _server: process,
+            client,
+            server,
+            node,
+        })
+    }
+
+    fn log(&self) -> std::path::PathBuf {
+        self.node.machine().dir().join("measure.log")
+    }
+}
+
+/// Two namespaces behind a third that routes: the kernel with nothing installed.
+struct PlainPlace {
+    _server: Process,
+    client: Netns,
+    _server_netns: Netns,
+    _router: Netns,
+    dir: tempfile::TempDir,
+}
+
+impl Place for Netns {
+    fn client(&self, name: &str) -> Launch {
+        Launch::new(name, binary("weir-bench")).in_netns(self)
+    }
+}
+
+impl PlainPlace {
+    const SERVER: [u8; 4] = [10, 200, 2, 2];
+
+    fn make() -> Result<Self> {
+        let router = Netns::new("router")?;
+        let client = Netns::new("client")?;
+        let server = Netns::new("server")?;
+        router.set_sysctl("net.ipv4.ip_forward", "1")?;
+        for (pod, net) in [(&client, "10.200.1"), (&server, "10.200.2")] {
+            netns::link(
+                End {
+                    netns: pod,
+                    device: "eth0",
+                    addresses: &[&format!("{net}.2/24")],
+                },
+                End {
+                    netns: &router,
+                    device: &format!("to-{}", &net[7..]),
+                    addresses: &[&format!("{net}.1/24")],
+                },
+            )?;
+            pod.add_route("default", format!("{net}.1").parse()?)?;
+        }
+        let dir = tempfile::tempdir()?;
+        let process = serve(
+            Launch::new("serve", binary("weir-bench")).in_netns(&server),
+            dir.path(),
+        )?;
+        Ok(Self {
+            _server: process,
+            client,
+            _server_netns: server,
+            _router: router,
+            dir,
+        })
+    }
+}
+
+fn serve(launch: Launch, dir: &std::path::Path) -> Result<Process> {
+    let mut server = launch
+        .args(["serve", "--cpu", CPU, "--port", &PORT.to_string()])
+        .log_to(&dir.join("serve.log"))
+        .spawn()?;
+    server.wait_for_log("ready", Duration::from_secs(10))?;
+    Ok(server)
+}
+
+fn service_yaml(name: &str, address: &str, app: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: bench}}\n\
+         spec: {{clusterIP: {address}, selector: {{app: {app}}}, \
+         ports: [{{name: tcp, port: {PORT}}}, {{name: udp, port: {PORT}, protocol: UDP}}]}}\n"
+    )
+}
+
+const POLICY: &str = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+    metadata: {name: bench, namespace: bench}\nspec:\n  podSelector: {}\n  \
+    policyTypes: [Ingress, Egress]\n  ingress: [{from: [{podSelector: {}}]}]\n  \
+    egress: [{to: [{podSelector: {}}]}]\n";
+
+/// Row 1: through a service at the socket, against the pod's own address.
+pub(crate) fn service_at_the_socket(length: Length) -> Result<Vec<Row>> {
+    let place = WeirPlace::make(OTHER_SERVICES)?;
+    let direct = SocketAddr::new(place.server.address(Family::V4)?, PORT);
+    let service = SocketAddr::new(IpAddr::from([10, 96, 0, 77]), PORT);
+    let log = place.log();
+    let mut rows = Vec::new();
+    for (what, name, most) in [
+        (
+            Transaction::TcpCrr,
+            "connect/request/close through a service ÷ direct",
+            1.015,
+        ),
+        (
+            Transaction::TcpRr,
+            "request/response through a service ÷ direct",
+            1.005,
+        ),
+    ] {
+        let mut arms: Vec<Arm<'_>> = [
+            ("direct", direct),
+            ("service", service),
+            ("control", direct),
+        ]
+        .into_iter()
+        .map(|(arm, target)| Arm {
+            name: arm,
+            run: Box::new({
+                let (client, log) = (&place.client, &log);
+                move || measure(client, log, what, target, length.transactions)
+            }),
+        })
+        .collect();
+        let rounds = interleave(length.rounds, &mut arms)?;
+        rows.push(row(
+            1,
+            name,
+            &rounds,
+            "service",
+            "direct",
+            Target::Ratio(most),
+        )?);
+    }
+    let mut arms: Vec<Arm<'_>> = [
+        ("direct", direct),
+        ("service", service),
+        ("control", direct),
+    ]
+    .into_iter()
+    .map(|(arm, target)| Arm {
+        name: arm,
+        run: Box::new({
+            let (client, log) = (&place.client, &log);
+            move || {
+                measure(
+                    client,
+                    log,
+                    Transaction::UdpConnect,
+                    target,
+                    length.transactions * 5,
+                )
+            }
+        }),
+    })
+    .collect();
+    let rounds = interleave(length.rounds, &mut arms)?;
+    let mut connect = row(
+        1,
+        "connect() of a datagram socket to a service, at 10,000 services",
+        &rounds,
+        "service",
+        "direct",
+        Target::ExtraNanos(300),
+    )?;
+    connect.note = "both arms run the socket hook; the extra is that of a hit over a miss".into();
+    rows.push(connect);
+    Ok(rows)
+}
+
+/// Row 3: two pods of a node with everything on, against plain kernel routing.
+pub(crate) fn everything_on(length: Length) -> Result<Vec<Row>> {
+    let weir = WeirPlace::make(0)?;
+    let plain = PlainPlace::make()?;
+    let (weir_log, plain_log) = (weir.log(), plain.dir.path().join("measure.log"));
+    let weir_target = SocketAddr::new(weir.server.address(Family::V4)?, PORT);
+    let plain_target = SocketAddr::new(IpAddr::from(PlainPlace::SERVER), PORT);
+    let mut rows = Vec::new();
+    for (what, name) in [
+        (
+            Transaction::TcpCrr,
+            "connect/request/close, everything on ÷ plain routing",
+        ),
+        (
+            Transaction::TcpRr,
+            "request/response, everything on ÷ plain routing",
+        ),
+        (
+            Transaction::UdpRr,
+            "datagram request/response, everything on ÷ plain routing",
+        ),
+    ] {
+        let (weir, plain) = (&weir.client, &plain.client);
+        let (weir_log, plain_log) = (&weir_log, &plain_log);
+        let count = length.transactions;
+        let mut arms = [
+            Arm {
+                name: "plain",
+                run: Box::new(move || measure(plain, plain_log, what, plain_target, count)),
+            },
+            Arm {
+                name: "weir",
+                run: Box::new(move || measure(weir, weir_log, what, weir_target, count)),
+            },
+            Arm {
+                name: "control",
+                run: Box::new(move || measure(plain, plain_log, what, plain_target, count)),
+            },
+        ];
+        let rounds = interleave(length.rounds, &mut arms)?;
+        rows.push(row(3, name, &rounds, "weir", "plain", Target::Ratio(0.97))?);
+    }
+    Ok(rows)
+}
+
+fn row(
+    number: u32,
+    claim: &str,
+    rounds: &Rounds,
+    arm: &str,
+    base: &str,
+    target: Target,
+) -> Result<Row> {
+    Ok(Row {
+        number,
+        claim: claim.to_owned(),
+        peer: base.to_owned(),
+        ours_p01_ns: median(rounds, arm, |l| l.p01)?,
+        peer_p01_ns: median(rounds, base, |l| l.p01)?,
+        ours_p50_ns: median(rounds, arm, |l| l.p50)?,
+        peer_p50_ns: median(rounds, base, |l| l.p50)?,
+        ours_p99_ns: median(rounds, arm, |l| l.p99)?,
+        peer_p99_ns: median(rounds, base, |l| l.p99)?,
+        ratio_p01: ratio(rounds, arm, base, |l| l.p01)?,
+        ratio_p50: ratio(rounds, arm, base, |l| l.p50)?,
+        control_p01: Some(ratio(rounds, "control", base, |l| l.p01)?),
+        target,
+        note: String::new(),
+    })
+}

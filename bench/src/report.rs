@@ -1,0 +1,185 @@
+//! What was measured, as a table for people and JSON for programs. It never judges without saying what
+//! the control did.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use comfy_table::Table;
+use comfy_table::presets::NOTHING;
+use serde::Serialize;
+
+use crate::rounds::Ratio;
+
+/// How far the control may be from 1 before a run says nothing (p01, median).
+const CONTROL: f64 = 0.01;
+
+/// One claim, measured.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Row {
+    /// The number in the list of targets.
+    pub(crate) number: u32,
+    pub(crate) claim: String,
+    pub(crate) peer: String,
+    pub(crate) ours_p01_ns: u64,
+    pub(crate) peer_p01_ns: u64,
+    pub(crate) ours_p50_ns: u64,
+    pub(crate) peer_p50_ns: u64,
+    pub(crate) ours_p99_ns: u64,
+    pub(crate) peer_p99_ns: u64,
+    pub(crate) ratio_p01: Ratio,
+    pub(crate) ratio_p50: Ratio,
+    /// The peer against itself, in the same rounds.
+    pub(crate) control_p01: Option<Ratio>,
+    pub(crate) target: Target,
+    pub(crate) note: String,
+}
+
+/// What the claim must stay at or below.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Target {
+    /// Of the p01 ratio's median.
+    Ratio(f64),
+    /// Of p01, ours less the peer's.
+    ExtraNanos(u64),
+    /// Of our own p50 and p99.
+    Nanos { p50: u64, p99: u64 },
+}
+
+/// Whether the target was reached.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Outcome {
+    Reached,
+    Missed,
+    /// The control moved too far: the run says nothing.
+    Void,
+}
+
+impl Row {
+    pub(crate) fn outcome(&self) -> Outcome {
+        if self
+            .control_p01
+            .is_some_and(|c| (c.median - 1.0).abs() > CONTROL)
+        {
+            return Outcome::Void;
+        }
+        let reached = match self.target {
+            Target::Ratio(most) => self.ratio_p01.median <= most,
+            Target::ExtraNanos(most) => self.ours_p01_ns.saturating_sub(self.peer_p01_ns) <= most,
+            Target::Nanos { p50, p99 } => self.ours_p50_ns <= p50 && self.ours_p99_ns <= p99,
+        };
+        if reached {
+            Outcome::Reached
+        } else {
+            Outcome::Missed
+        }
+    }
+}
+
+/// The table for people.
+pub(crate) fn table(rows: &[Row]) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header([
+        "ROW",
+        "CLAIM",
+        "OURS p01/p50/p99 µs",
+        "PEER p01/p50/p99 µs",
+        "RATIO p01",
+        "CONTROL",
+        "TARGET",
+        "OUTCOME",
+    ]);
+    for row in rows {
+        let micros = |a: u64, b: u64, c: u64| {
+            format!(
+                "{:.2} {:.2} {:.2}",
+                a as f64 / 1e3,
+                b as f64 / 1e3,
+                c as f64 / 1e3
+            )
+        };
+        let spread = |r: &Ratio| format!("{:.3} ({:.3}–{:.3})", r.median, r.min, r.max);
+        table.add_row([
+            row.number.to_string(),
+            row.claim.clone(),
+            micros(row.ours_p01_ns, row.ours_p50_ns, row.ours_p99_ns),
+            format!(
+                "{} {}",
+                row.peer,
+                micros(row.peer_p01_ns, row.peer_p50_ns, row.peer_p99_ns)
+            ),
+            spread(&row.ratio_p01),
+            row.control_p01
+                .as_ref()
+                .map_or_else(|| "none".into(), spread),
+            match row.target {
+                Target::Ratio(most) => format!("≤ {most}"),
+                Target::ExtraNanos(most) => format!("≤ +{most} ns"),
+                Target::Nanos { p50, p99 } => {
+                    format!("p50 ≤ {} ms, p99 ≤ {} ms", p50 / 1_000_000, p99 / 1_000_000)
+                }
+            },
+            format!("{:?}", row.outcome()),
+        ]);
+    }
+    table.to_string()
+}
+
+/// Writes the rows as JSON.
+///
+/// # Errors
+/// The file cannot be written.
+pub(crate) fn write_json(rows: &[Row], path: &Path) -> Result<()> {
+    #[derive(Serialize)]
+    struct Judged<'a> {
+        #[serde(flatten)]
+        row: &'a Row,
+        outcome: Outcome,
+    }
+    let judged: Vec<_> = rows
+        .iter()
+        .map(|row| Judged {
+            row,
+            outcome: row.outcome(),
+        })
+        .collect();
+    let text = serde_json::to_string_pretty(&judged)?;
+    std::fs::write(path, text).with_context(|| format!("write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(ratio: f64, control: f64) -> Row {
+        let flat = |r| Ratio {
+            min: r,
+            median: r,
+            max: r,
+        };
+        Row {
+            number: 1,
+            claim: "a claim".into(),
+            peer: "peer".into(),
+            ours_p01_ns: 1,
+            peer_p01_ns: 1,
+            ours_p50_ns: 1,
+            peer_p50_ns: 1,
+            ours_p99_ns: 1,
+            peer_p99_ns: 1,
+            ratio_p01: flat(ratio),
+            ratio_p50: flat(ratio),
+            control_p01: Some(flat(control)),
+            target: Target::Ratio(0.97),
+            note: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_run_whose_control_moved_says_nothing() {
+        assert_eq!(row(0.9, 1.0).outcome(), Outcome::Reached);
+        assert_eq!(row(0.98, 1.0).outcome(), Outcome::Missed);
+        assert_eq!(row(0.9, 1.02).outcome(), Outcome::Void);
+    }
+}
