@@ -1,4 +1,4 @@
-//! What policy should be in the kernel: plain rows. How they are derived is not here.
+//! The rows that policy asks of the kernel. Who computes them is `policy`, who writes them is `apply`.
 
 use std::collections::BTreeMap;
 
@@ -7,22 +7,18 @@ use weir_common::policy::{Class, PortKey, PortRow, RulesId, VerdictKey, VerdictR
 
 use crate::model::ObjectName;
 
-/// Every row of policy at once. Numbers are derived from content: a (rules, class) pair and a set of
-/// ports never change their meaning, so rows of two successive outputs can stand side by side.
+/// Everything that the policy tables of this node should hold.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct PolicyRows {
     pub classes: BTreeMap<Addr, Class>,
     pub verdicts: BTreeMap<VerdictKey, VerdictRow>,
-    /// Needed only while the tables move from the previous output to this one: pairs of a new class
-    /// with an old list of rules and the reverse. Never in conflict with `verdicts`.
-    pub transitional: BTreeMap<VerdictKey, VerdictRow>,
     pub ports: BTreeMap<PortKey, PortRow>,
-    /// The pods of this node.
-    pub pods: BTreeMap<ObjectName, PodRules>,
+    /// Of every pod of this node that is in a network of its own.
+    pub rules: BTreeMap<ObjectName, PodRules>,
 }
 
-/// Which lists of rules hold for a pod.
-#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+/// The rules of a pod in each direction.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct PodRules {
     pub ingress: RulesId,
     pub egress: RulesId,

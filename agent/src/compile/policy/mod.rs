@@ -1,0 +1,321 @@
+//! From policies, pods, namespaces and nodes to the rows of the policy tables (docs/architecture.md,
+//! "Policy: classes, not identities"). Writing them is not here.
+//!
+//! Read in this order: `predicate` (what a selector asks), `class` (who satisfies it), `rules` (what
+//! holds for a pod), `verdict` and `ports` (what that answers to a class), `number` (how all of it is
+//! numbered), `transition` (how to get from one state to the next).
+
+mod address;
+mod book;
+mod class;
+mod encode;
+mod number;
+mod ports;
+mod predicate;
+mod report;
+mod retain;
+mod rules;
+mod transition;
+mod verdict;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use weir_common::Addr;
+use weir_common::policy::{Action, Class, RuleId, RulesId, VerdictKey, VerdictRow};
+
+pub use address::NodeView;
+pub use book::{Direction, RuleBook, RuleOwner};
+pub use report::{Claimant, Nothing, Part, Report};
+pub use retain::Retained;
+pub use transition::Transition;
+
+use super::policy_rows::{PodRules, PolicyRows};
+use crate::model::{Labels, ObjectName, Policy, Snapshot};
+use address::{Holder, holders};
+use class::{ClassContent, Classifier, Facts};
+use number::Numbers;
+use ports::PortSet;
+use rules::{PolicyRules, ResolvedPeers, RuleList, names_ports, reports, resolve};
+use verdict::{Cell, Judge, PortSets};
+
+/// The policy of a node, compiled, with what the numbers in it stand for.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    rows: PolicyRows,
+    book: RuleBook,
+    reports: Vec<Report>,
+    /// For each list of rules, the row that denies everything.
+    denials: BTreeMap<RulesId, VerdictRow>,
+    classes: Numbers<ClassContent>,
+    lists: Numbers<Arc<RuleList>>,
+    sets: Numbers<PortSet>,
+    owners: Numbers<RuleOwner>,
+    mask: u32,
+}
+
+impl Default for Compiled {
+    fn default() -> Self {
+        Self::with_hash_bits(u32::BITS)
+    }
+}
+
+impl Compiled {
+    /// No policy at all, before a first compilation in which, and after which, only so many bits of
+    /// every hash are used. For tests of what happens when contents collide.
+    pub fn with_hash_bits(bits: u32) -> Self {
+        Self {
+            rows: PolicyRows::default(),
+            book: RuleBook::default(),
+            reports: Vec::new(),
+            denials: BTreeMap::new(),
+            classes: Numbers::default(),
+            lists: Numbers::default(),
+            sets: Numbers::default(),
+            owners: Numbers::default(),
+            mask: u32::MAX
+                .checked_shr(u32::BITS.saturating_sub(bits))
+                .unwrap_or(0),
+        }
+    }
+
+    /// What the tables should hold.
+    pub fn rows(&self) -> &PolicyRows {
+        &self.rows
+    }
+
+    /// What the rule numbers in the rows mean.
+    pub fn book(&self) -> &RuleBook {
+        &self.book
+    }
+
+    /// What a person should know, in order, each once.
+    pub fn reports(&self) -> &[Report] {
+        &self.reports
+    }
+}
+
+/// Compiles the policy of a node.
+///
+/// `kept` are policies that no longer exist and still hold, see [`Retained`]. `previous` is the last
+/// compilation, or the default: numbers in it keep their meaning.
+///
+/// Only policies that isolate a pod of this node take part, so the size of the tables does not depend
+/// on what policies the rest of the cluster has. When a first pod of a policy arrives, the classes of
+/// exactly the addresses that the policy's selectors match change.
+pub fn compile(
+    snapshot: &Snapshot,
+    node: &NodeView,
+    kept: &[Arc<Policy>],
+    previous: &Compiled,
+) -> Compiled {
+    let policies = policies(snapshot, kept);
+    let pods = rules_of_pods(snapshot, node, &policies);
+    let lists: BTreeSet<Arc<RuleList>> = pods.values().flatten().flatten().cloned().collect();
+    let owners = lists
+        .iter()
+        .flat_map(|list| {
+            let rules = list.rules().map(|(owner, _)| owner);
+            rules.chain([list.isolation()])
+        })
+        .collect();
+    let owners = Numbers::assign(owners, &previous.owners, previous.mask);
+    let lists = Numbers::assign(lists, &previous.lists, previous.mask);
+
+    let dns = Labels::from([(DNS_LABEL.0.into(), DNS_LABEL.1.into())]);
+    let mut classifier = Classifier::new(predicates(&lists), &snapshot.namespaces);
+    let (holders, mut all_reports) = holders(snapshot, node);
+    let facts = facts(&holders, &mut classifier, &dns);
+    let distinct: BTreeSet<&Facts> = facts.values().collect();
+    let classes = distinct
+        .iter()
+        .map(|facts| classifier.content(facts))
+        .collect();
+    let classes = Numbers::assign(classes, &previous.classes, previous.mask);
+    let number = |facts: &Facts| Class(classes.number(&classifier.content(facts)));
+    let numbered: BTreeMap<&Facts, Class> = distinct
+        .iter()
+        .map(|facts| (*facts, number(facts)))
+        .collect();
+
+    let mut cells: Vec<(VerdictKey, Cell, RuleId)> = Vec::new();
+    let mut denials = BTreeMap::new();
+    let mut port_sets = PortSets::default();
+    for (list, rules) in lists.iter() {
+        let rules = RulesId(rules);
+        let mut judge = Judge::new(list, &classifier, &owners);
+        denials.insert(rules, judge.denial_row());
+        let world: (&[usize], Class) = (&[], Class::WORLD);
+        for (facts, class) in numbered.iter().map(|(f, c)| (&***f, *c)).chain([world]) {
+            let cell = judge.cell(facts, &mut port_sets);
+            cells.push((VerdictKey { rules, class }, cell, judge.denial));
+        }
+    }
+    let port_sets = port_sets.into_order();
+    let sets = port_sets.iter().cloned().collect();
+    let sets = Numbers::assign(sets, &previous.sets, previous.mask);
+    let set_numbers: Vec<u32> = port_sets.iter().map(|set| sets.number(set)).collect();
+
+    let pod_rules = |[ingress, egress]: &[Option<Arc<RuleList>>; 2]| {
+        let id = |list: &Option<Arc<RuleList>>| match list {
+            None => RulesId::OPEN,
+            Some(list) => RulesId(lists.number(list)),
+        };
+        PodRules {
+            ingress: id(ingress),
+            egress: id(egress),
+        }
+    };
+    let class_of = |(addr, holder): (&Addr, &Holder<'_>)| {
+        let class = match (holder, facts.get(addr)) {
+            (Holder::OwnNode, _) | (_, None) => Class::OWN_NODE,
+            (_, Some(facts)) => numbered[facts],
+        };
+        (*addr, class)
+    };
+    let rows = PolicyRows {
+        classes: holders.iter().map(class_of).collect(),
+        verdicts: cells
+            .into_iter()
+            .map(|(key, cell, denial)| (key, row(cell, denial, &set_numbers)))
+            .collect(),
+        ports: sets.iter().flat_map(|(set, n)| set.rows(n)).collect(),
+        rules: pods
+            .iter()
+            .map(|(pod, lists)| ((*pod).clone(), pod_rules(lists)))
+            .collect(),
+    };
+    all_reports.extend(
+        policies
+            .values()
+            .flatten()
+            .flat_map(|policy| reports(policy)),
+    );
+    all_reports.sort();
+    all_reports.dedup();
+    Compiled {
+        rows,
+        book: RuleBook(owners.iter().map(|(o, n)| (RuleId(n), o.clone())).collect()),
+        reports: all_reports,
+        denials,
+        classes,
+        lists,
+        sets,
+        owners,
+        mask: previous.mask,
+    }
+}
+
+/// What people select in policies when they mean cluster DNS.
+const DNS_LABEL: (&str, &str) = ("k8s-app", "kube-dns");
+const DNS_NAMESPACE: &str = "kube-system";
+
+type PoliciesByNamespace<'a> = HashMap<&'a str, Vec<&'a Policy>>;
+
+/// All policies that hold, in the order of their names. One that exists comes before a kept one.
+fn policies<'a>(snapshot: &'a Snapshot, kept: &'a [Arc<Policy>]) -> PoliciesByNamespace<'a> {
+    let kept = kept
+        .iter()
+        .filter(|p| !snapshot.policies.contains_key(&p.id));
+    let all: BTreeMap<&ObjectName, &Policy> = snapshot
+        .policies
+        .values()
+        .chain(kept)
+        .map(|policy| (&policy.id, &**policy))
+        .collect();
+    let mut by_namespace = PoliciesByNamespace::new();
+    for (id, policy) in all {
+        by_namespace.entry(&id.namespace).or_default().push(policy);
+    }
+    by_namespace
+}
+
+/// The lists of rules, ingress and egress, of every pod whose policy this node enforces; `None` where
+/// no policy isolates it.
+fn rules_of_pods<'a>(
+    snapshot: &'a Snapshot,
+    node: &NodeView,
+    policies: &PoliciesByNamespace<'_>,
+) -> BTreeMap<&'a ObjectName, [Option<Arc<RuleList>>; 2]> {
+    let mut resolved: HashMap<(&ObjectName, Direction), Option<Arc<PolicyRules>>> = HashMap::new();
+    let mut of_pods = BTreeMap::new();
+    for pod in snapshot.pods.values().filter(|pod| node.enforces(pod)) {
+        let selecting: Vec<&Policy> = policies
+            .get(&*pod.id.namespace)
+            .into_iter()
+            .flatten()
+            .filter(|policy| policy.subject.matches(&pod.labels))
+            .copied()
+            .collect();
+        let lists = [Direction::Ingress, Direction::Egress].map(|direction| {
+            let rules = |policy: &&'_ Policy| resolve(policy, direction, &pod.ports).map(Arc::new);
+            let policies: Vec<Arc<PolicyRules>> = selecting
+                .iter()
+                .filter_map(|policy| {
+                    if names_ports(policy, direction) {
+                        return rules(policy);
+                    }
+                    let known = resolved.entry((&policy.id, direction));
+                    known.or_insert_with(|| rules(policy)).clone()
+                })
+                .collect();
+            (!policies.is_empty()).then(|| {
+                Arc::new(RuleList {
+                    direction,
+                    policies,
+                })
+            })
+        });
+        of_pods.insert(&pod.id, lists);
+    }
+    of_pods
+}
+
+/// Every predicate that some list asks.
+fn predicates(lists: &Numbers<Arc<RuleList>>) -> BTreeSet<Arc<predicate::Predicate>> {
+    lists
+        .iter()
+        .flat_map(|(list, _)| list.rules())
+        .filter_map(|(_, rule)| match &rule.peers {
+            ResolvedPeers::Any => None,
+            ResolvedPeers::Of(predicates) => Some(predicates),
+        })
+        .flatten()
+        .cloned()
+        .collect()
+}
+
+/// What holds for each address, those of this node aside.
+fn facts<'a>(
+    holders: &BTreeMap<Addr, Holder<'a>>,
+    classifier: &mut Classifier<'a>,
+    dns: &'a Labels,
+) -> BTreeMap<Addr, Facts> {
+    let dns_namespace: Arc<str> = DNS_NAMESPACE.into();
+    holders
+        .iter()
+        .filter_map(|(addr, holder)| {
+            let facts = match holder {
+                Holder::OwnNode => return None,
+                Holder::Node => Facts::from([]),
+                Holder::Dns => classifier.facts(&dns_namespace, dns),
+                Holder::Pod(pod) => classifier.facts(&pod.id.namespace, &pod.labels),
+            };
+            Some((*addr, facts))
+        })
+        .collect()
+}
+
+fn row(cell: Cell, denial: RuleId, set_numbers: &[u32]) -> VerdictRow {
+    let (action, ports, rule) = match cell {
+        Cell::Deny => (Action::DENY, 0, denial),
+        Cell::Allow(rule) => (Action::ALLOW, 0, rule),
+        Cell::ByPort(set) => (Action::BY_PORT, set_numbers[set], denial),
+    };
+    VerdictRow {
+        action,
+        ports,
+        rule,
+        ..VerdictRow::default()
+    }
+}

@@ -1,0 +1,271 @@
+//! The list of rules that holds for a pod in one direction, with everything in it resolved. What the
+//! list answers to a class is in `verdict`.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use weir_common::Protocol;
+
+use super::book::{Direction, RuleOwner};
+use super::encode::{Canonical, Encoder};
+use super::ports::PortSpan;
+use super::predicate::Predicate;
+use super::report::{Nothing, Part, Report};
+use crate::model::{
+    ContainerPort, ObjectName, PeerSelector, Peers, PodPeers, Policy, PortMatch, PortRange, Ports,
+    Rule,
+};
+
+/// The policies that isolate a pod in a direction, in the order of their names; never empty.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct RuleList {
+    pub(super) direction: Direction,
+    pub(super) policies: Vec<Arc<PolicyRules>>,
+}
+
+/// The rules of a policy in a direction.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct PolicyRules {
+    id: ObjectName,
+    rules: Vec<ResolvedRule>,
+}
+
+/// A rule without what only its author could resolve: namespaces, names of ports, unsupported parts.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct ResolvedRule {
+    pub(super) peers: ResolvedPeers,
+    pub(super) ports: ResolvedPorts,
+}
+
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) enum ResolvedPeers {
+    /// Everybody, the world included.
+    Any,
+    /// Those who satisfy one of them. None: nobody.
+    Of(BTreeSet<Arc<Predicate>>),
+}
+
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) enum ResolvedPorts {
+    /// Every port of every protocol, and protocols without ports.
+    Any,
+    /// In order, each once. None: no port.
+    Of(Vec<PortSpan>),
+}
+
+impl RuleList {
+    /// Every rule with its owner, in the order in which they are asked.
+    pub(super) fn rules(&self) -> impl Iterator<Item = (RuleOwner, &ResolvedRule)> {
+        self.policies.iter().flat_map(|policy| {
+            policy.rules.iter().enumerate().map(|(rule, resolved)| {
+                let owner = RuleOwner::Allowed {
+                    policy: policy.id.clone(),
+                    direction: self.direction,
+                    rule,
+                };
+                (owner, resolved)
+            })
+        })
+    }
+
+    /// The owner of a denial.
+    pub(super) fn isolation(&self) -> RuleOwner {
+        RuleOwner::Isolated {
+            policies: self.policies.iter().map(|p| p.id.clone()).collect(),
+            direction: self.direction,
+        }
+    }
+}
+
+/// The rules of a policy for a pod with these ports; `None` when it does not isolate the pod in this
+/// direction. What is not supported becomes nobody or no port.
+pub(super) fn resolve(
+    policy: &Policy,
+    direction: Direction,
+    pod_ports: &[ContainerPort],
+) -> Option<PolicyRules> {
+    let rules = section(policy, direction)?
+        .iter()
+        .map(|rule| ResolvedRule {
+            peers: match &rule.peers {
+                Peers::Any => ResolvedPeers::Any,
+                Peers::Of(peers) => ResolvedPeers::Of(
+                    peers
+                        .iter()
+                        .filter_map(|peer| supported_peer(peer).ok())
+                        .map(|pods| Arc::new(Predicate::of(pods, &policy.id.namespace)))
+                        .collect(),
+                ),
+            },
+            ports: match &rule.ports {
+                Ports::Any => ResolvedPorts::Any,
+                Ports::Of(ports) => {
+                    let spans: BTreeSet<PortSpan> = ports
+                        .iter()
+                        .filter_map(|port| supported_port(port, direction).ok())
+                        .filter_map(|port| span(port, pod_ports))
+                        .collect();
+                    ResolvedPorts::Of(spans.into_iter().collect())
+                }
+            },
+        })
+        .collect();
+    Some(PolicyRules {
+        id: policy.id.clone(),
+        rules,
+    })
+}
+
+/// Do the rules depend on the ports of the pod?
+pub(super) fn names_ports(policy: &Policy, direction: Direction) -> bool {
+    section(policy, direction)
+        .into_iter()
+        .flatten()
+        .any(|rule| match &rule.ports {
+            Ports::Any => false,
+            Ports::Of(ports) => ports
+                .iter()
+                .any(|port| matches!(port.port, PortRange::Named(_))),
+        })
+}
+
+/// The parts of a policy that allow nothing though they say something.
+pub(super) fn reports(policy: &Policy) -> impl Iterator<Item = Report> {
+    [Direction::Ingress, Direction::Egress]
+        .into_iter()
+        .flat_map(move |direction| {
+            let rules = section(policy, direction).into_iter().flatten();
+            rules.enumerate().flat_map(move |(number, rule)| {
+                let part = move |(item, why)| Report::AllowsNothing {
+                    policy: policy.id.clone(),
+                    part: Part {
+                        direction,
+                        rule: number,
+                        item,
+                        why,
+                    },
+                };
+                unsupported(rule, direction).map(part)
+            })
+        })
+}
+
+fn unsupported(rule: &Rule, direction: Direction) -> impl Iterator<Item = (usize, Nothing)> {
+    let peers: &[PeerSelector] = match &rule.peers {
+        Peers::Any => &[],
+        Peers::Of(peers) => peers,
+    };
+    let ports: &[PortMatch] = match &rule.ports {
+        Ports::Any => &[],
+        Ports::Of(ports) => ports,
+    };
+    let peers = peers.iter().map(|peer| supported_peer(peer).err());
+    let ports = ports
+        .iter()
+        .map(move |port| supported_port(port, direction).err());
+    peers
+        .enumerate()
+        .chain(ports.enumerate())
+        .filter_map(|(item, why)| Some((item, why?)))
+}
+
+fn section(policy: &Policy, direction: Direction) -> Option<&[Rule]> {
+    match direction {
+        Direction::Ingress => policy.ingress.as_deref(),
+        Direction::Egress => policy.egress.as_deref(),
+    }
+}
+
+fn supported_peer(peer: &PeerSelector) -> Result<&PodPeers, Nothing> {
+    match peer {
+        PeerSelector::Pods(pods) => Ok(pods),
+        PeerSelector::Block(_) => Err(Nothing::IpBlock),
+        PeerSelector::Unsupported(peer) => Err(Nothing::UnknownPeer(peer.clone())),
+    }
+}
+
+/// A port that this version can answer for.
+enum SupportedPort<'a> {
+    Span(PortSpan),
+    /// On the pod that the policy selects, which for ingress is the destination.
+    Named(Protocol, &'a str),
+}
+
+fn supported_port(port: &PortMatch, direction: Direction) -> Result<SupportedPort<'_>, Nothing> {
+    let protocol = port.protocol;
+    if ![Protocol::TCP, Protocol::UDP, Protocol::SCTP].contains(&protocol) {
+        return Err(Nothing::Protocol(protocol.0));
+    }
+    let span = |first, last| {
+        SupportedPort::Span(PortSpan {
+            protocol,
+            first,
+            last,
+        })
+    };
+    match (&port.port, direction) {
+        (PortRange::Any, _) => Ok(span(0, u16::MAX)),
+        (&PortRange::Numbers { first, last }, _) if first > last => {
+            Err(Nothing::EmptyRange { first, last })
+        }
+        (&PortRange::Numbers { first, last }, _) => Ok(span(first, last)),
+        (PortRange::Named(name), Direction::Ingress) => Ok(SupportedPort::Named(protocol, name)),
+        (PortRange::Named(name), Direction::Egress) => Err(Nothing::NamedEgressPort(name.clone())),
+    }
+}
+
+/// A name that two containers use is the first one's, as it is for Services.
+fn span(port: SupportedPort<'_>, pod_ports: &[ContainerPort]) -> Option<PortSpan> {
+    match port {
+        SupportedPort::Span(span) => Some(span),
+        SupportedPort::Named(protocol, name) => pod_ports
+            .iter()
+            .find(|port| port.protocol == protocol && port.name.as_deref() == Some(name))
+            .map(|port| PortSpan {
+                protocol,
+                first: port.port,
+                last: port.port,
+            }),
+    }
+}
+
+impl Canonical for RuleList {
+    fn encode(&self, to: &mut Encoder) {
+        self.direction.encode(to);
+        to.list(self.policies.iter());
+    }
+}
+
+impl Canonical for PolicyRules {
+    fn encode(&self, to: &mut Encoder) {
+        self.id.encode(to);
+        to.list(self.rules.iter());
+    }
+}
+
+impl Canonical for ResolvedRule {
+    fn encode(&self, to: &mut Encoder) {
+        match &self.peers {
+            ResolvedPeers::Any => to.tag(0),
+            ResolvedPeers::Of(predicates) => {
+                to.tag(1);
+                to.list(predicates.iter());
+            }
+        }
+        match &self.ports {
+            ResolvedPorts::Any => to.tag(0),
+            ResolvedPorts::Of(spans) => {
+                to.tag(1);
+                to.list(spans.iter());
+            }
+        }
+    }
+}
+
+impl Canonical for PortSpan {
+    fn encode(&self, to: &mut Encoder) {
+        self.protocol.encode(to);
+        to.integer(self.first.into());
+        to.integer(self.last.into());
+    }
+}

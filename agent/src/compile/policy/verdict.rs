@@ -1,0 +1,124 @@
+//! What a list of rules answers to a class.
+
+use std::collections::{BTreeMap, HashMap};
+
+use weir_common::policy::{Action, RuleId, VerdictRow};
+
+use super::book::RuleOwner;
+use super::class::Classifier;
+use super::number::Numbers;
+use super::ports::{PortSet, PortSpan};
+use super::rules::{ResolvedPeers, ResolvedPorts, ResolvedRule, RuleList};
+
+/// The answer of one list to one class. Sets of ports are numbered when all are known.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Cell {
+    Deny,
+    Allow(RuleId),
+    /// A position in [`PortSets`].
+    ByPort(usize),
+}
+
+/// The distinct sets of ports of a compilation.
+#[derive(Default)]
+pub(super) struct PortSets(BTreeMap<PortSet, usize>);
+
+/// Answers for one list of rules.
+pub(super) struct Judge<'a> {
+    rules: Vec<(RuleId, &'a ResolvedRule)>,
+    /// Positions of the rules that are for everybody.
+    for_all: Vec<usize>,
+    /// Positions of the rules that ask a predicate.
+    asking: HashMap<usize, Vec<usize>>,
+    /// Classes that the same rules match get the same answer.
+    answers: HashMap<Vec<usize>, Cell>,
+    /// The owner of a denial.
+    pub(super) denial: RuleId,
+}
+
+impl<'a> Judge<'a> {
+    pub(super) fn new(
+        list: &'a RuleList,
+        classifier: &Classifier<'_>,
+        owners: &Numbers<RuleOwner>,
+    ) -> Self {
+        let id = |owner: RuleOwner| RuleId(owners.number(&owner));
+        let mut for_all = Vec::new();
+        let mut asking: HashMap<usize, Vec<usize>> = HashMap::new();
+        for (position, (_, rule)) in list.rules().enumerate() {
+            match &rule.peers {
+                ResolvedPeers::Any => for_all.push(position),
+                ResolvedPeers::Of(predicates) => {
+                    for predicate in predicates.iter().filter_map(|p| classifier.position(p)) {
+                        asking.entry(predicate).or_default().push(position);
+                    }
+                }
+            }
+        }
+        Self {
+            rules: list
+                .rules()
+                .map(|(owner, rule)| (id(owner), rule))
+                .collect(),
+            for_all,
+            asking,
+            answers: HashMap::new(),
+            denial: id(list.isolation()),
+        }
+    }
+
+    /// The answer to addresses that satisfy these predicates.
+    pub(super) fn cell(&mut self, facts: &[usize], sets: &mut PortSets) -> Cell {
+        let asked = facts.iter().filter_map(|fact| self.asking.get(fact));
+        let mut matching: Vec<usize> = asked.flatten().chain(&self.for_all).copied().collect();
+        matching.sort_unstable();
+        matching.dedup();
+        if let Some(cell) = self.answers.get(&matching) {
+            return *cell;
+        }
+        let rules = matching.iter().map(|position| self.rules[*position]);
+        let cell = union(rules, sets);
+        self.answers.insert(matching, cell);
+        cell
+    }
+
+    /// The row that denies everything.
+    pub(super) fn denial_row(&self) -> VerdictRow {
+        VerdictRow {
+            action: Action::DENY,
+            rule: self.denial,
+            ..VerdictRow::default()
+        }
+    }
+}
+
+/// What the rules allow together: policies add up, none takes away.
+fn union<'a>(rules: impl Iterator<Item = (RuleId, &'a ResolvedRule)>, sets: &mut PortSets) -> Cell {
+    let mut by_port: Vec<(RuleId, &[PortSpan])> = Vec::new();
+    for (id, rule) in rules {
+        match &rule.ports {
+            ResolvedPorts::Any => return Cell::Allow(id),
+            ResolvedPorts::Of(spans) => by_port.push((id, spans)),
+        }
+    }
+    let set = PortSet::union(&by_port);
+    if set.is_empty() {
+        Cell::Deny
+    } else {
+        Cell::ByPort(sets.position(set))
+    }
+}
+
+impl PortSets {
+    /// The sets, and for each position which one it is.
+    pub(super) fn into_order(self) -> Vec<PortSet> {
+        let mut sets: Vec<(PortSet, usize)> = self.0.into_iter().collect();
+        sets.sort_unstable_by_key(|(_, position)| *position);
+        sets.into_iter().map(|(set, _)| set).collect()
+    }
+
+    fn position(&mut self, set: PortSet) -> usize {
+        let next = self.0.len();
+        *self.0.entry(set).or_insert(next)
+    }
+}
