@@ -1,0 +1,374 @@
+//! ADD: lease, devices, policy, addresses, up, in the order that never lets an unprotected packet
+//! through (docs/architecture.md, "A pod's network"). Whatever fails, nothing is left behind.
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use rscni_plugin::error::Error;
+use rscni_plugin::types::{Args, CNIResult, Interface, IpConfig, NetConf, Route};
+use rscni_plugin::version::SpecVersion;
+use weir_cni::attachment::Attachment;
+use weir_cni::wire::{self, ADD_DEADLINE_MS, Add, Devices, Leased, Mac, Reply, Request, gateway};
+use weir_cni::released;
+
+use crate::agent::{Agent, NoAnswer};
+use crate::config::{self, Config};
+use crate::failure;
+use crate::link::End;
+use crate::netlink::Netlink;
+use crate::netns::{Ipv6, Netns};
+
+/// How long a failed ADD waits for the agent to confirm that it took everything back.
+const WITHDRAW_PATIENCE: Duration = Duration::from_millis(500);
+
+pub(crate) fn add(args: &Args) -> Result<CNIResult, Error> {
+    let deadline = Instant::now() + Duration::from_millis(ADD_DEADLINE_MS);
+    let conf = args.config();
+    let config = Config::of(conf)?;
+    let attachment = config::attachment(args)?;
+    let pod = config::pod(args)?;
+    let netns_path = args.netns().map_or(Path::new(""), |path| path.as_path());
+    let netns = open_netns(netns_path)?;
+
+    let mut adding = Adding {
+        agent: Agent::connect(&config.agent_socket, deadline)?,
+        node: Netlink::open().map_err(failure::step("open a netlink socket"))?,
+        netns,
+        attachment,
+        deadline,
+        device: Device::Absent,
+    };
+    let request = Request::Add(Add {
+        attachment: adding.attachment.clone(),
+        network: conf.name.clone(),
+        netns: adding.netns.inode,
+        pod,
+    });
+    match adding.attach(request, config.mtu) {
+        Ok(attached) => result(conf, netns_path, &adding.attachment, attached),
+        Err(stopped) => Err(adding.undo(stopped, &config.released_dir)),
+    }
+}
+
+/// Opens the namespace of a container, with the codes that fit each failure.
+pub(crate) fn open_netns(path: &Path) -> Result<Netns, Error> {
+    if !path.is_absolute() {
+        return Err(failure::env("CNI_NETNS must be an absolute path"));
+    }
+    Netns::open(path).map_err(|error| {
+        let message = format!("CNI_NETNS {}: {error}", path.display());
+        match error.kind() {
+            io::ErrorKind::NotFound => Error::NotExist(message),
+            _ => Error::InvalidEnvValue(message),
+        }
+    })
+}
+
+/// An ADD that is under way.
+struct Adding {
+    agent: Agent,
+    node: Netlink,
+    netns: Netns,
+    attachment: Attachment,
+    deadline: Instant,
+    device: Device,
+}
+
+/// Whether there is a device to take back.
+enum Device {
+    Absent,
+    Created(String),
+}
+
+/// Why an ADD stopped, and who knows about the lease.
+enum Stopped {
+    /// The agent refused, so it holds nothing.
+    Refused(Error),
+    /// The agent may hold a lease.
+    Undecided(Error),
+}
+
+impl From<NoAnswer> for Stopped {
+    fn from(no_answer: NoAnswer) -> Self {
+        match no_answer {
+            NoAnswer::Refused(_) => Self::Refused(no_answer.into()),
+            NoAnswer::Silent(_) => Self::Undecided(no_answer.into()),
+        }
+    }
+}
+
+impl From<Error> for Stopped {
+    fn from(error: Error) -> Self {
+        Self::Undecided(error)
+    }
+}
+
+/// What the result tells.
+struct Attached {
+    leased: Leased,
+    devices: Devices,
+    mtu: u32,
+}
+
+impl Adding {
+    fn attach(&mut self, request: Request, mtu: u32) -> Result<Attached, Stopped> {
+        let leased = match self.agent.ask(&request)? {
+            Reply::Leased(leased) => leased,
+            other => return Err(unexpected(&other).into()),
+        };
+        let mtu = if mtu == 0 { leased.mtu } else { mtu };
+        let ipv6 = match leased.addresses.iter().any(|it| it.addr().is_ipv6()) {
+            true => Ipv6::Needed,
+            false => Ipv6::AsItIs,
+        };
+        let mut pod = self
+            .netns
+            .netlink(ipv6)
+            .map_err(failure::step("enter the pod's network namespace"))?;
+
+        let (devices, pod_ifindex) = self.create(&mut pod, &leased, mtu)?;
+        self.in_time()?;
+        self.expect_ok(&Request::Attach(devices))?;
+        self.in_time()?;
+        configure_pod(&mut pod, pod_ifindex, &leased.addresses, devices.host_mac)
+            .map_err(failure::step("configure the pod's interface"))?;
+        self.configure_node(&leased, &devices)
+            .map_err(failure::step("configure the node's device"))?;
+        self.in_time()?;
+        self.expect_ok(&Request::Done)?;
+        Ok(Attached {
+            leased,
+            devices,
+            mtu,
+        })
+    }
+
+    /// Makes the pair, both ends down and silent.
+    fn create(
+        &mut self,
+        pod: &mut Netlink,
+        leased: &Leased,
+        mtu: u32,
+    ) -> Result<(Devices, u32), Error> {
+        let ifname = self.attachment.ifname();
+        let (host_mac, pod_mac) = fresh_macs().map_err(failure::step("read /dev/urandom"))?;
+        let host = End {
+            name: &leased.device,
+            mac: host_mac,
+        };
+        let peer = End {
+            name: ifname,
+            mac: pod_mac,
+        };
+        let netns = self.netns.as_fd();
+        let mut created = self.node.create_veth(&host, &peer, netns, mtu);
+        if let Err(error) = &created
+            && error.raw_os_error() == Some(nix::Error::EEXIST as i32)
+        {
+            let step = failure::step("look at the pod's interfaces");
+            if pod.link(ifname).map_err(step)?.is_some() {
+                return Err(failure::interface_exists(ifname));
+            }
+            // The lease is new, so a device of its name is what a killed ADD left.
+            let step = failure::step("delete a device left from an earlier ADD");
+            self.node.delete(host.name).map_err(step)?;
+            created = self.node.create_veth(&host, &peer, netns, mtu);
+        }
+        created.map_err(failure::step("create the veth pair"))?;
+        self.device = Device::Created(leased.device.clone());
+
+        let gone = || Error::IOFailure("the veth pair vanished while it was being set up".into());
+        let step = || failure::step("look at the new devices");
+        let node_end = self.node.link(&leased.device).map_err(step())?;
+        let pod_end = pod.link(ifname).map_err(step())?;
+        let (node_end, pod_end) = node_end.zip(pod_end).ok_or_else(gone)?;
+        let step = || failure::step("keep IPv6 link-local addresses away");
+        self.node.forgo_link_local(node_end.index).map_err(step())?;
+        pod.forgo_link_local(pod_end.index).map_err(step())?;
+        let devices = Devices {
+            host_ifindex: node_end.index,
+            host_mac,
+            pod_mac,
+        };
+        Ok((devices, pod_end.index))
+    }
+
+    /// The node's end. The kernel takes no route over a device that is down, so the device is up
+    /// before its routes are there; the pod's program has been attached since `Attach`.
+    fn configure_node(&mut self, leased: &Leased, devices: &Devices) -> io::Result<()> {
+        ignore_router_advertisements(&leased.device)?;
+        let index = devices.host_ifindex;
+        for address in &leased.addresses {
+            self.node
+                .fix_neighbour(index, address.addr(), devices.pod_mac)?;
+        }
+        self.node.up(index)?;
+        for address in &leased.addresses {
+            self.node.route_to(index, address.addr())?;
+        }
+        Ok(())
+    }
+
+    fn expect_ok(&mut self, request: &Request) -> Result<(), Stopped> {
+        match self.agent.ask(request)? {
+            Reply::Ok => Ok(()),
+            other => Err(unexpected(&other).into()),
+        }
+    }
+
+    fn in_time(&self) -> Result<(), Error> {
+        if Instant::now() < self.deadline {
+            Ok(())
+        } else {
+            Err(Error::TryAgainLater(format!(
+                "not done within {ADD_DEADLINE_MS} ms"
+            )))
+        }
+    }
+
+    /// Takes back everything, and returns the error to report.
+    fn undo(mut self, stopped: Stopped, released_dir: &Path) -> Error {
+        let mut left = Vec::new();
+        if let Device::Created(name) = &self.device
+            && let Err(error) = self.node.delete(name)
+        {
+            left.push(format!("device {name}: {error}"));
+        }
+        let error = match stopped {
+            Stopped::Refused(error) => error,
+            Stopped::Undecided(error) => {
+                // An agent that let the deadline pass would let this one pass, too.
+                let hangs = Instant::now() >= self.deadline;
+                if (hangs || !self.agent.withdraw(WITHDRAW_PATIENCE))
+                    && let Err(error) = released::write(released_dir, &self.attachment)
+                {
+                    left.push(format!("lease of {}: {error}", self.attachment));
+                }
+                error
+            }
+        };
+        if left.is_empty() {
+            error
+        } else {
+            let details = format!("{}; could not take back: {}", error.details(), left.join(", "));
+            Error::Custom(u32::from(&error), error.msg().into(), details)
+        }
+    }
+}
+
+fn configure_pod(
+    pod: &mut Netlink,
+    index: u32,
+    addresses: &[IpNet],
+    host_mac: Mac,
+) -> io::Result<()> {
+    if let Some(loopback) = pod.link("lo")?
+        && !loopback.up
+    {
+        pod.up(loopback.index)?;
+    }
+    for address in addresses {
+        pod.add_address(index, address.addr())?;
+    }
+    pod.up(index)?;
+    for address in addresses {
+        let gateway = gateway(address.addr());
+        pod.fix_neighbour(index, gateway, host_mac)?;
+        pod.route_to(index, gateway)?;
+        pod.route_default(index, gateway)?;
+    }
+    Ok(())
+}
+
+/// A pod must not configure the node by IPv6 router advertisements or redirects. A kernel without
+/// IPv6 has neither the files nor the danger.
+fn ignore_router_advertisements(device: &str) -> io::Result<()> {
+    for setting in ["accept_ra", "accept_redirects"] {
+        match fs::write(format!("/proc/sys/net/ipv6/conf/{device}/{setting}"), "0") {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Two random addresses: locally administered, unicast.
+fn fresh_macs() -> io::Result<(Mac, Mac)> {
+    let mut bytes = [0; 12];
+    fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    let mac = |from: usize| {
+        let mut mac = [0; 6];
+        mac.copy_from_slice(&bytes[from..from + 6]);
+        mac[0] = (mac[0] & 0xfc) | 0x02;
+        Mac(mac)
+    };
+    Ok((mac(0), mac(6)))
+}
+
+fn unexpected(reply: &Reply) -> Error {
+    Error::TryAgainLater(format!("the agent answered out of turn: {reply:?}"))
+}
+
+/// The result, after whatever earlier plugins of the chain reported. The library writes it in the
+/// layout of the version asked for.
+fn result(
+    conf: &NetConf,
+    netns_path: &Path,
+    attachment: &Attachment,
+    attached: Attached,
+) -> Result<CNIResult, Error> {
+    let Attached {
+        leased,
+        devices,
+        mtu,
+    } = attached;
+    let mut result = conf.prev_result.clone().unwrap_or_default();
+    // Version 1.1.0 introduced the field.
+    let mtu = (conf.version()? >= SpecVersion::new(1, 1, 0)).then_some(mtu);
+    let interface = |name: &str, mac: Mac, sandbox| Interface {
+        name: name.into(),
+        mac: mac.to_string(),
+        mtu,
+        sandbox,
+        socket_path: None,
+        pci_id: None,
+    };
+    let sandbox = Some(netns_path.to_string_lossy().into_owned());
+    let first = result.interfaces.len() as u32;
+    result.interfaces.extend([
+        interface(&leased.device, devices.host_mac, None),
+        interface(attachment.ifname(), devices.pod_mac, sandbox),
+    ]);
+    for address in leased.addresses {
+        let gateway = wire::gateway(address.addr());
+        result.ips.push(IpConfig {
+            interface: Some(first + 1),
+            address,
+            gateway: Some(gateway),
+        });
+        result.routes.push(Route {
+            dst: everywhere(&address),
+            gw: Some(gateway),
+            mtu: None,
+            advmss: None,
+            priority: None,
+            table: None,
+            scope: None,
+        });
+    }
+    if conf.dns.is_some() {
+        result.dns = conf.dns.clone();
+    }
+    Ok(result)
+}
+
+/// The default route's destination in the family of an address.
+fn everywhere(of: &IpNet) -> IpNet {
+    match of {
+        IpNet::V4(_) => IpNet::V4(Default::default()),
+        IpNet::V6(_) => IpNet::V6(Default::default()),
+    }
+}

@@ -1,0 +1,82 @@
+//! The pod's network namespace: opened once, checked to be one, entered by one short-lived thread.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::thread;
+
+use nix::fcntl::OFlag;
+use nix::sched::{CloneFlags, setns};
+use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
+
+use crate::netlink::Netlink;
+
+/// An open namespace; it stays while this exists, whatever becomes of its path.
+pub(crate) struct Netns {
+    file: File,
+    pub(crate) inode: u64,
+}
+
+/// Whether a pod needs IPv6 in its namespace.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Ipv6 {
+    Needed,
+    AsItIs,
+}
+
+impl Netns {
+    /// Opens the namespace at `path`. Anything else there is refused, and so is the namespace the
+    /// plugin itself runs in: it is the node's.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        // Without O_NONBLOCK a named pipe at this path would hold us.
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags((OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits())
+            .open(path)?;
+        if fstatfs(&file)?.filesystem_type() != NSFS_MAGIC {
+            return Err(io::Error::other("it is not a namespace"));
+        }
+        let (this, node) = (file.metadata()?, fs::metadata("/proc/thread-self/ns/net")?);
+        if (this.dev(), this.ino()) == (node.dev(), node.ino()) {
+            return Err(io::Error::other("it is the node's own network namespace"));
+        }
+        Ok(Self {
+            file,
+            inode: this.ino(),
+        })
+    }
+
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// A netlink socket in the namespace. A socket belongs to the namespace it was opened in, so
+    /// only a thread that does nothing else enters, and ends there.
+    pub(crate) fn netlink(&self, ipv6: Ipv6) -> io::Result<Netlink> {
+        thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    setns(&self.file, CloneFlags::CLONE_NEWNET)?;
+                    if ipv6 == Ipv6::Needed {
+                        enable_ipv6()?;
+                    }
+                    Netlink::open()
+                })
+                .join()
+                .map_err(|_| io::Error::other("the thread in the namespace panicked"))?
+        })
+    }
+}
+
+/// Some runtimes make namespaces with IPv6 switched off. Interfaces made later follow `default`.
+fn enable_ipv6() -> io::Result<()> {
+    for conf in ["all", "default", "lo"] {
+        let path = format!("/proc/sys/net/ipv6/conf/{conf}/disable_ipv6");
+        if fs::read_to_string(&path)?.trim() != "0" {
+            fs::write(&path, "0")?;
+        }
+    }
+    Ok(())
+}

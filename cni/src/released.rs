@@ -1,0 +1,101 @@
+//! Releases left on disk: when the agent does not answer, DEL writes one and the address counts as
+//! free. The agent takes them in before it hands out any address.
+//!
+//! A release is an empty file; its name is the attachment. Creating a name is atomic, so there is
+//! no half-written release.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+
+use crate::attachment::Attachment;
+
+/// Writes a release durably. Writing it twice is writing it once.
+///
+/// # Errors
+/// When it may not survive a power loss; the caller must not say that the address is free.
+pub fn write(dir: &Path, attachment: &Attachment) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(dir.join(attachment.to_string()))?
+        .sync_all()?;
+    sync_dir(dir)
+}
+
+/// The releases in `dir`, in no particular order; none when it does not exist. Files with other
+/// names are not ours and stay.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn list(dir: &Path) -> io::Result<Vec<Attachment>> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        if let Some(name) = entry?.file_name().to_str()
+            && let Ok(attachment) = Attachment::parse(name)
+        {
+            found.push(attachment);
+        }
+    }
+    Ok(found)
+}
+
+/// Removes releases whose effect is durable elsewhere. One that is already gone is no error.
+///
+/// # Errors
+/// When one may still be there after a power loss.
+pub fn remove<'a>(
+    dir: &Path,
+    attachments: impl IntoIterator<Item = &'a Attachment>,
+) -> io::Result<()> {
+    let mut removed = 0;
+    for attachment in attachments {
+        match fs::remove_file(dir.join(attachment.to_string())) {
+            Ok(()) => removed += 1,
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    if removed == 0 { Ok(()) } else { sync_dir(dir) }
+}
+
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_release_is_found_once_and_then_gone() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("released");
+        assert_eq!(list(&dir).unwrap(), []);
+
+        // Joined by '_' these two would be one file.
+        let one = Attachment::new("a_b", "c").unwrap();
+        let two = Attachment::new("a", "b_c").unwrap();
+        write(&dir, &one).unwrap();
+        write(&dir, &one).unwrap();
+        write(&dir, &two).unwrap();
+        fs::write(dir.join("README"), "not ours").unwrap();
+        let mut found = list(&dir).unwrap();
+        found.sort();
+        assert_eq!(found, [two.clone(), one.clone()]);
+
+        remove(&dir, [&one, &two]).unwrap();
+        remove(&dir, [&one]).unwrap();
+        assert_eq!(list(&dir).unwrap(), []);
+        assert!(dir.join("README").exists());
+    }
+}
