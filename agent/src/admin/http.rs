@@ -1,0 +1,183 @@
+//! The two HTTP servers' routes. Who computes the answers is behind the traits.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Serialize;
+use tokio::time::timeout;
+use weir_cli::views::{Drops, EndpointView, FlowView, PolicyView, ServiceView, Status, Verify};
+
+/// How long an answer may take before the agent counts as stuck.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why there is no answer, in words.
+pub type Refusal = String;
+
+/// What probes and Prometheus ask.
+pub trait Probes: Send + Sync + 'static {
+    /// Every reason why the node is not ready; none when it is.
+    fn not_ready(&self) -> impl Future<Output = Result<Vec<String>, Refusal>> + Send;
+    /// The page of metrics (OpenMetrics text).
+    fn metrics(&self) -> impl Future<Output = Result<String, Refusal>> + Send;
+}
+
+/// What the `weir` command asks.
+pub trait Local: Send + Sync + 'static {
+    fn status(&self) -> impl Future<Output = Result<Status, Refusal>> + Send;
+    fn services(&self) -> impl Future<Output = Result<Vec<ServiceView>, Refusal>> + Send;
+    fn endpoints(&self) -> impl Future<Output = Result<Vec<EndpointView>, Refusal>> + Send;
+    fn policy(&self) -> impl Future<Output = Result<Vec<PolicyView>, Refusal>> + Send;
+    fn flows(&self) -> impl Future<Output = Result<Vec<FlowView>, Refusal>> + Send;
+    fn drops(&self) -> impl Future<Output = Result<Drops, Refusal>> + Send;
+    fn verify(&self) -> impl Future<Output = Result<Verify, Refusal>> + Send;
+}
+
+/// `/metrics`, `/healthz`, `/readyz`.
+pub fn probes<P: Probes>(of: Arc<P>) -> Router {
+    Router::new()
+        .route(
+            "/healthz",
+            get(|State(of): State<Arc<P>>| async move {
+                // Alive means that the one task that writes to the kernel still answers.
+                match in_time(of.not_ready()).await {
+                    Ok(_) => (StatusCode::OK, "ok\n".to_owned()),
+                    Err(stuck) => (StatusCode::SERVICE_UNAVAILABLE, format!("{stuck}\n")),
+                }
+            }),
+        )
+        .route(
+            "/readyz",
+            get(|State(of): State<Arc<P>>| async move {
+                match in_time(of.not_ready()).await {
+                    Ok(reasons) if reasons.is_empty() => (StatusCode::OK, "ok\n".to_owned()),
+                    Ok(reasons) => (
+                        StatusCode::SERVICE_UNAVAILABLE,
+                        format!("{}\n", reasons.join("\n")),
+                    ),
+                    Err(stuck) => (StatusCode::SERVICE_UNAVAILABLE, format!("{stuck}\n")),
+                }
+            }),
+        )
+        .route(
+            "/metrics",
+            get(|State(of): State<Arc<P>>| async move {
+                const OPEN_METRICS: &str =
+                    "application/openmetrics-text; version=1.0.0; charset=utf-8";
+                match in_time(of.metrics()).await {
+                    Ok(page) => ([(header::CONTENT_TYPE, OPEN_METRICS)], page).into_response(),
+                    Err(stuck) => (StatusCode::SERVICE_UNAVAILABLE, stuck).into_response(),
+                }
+            }),
+        )
+        .with_state(of)
+}
+
+/// `/v1/…`, for the `weir` command.
+pub fn local<L: Local>(of: Arc<L>) -> Router {
+    type Of<L> = State<Arc<L>>;
+    Router::new()
+        .route(
+            "/v1/status",
+            get(|State(of): Of<L>| async move { answer(of.status()).await }),
+        )
+        .route(
+            "/v1/services",
+            get(|State(of): Of<L>| async move { answer(of.services()).await }),
+        )
+        .route(
+            "/v1/endpoints",
+            get(|State(of): Of<L>| async move { answer(of.endpoints()).await }),
+        )
+        .route(
+            "/v1/policy",
+            get(|State(of): Of<L>| async move { answer(of.policy()).await }),
+        )
+        .route(
+            "/v1/flows",
+            get(|State(of): Of<L>| async move { answer(of.flows()).await }),
+        )
+        .route(
+            "/v1/drops",
+            get(|State(of): Of<L>| async move { answer(of.drops()).await }),
+        )
+        .route(
+            "/v1/verify",
+            get(|State(of): Of<L>| async move { answer(of.verify()).await }),
+        )
+        .with_state(of)
+}
+
+async fn answer<T: Serialize>(asked: impl Future<Output = Result<T, Refusal>>) -> Response {
+    match in_time(asked).await {
+        Ok(value) => Json(value).into_response(),
+        Err(refusal) => (StatusCode::SERVICE_UNAVAILABLE, refusal).into_response(),
+    }
+}
+
+async fn in_time<T>(asked: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+    timeout(PATIENCE, asked)
+        .await
+        .unwrap_or_else(|_| Err(format!("the agent did not answer within {PATIENCE:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::Request;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    struct Node(Result<Vec<String>, Refusal>);
+
+    impl Probes for Node {
+        async fn not_ready(&self) -> Result<Vec<String>, Refusal> {
+            self.0.clone()
+        }
+
+        async fn metrics(&self) -> Result<String, Refusal> {
+            Ok("# EOF\n".into())
+        }
+    }
+
+    async fn ask(node: Node, path: &str) -> (StatusCode, String) {
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        let response = probes(Arc::new(node)).oneshot(request).await.unwrap();
+        let status = response.status();
+        let body = axum::body::to_bytes(response.into_body(), 1 << 16)
+            .await
+            .unwrap();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_not_ready_is_alive_and_says_why() {
+        let node = || Node(Ok(vec!["Service is not synced".into()]));
+        assert_eq!(
+            ask(node(), "/healthz").await,
+            (StatusCode::OK, "ok\n".into())
+        );
+        assert_eq!(
+            ask(node(), "/readyz").await,
+            (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "Service is not synced\n".into()
+            )
+        );
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_is_stuck_is_not_alive() {
+        let stuck = Node(Err("the line has ended".into()));
+        assert_eq!(
+            ask(stuck, "/healthz").await.0,
+            StatusCode::SERVICE_UNAVAILABLE
+        );
+    }
+}
