@@ -2,3 +2,4 @@
 //! from what happened to what is exported. `app` wires it; docs/architecture.md is the map.
 
 pub mod model;
+pub mod pods;

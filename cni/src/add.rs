@@ -11,8 +11,8 @@ use rscni_plugin::error::Error;
 use rscni_plugin::types::{Args, CNIResult, Interface, IpConfig, NetConf, Route};
 use rscni_plugin::version::SpecVersion;
 use weir_cni::attachment::Attachment;
-use weir_cni::wire::{self, ADD_DEADLINE_MS, Add, Devices, Leased, Mac, Reply, Request, gateway};
 use weir_cni::released;
+use weir_cni::wire::{self, ADD_DEADLINE_MS, Add, Devices, Leased, Mac, Reply, Request, gateway};
 
 use crate::agent::{Agent, NoAnswer};
 use crate::config::{self, Config};
@@ -253,7 +253,11 @@ impl Adding {
         if left.is_empty() {
             error
         } else {
-            let details = format!("{}; could not take back: {}", error.details(), left.join(", "));
+            let details = format!(
+                "{}; could not take back: {}",
+                error.details(),
+                left.join(", ")
+            );
             Error::Custom(u32::from(&error), error.msg().into(), details)
         }
     }

@@ -60,7 +60,10 @@ impl Agent {
             Ok(stream)
         };
         let stream = connected().map_err(|error| {
-            NoAnswer::Silent(format!("connect to the agent at {}: {error}", path.display()))
+            NoAnswer::Silent(format!(
+                "connect to the agent at {}: {error}",
+                path.display()
+            ))
         })?;
         Ok(Self {
             stream: BufReader::new(stream),

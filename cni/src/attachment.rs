@@ -113,7 +113,10 @@ impl Attachment {
     /// knows the device, so DEL needs no record of it.
     pub fn device(&self) -> String {
         let hash = fnv1a(self.to_string().as_bytes());
-        format!("{DEVICE_PREFIX}{:010x}", (hash ^ (hash >> 40)) & 0xff_ffff_ffff)
+        format!(
+            "{DEVICE_PREFIX}{:010x}",
+            (hash ^ (hash >> 40)) & 0xff_ffff_ffff
+        )
     }
 }
 

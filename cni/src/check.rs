@@ -57,19 +57,16 @@ pub(crate) fn check(args: &Args) -> Result<(), Error> {
 }
 
 /// What ADD reported must still be what the agent leased.
-fn compare_result(
-    prev: &CNIResult,
-    leased: &Leased,
-    ifname: &str,
-    mac: Mac,
-) -> Result<(), Error> {
+fn compare_result(prev: &CNIResult, leased: &Leased, ifname: &str, mac: Mac) -> Result<(), Error> {
     let reported = prev
         .interfaces
         .iter()
         .position(|it| it.name == ifname && it.sandbox.is_some())
         .ok_or_else(|| failure::broken(format!("prevResult has no interface {ifname}")))?;
     if prev.interfaces[reported].mac.parse() != Ok(mac) {
-        return Err(failure::broken(format!("prevResult: {ifname} is not {mac}")));
+        return Err(failure::broken(format!(
+            "prevResult: {ifname} is not {mac}"
+        )));
     }
     for address in &leased.addresses {
         let ours = |ip: &&rscni_plugin::types::IpConfig| {
@@ -93,7 +90,9 @@ fn check_pod(
     let found = pod.addresses(link).map_err(step())?;
     for address in leased.addresses.iter().map(|net| net.addr()) {
         if !found.contains(&address) {
-            return Err(failure::broken(format!("{ifname} has no address {address}")));
+            return Err(failure::broken(format!(
+                "{ifname} has no address {address}"
+            )));
         }
         let gateway = gateway(address);
         if pod.fixed_neighbour(link, gateway).map_err(step())? != Some(devices.host_mac) {
@@ -138,7 +137,9 @@ fn find(netlink: &mut Netlink, name: &str, mac: Mac) -> Result<u32, Error> {
         return Err(failure::broken(format!("{name} is down")));
     }
     if link.mac != Some(mac) {
-        return Err(failure::broken(format!("{name} does not have the address {mac}")));
+        return Err(failure::broken(format!(
+            "{name} does not have the address {mac}"
+        )));
     }
     Ok(link.index)
 }

@@ -39,7 +39,8 @@ impl Config {
     /// Error 7 when a field of ours has a wrong type.
     pub(crate) fn of(conf: &NetConf) -> Result<Self, Error> {
         let fields = Value::Object(conf.custom.clone().into_iter().collect());
-        serde_json::from_value(fields).map_err(|error| Error::InvalidNetworkConfig(error.to_string()))
+        serde_json::from_value(fields)
+            .map_err(|error| Error::InvalidNetworkConfig(error.to_string()))
     }
 }
 

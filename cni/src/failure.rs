@@ -21,7 +21,11 @@ pub(crate) fn interface_exists(ifname: &str) -> Error {
 }
 
 pub(crate) fn broken(what: impl Display) -> Error {
-    Error::Custom(BROKEN, "Network not as it should be".into(), what.to_string())
+    Error::Custom(
+        BROKEN,
+        "Network not as it should be".into(),
+        what.to_string(),
+    )
 }
 
 pub(crate) fn env(what: impl Display) -> Error {

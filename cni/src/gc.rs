@@ -16,9 +16,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) fn gc(args: &Args) -> Result<(), Error> {
     let conf = args.config();
     let config = Config::of(conf)?;
-    let listed = conf.valid_attachments.as_ref().ok_or_else(|| {
-        Error::InvalidNetworkConfig("GC needs cni.dev/valid-attachments".into())
-    })?;
+    let listed = conf
+        .valid_attachments
+        .as_ref()
+        .ok_or_else(|| Error::InvalidNetworkConfig("GC needs cni.dev/valid-attachments".into()))?;
     // A name that we would have refused at ADD is not one of ours.
     let valid = listed
         .iter()

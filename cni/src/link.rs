@@ -79,9 +79,9 @@ impl Netlink {
     pub(crate) fn forgo_link_local(&mut self, index: u32) -> io::Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = index;
-        message.attributes = vec![LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![
-            AfSpecInet6::AddrGenMode(In6AddrGenMode::None),
-        ])])];
+        message.attributes = vec![LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(
+            vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)],
+        )])];
         self.change(RouteNetlinkMessage::SetLink(message), 0)
     }
 
@@ -165,18 +165,26 @@ impl Netlink {
             if message.header.index != index {
                 continue;
             }
-            found.extend(message.attributes.iter().find_map(|attribute| {
-                match attribute {
-                    AddressAttribute::Address(address) => Some(*address),
-                    _ => None,
-                }
-            }));
+            found.extend(
+                message
+                    .attributes
+                    .iter()
+                    .find_map(|attribute| match attribute {
+                        AddressAttribute::Address(address) => Some(*address),
+                        _ => None,
+                    }),
+            );
         }
         Ok(found)
     }
 
     /// Adds or replaces a neighbour entry that never has to be asked for and never expires.
-    pub(crate) fn fix_neighbour(&mut self, index: u32, address: IpAddr, mac: Mac) -> io::Result<()> {
+    pub(crate) fn fix_neighbour(
+        &mut self,
+        index: u32,
+        address: IpAddr,
+        mac: Mac,
+    ) -> io::Result<()> {
         let mut message = NeighbourMessage::default();
         message.header.family = family(address);
         message.header.ifindex = index;
@@ -196,7 +204,11 @@ impl Netlink {
     }
 
     /// Where the fixed neighbour entry of an address points.
-    pub(crate) fn fixed_neighbour(&mut self, index: u32, address: IpAddr) -> io::Result<Option<Mac>> {
+    pub(crate) fn fixed_neighbour(
+        &mut self,
+        index: u32,
+        address: IpAddr,
+    ) -> io::Result<Option<Mac>> {
         let mut request = NeighbourMessage::default();
         request.header.family = family(address);
         for message in self.dump(RouteNetlinkMessage::GetNeighbour(request))? {
@@ -283,8 +295,7 @@ impl Netlink {
             }
             let has = |wanted: &RouteAttribute| message.attributes.contains(wanted);
             if has(&RouteAttribute::Oif(index))
-                && destination
-                    .is_none_or(|it| has(&RouteAttribute::Destination(route_address(it))))
+                && destination.is_none_or(|it| has(&RouteAttribute::Destination(route_address(it))))
                 && gateway.is_none_or(|it| has(&RouteAttribute::Gateway(route_address(it))))
             {
                 return Ok(true);

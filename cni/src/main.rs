@@ -44,7 +44,11 @@ impl Cni for Weir {
 }
 
 fn main() -> ExitCode {
-    let about = concat!("weir-cni ", env!("CARGO_PKG_VERSION"), ": the CNI plugin of Weir");
+    let about = concat!(
+        "weir-cni ",
+        env!("CARGO_PKG_VERSION"),
+        ": the CNI plugin of Weir"
+    );
     // The error is on standard output by now, where the runtime looks for it.
     match Plugin::default().msg(about).run(&Weir) {
         Ok(()) => ExitCode::SUCCESS,

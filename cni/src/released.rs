@@ -16,7 +16,10 @@ use crate::attachment::Attachment;
 /// # Errors
 /// When it may not survive a power loss; the caller must not say that the address is free.
 pub fn write(dir: &Path, attachment: &Attachment) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)?;
     OpenOptions::new()
         .write(true)
         .create(true)

@@ -191,8 +191,17 @@ mod tests {
 
     #[test]
     fn only_six_hexadecimal_bytes_are_an_ethernet_address() {
-        assert_eq!("02:00:5e:10:00:ff".parse(), Ok(Mac([2, 0, 0x5e, 0x10, 0, 0xff])));
-        for text in ["", "02:00:5e:10:00", "02:00:5e:10:00:ff:01", "2:0:5e:10:0:ff", "gg:00:00:00:00:00"] {
+        assert_eq!(
+            "02:00:5e:10:00:ff".parse(),
+            Ok(Mac([2, 0, 0x5e, 0x10, 0, 0xff]))
+        );
+        for text in [
+            "",
+            "02:00:5e:10:00",
+            "02:00:5e:10:00:ff:01",
+            "2:0:5e:10:0:ff",
+            "gg:00:00:00:00:00",
+        ] {
             assert_eq!(text.parse::<Mac>(), Err(InvalidMac), "{text}");
         }
     }
@@ -212,6 +221,9 @@ mod tests {
         let line = serde_json::to_string(&request).unwrap();
         assert!(!line.contains('\n'));
         assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), request);
-        assert_eq!(serde_json::to_string(&Request::Done).unwrap(), r#"{"request":"done"}"#);
+        assert_eq!(
+            serde_json::to_string(&Request::Done).unwrap(),
+            r#"{"request":"done"}"#
+        );
     }
 }
