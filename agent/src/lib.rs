@@ -2,8 +2,12 @@
 //! from what happened to what is exported. `app` wires it; docs/architecture.md is the map.
 
 pub mod admin;
+pub mod apply;
 pub mod compile;
 pub mod config;
 pub mod events;
+pub mod line;
 pub mod model;
+pub mod pods;
 pub mod watch;
+pub mod zone_feed;

@@ -1,0 +1,51 @@
+//! What the CNI server needs done in the kernel. `app` implements it with `kernel` and `apply`; tests
+//! with a fake.
+
+use std::future::Future;
+use std::net::IpAddr;
+
+use anyhow::Result;
+use weir_cni::wire::Devices;
+
+use super::Lease;
+
+/// A device of the node with a name of ours (`weir_cni::attachment::is_device`).
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Device {
+    pub name: String,
+    /// Host addresses that are routed over it.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// For one attachment the calls come in this order: `protect`, `await_policy`, `open`, later `close`
+/// and `delete_device`. They never overlap for one attachment, and do for different ones. After a
+/// failure, at the deadline (the future is dropped where it waits) and after a crash of the agent,
+/// `close` follows whatever was done, so it must accept a lease of which the kernel knows half or
+/// nothing.
+pub trait Datapath: Send + Sync + 'static {
+    /// Whether an ADD could be served now; if not, why, in words for STATUS.
+    fn ready(&self) -> Result<(), String>;
+
+    /// Attaches and pins the program that drops everything, on the node's end, which is down.
+    fn protect(&self, device: &str, devices: Devices) -> impl Future<Output = Result<()>> + Send;
+
+    /// Returns when the pod that the lease names, by its uid if it has one, is in the snapshot and
+    /// its policy is in the tables. The server stops waiting at the deadline of the ADD by dropping
+    /// the future. A lease without a pod has no policy to wait for.
+    fn await_policy(&self, lease: &Lease) -> impl Future<Output = Result<()>> + Send;
+
+    /// Writes the rows of the pod and swaps the real program in. The lease has its devices.
+    fn open(&self, lease: &Lease) -> impl Future<Output = Result<()>> + Send;
+
+    /// The reverse: when it returns, no packet passes the device and nothing in the tables names its
+    /// addresses, so they may be leased again. The device may still exist. It is on the way of DEL:
+    /// whatever waits for an RCU grace period belongs in `delete_device`.
+    fn close(&self, lease: &Lease) -> impl Future<Output = Result<()>> + Send;
+
+    /// Deletes a device of the node, what is attached to it, and its pins. One that does not exist is
+    /// no error. Many may be asked for at once; batching them is worth while.
+    fn delete_device(&self, name: &str) -> impl Future<Output = Result<()>> + Send;
+
+    /// All devices of the node with a name of ours.
+    fn devices(&self) -> impl Future<Output = Result<Vec<Device>>> + Send;
+}

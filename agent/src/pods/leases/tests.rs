@@ -1,0 +1,251 @@
+//! Leases against a model, across kills, full disks and damaged files.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs;
+use std::net::IpAddr;
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+use weir_cni::wire::Mac;
+
+use super::*;
+
+fn places(dir: &Path) -> Places {
+    Places {
+        store: dir.join("leases.redb"),
+        released: dir.join("released"),
+    }
+}
+
+fn open_with(dir: &Path, cidrs: &[&str]) -> Result<Leases, LeaseError> {
+    let cidrs: Vec<IpNet> = cidrs.iter().map(|it| it.parse().unwrap()).collect();
+    Leases::open(places(dir), &cidrs, "boot-1".into())
+}
+
+fn open(dir: &Path) -> Leases {
+    open_with(dir, &["10.0.0.0/28"]).unwrap()
+}
+
+fn attachment(number: usize) -> Attachment {
+    Attachment::new(format!("c{number}"), "eth0").unwrap()
+}
+
+fn add(number: usize) -> Add {
+    Add {
+        attachment: attachment(number),
+        network: "pods".into(),
+        netns: number as u64,
+        pod: None,
+    }
+}
+
+fn lease(leases: &Leases, number: usize) -> Result<IpAddr, LeaseError> {
+    leases.lease(add(number), 1).map(|it| it.addresses[0])
+}
+
+/// What a killed process leaves: the file as it is, while its owner still has it open.
+fn kill(leases: Leases, dir: TempDir) -> TempDir {
+    let after = tempfile::tempdir().unwrap();
+    let from = places(dir.path()).store;
+    fs::copy(from, places(after.path()).store).unwrap();
+    drop(leases);
+    after
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Lease(usize),
+    Attach(usize),
+    Release(usize),
+    Restart,
+    Kill,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..20usize).prop_map(Step::Lease),
+        2 => (0..20usize).prop_map(Step::Attach),
+        3 => (0..20usize).prop_map(Step::Release),
+        1 => Just(Step::Restart),
+        1 => Just(Step::Kill),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_address_is_leased_twice_and_the_longest_freed_goes_first(
+        steps in prop::collection::vec(step(), 1..60),
+    ) {
+        let mut dir = tempfile::tempdir().unwrap();
+        let mut leases = open(dir.path());
+        let mut free: VecDeque<IpAddr> = (2..15).map(|it| IpAddr::from([10, 0, 0, it])).collect();
+        let mut used: BTreeMap<usize, (IpAddr, LeaseState)> = BTreeMap::new();
+        for step in steps {
+            match step {
+                Step::Lease(number) => match lease(&leases, number) {
+                    Ok(address) => {
+                        prop_assert!(!used.contains_key(&number));
+                        prop_assert_eq!(Some(address), free.pop_front());
+                        used.insert(number, (address, LeaseState::Leased));
+                    }
+                    Err(LeaseError::Exists(_)) => prop_assert!(used.contains_key(&number)),
+                    Err(LeaseError::Exhausted(_)) => prop_assert!(free.is_empty()),
+                    Err(other) => prop_assert!(false, "{}", other),
+                },
+                Step::Attach(number) => {
+                    let devices = Devices {
+                        host_ifindex: number as u32,
+                        host_mac: Mac([2, 0, 0, 0, 0, 1]),
+                        pod_mac: Mac([2, 0, 0, 0, 0, 2]),
+                    };
+                    if let Some(lease) = leases.find(&attachment(number)) {
+                        leases.attach(&lease, devices).unwrap();
+                        used.get_mut(&number).unwrap().1 = LeaseState::Attached(devices);
+                    }
+                }
+                Step::Release(number) => {
+                    prop_assert_eq!(leases.release([&attachment(number)]), TakenBack::Durably);
+                    free.extend(used.remove(&number).map(|(address, _)| address));
+                }
+                Step::Restart => {
+                    drop(leases);
+                    leases = open(dir.path());
+                }
+                Step::Kill => {
+                    dir = kill(leases, dir);
+                    leases = open(dir.path());
+                }
+            }
+            let all: BTreeMap<usize, (IpAddr, LeaseState)> = leases
+                .all()
+                .values()
+                .map(|it| (it.netns as usize, (it.addresses[0], it.state)))
+                .collect();
+            prop_assert_eq!(&all, &used);
+        }
+    }
+}
+
+#[test]
+fn a_changed_range_leaves_existing_leases() {
+    let dir = tempfile::tempdir().unwrap();
+    let leases = open(dir.path());
+    assert_eq!(lease(&leases, 1).unwrap().to_string(), "10.0.0.2");
+    drop(leases);
+
+    let leases = open_with(dir.path(), &["10.9.0.0/28", "fd00::/64"]).unwrap();
+    let new = leases.lease(add(2), 1).unwrap();
+    assert_eq!(
+        new.addresses,
+        ["10.9.0.2", "fd00::2"].map(|it| it.parse::<IpAddr>().unwrap())
+    );
+    assert_eq!(leases.all().len(), 2);
+    leases.release([&attachment(1)]);
+    drop(leases);
+
+    let leases = open(dir.path());
+    assert_eq!(leases.all().len(), 1);
+    assert_eq!(lease(&leases, 3).unwrap().to_string(), "10.0.0.3");
+}
+
+#[test]
+fn a_lost_devices_address_is_held_until_it_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let leases = open_with(dir.path(), &["10.0.0.0/29"]).unwrap();
+    let device = Device {
+        name: attachment(9).device(),
+        addresses: vec!["10.0.0.2".parse().unwrap()],
+    };
+    leases.hold(&device);
+    assert!(leases.holds(&device.name));
+    for (number, address) in [(1, 3), (2, 4), (3, 5), (4, 6)] {
+        assert_eq!(
+            lease(&leases, number).unwrap(),
+            IpAddr::from([10, 0, 0, address])
+        );
+    }
+    assert!(matches!(leases.check(), Err(LeaseError::Exhausted(_))));
+    leases.let_go(&device.name);
+    assert_eq!(lease(&leases, 5).unwrap().to_string(), "10.0.0.2");
+}
+
+#[test]
+fn two_agents_do_not_share_a_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let _first = open(dir.path());
+    let second = open_with(dir.path(), &["10.0.0.0/28"]).unwrap_err();
+    assert!(
+        matches!(second, LeaseError::Store(StoreError::Busy { .. })),
+        "{second}"
+    );
+}
+
+/// A store with leases and freed addresses, and what a reader must find in it.
+fn filled() -> (TempDir, Vec<u8>, Arc<LeaseTable>) {
+    let dir = tempfile::tempdir().unwrap();
+    let leases = open(dir.path());
+    for number in 0..10 {
+        lease(&leases, number).unwrap();
+    }
+    leases.release([&attachment(3), &attachment(1)]);
+    let all = leases.all();
+    let dir = kill(leases, dir);
+    let bytes = fs::read(places(dir.path()).store).unwrap();
+    (dir, bytes, all)
+}
+
+/// Either every lease is there, or nothing is leased and the message says what to do.
+fn assert_whole_or_refused(dir: &Path, expected: &LeaseTable, what: &str) {
+    match open_with(dir, &["10.0.0.0/28"]) {
+        Ok(leases) => {
+            assert_eq!(*leases.all(), *expected, "{what}");
+            let next = lease(&leases, 99).unwrap();
+            assert!(
+                expected.values().all(|it| !it.addresses.contains(&next)),
+                "{what}"
+            );
+        }
+        Err(error) => {
+            let message = error.to_string();
+            assert!(message.contains("leases.redb"), "{what}: {message}");
+            assert!(message.contains("Drain this node"), "{what}: {message}");
+        }
+    }
+}
+
+#[test]
+fn a_truncated_store_is_refused_at_every_length() {
+    let (dir, bytes, _) = filled();
+    let store = places(dir.path()).store;
+    // Every length around what redb may look at first, then around every page.
+    let lengths = (0..1024).chain((1024..bytes.len()).filter(|it| {
+        let in_page = it % 4096;
+        in_page <= 1 || in_page == 4095 || in_page == 2048
+    }));
+    let mut tried = 0;
+    for length in lengths {
+        fs::write(&store, &bytes[..length]).unwrap();
+        let error = open_with(dir.path(), &["10.0.0.0/28"]).expect_err(&format!("{length} bytes"));
+        let message = error.to_string();
+        assert!(message.contains("Drain this node"), "{length}: {message}");
+        tried += 1;
+    }
+    assert!(tried > 1024);
+}
+
+#[test]
+fn a_flipped_bit_loses_no_lease() {
+    let (dir, bytes, expected) = filled();
+    let store = places(dir.path()).store;
+    // The file is mostly pages that were never written; the others are where something can go wrong.
+    let used: Vec<usize> = (0..bytes.len()).filter(|it| bytes[*it] != 0).collect();
+    let step = (used.len() / 1500).max(1);
+    for at in used.into_iter().step_by(step) {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 0x10;
+        fs::write(&store, &damaged).unwrap();
+        assert_whole_or_refused(dir.path(), &expected, &format!("byte {at}"));
+    }
+}

@@ -1,0 +1,21 @@
+//! The pods of this node: what the CNI plugin asks for, which addresses are whose, and the record of
+//! it on disk. What a pod's device needs in the kernel is behind `Datapath`.
+
+mod claims;
+mod datapath;
+mod frames;
+mod lease;
+mod leases;
+mod pool;
+mod server;
+mod socket;
+mod store;
+
+pub use datapath::{Datapath, Device};
+pub use lease::{Lease, LeaseState};
+pub use leases::{LeaseError, LeaseTable, Leases, Places, TakenBack};
+pub use pool::{Exhausted, InvalidCidr};
+pub use server::{Pods, Settings};
+pub use socket::listen;
+pub use weir_cni::attachment::Attachment;
+pub use weir_cni::wire::{Devices, Mac, Pod as PodRef};

@@ -1,0 +1,463 @@
+//! The CNI server: one connection of the plugin at a time through lease, protection, policy and back.
+//! What goes wrong half way is taken back here, whoever failed.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tracing::{debug, info, warn};
+use weir_cni::attachment::Attachment;
+use weir_cni::released;
+use weir_cni::wire::{ADD_DEADLINE_MS, Add, Devices, Refusal, Refused, Reply, Request};
+
+use super::claims::{Claim, Claims, Key};
+use super::frames::{Frames, NoRequest};
+use super::{Datapath, Device, Lease, LeaseError, LeaseState, Leases, TakenBack};
+
+/// Connections served at once. More wait in the listen queue, where the deadline of the plugin finds
+/// them.
+const PARALLEL: usize = 64;
+
+/// The agent stops a little before the plugin does, so that the plugin hears why.
+const ADD_DEADLINE: Duration = Duration::from_millis(ADD_DEADLINE_MS - 150);
+
+/// How long a connection may take to say what it wants.
+const FIRST_FRAME: Duration = Duration::from_secs(2);
+
+/// How long after a failed `accept` (no file descriptors left) the next is tried.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the operator decides.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Of both devices of a pod, in bytes.
+    pub mtu: u32,
+}
+
+/// The pods of this node.
+#[derive(Debug)]
+pub struct Pods<D> {
+    leases: Arc<Leases>,
+    datapath: Arc<D>,
+    settings: Settings,
+    claims: Claims,
+}
+
+impl<D: Datapath> Pods<D> {
+    pub fn new(leases: Arc<Leases>, datapath: Arc<D>, settings: Settings) -> Self {
+        Self {
+            leases,
+            datapath,
+            settings,
+            claims: Claims::default(),
+        }
+    }
+
+    /// Brings leases and devices together after a start, before anything is served: releases on disk
+    /// are taken in; leases of unfinished ADDs, and those whose device is gone (the node rebooted, or
+    /// the namespace ended without a DEL), are released; devices that no lease explains are deleted,
+    /// unless addresses are routed over them: those are held back until DEL or GC names them.
+    ///
+    /// # Errors
+    /// When devices or releases cannot be listed: then nothing may be served.
+    pub async fn reconcile(&self) -> Result<()> {
+        self.take_in_releases().await?;
+        let devices = self.datapath.devices().await.context("list our devices")?;
+        let present: HashSet<&str> = devices.iter().map(|it| it.name.as_str()).collect();
+        for lease in self.leases.all().values() {
+            if lease.state != LeaseState::Leased && present.contains(lease.device().as_str()) {
+                continue;
+            }
+            let _claim = self.claim(&lease.attachment).await;
+            match self.free(&lease.attachment).await {
+                Ok(()) => {
+                    info!(attachment = %lease.attachment, state = ?lease.state, "released at start")
+                }
+                Err(error) => {
+                    warn!(attachment = %lease.attachment, error = format!("{error:#}"), "stays leased until DEL")
+                }
+            }
+            self.delete_device(&lease.device()).await;
+        }
+        let explained: HashSet<String> = self.leases.all().values().map(|it| it.device()).collect();
+        for device in devices.iter().filter(|it| !explained.contains(&it.name)) {
+            self.settle_unexplained(device).await;
+        }
+        Ok(())
+    }
+
+    async fn settle_unexplained(&self, device: &Device) {
+        if device.addresses.is_empty() {
+            self.delete_device(&device.name).await;
+        } else {
+            warn!(device = device.name, addresses = ?device.addresses, "a device without a lease; its addresses are held");
+            self.leases.hold(device);
+        }
+    }
+
+    /// Serves the plugin until the future is dropped. Unfinished ADDs are then taken back by the next
+    /// `reconcile`.
+    pub async fn serve(self: Arc<Self>, listener: UnixListener) {
+        let free = Arc::new(Semaphore::new(PARALLEL));
+        let mut connections = JoinSet::new();
+        loop {
+            let Ok(permit) = free.clone().acquire_owned().await else {
+                return;
+            };
+            while connections.try_join_next().is_some() {}
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let pods = self.clone();
+                    connections.spawn(async move {
+                        pods.converse(stream).await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    warn!(%error, "cannot accept a connection of the CNI plugin");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn converse(self: Arc<Self>, stream: UnixStream) {
+        match stream.peer_cred() {
+            Ok(peer) if peer.uid() == 0 => {}
+            peer => {
+                warn!(?peer, "refused a CNI connection that is not root's");
+                return;
+            }
+        }
+        let deadline = Instant::now() + ADD_DEADLINE;
+        let mut frames = Frames::new(stream);
+        let (reply, leftover) = match timeout(FIRST_FRAME, frames.read()).await {
+            Ok(Ok(Request::Add(add))) => self.add(&mut frames, add, deadline).await,
+            Ok(Ok(Request::Del { attachment })) => self.del(&attachment).await,
+            Ok(Ok(Request::Check { attachment })) => (self.lookup(&attachment), None),
+            Ok(Ok(Request::Status)) => (self.status().await, None),
+            Ok(Ok(Request::Gc { network, valid })) => (self.gc(&network, &valid).await, None),
+            Ok(Ok(Request::Attach(_) | Request::Done)) => {
+                let why = "there is no ADD on this connection";
+                (refuse(Refusal::Invalid, why), None)
+            }
+            Ok(Err(NoRequest::Invalid(why))) => (refuse(Refusal::Invalid, why), None),
+            Ok(Err(NoRequest::Ended | NoRequest::Io(_))) | Err(_) => return,
+        };
+        if let Err(error) = frames.write(&reply).await {
+            debug!(%error, "the CNI plugin did not wait for its answer");
+        }
+        if let Some(Leftover { device, claim }) = leftover {
+            self.delete_device(&device).await;
+            drop(claim);
+        }
+    }
+
+    /// The whole conversation of an ADD; returns its last frame.
+    async fn add(
+        &self,
+        frames: &mut Frames,
+        add: Add,
+        deadline: Instant,
+    ) -> (Reply, Option<Leftover>) {
+        let (attachment, netns) = (add.attachment.clone(), add.netns);
+        let prepare = async {
+            if let Err(why) = self.datapath.ready() {
+                return Err(refuse(Refusal::NotReady, why));
+            }
+            if let Err(error) = self.take_in_releases().await {
+                return Err(refuse(Refusal::Storage, format!("{error:#}")));
+            }
+            let keys = vec![Key::Attachment(attachment.clone()), Key::Netns(netns)];
+            Ok(self.claims.claim(keys).await)
+        };
+        let claim = match timeout_at(deadline, prepare).await {
+            Ok(Ok(claim)) => claim,
+            Ok(Err(refused)) => return (refused, None),
+            Err(_) => {
+                let why = "another request about this container is still being served";
+                return (refuse(Refusal::NotReady, why), None);
+            }
+        };
+        let lease = match self.blocking(move |it| it.lease(add, now())).await {
+            Ok(lease) => lease,
+            Err(error) => return (refuse_lease(&error), None),
+        };
+        debug!(%attachment, addresses = ?lease.addresses, "leased");
+
+        let stopped = match timeout_at(deadline, self.finish(frames, &lease)).await {
+            Ok(Ok(())) => {
+                info!(%attachment, pod = ?lease.pod, addresses = ?lease.addresses, "attached");
+                return (Reply::Ok, None);
+            }
+            Ok(Err(stopped)) => stopped,
+            Err(_) => refuse(
+                Refusal::NotReady,
+                "the pod, its policy or the plugin was not ready in time",
+            ),
+        };
+        if let Err(error) = self.free(&attachment).await {
+            warn!(%attachment, error = format!("{error:#}"), "an unfinished ADD stays until DEL");
+        }
+        let device = attachment.device();
+        (stopped, Some(Leftover { device, claim }))
+    }
+
+    /// From the lease to `Done`. An error is the answer that ends the conversation; the caller takes
+    /// back what was done before it sends it.
+    async fn finish(&self, frames: &mut Frames, lease: &Arc<Lease>) -> Result<(), Reply> {
+        let leased = Reply::Leased(lease.answer(self.settings.mtu));
+        frames.write(&leased).await.map_err(|_| Reply::Released)?;
+        let devices = match frames.read().await {
+            Ok(Request::Attach(devices)) => devices,
+            ended => return Err(out_of_turn(ended)),
+        };
+        if let Err(error) = self.open(lease, devices).await {
+            let error = format!("{error:#}");
+            warn!(attachment = %lease.attachment, error, "not attached");
+            return Err(refuse(Refusal::NotReady, error));
+        }
+        frames
+            .write(&Reply::Ok)
+            .await
+            .map_err(|_| Reply::Released)?;
+        match frames.read().await {
+            Ok(Request::Done) => Ok(()),
+            ended => Err(out_of_turn(ended)),
+        }
+    }
+
+    /// Protects the device and opens it when the policy is there. The record is written meanwhile:
+    /// it has to be durable before the plugin goes on, not before the programs are attached.
+    async fn open(&self, lease: &Arc<Lease>, devices: Devices) -> Result<()> {
+        let device = lease.device();
+        let record = async {
+            let lease = lease.clone();
+            self.blocking(move |it| it.attach(&lease, devices))
+                .await
+                .context("record the devices")
+        };
+        let close_the_door = async {
+            self.datapath
+                .protect(&device, devices)
+                .await
+                .with_context(|| format!("protect {device}"))?;
+            self.datapath
+                .await_policy(lease)
+                .await
+                .context("wait for the pod's policy")
+        };
+        let (lease, ()) = tokio::try_join!(record, close_the_door)?;
+        self.datapath
+            .open(&lease)
+            .await
+            .with_context(|| format!("open {device}"))
+    }
+
+    async fn del(&self, attachment: &Attachment) -> (Reply, Option<Leftover>) {
+        let claim = self.claim(attachment).await;
+        if let Err(error) = self.free(attachment).await {
+            return (refuse(Refusal::NotReady, format!("{error:#}")), None);
+        }
+        info!(%attachment, "released");
+        let device = attachment.device();
+        (Reply::Ok, Some(Leftover { device, claim }))
+    }
+
+    fn lookup(&self, attachment: &Attachment) -> Reply {
+        match self.leases.find(attachment) {
+            Some(lease) => Reply::Leased(lease.answer(self.settings.mtu)),
+            None => refuse_lease(&LeaseError::NotFound(attachment.clone())),
+        }
+    }
+
+    async fn status(&self) -> Reply {
+        if let Err(why) = self.datapath.ready() {
+            return refuse(Refusal::NotReady, why);
+        }
+        if let Err(error) = self.take_in_releases().await {
+            return refuse(Refusal::Storage, format!("{error:#}"));
+        }
+        match self.blocking(|it| it.check()).await {
+            Ok(()) => Reply::Ok,
+            Err(error) => refuse_lease(&error),
+        }
+    }
+
+    /// Frees everything of `network` that is not in `valid`, and devices that nothing explains. Goes
+    /// on after errors and reports them together.
+    async fn gc(&self, network: &str, valid: &[Attachment]) -> Reply {
+        let valid: HashSet<&Attachment> = valid.iter().collect();
+        let mut errors = Vec::new();
+        if let Err(error) = self.take_in_releases().await {
+            errors.push(format!("{error:#}"));
+        }
+        for lease in self.leases.all().values() {
+            if lease.network != network || valid.contains(&lease.attachment) {
+                continue;
+            }
+            let _claim = self.claim(&lease.attachment).await;
+            match self.free(&lease.attachment).await {
+                Ok(()) => info!(attachment = %lease.attachment, "released by GC"),
+                Err(error) => errors.push(format!("{}: {error:#}", lease.attachment)),
+            }
+            self.delete_device(&lease.device()).await;
+        }
+        // A device is made after its lease, so the devices are listed before the leases.
+        match self.datapath.devices().await {
+            Ok(devices) => {
+                let mut explained: HashSet<String> = valid.iter().map(|it| it.device()).collect();
+                explained.extend(self.leases.all().values().map(|it| it.device()));
+                for Device { name, .. } in devices {
+                    if !explained.contains(&name) {
+                        info!(device = name, "deleted by GC");
+                        self.delete_device(&name).await;
+                        self.leases.let_go(&name);
+                    }
+                }
+            }
+            Err(error) => errors.push(format!("list our devices: {error:#}")),
+        }
+        if errors.is_empty() {
+            Reply::Ok
+        } else {
+            refuse(Refusal::Storage, errors.join("; "))
+        }
+    }
+
+    /// Closes the attachment's device and frees its addresses, in this order. Without a lease, the
+    /// addresses of a held device are freed, after it is deleted. Needs the claim.
+    async fn free(&self, attachment: &Attachment) -> Result<()> {
+        let device = attachment.device();
+        let Some(lease) = self.leases.find(attachment) else {
+            if self.leases.holds(&device) {
+                self.datapath.delete_device(&device).await?;
+                self.leases.let_go(&device);
+            }
+            return Ok(());
+        };
+        if let Err(error) = self.datapath.close(&lease).await {
+            warn!(%attachment, error = format!("{error:#}"), "cannot close the device; deleting it");
+            self.datapath.delete_device(&device).await?;
+        }
+        let attachment = attachment.clone();
+        let taken_back = self.blocking(move |it| it.release([&attachment])).await;
+        if taken_back == TakenBack::InMemory {
+            debug!(device, "its record follows when the disk takes it");
+        }
+        Ok(())
+    }
+
+    async fn delete_device(&self, name: &str) {
+        if let Err(error) = self.datapath.delete_device(name).await {
+            warn!(
+                device = name,
+                error = format!("{error:#}"),
+                "cannot delete a device"
+            );
+        }
+    }
+
+    /// Frees what the plugin released while no agent answered.
+    async fn take_in_releases(&self) -> Result<()> {
+        let dir = self.leases.released_dir().to_owned();
+        let list = move |_: &Leases| {
+            released::list(&dir).with_context(|| format!("read {}", dir.display()))
+        };
+        for attachment in self.blocking(list).await? {
+            let claim = self.claim(&attachment).await;
+            let path = self.leases.released_dir().join(attachment.to_string());
+            if !path.exists() {
+                // Somebody took it in while we waited; a lease of this name is a new one.
+                continue;
+            }
+            if let Err(error) = self.free(&attachment).await {
+                warn!(%attachment, error = format!("{error:#}"), "cannot take in a release");
+                continue;
+            }
+            self.delete_device(&attachment.device()).await;
+            let dir = self.leases.released_dir().to_owned();
+            let remove = {
+                let attachment = attachment.clone();
+                move |_: &Leases| released::remove(&dir, [&attachment])
+            };
+            self.blocking(remove)
+                .await
+                .with_context(|| format!("remove {}", path.display()))?;
+            info!(%attachment, "released while no agent answered");
+            drop(claim);
+        }
+        Ok(())
+    }
+
+    /// The attachment and the namespace it is in.
+    async fn claim(&self, attachment: &Attachment) -> Claim {
+        let key = Key::Attachment(attachment.clone());
+        match self.leases.find(attachment).map(|lease| lease.netns) {
+            Some(netns) => self.claims.claim(vec![key, Key::Netns(netns)]).await,
+            None => self.claims.claim(vec![key]).await,
+        }
+    }
+
+    /// Runs something that writes to disk on a thread that may wait for it.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Leases) -> T + Send + 'static,
+    ) -> T {
+        let leases = self.leases.clone();
+        match spawn_blocking(move || work(&leases)).await {
+            Ok(done) => done,
+            Err(failed) => match failed.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime is shutting down; whoever awaits this is dropped with it.
+                Err(_) => std::future::pending().await,
+            },
+        }
+    }
+}
+
+/// What is done after the answer: deleting a device takes the kernel tens of milliseconds. The claim
+/// stays until then, so that the next ADD for the same namespace finds it empty.
+struct Leftover {
+    device: String,
+    claim: Claim,
+}
+
+/// The answer to something that does not belong here: the end of the connection, most often.
+fn out_of_turn(ended: Result<Request, NoRequest>) -> Reply {
+    match ended {
+        Ok(_) => refuse(Refusal::Invalid, "this request does not belong here"),
+        Err(NoRequest::Invalid(why)) => refuse(Refusal::Invalid, why),
+        Err(NoRequest::Ended | NoRequest::Io(_)) => Reply::Released,
+    }
+}
+
+fn refuse(reason: Refusal, message: impl Into<String>) -> Reply {
+    Reply::Refused(Refused {
+        reason,
+        message: message.into(),
+    })
+}
+
+fn refuse_lease(error: &LeaseError) -> Reply {
+    let reason = match error {
+        LeaseError::Exhausted(_) => Refusal::Exhausted,
+        LeaseError::Exists(_) => Refusal::Exists,
+        LeaseError::NotFound(_) => Refusal::NotFound,
+        LeaseError::Store(_) => Refusal::Storage,
+        LeaseError::Cidr(_) | LeaseError::Clash(..) => Refusal::Invalid,
+    };
+    refuse(reason, error.to_string())
+}
+
+/// Seconds since 1970; 0 before.
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |it| it.as_secs())
+}

@@ -1,0 +1,37 @@
+//! The socket of the CNI plugin: for root only, in a directory for root only.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use tokio::net::UnixListener;
+
+/// Listens at `path`. A socket that nobody listens to any more is replaced.
+///
+/// # Errors
+/// When another agent listens there, or the directory is not ours alone to use.
+pub fn listen(path: &Path) -> Result<UnixListener> {
+    let dir = path.parent().context("the CNI socket needs a directory")?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .with_context(|| format!("create {}", dir.display()))?;
+    fs::set_permissions(dir, Permissions::from_mode(0o700))
+        .with_context(|| format!("keep others out of {}", dir.display()))?;
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => bail!("another agent listens at {}; stop it first", path.display()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).with_context(|| format!("replace {}", path.display()))?;
+        }
+        Err(error) => return Err(error).with_context(|| format!("look at {}", path.display())),
+    }
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("listen at {}", path.display()))?;
+    fs::set_permissions(path, Permissions::from_mode(0o600))
+        .with_context(|| format!("keep others out of {}", path.display()))?;
+    Ok(listener)
+}
