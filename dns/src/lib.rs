@@ -1,4 +1,14 @@
 //! Cluster DNS: the zone, the server, the way to everything else, and both ends of the feed that
 //! brings the zone from the agent. `main` wires them; no privilege is needed past the binding of ports.
 
+pub mod feed;
+pub mod listen;
+pub mod metrics;
+pub mod privilege;
+pub mod reply;
+pub mod request;
+pub mod resolve;
+pub mod server;
+pub mod status;
+pub mod upstream;
 pub mod zone;

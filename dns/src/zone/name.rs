@@ -72,6 +72,14 @@ pub enum Place {
     Nowhere,
 }
 
+impl std::str::FromStr for Domain {
+    type Err = DomainError;
+
+    fn from_str(text: &str) -> Result<Self, DomainError> {
+        Self::new(text)
+    }
+}
+
 /// The cluster domain.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Domain {

@@ -1,0 +1,196 @@
+//! The `weir-dns` process, in order: arguments, sockets, no privilege any more, then service until
+//! SIGTERM.
+
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use arc_swap::ArcSwapOption;
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+use tracing_subscriber::EnvFilter;
+use weir_dns::feed::Client;
+use weir_dns::listen::{ListenError, Listener};
+use weir_dns::metrics::Metrics;
+use weir_dns::privilege::{self, User};
+use weir_dns::resolve::Resolve;
+use weir_dns::server;
+use weir_dns::status::{self, Status};
+use weir_dns::upstream::{Upstream, from_resolv_conf, without_ourselves};
+use weir_dns::zone::Domain;
+
+/// The exit code when an address cannot be listened on, for who starts us.
+const EXIT_LISTEN: u8 = 3;
+
+/// Weir's DNS: answers for the cluster's names, and asks upstream servers for all others.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Where to answer, over UDP and TCP. May be repeated.
+    #[arg(long, required = true)]
+    listen: Vec<SocketAddr>,
+    /// The agent's socket that the zone comes from.
+    #[arg(long, default_value = "/run/weir/zone.sock")]
+    feed: PathBuf,
+    /// The domain of cluster names; the agent must have the same.
+    #[arg(long, default_value = "cluster.local")]
+    domain: Domain,
+    /// Seconds that clients may keep an answer about a cluster name.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=3600))]
+    ttl: u32,
+    /// A server for all other names. May be repeated; without any, --resolv-conf names them.
+    #[arg(long)]
+    upstream: Vec<SocketAddr>,
+    /// The file that names the upstream servers.
+    #[arg(long, default_value = "/etc/resolv.conf")]
+    resolv_conf: PathBuf,
+    /// Where /metrics, /health and /ready are served, if at all.
+    #[arg(long)]
+    metrics: Option<SocketAddr>,
+    /// Whom to become, as UID:GID, when started as root.
+    #[arg(long, default_value = "65532:65532")]
+    user: User,
+    /// Lines for people, or JSON.
+    #[arg(long, value_enum, default_value = "text")]
+    log_format: LogFormat,
+    /// As of tracing's EnvFilter: `info`, `weir_dns=debug`, …
+    #[arg(long, env = "WEIR_LOG", default_value = "info")]
+    log: String,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let filter = EnvFilter::new(&args.log);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            error!("{failure:#}");
+            match failure.is::<ListenError>() {
+                true => ExitCode::from(EXIT_LISTEN),
+                false => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+fn run(args: Args) -> Result<()> {
+    let listeners = args
+        .listen
+        .iter()
+        .map(|address| Listener::open(*address))
+        .collect::<Result<Vec<_>, _>>()?;
+    let metrics_listener = args
+        .metrics
+        .map(|address| {
+            let listener = TcpListener::bind(address)
+                .with_context(|| format!("cannot serve metrics on {address}"))?;
+            listener.set_nonblocking(true)?;
+            anyhow::Ok(listener)
+        })
+        .transpose()?;
+    let servers = match args.upstream.is_empty() {
+        true => from_resolv_conf(&args.resolv_conf)?,
+        false => args.upstream.clone(),
+    };
+    let local = local_addresses();
+    for listener in &listeners {
+        let ip = listener.address.ip();
+        if !ip.is_unspecified() && !ip.is_loopback() && !local.contains(&ip) {
+            warn!(address = %ip, "this host does not have the address yet");
+        }
+    }
+    let listening: Vec<_> = listeners.iter().map(|l| l.address).collect();
+    let servers = without_ourselves(servers, &listening, &local);
+    privilege::drop(args.user).context("cannot give up privilege")?;
+
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("weir-dns")
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(answer(args, listeners, metrics_listener, servers))
+}
+
+async fn answer(
+    args: Args,
+    listeners: Vec<Listener>,
+    metrics_listener: Option<TcpListener>,
+    servers: Vec<SocketAddr>,
+) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let shutdown = CancellationToken::new();
+    let zone = Arc::new(ArcSwapOption::empty());
+    let (metrics, registry) = Metrics::new(&args.domain);
+    info!(domain = %args.domain.name(), upstream = ?servers, user = %args.user, "starting");
+
+    let client = Client::new(args.feed, args.domain.clone(), args.ttl, zone.clone());
+    let feed = tokio::spawn(client.run());
+    let pages = match metrics_listener {
+        None => None,
+        Some(listener) => {
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            let router = status::router(Status {
+                metrics: metrics.clone(),
+                registry: Arc::new(registry),
+                zone: zone.clone(),
+            });
+            Some(tokio::spawn(async move {
+                if let Err(failure) = axum::serve(listener, router).await {
+                    error!(%failure, "metrics ended");
+                }
+            }))
+        }
+    };
+    let upstream = Upstream::new(&servers)?;
+    let resolve = Arc::new(Resolve::new(args.domain, zone, upstream, metrics));
+    let mut service = tokio::spawn(server::serve(listeners, resolve, shutdown.clone()));
+    tokio::select! {
+        _ = terminate.recv() => info!("told to end"),
+        _ = interrupt.recv() => info!("interrupted"),
+        ended = &mut service => return Ok(ended.context("the server ended")??),
+    }
+    shutdown.cancel();
+    service.await.context("the server ended")??;
+    feed.abort();
+    if let Some(pages) = pages {
+        pages.abort();
+    }
+    Ok(())
+}
+
+fn local_addresses() -> Vec<IpAddr> {
+    let devices = match nix::ifaddrs::getifaddrs() {
+        Ok(devices) => devices,
+        Err(failure) => {
+            warn!(%failure, "cannot list this host's addresses");
+            return Vec::new();
+        }
+    };
+    devices
+        .filter_map(|device| {
+            let address = device.address?;
+            address
+                .as_sockaddr_in()
+                .map(|v4| IpAddr::V4(v4.ip()))
+                .or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+        })
+        .collect()
+}

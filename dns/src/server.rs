@@ -1,0 +1,57 @@
+//! Questions over UDP and TCP. hickory-server is not used: it has no bound on connections or tasks,
+//! and drops the answers under way when it is told to end.
+
+mod tcp;
+mod udp;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::listen::Listener;
+use crate::metrics::Text;
+use crate::resolve::Resolve;
+
+/// How long questions under way may take once we are told to end: a whole upstream budget, and some.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// Answers on every listener until `shutdown`, then finishes what has begun.
+pub async fn serve(
+    listeners: Vec<Listener>,
+    resolve: Arc<Resolve>,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let tasks = TaskTracker::new();
+    let connections = tcp::Connections::default();
+    for listener in listeners {
+        let Listener { address, udp, tcp } = listener;
+        let server = Text::new(&format!("dns://{address}"));
+        info!(%address, "listening");
+        let udp = Arc::new(tokio::net::UdpSocket::from_std(udp)?);
+        tasks.spawn(udp::serve(
+            udp,
+            server.clone(),
+            resolve.clone(),
+            tasks.clone(),
+            shutdown.clone(),
+        ));
+        tasks.spawn(tcp::serve(
+            tokio::net::TcpListener::from_std(tcp)?,
+            server,
+            resolve.clone(),
+            connections.clone(),
+            tasks.clone(),
+            shutdown.clone(),
+        ));
+    }
+    shutdown.cancelled().await;
+    tasks.close();
+    if tokio::time::timeout(DRAIN, tasks.wait()).await.is_err() {
+        warn!(tasks = tasks.len(), "ending with questions unanswered");
+    }
+    Ok(())
+}

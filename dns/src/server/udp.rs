@@ -1,0 +1,98 @@
+//! Datagrams: cluster names are answered where they are read; questions for upstream get a task.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::UdpSocket;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+use crate::metrics::{Text, Transport};
+use crate::resolve::{Fate, Origin, Resolve};
+
+/// A question is far smaller; what is cut off here is malformed.
+const MAX_QUESTION: usize = 4096;
+/// Answers between two chances for other tasks.
+const BURST: usize = 64;
+
+pub(super) async fn serve(
+    socket: Arc<UdpSocket>,
+    server: Text,
+    resolve: Arc<Resolve>,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+) {
+    let mut buffer = [0; MAX_QUESTION];
+    loop {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            ready = socket.readable() => if let Err(error) = ready {
+                warn!(%error, "UDP socket cannot be watched");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            },
+        }
+        for _ in 0..BURST {
+            if !receive(&socket, &mut buffer, &server, &resolve, &tasks).await {
+                break;
+            }
+        }
+    }
+    // A connected socket gets nothing from others: from here on the kernel gives every new question
+    // to whoever else listens. What it gave us already is still answered.
+    let aside = socket.local_addr();
+    if let Ok(aside) = aside
+        && !aside.ip().is_unspecified()
+        && let Err(error) = socket.connect(aside).await
+    {
+        debug!(%error, "UDP socket not set aside");
+    }
+    while receive(&socket, &mut buffer, &server, &resolve, &tasks).await {}
+}
+
+/// Reads a question and answers it. False if none is there.
+async fn receive(
+    socket: &Arc<UdpSocket>,
+    buffer: &mut [u8],
+    server: &Text,
+    resolve: &Arc<Resolve>,
+    tasks: &TaskTracker,
+) -> bool {
+    let (length, client) = match socket.try_recv_from(buffer) {
+        Ok(received) => received,
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return false,
+        Err(error) => {
+            // An ICMP error about an earlier answer: it says nothing about the next question.
+            debug!(%error, "UDP receive");
+            return true;
+        }
+    };
+    if client.port() == 0 {
+        return true;
+    }
+    let origin = Origin {
+        server: server.clone(),
+        transport: Transport::Udp,
+        client,
+    };
+    let question = buffer.get(..length).unwrap_or_default();
+    match resolve.receive(question, &origin) {
+        Fate::Nothing => {}
+        Fate::Reply(response) => send(socket, &response, client).await,
+        Fate::Ask(pending) => {
+            let (socket, resolve) = (socket.clone(), resolve.clone());
+            tasks.spawn(async move {
+                let response = resolve.ask(*pending).await;
+                send(&socket, &response, client).await;
+            });
+        }
+    }
+    true
+}
+
+async fn send(socket: &UdpSocket, response: &[u8], client: std::net::SocketAddr) {
+    if let Err(error) = socket.send_to(response, client).await {
+        debug!(%client, %error, "answer not sent");
+    }
+}
