@@ -1,6 +1,9 @@
-//! From the snapshot to what the kernel should hold. Pure: no clock, no socket, no tokio.
+//! From the snapshot to what the kernel should hold: pure functions and plain data. No clock, socket,
+//! map or tokio.
 
+mod policy_rows;
 pub mod service;
 mod service_plan;
 
+pub use policy_rows::{PodRules, PolicyRows};
 pub use service_plan::{BackendAddr, FrontendPlan, ServicePlan};

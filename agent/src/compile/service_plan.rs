@@ -1,30 +1,31 @@
-//! What the kernel should hold for one Service. Which segment and which numbers it gets is `apply`'s.
+//! What a Service should be in the kernel, before anything has a number. How it is derived is not here.
 
 use weir_common::service::FrontendKey;
 use weir_common::{Addr, Port};
 
 use crate::model::ObjectName;
 
-/// All frontends of a Service; none for one that is not proxied.
+/// All frontends of one Service.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ServicePlan {
     pub id: ObjectName,
+    /// Sorted by key, keys unique.
     pub frontends: Vec<FrontendPlan>,
 }
 
-/// A frontend and where it leads.
+/// One address that clients send to, and who may answer.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct FrontendPlan {
     pub key: FrontendKey,
-    /// Without duplicates, in a fixed order.
+    /// Sorted and unique. Empty means that nothing can serve, which is refused, not passed on.
     pub backends: Vec<BackendAddr>,
-    /// Session affinity in seconds, 0 for none.
+    /// Session affinity by client address in seconds, 0 for none.
     pub affinity: u32,
     /// Bits of [`weir_common::service::FrontendFlags`].
     pub flags: u32,
 }
 
-/// Where a backend listens.
+/// Where a backend listens. Its protocol is the frontend's.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct BackendAddr {
     pub addr: Addr,
