@@ -57,6 +57,7 @@ pub fn compile<'a>(
                 .push(frontend(service, *address, port, &slices, node, dns));
         }
     }
+    plan.frontends.sort_unstable_by_key(|f| f.key);
     plan
 }
 

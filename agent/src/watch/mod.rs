@@ -1,5 +1,14 @@
 //! What the cluster says: sources turn it into a stream of [`crate::model::Change`]. What the objects
 //! mean for a node is `compile`'s.
 
+pub mod controllers;
 pub mod documents;
+pub mod kube;
+pub mod last_good;
+pub mod ledger;
+pub mod manifests;
+pub mod status;
 pub mod wire;
+
+#[cfg(test)]
+mod tests;

@@ -15,7 +15,7 @@ use crate::model::convert::{self, Converted, Invalid};
 use crate::model::{Kind, Object, ObjectName};
 
 /// A kind of object on the wire.
-pub trait WireKind: DeserializeOwned + Send + Sync + 'static {
+pub trait WireKind: DeserializeOwned + std::fmt::Debug + Send + Sync + 'static {
     const KIND: Kind;
     /// API group; empty for core.
     const GROUP: &'static str;

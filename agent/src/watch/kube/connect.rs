@@ -1,0 +1,92 @@
+//! How to reach the API server, and as whom. Nothing is sent from here.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kube::Client;
+use kube::config::{Config, InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
+use thiserror::Error;
+
+/// How long the API server has to accept a connection.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may be silent. Longer than a watch call, whose end is a sign of life.
+const READ_TIMEOUT: Duration = Duration::from_secs(50);
+/// A name that every API server's certificate carries (kubeadm and the managed offerings alike).
+const SERVER_NAME: &str = "kubernetes.default.svc";
+
+/// Where the API server is, and who asks.
+#[derive(Clone, Debug)]
+pub struct KubeOptions {
+    pub credentials: Credentials,
+    /// `--kube-api-server https://host:port`: asks there, whatever the credentials name. The address of
+    /// the Service kubernetes is ours to provide, so it cannot be relied on.
+    pub server: Option<String>,
+}
+
+/// Who asks.
+#[derive(Clone, Debug)]
+pub enum Credentials {
+    Kubeconfig(PathBuf),
+    /// The service account of the pod.
+    InCluster,
+}
+
+/// The configuration cannot be used. Each message says what to change.
+#[derive(Debug, Error)]
+pub enum ConnectError {
+    #[error("the kubeconfig {path} cannot be used: {source}")]
+    Kubeconfig {
+        path: PathBuf,
+        source: KubeconfigError,
+    },
+    #[error(
+        "not in a pod with a service account ({0}): give --kubeconfig FILE, or --manifests DIR to do \
+         without an API server"
+    )]
+    InCluster(#[source] InClusterError),
+    #[error("--kube-api-server {0:?} is not of the form https://host:port")]
+    Server(String),
+    #[error("the connection to the API server cannot be set up: {0}")]
+    Client(#[source] kube::Error),
+}
+
+/// A client with timeouts, so that a server which went silent is noticed within a minute.
+pub async fn connect(options: &KubeOptions) -> Result<Client, ConnectError> {
+    Client::try_from(config(options).await?).map_err(ConnectError::Client)
+}
+
+async fn config(options: &KubeOptions) -> Result<Config, ConnectError> {
+    let mut config = match (&options.credentials, &options.server) {
+        (Credentials::Kubeconfig(path), _) => {
+            let refused = |source| ConnectError::Kubeconfig {
+                path: path.clone(),
+                source,
+            };
+            let kubeconfig = Kubeconfig::read_from(path).map_err(refused)?;
+            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+                .await
+                .map_err(refused)?
+        }
+        (Credentials::InCluster, None) => Config::incluster().map_err(ConnectError::InCluster)?,
+        (Credentials::InCluster, Some(_)) => {
+            let mut config = Config::incluster_dns().map_err(ConnectError::InCluster)?;
+            config.tls_server_name = Some(SERVER_NAME.to_owned());
+            config
+        }
+    };
+    if let Some(server) = &options.server {
+        let wrong = || ConnectError::Server(server.clone());
+        config.cluster_url = server.parse().map_err(|_| wrong())?;
+        let url = &config.cluster_url;
+        if !matches!(url.scheme_str(), Some("https" | "http")) || url.host().is_none() {
+            return Err(wrong());
+        }
+    }
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    config.write_timeout = Some(CONNECT_TIMEOUT);
+    config.read_timeout = Some(READ_TIMEOUT);
+    config.reset_reader_on_write = true;
+    // The source tries again itself, and says so.
+    config.default_retry = false;
+    Ok(config)
+}

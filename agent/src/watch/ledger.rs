@@ -1,0 +1,148 @@
+//! What a source has said of one kind, object by object: so that a new list tells what is gone, and so
+//! that an object which can no longer be understood keeps its last good state.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::model::convert::{Converted, Invalid};
+use crate::model::{Change, Kind, ObjectId, ObjectName};
+
+/// What was said of one kind.
+#[derive(Debug)]
+pub struct Ledger {
+    kind: Kind,
+    list: u32,
+    entries: HashMap<ObjectName, Entry>,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    /// The list in which it was last seen.
+    list: u32,
+    held: Held,
+    /// Reports that stand: name of the object or part, and reason.
+    reports: Option<Box<BTreeMap<String, String>>>,
+}
+
+/// What the reader of the changes holds of an object.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+enum Held {
+    #[default]
+    Nothing,
+    /// The stand-in of an object that was never understood.
+    StandIn,
+    Good,
+}
+
+impl Ledger {
+    /// Nothing said yet.
+    pub fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            list: 0,
+            entries: HashMap::new(),
+        }
+    }
+
+    /// A list begins; it need not come to its end.
+    pub fn begin_list(&mut self) {
+        self.list = self.list.wrapping_add(1);
+    }
+
+    /// The list is complete: what was not in it is gone.
+    pub fn finish_list(&mut self, out: &mut Vec<Change>) {
+        let gone: Vec<_> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.list != self.list)
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in gone {
+            self.deleted(&name, out);
+        }
+        out.push(Change::Synced(self.kind));
+    }
+
+    /// The object exists, and is like this.
+    pub fn applied(
+        &mut self,
+        name: ObjectName,
+        outcome: Result<Converted, Invalid>,
+        out: &mut Vec<Change>,
+    ) {
+        let id = ObjectId {
+            kind: self.kind,
+            name: name.clone(),
+        };
+        let entry = self.entries.entry(name).or_default();
+        entry.list = self.list;
+        let reports = match outcome {
+            Ok(converted) => {
+                match converted.object {
+                    Some(object) => {
+                        entry.held = Held::Good;
+                        out.push(Change::Applied(object));
+                    }
+                    None if entry.held != Held::Nothing => {
+                        entry.held = Held::Nothing;
+                        out.push(Change::Deleted(id.clone()));
+                    }
+                    None => {}
+                }
+                converted
+                    .problems
+                    .into_iter()
+                    .map(|p| (format!("{id} {}", p.part), p.reason))
+                    .collect()
+            }
+            Err(invalid) => {
+                if entry.held != Held::Good
+                    && let Some(stand_in) = invalid.closed
+                {
+                    entry.held = Held::StandIn;
+                    out.push(Change::Applied(stand_in));
+                }
+                BTreeMap::from([(id.to_string(), invalid.reason)])
+            }
+        };
+        let before = entry.reports.take().map(|r| *r).unwrap_or_default();
+        diff_reports(&before, &reports, out);
+        entry.reports = (!reports.is_empty()).then(|| Box::new(reports));
+    }
+
+    /// The object is gone.
+    pub fn deleted(&mut self, name: &ObjectName, out: &mut Vec<Change>) {
+        let Some(entry) = self.entries.remove(name) else {
+            return;
+        };
+        if entry.held != Held::Nothing {
+            out.push(Change::Deleted(ObjectId {
+                kind: self.kind,
+                name: name.clone(),
+            }));
+        }
+        if let Some(reports) = entry.reports {
+            diff_reports(&reports, &BTreeMap::new(), out);
+        }
+    }
+}
+
+/// From the reports that stood to those that stand.
+pub(super) fn diff_reports(
+    before: &BTreeMap<String, String>,
+    now: &BTreeMap<String, String>,
+    out: &mut Vec<Change>,
+) {
+    for object in before.keys().filter(|o| !now.contains_key(*o)) {
+        out.push(Change::Released {
+            object: object.clone(),
+        });
+    }
+    for (object, reason) in now {
+        if before.get(object) != Some(reason) {
+            out.push(Change::Quarantined {
+                object: object.clone(),
+                reason: reason.clone(),
+            });
+        }
+    }
+}

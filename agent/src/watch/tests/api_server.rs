@@ -1,0 +1,333 @@
+//! An API server that lists and watches, and misbehaves on command.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use futures::stream;
+use serde_json::{Value, json};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::watch;
+
+pub(super) struct ApiServer {
+    pub addr: SocketAddr,
+    shared: Arc<Shared>,
+    /// Its own, so that stopping it takes every connection with it.
+    runtime: Option<Runtime>,
+}
+
+struct Shared {
+    store: Mutex<Store>,
+    /// Moves with every change of the store.
+    version: watch::Sender<u64>,
+    /// Moves when every open watch is to break.
+    cut: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Store {
+    version: u64,
+    /// Watches from before this are answered with 410 Gone.
+    compacted: u64,
+    objects: BTreeMap<(String, String), Value>,
+    /// Version, resource, type and object.
+    log: Vec<(u64, String, &'static str, Value)>,
+    forbidden: BTreeSet<String>,
+    is_locked: bool,
+    lists: BTreeMap<String, usize>,
+    watches: BTreeMap<String, usize>,
+}
+
+impl ApiServer {
+    pub fn start() -> Self {
+        let shared = Arc::new(Shared {
+            store: Mutex::default(),
+            version: watch::Sender::new(0),
+            cut: watch::Sender::new(0),
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let mut server = Self {
+            addr,
+            shared,
+            runtime: None,
+        };
+        server.serve(listener);
+        server
+    }
+
+    fn serve(&mut self, listener: TcpListener) {
+        let router = Router::new()
+            .route("/api/v1/{resource}", get(answer))
+            .route("/apis/{group}/v1/{resource}", get(answer_group))
+            .with_state(self.shared.clone());
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        listener.set_nonblocking(true).unwrap();
+        runtime.spawn(async move {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            axum::serve(listener, router).await.unwrap();
+        });
+        self.runtime = Some(runtime);
+    }
+
+    /// Closes the port and every connection.
+    pub fn stop(&mut self) {
+        self.runtime.take().unwrap().shutdown_background();
+    }
+
+    /// Opens the port again, with whatever was written in between.
+    pub async fn start_again(&mut self) {
+        for _ in 0..100 {
+            match TcpListener::bind(self.addr) {
+                Ok(listener) => return self.serve(listener),
+                // The listener of before is closed in the background.
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+        panic!("{} does not become free", self.addr);
+    }
+
+    /// Writes an object. Its resource follows from its kind.
+    pub fn put(&self, object: Value) {
+        self.change(object, Said::Aloud);
+    }
+
+    pub fn delete(&self, resource: &str, name: &str) {
+        self.remove(resource, name, Said::Aloud);
+    }
+
+    /// Deletes without a word to any watch, as if the event were lost.
+    pub fn delete_silently(&self, resource: &str, name: &str) {
+        self.remove(resource, name, Said::Never);
+    }
+
+    /// Breaks every open watch.
+    pub fn cut(&self) {
+        self.shared.cut.send_modify(|n| *n += 1);
+    }
+
+    /// Forgets every event so far.
+    pub fn compact(&self) {
+        let mut store = self.store();
+        store.version += 1;
+        store.compacted = store.version;
+        store.log.clear();
+    }
+
+    pub fn forbid(&self, resource: &str) {
+        self.store().forbidden.insert(resource.to_owned());
+    }
+
+    pub fn permit(&self, resource: &str) {
+        self.store().forbidden.remove(resource);
+    }
+
+    /// Answers 401 to everything.
+    pub fn lock(&self) {
+        self.store().is_locked = true;
+    }
+
+    pub fn lists(&self, resource: &str) -> usize {
+        self.store().lists.get(resource).copied().unwrap_or(0)
+    }
+
+    pub fn watches(&self, resource: &str) -> usize {
+        self.store().watches.get(resource).copied().unwrap_or(0)
+    }
+
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.shared.store.lock().unwrap()
+    }
+
+    fn change(&self, mut object: Value, said: Said) {
+        let resource = match object["kind"].as_str().unwrap() {
+            "NetworkPolicy" => "networkpolicies".to_owned(),
+            kind => format!("{}s", kind.to_lowercase()),
+        };
+        let mut store = self.store();
+        store.version += 1;
+        let version = store.version;
+        object["metadata"]["resourceVersion"] = json!(version.to_string());
+        let key = (resource.clone(), full_name(&object));
+        let is_new = store.objects.insert(key, object.clone()).is_none();
+        if let Said::Aloud = said {
+            let event = if is_new { "ADDED" } else { "MODIFIED" };
+            store.log.push((version, resource, event, object));
+        }
+        drop(store);
+        self.shared.version.send_replace(version);
+    }
+
+    fn remove(&self, resource: &str, name: &str, said: Said) {
+        let mut store = self.store();
+        store.version += 1;
+        let version = store.version;
+        let key = (resource.to_owned(), name.to_owned());
+        let mut object = store.objects.remove(&key).expect("it is there");
+        object["metadata"]["resourceVersion"] = json!(version.to_string());
+        if let Said::Aloud = said {
+            store
+                .log
+                .push((version, resource.to_owned(), "DELETED", object));
+        }
+        drop(store);
+        self.shared.version.send_replace(version);
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+enum Said {
+    Aloud,
+    Never,
+}
+
+fn full_name(object: &Value) -> String {
+    let meta = &object["metadata"];
+    match meta["namespace"].as_str() {
+        Some(namespace) => format!("{namespace}/{}", meta["name"].as_str().unwrap()),
+        None => meta["name"].as_str().unwrap().to_owned(),
+    }
+}
+
+type Parameters = Query<BTreeMap<String, String>>;
+
+async fn answer(
+    State(shared): State<Arc<Shared>>,
+    Path(resource): Path<String>,
+    parameters: Parameters,
+) -> Response {
+    respond(shared, resource, &parameters)
+}
+
+async fn answer_group(
+    State(shared): State<Arc<Shared>>,
+    Path((_, resource)): Path<(String, String)>,
+    parameters: Parameters,
+) -> Response {
+    respond(shared, resource, &parameters)
+}
+
+fn respond(shared: Arc<Shared>, resource: String, parameters: &Parameters) -> Response {
+    let is_watch = parameters.get("watch").is_some();
+    let mut store = shared.store.lock().unwrap();
+    if store.is_locked {
+        return refuse(StatusCode::UNAUTHORIZED, "Unauthorized");
+    }
+    if store.forbidden.contains(&resource) {
+        let verb = if is_watch { "watch" } else { "list" };
+        return refuse(
+            StatusCode::FORBIDDEN,
+            &format!(
+                "{resource} is forbidden: User \"weir\" cannot {verb} resource \"{resource}\""
+            ),
+        );
+    }
+    if !is_watch {
+        *store.lists.entry(resource.clone()).or_default() += 1;
+        let items: Vec<_> = store
+            .objects
+            .iter()
+            .filter(|((r, _), _)| *r == resource)
+            .map(|(_, object)| object.clone())
+            .collect();
+        return Json(json!({
+            "kind": "List",
+            "apiVersion": "v1",
+            "metadata": {"resourceVersion": store.version.to_string()},
+            "items": items,
+        }))
+        .into_response();
+    }
+    *store.watches.entry(resource.clone()).or_default() += 1;
+    let from: u64 = parameters["resourceVersion"].parse().unwrap();
+    drop(store);
+    let seconds: u64 = parameters["timeoutSeconds"].parse().unwrap();
+    let watch = Watch {
+        seen: from,
+        version: shared.version.subscribe(),
+        cut: shared.cut.subscribe(),
+        end: tokio::time::Instant::now() + Duration::from_secs(seconds),
+        shared,
+        resource,
+        is_over: false,
+    };
+    Body::from_stream(stream::unfold(watch, Watch::step)).into_response()
+}
+
+fn refuse(code: StatusCode, message: &str) -> Response {
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure",
+        "code": code.as_u16(), "message": message, "reason": code.canonical_reason(),
+    });
+    (code, Json(status)).into_response()
+}
+
+struct Watch {
+    shared: Arc<Shared>,
+    resource: String,
+    seen: u64,
+    version: watch::Receiver<u64>,
+    cut: watch::Receiver<u64>,
+    end: tokio::time::Instant,
+    is_over: bool,
+}
+
+impl Watch {
+    async fn step(mut self) -> Option<(Result<String, Infallible>, Self)> {
+        loop {
+            if self.is_over {
+                return None;
+            }
+            if let Some(text) = self.news() {
+                return Some((Ok(text), self));
+            }
+            tokio::select! {
+                changed = self.version.changed() => changed.unwrap(),
+                _ = self.cut.changed() => return None,
+                () = tokio::time::sleep_until(self.end) => return None,
+            }
+        }
+    }
+
+    fn news(&mut self) -> Option<String> {
+        let store = self.shared.store.lock().unwrap();
+        if self.seen < store.compacted {
+            self.is_over = true;
+            let gone = json!({"type": "ERROR", "object": {
+                "kind": "Status", "apiVersion": "v1", "status": "Failure",
+                "code": 410, "reason": "Expired", "message": "too old resource version",
+            }});
+            return Some(format!("{gone}\n"));
+        }
+        let text: String = store
+            .log
+            .iter()
+            .filter(|(v, r, _, _)| *v > self.seen && *r == self.resource)
+            .map(|(_, _, kind, object)| {
+                // The type stands first, as the real server writes it.
+                format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n")
+            })
+            .collect();
+        self.seen = store.version;
+        (!text.is_empty()).then_some(text)
+    }
+}

@@ -1,0 +1,102 @@
+//! Sources from the outside: a folder or an API server in, changes out.
+
+mod api_server;
+mod convert;
+mod fuzz;
+mod kube;
+mod manifests;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::model::{Change, Kind, Snapshot};
+
+/// Who reads a source: all that it was told, taken together.
+pub(super) struct Reader {
+    changes: mpsc::Receiver<Change>,
+    pub snapshot: Snapshot,
+    /// Standing reports by name.
+    pub quarantined: BTreeMap<String, String>,
+    /// How often each kind was said to be synced.
+    pub synced: BTreeMap<Kind, usize>,
+    pub seen: Vec<Change>,
+}
+
+impl Reader {
+    pub fn new(changes: mpsc::Receiver<Change>) -> Self {
+        Self {
+            changes,
+            snapshot: Snapshot::default(),
+            quarantined: BTreeMap::new(),
+            synced: BTreeMap::new(),
+            seen: Vec::new(),
+        }
+    }
+
+    /// Reads on until it is so. Panics when it does not become so within a few seconds.
+    pub async fn until(&mut self, what: &str, is_so: impl Fn(&Self) -> bool) {
+        let reading = async {
+            while !is_so(self) {
+                let change = self.changes.recv().await.expect("the source ended");
+                self.take(change);
+            }
+        };
+        if tokio::time::timeout(Duration::from_secs(8), reading)
+            .await
+            .is_err()
+        {
+            panic!(
+                "not within 8 s: {what}; {:#?} {:#?}",
+                self.quarantined, self.snapshot
+            );
+        }
+    }
+
+    pub async fn until_complete(&mut self) {
+        self.until("every kind is synced", |r| r.snapshot.is_complete())
+            .await;
+    }
+
+    /// Nothing is said for this long.
+    pub async fn silence(&mut self, time: Duration) {
+        if let Ok(change) = tokio::time::timeout(time, self.changes.recv()).await {
+            panic!("unexpected {change:?}");
+        }
+    }
+
+    pub fn has_service(&self, namespace: &str, name: &str) -> bool {
+        self.snapshot
+            .services
+            .contains_key(&crate::model::ObjectName::new(namespace, name))
+    }
+
+    fn take(&mut self, change: Change) {
+        self.seen.push(change.clone());
+        match change {
+            Change::Applied(object) => {
+                self.snapshot.apply(object);
+            }
+            Change::Deleted(id) => {
+                assert!(
+                    self.snapshot.delete(&id),
+                    "{id} is deleted and was not there"
+                );
+            }
+            Change::Synced(kind) => {
+                *self.synced.entry(kind).or_default() += 1;
+                self.snapshot.mark_synced(kind);
+            }
+            Change::Quarantined { object, reason } => {
+                self.quarantined.insert(object, reason);
+            }
+            Change::Released { object } => {
+                assert!(
+                    self.quarantined.remove(&object).is_some(),
+                    "{object} is released and was not quarantined"
+                );
+            }
+        }
+    }
+}
