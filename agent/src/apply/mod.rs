@@ -3,9 +3,11 @@
 
 mod delta;
 pub mod fake;
+mod services;
 mod status;
 mod table;
 
 pub use delta::{Delta, Drift};
+pub use services::{GRACE, Pass, ServiceChange, Services};
 pub use status::{Deletes, Fill, Status, Statuses};
 pub use table::{KernelTable, Stopped, Table, TableError, Written};

@@ -1,0 +1,545 @@
+//! Services: from plans to rows of `FRONTENDS`, `BACKENDS` and `LIVE`, in an order in which every
+//! intermediate state is right. Which backends a frontend has is the compiler's business.
+//!
+//! A frontend is changed by writing a fresh run of `BACKENDS` and then replacing its one row of
+//! `FRONTENDS`. A process that dies between any two writes leaves tables that are right, and the next
+//! one resumes from them: all numbers are read back, so what has not changed is not written.
+
+mod ids;
+mod resume;
+mod runs;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation, Segment};
+
+use self::ids::{BackendIds, Identity};
+use self::runs::Runs;
+use super::status::{Deletes, Fill, Status, Statuses};
+use super::table::{KernelTable, Table, TableError};
+use crate::compile::{BackendAddr, FrontendPlan, ServicePlan};
+use crate::model::ObjectName;
+
+/// How long a run is left alone after no frontend points to it: a program that read the old row of
+/// `FRONTENDS` is done with it long before. Programs take microseconds; a CPU may be taken away from
+/// a virtual machine for longer.
+pub const GRACE: Duration = Duration::from_secs(1);
+
+/// All Services of the node. Written by one task only.
+#[derive(Debug)]
+pub struct Services<F, B, L> {
+    frontends: Table<FrontendKey, Frontend, F>,
+    backends: Table<u32, Backend, B>,
+    live: Table<BackendId, Generation, L>,
+
+    plans: BTreeMap<ObjectName, ServicePlan>,
+    /// Who asks for a frontend. The first name has it.
+    claims: BTreeMap<FrontendKey, BTreeSet<ObjectName>>,
+
+    numbers: HashMap<ObjectName, u32>,
+    names: HashMap<u32, ObjectName>,
+    next_number: u32,
+    runs: Runs,
+    ids: BackendIds,
+
+    /// What rows of `FRONTENDS` point to.
+    installed: BTreeMap<FrontendKey, Run>,
+    /// Runs on their way into the kernel, to which no row points yet.
+    prepared: BTreeMap<FrontendKey, Run>,
+    retired: VecDeque<(Instant, Segment)>,
+
+    dirty: BTreeSet<FrontendKey>,
+    failures: BTreeMap<FrontendKey, String>,
+    statuses: Statuses,
+    deletes: Deletes,
+}
+
+/// A frontend's value, and the run that it points to.
+#[derive(Clone, Debug)]
+struct Run {
+    value: Frontend,
+    backends: Vec<(BackendAddr, BackendId)>,
+    kind: RunKind,
+}
+
+/// Whose are the rows of a run?
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum RunKind {
+    /// This frontend's.
+    Own,
+    /// Those of the run that is installed: only the frontend's flags or affinity change.
+    Installed,
+    /// This frontend's, but found in the kernel with contents that make no sense. Equals no plan.
+    Broken,
+    /// Found in the kernel where it cannot be. Equals no plan.
+    Overlapping,
+}
+
+/// A change of one Service.
+#[derive(Clone, Debug)]
+pub enum ServiceChange {
+    Planned(ServicePlan),
+    Deleted(ObjectName),
+}
+
+/// What a pass did.
+#[derive(Debug, Default, Eq, PartialEq)]
+pub struct Pass {
+    /// Rows written or removed.
+    pub rows: usize,
+    /// Frontends that are not yet as they should be; the next pass tries again.
+    pub unfinished: usize,
+}
+
+impl<F, B, L> Services<F, B, L>
+where
+    F: KernelTable<FrontendKey, Frontend>,
+    B: KernelTable<u32, Backend>,
+    L: KernelTable<BackendId, Generation>,
+{
+    /// Takes the changes in and writes what follows from them.
+    pub fn apply(
+        &mut self,
+        changes: impl IntoIterator<Item = ServiceChange>,
+        now: Instant,
+    ) -> Pass {
+        for change in changes {
+            match change {
+                ServiceChange::Planned(plan) => self.plan(plan),
+                ServiceChange::Deleted(name) => self.forget(&name),
+            }
+        }
+        self.tick(now)
+    }
+
+    /// Tries again what failed, and reuses runs whose time of grace is over. To be called every second
+    /// or so, and cheap when there is nothing to do.
+    pub fn tick(&mut self, now: Instant) -> Pass {
+        let mut touched = self.dirty.clone();
+        touched.extend(self.failures.keys().copied());
+        self.failures.clear();
+
+        self.prepare();
+        let mut rows = self.live.write().rows + self.backends.write().rows;
+        rows += self.publish(now);
+        rows += self.remove(now);
+        rows += self.live.write().rows;
+        rows += self.reuse(now);
+
+        self.report(&touched);
+        Pass {
+            rows,
+            unfinished: self.dirty.len(),
+        }
+    }
+
+    /// Every input has been synced: what nobody asks for may go.
+    pub fn allow_deletes(&mut self) {
+        if self.deletes == Deletes::Allowed {
+            return;
+        }
+        self.deletes = Deletes::Allowed;
+        self.dirty.extend(
+            self.installed
+                .keys()
+                .filter(|key| !self.claims.contains_key(key)),
+        );
+        self.end_unused_generations();
+    }
+
+    /// Reads the tables again: how many rows were not as we believed. The next [`Services::tick`]
+    /// repairs them.
+    pub fn audit(&mut self) -> Result<usize, TableError> {
+        let drifts = [
+            self.live.audit()?,
+            self.backends.audit()?,
+            self.frontends.audit()?,
+        ];
+        Ok(drifts
+            .iter()
+            .map(|d| d.missing + d.different + d.unexpected)
+            .sum())
+    }
+
+    /// How far each Service is.
+    pub fn statuses(&self) -> &Statuses {
+        &self.statuses
+    }
+
+    /// How full the three tables are.
+    pub fn fills(&self) -> [Fill; 3] {
+        [
+            self.frontends.fill(),
+            self.backends.fill(),
+            self.live.fill(),
+        ]
+    }
+
+    /// The Service that a number in a row stands for.
+    pub fn name_of(&self, number: u32) -> Option<&ObjectName> {
+        self.names.get(&number)
+    }
+
+    /// What the kernel holds for a frontend.
+    pub fn backends_of(&self, key: &FrontendKey) -> Option<impl Iterator<Item = BackendAddr> + '_> {
+        self.installed
+            .get(key)
+            .map(|run| run.backends.iter().map(|(addr, _)| *addr))
+    }
+
+    fn plan(&mut self, plan: ServicePlan) {
+        let name = plan.id.clone();
+        let old = self.plans.insert(name.clone(), plan);
+        let plan = &self.plans[&name];
+        for frontend in &plan.frontends {
+            self.claims
+                .entry(frontend.key)
+                .or_default()
+                .insert(name.clone());
+            self.dirty.insert(frontend.key);
+        }
+        self.statuses.insert(name.clone(), Status::Pending);
+        let kept: BTreeSet<FrontendKey> = plan.frontends.iter().map(|f| f.key).collect();
+        self.unclaim(&name, old.as_ref(), &kept);
+        // Somebody has to say so if there is nothing to write.
+        if kept.is_empty() {
+            self.statuses.insert(name, Status::Done);
+        }
+    }
+
+    fn forget(&mut self, name: &ObjectName) {
+        let old = self.plans.remove(name);
+        self.statuses.remove(name);
+        self.unclaim(name, old.as_ref(), &BTreeSet::new());
+        if let Some(number) = self.numbers.remove(name) {
+            self.names.remove(&number);
+        }
+    }
+
+    fn unclaim(
+        &mut self,
+        name: &ObjectName,
+        plan: Option<&ServicePlan>,
+        kept: &BTreeSet<FrontendKey>,
+    ) {
+        for key in plan.into_iter().flat_map(|p| &p.frontends).map(|f| f.key) {
+            if kept.contains(&key) {
+                continue;
+            }
+            self.dirty.insert(key);
+            if let Some(names) = self.claims.get_mut(&key) {
+                names.remove(name);
+                if names.is_empty() {
+                    self.claims.remove(&key);
+                }
+            }
+        }
+    }
+
+    /// Puts fresh runs, and the generations of new backends, among the desired rows.
+    fn prepare(&mut self) {
+        for key in self.dirty.clone() {
+            let Some((name, wanted)) = self.wanted(&key) else {
+                self.discard(&key);
+                continue;
+            };
+            let number = self.number(&name, &key);
+            if let Some(run) = self.installed.get(&key)
+                && run.equals(number, &wanted)
+            {
+                self.frontends.desire(key, run.value);
+                self.discard(&key);
+                self.dirty.remove(&key);
+                continue;
+            }
+            if self.deletes == Deletes::Held && self.would_lose_backends(&key, &wanted) {
+                self.discard(&key);
+                continue;
+            }
+            if self
+                .prepared
+                .get(&key)
+                .is_some_and(|run| run.equals(number, &wanted))
+            {
+                continue;
+            }
+            self.discard(&key);
+            match self.fresh_run(number, &wanted) {
+                Ok(run) => {
+                    self.prepared.insert(key, run);
+                }
+                Err(reason) => {
+                    self.failures.insert(key, reason);
+                }
+            }
+        }
+    }
+
+    /// Points frontends to the runs that the kernel holds completely.
+    fn publish(&mut self, now: Instant) -> usize {
+        let mut ready = Vec::new();
+        for (key, run) in &self.prepared {
+            if self.is_written(run) {
+                self.frontends.desire(*key, run.value);
+                ready.push(*key);
+            } else {
+                self.failures
+                    .insert(*key, "its backends could not be written".into());
+            }
+        }
+        let written = self.frontends.write();
+        for (key, cause) in written.failed {
+            self.failures.insert(key, format!("FRONTENDS: {cause}"));
+        }
+        for key in ready {
+            if self.frontends.is_settled(&key) {
+                let Some(mut run) = self.prepared.remove(&key) else {
+                    continue;
+                };
+                let shared = run.kind == RunKind::Installed;
+                run.kind = RunKind::Own;
+                match self.installed.insert(key, run) {
+                    Some(old) if !shared => self.retire(old, now),
+                    _ => {}
+                }
+                self.dirty.remove(&key);
+            } else {
+                match self.installed.get(&key) {
+                    Some(run) => self.frontends.desire(key, run.value),
+                    None => self.frontends.withdraw(&key),
+                }
+            }
+        }
+        written.rows
+    }
+
+    /// Takes out the frontends that nobody asks for.
+    fn remove(&mut self, now: Instant) -> usize {
+        if self.deletes == Deletes::Held {
+            return 0;
+        }
+        let unclaimed: Vec<FrontendKey> = self
+            .dirty
+            .iter()
+            .filter(|key| !self.claims.contains_key(key))
+            .copied()
+            .collect();
+        for key in &unclaimed {
+            self.frontends.withdraw(key);
+        }
+        let written = self.frontends.remove_stale();
+        for (key, cause) in written.failed {
+            self.failures.insert(key, format!("FRONTENDS: {cause}"));
+        }
+        for key in unclaimed {
+            if self.frontends.is_settled(&key) {
+                if let Some(run) = self.installed.remove(&key) {
+                    self.retire(run, now);
+                }
+                self.dirty.remove(&key);
+            }
+        }
+        written.rows
+    }
+
+    /// Frees the runs that no program can be reading any more.
+    fn reuse(&mut self, now: Instant) -> usize {
+        while let Some((since, segment)) = self.retired.front().copied()
+            && now.saturating_duration_since(since) >= GRACE
+        {
+            self.retired.pop_front();
+            self.free(segment);
+        }
+        match self.deletes {
+            Deletes::Held => 0,
+            Deletes::Allowed => self.backends.remove_stale().rows,
+        }
+    }
+
+    /// The plan that has the frontend, and whose it is.
+    fn wanted(&self, key: &FrontendKey) -> Option<(ObjectName, FrontendPlan)> {
+        let name = self.claims.get(key)?.first()?;
+        let plan = self.plans.get(name)?;
+        let frontend = plan.frontends.iter().find(|f| f.key == *key)?;
+        Some((name.clone(), frontend.clone()))
+    }
+
+    /// The number of a Service: what the kernel has it under, or a new one.
+    fn number(&mut self, name: &ObjectName, key: &FrontendKey) -> u32 {
+        if let Some(&number) = self.numbers.get(name) {
+            return number;
+        }
+        let frontends = self.plans.get(name).map(|p| p.frontends.as_slice());
+        let known = std::iter::once(key)
+            .chain(frontends.into_iter().flatten().map(|f| &f.key))
+            .filter_map(|key| self.installed.get(key))
+            .map(|run| run.value.service)
+            .find(|number| *number != 0 && !self.names.contains_key(number));
+        let number = known.unwrap_or_else(|| {
+            self.next_number += 1;
+            self.next_number - 1
+        });
+        self.numbers.insert(name.clone(), number);
+        self.names.insert(number, name.clone());
+        number
+    }
+
+    fn would_lose_backends(&self, key: &FrontendKey, wanted: &FrontendPlan) -> bool {
+        self.installed.get(key).is_some_and(|run| {
+            run.backends
+                .iter()
+                .any(|(addr, _)| !wanted.backends.contains(addr))
+        })
+    }
+
+    fn fresh_run(&mut self, service: u32, wanted: &FrontendPlan) -> Result<Run, String> {
+        let value = |segment| Frontend {
+            service,
+            segment,
+            affinity: wanted.affinity,
+            flags: wanted.flags,
+        };
+        if let Some(run) = self.installed.get(&wanted.key)
+            && run.kind == RunKind::Own
+            && run.value.service == service
+            && run.leads_to(&wanted.backends)
+        {
+            return Ok(Run {
+                value: value(run.value.segment),
+                backends: run.backends.clone(),
+                kind: RunKind::Installed,
+            });
+        }
+        let segment = u32::try_from(wanted.backends.len())
+            .ok()
+            .and_then(|len| self.runs.allocate(len))
+            .ok_or_else(|| format!("BACKENDS has no room for {}", wanted.backends.len()))?;
+        let mut backends = Vec::with_capacity(wanted.backends.len());
+        for addr in &wanted.backends {
+            let identity = Identity {
+                service,
+                addr: *addr,
+                protocol: wanted.key.protocol,
+            };
+            let Some(id) = self.ids.acquire(identity, &mut self.live) else {
+                for (_, id) in backends {
+                    self.ids.release(id, &mut self.live);
+                }
+                self.runs.free(segment);
+                return Err("LIVE has no free number for another backend".into());
+            };
+            backends.push((*addr, id));
+        }
+        let run = Run {
+            value: value(segment),
+            backends,
+            kind: RunKind::Own,
+        };
+        for (index, row) in run.rows() {
+            self.backends.desire(index, row);
+        }
+        Ok(run)
+    }
+
+    fn is_written(&self, run: &Run) -> bool {
+        run.rows()
+            .all(|(index, row)| self.backends.actual(&index) == Some(row))
+            && run.backends.iter().all(|(_, id)| {
+                self.live.is_settled(id) && self.live.actual(id).is_some_and(|g| g.is_usable())
+            })
+    }
+
+    /// Drops a run that was never published.
+    fn discard(&mut self, key: &FrontendKey) {
+        let Some(run) = self.prepared.remove(key) else {
+            return;
+        };
+        if run.kind != RunKind::Own {
+            return;
+        }
+        for (_, id) in &run.backends {
+            self.ids.release(*id, &mut self.live);
+        }
+        self.free(run.value.segment);
+    }
+
+    fn retire(&mut self, run: Run, now: Instant) {
+        for (_, id) in &run.backends {
+            self.ids.release(*id, &mut self.live);
+        }
+        if run.kind != RunKind::Overlapping && run.value.segment.len > 0 {
+            self.retired.push_back((now, run.value.segment));
+        }
+    }
+
+    fn free(&mut self, segment: Segment) {
+        for index in segment.start..segment.start + segment.len {
+            self.backends.withdraw(&index);
+        }
+        self.runs.free(segment);
+    }
+
+    /// Brings the status of every Service with one of these frontends up to date.
+    fn report(&mut self, touched: &BTreeSet<FrontendKey>) {
+        let names: BTreeSet<&ObjectName> = touched
+            .iter()
+            .filter_map(|key| self.claims.get(key))
+            .flatten()
+            .collect();
+        let fresh: Vec<(ObjectName, Status)> = names
+            .into_iter()
+            .filter_map(|name| Some((name.clone(), self.status(self.plans.get(name)?))))
+            .collect();
+        self.statuses.extend(fresh);
+    }
+
+    fn status(&self, plan: &ServicePlan) -> Status {
+        let keys = || plan.frontends.iter().map(|f| &f.key);
+        if let Some((key, owner)) = keys().find_map(|key| {
+            let owner = self.claims.get(key)?.first()?;
+            (*owner != plan.id).then_some((key, owner))
+        }) {
+            return Status::Failed(format!("{} belongs to {owner}", address(key)));
+        }
+        if let Some((key, reason)) = keys().find_map(|key| Some((key, self.failures.get(key)?))) {
+            return Status::Failed(format!("{}: {reason}", address(key)));
+        }
+        if keys().any(|key| self.dirty.contains(key)) {
+            return Status::Pending;
+        }
+        Status::Done
+    }
+}
+
+impl Run {
+    fn equals(&self, service: u32, wanted: &FrontendPlan) -> bool {
+        !matches!(self.kind, RunKind::Broken | RunKind::Overlapping)
+            && self.value.service == service
+            && self.value.affinity == wanted.affinity
+            && self.value.flags == wanted.flags
+            && self.leads_to(&wanted.backends)
+    }
+
+    fn leads_to(&self, backends: &[BackendAddr]) -> bool {
+        self.backends.iter().map(|(addr, _)| addr).eq(backends)
+    }
+
+    /// The rows of `BACKENDS` that it consists of.
+    fn rows(&self) -> impl Iterator<Item = (u32, Backend)> + '_ {
+        let rows = self.backends.iter().map(|(addr, id)| Backend {
+            addr: addr.addr,
+            port: addr.port,
+            flags: 0,
+            id: *id,
+        });
+        (self.value.segment.start..).zip(rows)
+    }
+}
+
+fn address(key: &FrontendKey) -> String {
+    let addr = std::net::SocketAddr::new(key.addr.into(), key.port.into());
+    format!("{addr} (protocol {})", key.protocol.0)
+}

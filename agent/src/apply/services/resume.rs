@@ -1,0 +1,160 @@
+//! Reading all numbers of Services back from the tables. Writes nothing but what is broken.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::time::Instant;
+
+use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation, Segment};
+
+use super::ids::{BackendIds, Identity, gone_after, usable_after};
+use super::runs::Runs;
+use super::{Deletes, KernelTable, Run, RunKind, Services, Statuses, Table, TableError};
+use crate::compile::BackendAddr;
+
+impl<F, B, L> Services<F, B, L>
+where
+    F: KernelTable<FrontendKey, Frontend>,
+    B: KernelTable<u32, Backend>,
+    L: KernelTable<BackendId, Generation>,
+{
+    /// Starts from what the kernel holds.
+    ///
+    /// # Errors
+    /// A table could not be read.
+    pub fn resume(frontends: F, backends: B, live: L, now: Instant) -> Result<Self, TableError> {
+        let (rows, ids) = (backends.capacity(), live.capacity());
+        let mut services = Self {
+            frontends: Table::resume("FRONTENDS", frontends)?,
+            backends: Table::resume("BACKENDS", backends)?,
+            live: Table::resume("LIVE", live)?,
+            plans: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            numbers: HashMap::new(),
+            names: HashMap::new(),
+            next_number: 1,
+            runs: Runs::new(u32::try_from(rows).unwrap_or(u32::MAX)),
+            ids: BackendIds::new(u32::try_from(ids).unwrap_or(u32::MAX)),
+            installed: BTreeMap::new(),
+            prepared: BTreeMap::new(),
+            retired: VecDeque::new(),
+            dirty: BTreeSet::new(),
+            failures: BTreeMap::new(),
+            statuses: Statuses::new(),
+            deletes: Deletes::Held,
+        };
+        services.adopt_frontends();
+        services.adopt_generations();
+        services.retire_unused_rows(now);
+        Ok(services)
+    }
+
+    /// Backends that no run holds are gone, whatever their row says: the process before this one died
+    /// between two writes.
+    pub(super) fn end_unused_generations(&mut self) {
+        let unused: Vec<(BackendId, Generation)> = self
+            .live
+            .all_desired()
+            .map(|(id, generation)| (*id, *generation))
+            .filter(|(id, generation)| generation.is_usable() && !self.ids.is_used(*id))
+            .collect();
+        for (id, generation) in unused {
+            self.live.desire(id, gone_after(Some(generation)));
+            self.ids.adopt_gone(id);
+        }
+    }
+
+    fn adopt_frontends(&mut self) {
+        let found: Vec<(FrontendKey, Frontend)> = self
+            .frontends
+            .all_actual()
+            .map(|(key, value)| (*key, *value))
+            .collect();
+        for (key, value) in found {
+            self.frontends.desire(key, value);
+            self.next_number = self.next_number.max(value.service.saturating_add(1));
+            let (backends, kind) = if !self.runs.claim(value.segment) {
+                (Vec::new(), RunKind::Overlapping)
+            } else if let Some(backends) = self.read_run(&value) {
+                (backends, RunKind::Own)
+            } else {
+                (Vec::new(), RunKind::Broken)
+            };
+            let run = Run {
+                value,
+                backends,
+                kind,
+            };
+            for (addr, id) in &run.backends {
+                let identity = Identity {
+                    service: value.service,
+                    addr: *addr,
+                    protocol: key.protocol,
+                };
+                self.ids.adopt(*id, identity);
+            }
+            let rows: Vec<(u32, Backend)> = run.rows().collect();
+            for (index, row) in rows {
+                self.backends.desire(index, row);
+            }
+            self.installed.insert(key, run);
+        }
+    }
+
+    /// The backends of a run, if every row of it makes sense.
+    fn read_run(&self, value: &Frontend) -> Option<Vec<(BackendAddr, BackendId)>> {
+        let end = value.segment.start.checked_add(value.segment.len)?;
+        let capacity = self.live.fill().capacity;
+        (value.segment.start..end)
+            .map(|index| {
+                let row = self.backends.actual(&index)?;
+                let addr = BackendAddr {
+                    addr: row.addr,
+                    port: row.port,
+                };
+                let usable = row.id != 0 && (row.id as usize) < capacity && row.flags == 0;
+                usable.then_some((addr, row.id))
+            })
+            .collect()
+    }
+
+    /// A program may still be reading a run that the process before this one had just replaced.
+    fn retire_unused_rows(&mut self, now: Instant) {
+        let found: Vec<(u32, Backend)> = self
+            .backends
+            .all_actual()
+            .map(|(index, row)| (*index, *row))
+            .collect();
+        for (index, row) in found {
+            let segment = Segment {
+                start: index,
+                len: 1,
+            };
+            if self.runs.claim(segment) {
+                self.backends.desire(index, row);
+                self.retired.push_back((now, segment));
+            }
+        }
+    }
+
+    fn adopt_generations(&mut self) {
+        let found: Vec<(BackendId, Generation)> = self
+            .live
+            .all_actual()
+            .map(|(id, generation)| (*id, *generation))
+            .collect();
+        for (id, generation) in found {
+            self.live.desire(id, generation);
+            if !generation.is_usable() && !self.ids.is_used(id) {
+                self.ids.adopt_gone(id);
+            } else {
+                self.ids.pass_over(id);
+            }
+        }
+        let used: Vec<BackendId> = self.ids.used().collect();
+        for id in used {
+            let generation = self.live.actual(&id);
+            if !generation.is_some_and(|g| g.is_usable()) {
+                self.live.desire(id, usable_after(generation));
+            }
+        }
+    }
+}

@@ -1,0 +1,587 @@
+//! Histories of Services against a naive model, with the invariants checked after every single write.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use weir_common::service::{Backend, Frontend, FrontendKey, Generation, Scope};
+use weir_common::{Addr, Port, Protocol};
+
+use super::{GRACE, ServiceChange, Services};
+use crate::apply::Status;
+use crate::apply::fake::{FakeTable, FaultyTable, Fuse};
+use crate::compile::{BackendAddr, FrontendPlan, ServicePlan};
+use crate::model::ObjectName;
+
+type Faulty<K, V> = FaultyTable<FakeTable<K, V>>;
+type Subject =
+    Services<Faulty<FrontendKey, Frontend>, Faulty<u32, Backend>, Faulty<u32, Generation>>;
+
+fn key(n: u8) -> FrontendKey {
+    FrontendKey {
+        addr: Addr::v4([10, 96, 0, n]),
+        port: Port::from(80),
+        protocol: Protocol::TCP,
+        scope: Scope::INTERNAL,
+    }
+}
+
+fn backend(n: u8) -> BackendAddr {
+    BackendAddr {
+        addr: Addr::v4([10, 0, 0, n]),
+        port: Port::from(8080),
+    }
+}
+
+fn name(n: u8) -> ObjectName {
+    ObjectName::new("default", format!("s{n}"))
+}
+
+fn plan(service: u8, frontends: &BTreeMap<u8, (BTreeSet<u8>, u32)>) -> ServicePlan {
+    ServicePlan {
+        id: name(service),
+        frontends: frontends
+            .iter()
+            .map(|(k, (backends, affinity))| FrontendPlan {
+                key: key(*k),
+                backends: backends.iter().map(|b| backend(*b)).collect(),
+                affinity: *affinity,
+                flags: 0,
+            })
+            .collect(),
+    }
+}
+
+fn simple(service: u8, k: u8, backends: &[u8]) -> ServiceChange {
+    let frontends = BTreeMap::from([(k, (backends.iter().copied().collect(), 0))]);
+    ServiceChange::Planned(plan(service, &frontends))
+}
+
+/// The kernel's three tables, which outlive the process, and what a reader of them may see.
+struct World {
+    frontends: FakeTable<FrontendKey, Frontend>,
+    backends: FakeTable<u32, Backend>,
+    live: FakeTable<u32, Generation>,
+    fuse: Fuse,
+    every: usize,
+    watch: Arc<Mutex<Watch>>,
+}
+
+struct Watch {
+    now: Instant,
+    /// Every list of backends that a frontend was ever planned with.
+    versions: BTreeMap<FrontendKey, BTreeSet<Vec<BackendAddr>>>,
+    /// Whom a remembered backend stood for.
+    meanings: HashMap<(u32, u32), (u32, BackendAddr)>,
+    /// Rows of `FRONTENDS` that a program may still hold in its hands.
+    reading: BTreeMap<(FrontendKey, u32, u32), (Instant, Vec<Backend>)>,
+    checks: usize,
+}
+
+impl World {
+    fn new(every: usize, capacity: usize) -> Self {
+        let world = Self {
+            frontends: FakeTable::empty(capacity),
+            backends: FakeTable::empty(capacity),
+            live: FakeTable::empty(capacity),
+            fuse: Fuse::default(),
+            every,
+            watch: Arc::new(Mutex::new(Watch {
+                now: Instant::now(),
+                versions: BTreeMap::new(),
+                meanings: HashMap::new(),
+                reading: BTreeMap::new(),
+                checks: 0,
+            })),
+        };
+        let (f, b, l) = (
+            world.frontends.clone(),
+            world.backends.clone(),
+            world.live.clone(),
+        );
+        let watch = world.watch.clone();
+        let observer: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
+            watch.lock().unwrap().check(&f.rows(), &b.rows(), &l.rows());
+        });
+        world.frontends.observe(observer.clone());
+        world.backends.observe(observer.clone());
+        world.live.observe(observer);
+        world
+    }
+
+    fn start(&self) -> Subject {
+        Services::resume(
+            FaultyTable::with_fuse(self.frontends.clone(), self.every, self.fuse.clone()),
+            FaultyTable::with_fuse(self.backends.clone(), self.every, self.fuse.clone()),
+            FaultyTable::with_fuse(self.live.clone(), self.every, self.fuse.clone()),
+            self.now(),
+        )
+        .unwrap()
+    }
+
+    fn now(&self) -> Instant {
+        self.watch.lock().unwrap().now
+    }
+
+    fn advance(&self, by: Duration) {
+        self.watch.lock().unwrap().now += by;
+    }
+
+    fn expect(&self, plan: &ServicePlan) {
+        let mut watch = self.watch.lock().unwrap();
+        for f in &plan.frontends {
+            watch
+                .versions
+                .entry(f.key)
+                .or_default()
+                .insert(f.backends.clone());
+        }
+    }
+
+    fn apply(&self, services: &mut Subject, change: ServiceChange) -> super::Pass {
+        if let ServiceChange::Planned(plan) = &change {
+            self.expect(plan);
+        }
+        services.apply([change], self.now())
+    }
+
+    /// Runs until nothing is left to do.
+    fn settle(&self, services: &mut Subject) {
+        for _ in 0..200 {
+            self.advance(GRACE);
+            services.tick(self.now());
+        }
+    }
+
+    fn writes(&self) -> usize {
+        self.frontends.writes() + self.backends.writes() + self.live.writes()
+    }
+
+    fn contents(&self) -> BTreeMap<FrontendKey, Vec<BackendAddr>> {
+        let backends = self.backends.rows();
+        self.frontends
+            .rows()
+            .into_iter()
+            .map(|(k, f)| (k, run(&f, &backends).map(|row| addr(&row)).collect()))
+            .collect()
+    }
+}
+
+fn run<'a>(
+    frontend: &Frontend,
+    backends: &'a BTreeMap<u32, Backend>,
+) -> impl Iterator<Item = Backend> + 'a {
+    let segment = frontend.segment;
+    (segment.start..segment.start + segment.len)
+        .map(|index| backends.get(&index).copied().unwrap_or_default())
+}
+
+fn addr(row: &Backend) -> BackendAddr {
+    BackendAddr {
+        addr: row.addr,
+        port: row.port,
+    }
+}
+
+impl Watch {
+    fn check(
+        &mut self,
+        frontends: &BTreeMap<FrontendKey, Frontend>,
+        backends: &BTreeMap<u32, Backend>,
+        live: &BTreeMap<u32, Generation>,
+    ) {
+        self.checks += 1;
+        for (key, frontend) in frontends {
+            assert_ne!(frontend.service, 0, "a service without a number");
+            let rows: Vec<Backend> = run(frontend, backends).collect();
+            let seen: Vec<BackendAddr> = rows.iter().map(addr).collect();
+            assert!(
+                self.versions.get(key).is_some_and(|v| v.contains(&seen)),
+                "{key:?} leads to {seen:?}, which it was never planned to"
+            );
+            for row in &rows {
+                let generation = live.get(&row.id).copied().unwrap_or_default();
+                assert_ne!(generation.0, 0, "a backend without a generation");
+                assert!(
+                    generation.is_usable(),
+                    "{key:?} leads to a backend that is gone"
+                );
+                let meaning = (frontend.service, addr(row));
+                let known = self
+                    .meanings
+                    .entry((row.id, generation.0))
+                    .or_insert(meaning);
+                assert_eq!(*known, meaning, "a remembered backend became another");
+            }
+            let segment = frontend.segment;
+            self.reading
+                .insert((*key, segment.start, segment.len), (self.now, rows));
+        }
+        let now = self.now;
+        self.reading
+            .retain(|_, (at, _)| now.duration_since(*at) < GRACE);
+        for ((key, start, len), (_, rows)) in &self.reading {
+            let segment = weir_common::service::Segment {
+                start: *start,
+                len: *len,
+            };
+            let frontend = Frontend {
+                segment,
+                ..Frontend::default()
+            };
+            let now: Vec<Backend> = run(&frontend, backends).collect();
+            assert_eq!(
+                &now, rows,
+                "a run that a reader of {key:?} may hold was reused"
+            );
+        }
+    }
+}
+
+/// What should be, from the plans alone.
+fn wanted(plans: &BTreeMap<u8, ServicePlan>) -> BTreeMap<FrontendKey, Vec<BackendAddr>> {
+    let mut wanted = BTreeMap::new();
+    let mut by_name: Vec<&ServicePlan> = plans.values().collect();
+    by_name.sort_by(|a, b| a.id.cmp(&b.id));
+    for plan in by_name {
+        for f in &plan.frontends {
+            wanted.entry(f.key).or_insert_with(|| f.backends.clone());
+        }
+    }
+    wanted
+}
+
+fn assert_as_wanted(world: &World, plans: &BTreeMap<u8, ServicePlan>) {
+    let wanted = wanted(plans);
+    assert_eq!(world.contents(), wanted);
+    let rows: usize = wanted.values().map(Vec::len).sum();
+    assert_eq!(world.backends.rows().len(), rows, "rows that nobody needs");
+    let used: BTreeSet<u32> = world.backends.rows().values().map(|row| row.id).collect();
+    for (id, generation) in world.live.rows() {
+        assert_eq!(generation.is_usable(), used.contains(&id), "backend {id}");
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Plan(u8, BTreeMap<u8, (BTreeSet<u8>, u32)>),
+    Delete(u8),
+    Wait(u64),
+    Restart,
+    /// The process dies in the middle of the next change.
+    DieAfter(usize),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let frontends = prop::collection::btree_map(
+        0..4u8,
+        (prop::collection::btree_set(0..5u8, 0..4), 0..2u32),
+        0..3,
+    );
+    prop_oneof![
+        6 => (0..4u8, frontends).prop_map(|(s, f)| Op::Plan(s, f)),
+        2 => (0..4u8).prop_map(Op::Delete),
+        2 => (0..1500u64).prop_map(Op::Wait),
+        1 => Just(Op::Restart),
+        2 => (0..12usize).prop_map(Op::DieAfter),
+    ]
+}
+
+fn restart(world: &World, plans: &BTreeMap<u8, ServicePlan>) -> Subject {
+    world.fuse.set(None);
+    let mut services = world.start();
+    let changes = plans.values().cloned().map(ServiceChange::Planned);
+    services.apply(changes, world.now());
+    services.allow_deletes();
+    services.tick(world.now());
+    services
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn any_history_ends_as_planned_and_is_right_at_every_write(
+        ops in prop::collection::vec(op(), 1..25),
+        every in prop_oneof![Just(0usize), 2..7usize],
+    ) {
+        let world = World::new(every, 256);
+        let mut plans: BTreeMap<u8, ServicePlan> = BTreeMap::new();
+        let mut services = restart(&world, &plans);
+        let mut dying = false;
+        for op in ops {
+            let change = match op {
+                Op::Plan(s, frontends) => {
+                    let plan = plan(s, &frontends);
+                    plans.insert(s, plan.clone());
+                    Some(ServiceChange::Planned(plan))
+                }
+                Op::Delete(s) => {
+                    plans.remove(&s);
+                    Some(ServiceChange::Deleted(name(s)))
+                }
+                Op::Wait(ms) => {
+                    world.advance(Duration::from_millis(ms));
+                    services.tick(world.now());
+                    None
+                }
+                Op::Restart => {
+                    services = restart(&world, &plans);
+                    None
+                }
+                Op::DieAfter(writes) => {
+                    world.fuse.set(Some(writes));
+                    dying = true;
+                    None
+                }
+            };
+            if let Some(change) = change {
+                world.apply(&mut services, change);
+                if std::mem::take(&mut dying) {
+                    services = restart(&world, &plans);
+                }
+            }
+        }
+        world.fuse.set(None);
+        world.settle(&mut services);
+        assert_as_wanted(&world, &plans);
+        let winners = wanted(&plans);
+        for (s, plan) in &plans {
+            let lost = plan.frontends.iter().any(|f| {
+                plans.values().any(|p| p.id < plan.id && p.frontends.iter().any(|g| g.key == f.key))
+            });
+            let status = services.statuses().get(&name(*s)).cloned();
+            prop_assert_eq!(matches!(status, Some(Status::Failed(_))), lost, "{:?}", winners);
+            prop_assert!(lost || status == Some(Status::Done));
+        }
+
+        let before = world.writes();
+        services = restart(&world, &plans);
+        world.settle(&mut services);
+        prop_assert_eq!(world.writes(), before, "a restart without a change writes");
+
+        for s in 0..4 {
+            world.apply(&mut services, ServiceChange::Deleted(name(s)));
+        }
+        world.settle(&mut services);
+        assert_as_wanted(&world, &BTreeMap::new());
+        prop_assert!(world.live.rows().values().all(|g| !g.is_usable()));
+    }
+
+    #[test]
+    fn small_tables_refuse_and_recover(
+        ops in prop::collection::vec(op(), 1..25),
+        capacity in 2..10usize,
+    ) {
+        let world = World::new(0, capacity);
+        let mut plans: BTreeMap<u8, ServicePlan> = BTreeMap::new();
+        let mut services = restart(&world, &plans);
+        for op in ops {
+            match op {
+                Op::Plan(s, frontends) => {
+                    let plan = plan(s, &frontends);
+                    plans.insert(s, plan.clone());
+                    world.apply(&mut services, ServiceChange::Planned(plan));
+                }
+                Op::Delete(s) => {
+                    plans.remove(&s);
+                    world.apply(&mut services, ServiceChange::Deleted(name(s)));
+                }
+                Op::Wait(ms) => world.advance(Duration::from_millis(ms)),
+                Op::Restart | Op::DieAfter(_) => services = restart(&world, &plans),
+            }
+        }
+        plans.clear();
+        for s in 0..4 {
+            world.apply(&mut services, ServiceChange::Deleted(name(s)));
+        }
+        world.settle(&mut services);
+        assert_as_wanted(&world, &plans);
+        world.apply(&mut services, simple(0, 0, &[1]));
+        prop_assert_eq!(world.contents(), BTreeMap::from([(key(0), vec![backend(1)])]));
+    }
+}
+
+fn started(world: &World) -> Subject {
+    restart(world, &BTreeMap::new())
+}
+
+#[test]
+fn a_backend_shared_by_two_frontends_of_a_service_has_one_number() {
+    let world = World::new(0, 64);
+    let mut services = started(&world);
+    let frontends = BTreeMap::from([
+        (1, (BTreeSet::from([7, 8]), 0)),
+        (2, (BTreeSet::from([8]), 0)),
+    ]);
+    world.apply(&mut services, ServiceChange::Planned(plan(0, &frontends)));
+    let ids: BTreeSet<u32> = world.backends.rows().values().map(|row| row.id).collect();
+    assert_eq!(ids.len(), 2);
+    assert_eq!(world.live.rows().len(), 2);
+}
+
+#[test]
+fn a_backend_that_stays_keeps_its_generation() {
+    let world = World::new(0, 64);
+    let mut services = started(&world);
+    world.apply(&mut services, simple(0, 1, &[7, 8]));
+    let id_of = |n: u8| {
+        let rows = world.backends.rows();
+        rows.values()
+            .find(|row| addr(row) == backend(n))
+            .unwrap()
+            .id
+    };
+    let (stays, goes) = (id_of(7), id_of(8));
+    let before = world.live.rows();
+    world.apply(&mut services, simple(0, 1, &[7, 9]));
+    let after = world.live.rows();
+    assert_eq!(before[&stays], after[&stays]);
+    assert!(!after[&goes].is_usable());
+}
+
+#[test]
+fn one_endpoint_more_is_one_frontend_written() {
+    let world = World::new(0, 4096);
+    let mut services = started(&world);
+    for s in 0..40 {
+        world.apply(&mut services, simple(s, s, &[1, 2, 3]));
+    }
+    let before = world.writes();
+    world.apply(&mut services, simple(7, 7, &[1, 2, 3, 4]));
+    assert_eq!(
+        world.writes() - before,
+        1 + 4 + 1,
+        "LIVE, the run, the frontend"
+    );
+}
+
+#[test]
+fn no_backend_is_a_row_with_an_empty_run() {
+    let world = World::new(0, 64);
+    let mut services = started(&world);
+    world.apply(&mut services, simple(0, 1, &[]));
+    assert_eq!(world.frontends.rows()[&key(1)].segment.len, 0);
+    assert_eq!(services.statuses()[&name(0)], Status::Done);
+}
+
+#[test]
+fn nothing_is_taken_away_before_every_input_is_synced() {
+    let world = World::new(0, 64);
+    let mut services = started(&world);
+    world.apply(&mut services, simple(0, 1, &[7, 8]));
+    world.apply(&mut services, simple(1, 2, &[7]));
+    let before = world.contents();
+
+    let mut services = world.start();
+    world.apply(&mut services, simple(0, 1, &[7]));
+    assert_eq!(world.contents(), before);
+    assert_eq!(services.statuses()[&name(0)], Status::Pending);
+    world.apply(&mut services, simple(0, 1, &[7, 8, 9]));
+    assert_eq!(
+        world.contents()[&key(1)].len(),
+        3,
+        "additions need not wait"
+    );
+    world.apply(&mut services, simple(0, 1, &[9]));
+
+    services.allow_deletes();
+    services.tick(world.now());
+    let after = BTreeMap::from([(key(1), vec![backend(9)])]);
+    assert_eq!(world.contents(), after);
+}
+
+#[test]
+fn of_two_services_with_one_address_the_first_name_has_it_whatever_the_order() {
+    for order in [[0, 1], [1, 0]] {
+        let world = World::new(0, 64);
+        let mut services = started(&world);
+        for s in order {
+            world.apply(&mut services, simple(s, 1, &[s]));
+        }
+        assert_eq!(world.contents()[&key(1)], vec![backend(0)]);
+        let Status::Failed(reason) = &services.statuses()[&name(1)] else {
+            panic!("the loser does not know");
+        };
+        assert_eq!(reason, "10.96.0.1:80 (protocol 6) belongs to default/s0");
+        world.apply(&mut services, ServiceChange::Deleted(name(0)));
+        assert_eq!(world.contents()[&key(1)], vec![backend(1)]);
+        assert_eq!(services.statuses()[&name(1)], Status::Done);
+    }
+}
+
+#[test]
+fn a_service_that_does_not_fit_keeps_its_last_good_backends_and_says_so() {
+    let world = World::new(0, 4);
+    let mut services = started(&world);
+    world.apply(&mut services, simple(0, 1, &[1]));
+    world.apply(&mut services, simple(1, 2, &[1, 2, 3, 4, 5]));
+    world.apply(&mut services, simple(0, 1, &[1, 2, 3, 4, 5]));
+    assert_eq!(
+        world.contents(),
+        BTreeMap::from([(key(1), vec![backend(1)])])
+    );
+    for s in [0, 1] {
+        let Status::Failed(reason) = &services.statuses()[&name(s)] else {
+            panic!("nobody knows");
+        };
+        assert!(reason.contains("BACKENDS has no room for 5"), "{reason}");
+    }
+}
+
+#[test]
+fn rows_that_make_no_sense_are_replaced_and_never_trusted() {
+    let world = World::new(0, 64);
+    let mut services = started(&world);
+    world.apply(&mut services, simple(0, 1, &[7, 8]));
+    world.apply(&mut services, simple(1, 2, &[7]));
+    let mut first = world.frontends.rows()[&key(1)];
+    world.backends.tamper(|rows| {
+        rows.remove(&first.segment.start);
+    });
+    first.segment.start = u32::MAX;
+    world.frontends.tamper(|rows| {
+        rows.insert(key(2), first);
+    });
+    world.watch.lock().unwrap().reading.clear();
+    let silent = World {
+        frontends: FakeTable::with_rows(64, world.frontends.rows()),
+        backends: FakeTable::with_rows(64, world.backends.rows()),
+        live: FakeTable::with_rows(64, world.live.rows()),
+        ..world
+    };
+    let plans = [simple(0, 1, &[7, 8]), simple(1, 2, &[7])];
+    let mut services = silent.start();
+    services.apply(plans, silent.now());
+    services.allow_deletes();
+    silent.settle(&mut services);
+    let expected = BTreeMap::from([
+        (key(1), vec![backend(7), backend(8)]),
+        (key(2), vec![backend(7)]),
+    ]);
+    assert_eq!(silent.contents(), expected);
+}
+
+#[test]
+fn what_somebody_else_changed_is_put_right_after_an_audit() {
+    let world = World::new(0, 64);
+    let mut services = started(&world);
+    world.apply(&mut services, simple(0, 1, &[7, 8]));
+    let good = world.frontends.rows();
+    world.frontends.tamper(BTreeMap::clear);
+    assert_eq!(services.audit().unwrap(), 1);
+    services.tick(world.now());
+    assert_eq!(world.frontends.rows(), good);
+    assert_eq!(services.audit().unwrap(), 0);
+}
+
+#[test]
+fn the_checks_were_really_made() {
+    let world = World::new(0, 64);
+    let mut services = started(&world);
+    world.apply(&mut services, simple(0, 1, &[7, 8]));
+    let watch = world.watch.lock().unwrap();
+    assert_eq!(watch.checks, world.writes());
+    assert!(watch.checks >= 5);
+}
