@@ -10,4 +10,3 @@ pub mod line;
 pub mod model;
 pub mod pods;
 pub mod watch;
-pub mod zone_feed;

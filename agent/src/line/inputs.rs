@@ -93,9 +93,10 @@ impl Inputs {
     fn complete(&self, object: Object) -> Object {
         match object {
             Object::Pod(pod) => match self.leased.get(&pod.id) {
-                Some(addresses) if *addresses != pod.addresses => {
-                    Object::Pod(Arc::new(Pod { addresses: addresses.clone(), ..(*pod).clone() }))
-                }
+                Some(addresses) if *addresses != pod.addresses => Object::Pod(Arc::new(Pod {
+                    addresses: addresses.clone(),
+                    ..(*pod).clone()
+                })),
                 _ => Object::Pod(pod),
             },
             other => other,
@@ -198,6 +199,10 @@ mod tests {
         inputs.take_dirty();
         inputs.take(pod(Vec::new()));
         assert_eq!(inputs.snapshot().pods[&id].addresses, [leased]);
-        assert_eq!(inputs.take_dirty(), Dirty::default(), "the older status says nothing new");
+        assert_eq!(
+            inputs.take_dirty(),
+            Dirty::default(),
+            "the older status says nothing new"
+        );
     }
 }

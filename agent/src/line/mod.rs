@@ -1,0 +1,3 @@
+//! The straight line.
+
+pub mod inputs;
