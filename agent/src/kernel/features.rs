@@ -1,0 +1,132 @@
+//! What this node offers, as a table: for the start-up message and `weir doctor`. Changes nothing.
+
+use std::fs;
+use std::path::Path;
+
+use aya::util::KernelVersion;
+use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, FsType, statfs};
+use nix::unistd::Uid;
+
+/// One thing that a node must offer.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Check {
+    pub what: &'static str,
+    /// What was found; on failure what to do about it.
+    pub outcome: Result<String, String>,
+}
+
+/// The oldest kernel whose tcx links programs can sit on.
+const TCX: (u8, u8) = (6, 6);
+
+/// Every check, whether or not an earlier one failed.
+pub fn probe(bpffs: &Path, cgroup: &Path) -> Vec<Check> {
+    vec![
+        Check { what: "kernel with tcx links", outcome: kernel() },
+        Check { what: "kernel type information (BTF)", outcome: btf() },
+        Check { what: "capabilities", outcome: capabilities() },
+        Check { what: "bpffs", outcome: mounted_bpffs(bpffs) },
+        Check { what: "cgroup2", outcome: mounted_cgroup2(cgroup) },
+        Check { what: "nftables", outcome: nft() },
+    ]
+}
+
+/// The checks that failed, each in one line with what to do.
+pub fn missing(checks: &[Check]) -> Vec<String> {
+    checks
+        .iter()
+        .filter_map(|check| Some(format!("{}: {}", check.what, check.outcome.as_ref().err()?)))
+        .collect()
+}
+
+fn kernel() -> Result<String, String> {
+    let version = KernelVersion::current().map_err(|e| format!("cannot be told: {e}"))?;
+    let release = nix::sys::utsname::uname()
+        .map(|u| u.release().to_string_lossy().into_owned())
+        .unwrap_or_default();
+    if version < KernelVersion::new(TCX.0, TCX.1, 0) {
+        return Err(format!(
+            "Linux {release} is older than {}.{}, the first with tcx links: install a newer kernel",
+            TCX.0, TCX.1
+        ));
+    }
+    Ok(format!("Linux {release}"))
+}
+
+fn btf() -> Result<String, String> {
+    let path = "/sys/kernel/btf/vmlinux";
+    match fs::metadata(path) {
+        Ok(found) => Ok(format!("{} KiB", found.len() / 1024)),
+        Err(error) => Err(format!("{path}: {error}; use a kernel with CONFIG_DEBUG_INFO_BTF=y")),
+    }
+}
+
+fn capabilities() -> Result<String, String> {
+    // Bits of include/uapi/linux/capability.h.
+    const NEEDED: [(&str, u32); 3] =
+        [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
+    let status = fs::read_to_string("/proc/self/status").map_err(|e| e.to_string())?;
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .ok_or("cannot be read from /proc/self/status")?;
+    let lacking: Vec<&str> =
+        NEEDED.iter().filter(|(_, bit)| effective >> bit & 1 == 0).map(|(name, _)| *name).collect();
+    if lacking.is_empty() {
+        return Ok("CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON".into());
+    }
+    Err(format!(
+        "{} missing (uid {}): run as root, or give the container these capabilities",
+        lacking.join(", "),
+        Uid::effective()
+    ))
+}
+
+fn mounted_bpffs(pins: &Path) -> Result<String, String> {
+    mounted(pins, BPF_FS_MAGIC, "bpffs", "mount -t bpf bpf /sys/fs/bpf")
+}
+
+fn mounted_cgroup2(cgroup: &Path) -> Result<String, String> {
+    let remedy = "give --cgroup the folder where cgroup2 is mounted (/sys/fs/cgroup/unified on a hybrid \
+                  host), or mount -t cgroup2 none /sys/fs/cgroup";
+    if !cgroup.is_dir() {
+        return Err(format!("{} is not a folder: {remedy}", cgroup.display()));
+    }
+    mounted(cgroup, CGROUP2_SUPER_MAGIC, "cgroup2", remedy)
+}
+
+/// The file system below a path, which need not exist yet.
+fn mounted(path: &Path, magic: FsType, name: &str, remedy: &str) -> Result<String, String> {
+    let existing = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
+    let found = statfs(existing).map_err(|e| format!("{}: {e}", existing.display()))?;
+    if found.filesystem_type() != magic {
+        return Err(format!("{} is not on a {name}: {remedy}", path.display()));
+    }
+    Ok(path.display().to_string())
+}
+
+fn nft() -> Result<String, String> {
+    match std::process::Command::new("nft").arg("--version").output() {
+        Ok(said) if said.status.success() => {
+            Ok(String::from_utf8_lossy(&said.stdout).trim().to_owned())
+        }
+        Ok(said) => Err(format!("nft --version ended with {}", said.status)),
+        Err(error) => Err(format!(
+            "nft cannot be run ({error}): install nftables, the second lock on pods needs it"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_failure_says_what_to_do() {
+        let checks = probe(Path::new("/tmp/no-bpffs/weir"), Path::new("/tmp"));
+        let missing = missing(&checks);
+        let about = |what: &str| missing.iter().find(|m| m.starts_with(what)).cloned();
+        assert!(about("bpffs").is_some_and(|m| m.contains("mount -t bpf")), "{missing:?}");
+        assert!(about("cgroup2").is_some_and(|m| m.contains("--cgroup")), "{missing:?}");
+    }
+}

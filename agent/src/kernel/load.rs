@@ -1,0 +1,199 @@
+//! Loading: tables opened only when their layout is what the programs expect, then every program
+//! through the verifier, before anything that runs is touched.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use aya::programs::Program;
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use thiserror::Error;
+use weir_common::node::NodeConfig;
+use weir_common::table::{TABLES, Table};
+use zerocopy::IntoBytes;
+
+use super::sys::{self, MapLayout};
+
+/// Why nothing was loaded. Whatever ran before still runs.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    #[error(
+        "table {table} is pinned at {path} with another layout: {found}; this version expects {expected}. \
+         A newer or older weir-agent made it under the same version number: run `weir-agent cleanup` \
+         when no pod needs the node's network, or install the version that made it"
+    )]
+    Layout { table: &'static str, path: PathBuf, found: String, expected: String },
+    #[error("{action} {path}: {source}")]
+    Pin { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("the BPF object does not parse: {0}")]
+    Object(String),
+    #[error("create the tables: {0}")]
+    Tables(String),
+    #[error("the kernel refuses the program {program}: {reason}")]
+    Verifier { program: String, reason: String },
+}
+
+/// Loaded programs and their tables.
+#[derive(Debug)]
+pub struct Loaded {
+    ebpf: Ebpf,
+    bpffs: PathBuf,
+    /// Instructions that the verifier visited, by program.
+    pub verified: BTreeMap<String, Option<u32>>,
+}
+
+/// Capacities that differ from the built-in ones, by table.
+pub type Capacities<'a> = &'a [(&'a str, u32)];
+
+/// Loads an object whose tables are pinned in `bpffs`.
+///
+/// # Errors
+/// A pinned table has another layout, or the kernel refuses a table or a program.
+pub fn load(
+    object: &[u8],
+    bpffs: &Path,
+    config: NodeConfig,
+    capacities: Capacities<'_>,
+) -> Result<Loaded, LoadError> {
+    fs::create_dir_all(bpffs).map_err(|source| LoadError::Pin {
+        action: "create the pin folder",
+        path: bpffs.to_owned(),
+        source,
+    })?;
+    verify_layouts(object, bpffs, capacities)?;
+    let mut loader = EbpfLoader::new();
+    loader.override_global("NODE", config.as_bytes(), true);
+    loader.verifier_log_level(VerifierLogLevel::STATS);
+    for table in TABLES {
+        loader.map_pin_path(table.name, pin_path(bpffs, table));
+    }
+    for (table, entries) in capacities {
+        loader.map_max_entries(table, *entries);
+    }
+    let mut ebpf = loader.load(object).map_err(|error| LoadError::Tables(chain(&error)))?;
+    let mut verified = BTreeMap::new();
+    for (name, program) in ebpf.programs_mut() {
+        let refused = |reason| LoadError::Verifier { program: name.to_owned(), reason };
+        let loaded = match program {
+            Program::SchedClassifier(program) => program.load(),
+            Program::CgroupSockAddr(program) => program.load(),
+            _ => return Err(refused("it is of a type that this agent does not know".into())),
+        };
+        loaded.map_err(|error| refused(chain(&error)))?;
+        let visited = program.info().ok().and_then(|info| info.verified_instruction_count());
+        verified.insert(name.to_owned(), visited);
+    }
+    Ok(Loaded { ebpf, bpffs: bpffs.to_owned(), verified })
+}
+
+/// Where a table is pinned: the version of its layout is part of the path.
+pub fn pin_path(bpffs: &Path, table: &Table) -> PathBuf {
+    bpffs.join(format!("{}_v{}", table.name, table.version))
+}
+
+impl Loaded {
+    /// The descriptor of a program.
+    ///
+    /// # Errors
+    /// The object has no such program.
+    pub fn program(&self, name: &str) -> io::Result<BorrowedFd<'_>> {
+        let missing = || io::Error::other(format!("the BPF object has no program {name}"));
+        let fd = match self.ebpf.program(name).ok_or_else(missing)? {
+            Program::SchedClassifier(program) => program.fd(),
+            Program::CgroupSockAddr(program) => program.fd(),
+            _ => return Err(missing()),
+        };
+        fd.map(AsFd::as_fd).map_err(io::Error::other)
+    }
+
+    /// The kernel's number of a program.
+    ///
+    /// # Errors
+    /// The object has no such program.
+    pub fn program_id(&self, name: &str) -> io::Result<u32> {
+        let missing = || io::Error::other(format!("the BPF object has no program {name}"));
+        let program = self.ebpf.program(name).ok_or_else(missing)?;
+        program.info().map(|info| info.id()).map_err(io::Error::other)
+    }
+
+    /// Names of all programs.
+    pub fn programs(&self) -> impl Iterator<Item = &str> {
+        self.ebpf.programs().map(|(name, _)| name)
+    }
+
+    /// The descriptor of a pinned table.
+    ///
+    /// # Errors
+    /// It is not pinned, which somebody else must have done since.
+    pub(super) fn table(&self, name: &str) -> io::Result<OwnedFd> {
+        let table = TABLES.iter().find(|t| t.name == name);
+        let table = table.ok_or_else(|| io::Error::other(format!("there is no table {name}")))?;
+        sys::open_pinned(&pin_path(&self.bpffs, table))
+    }
+
+    /// The loader's own handle of a map, for those that user space reads through aya.
+    pub(super) fn take_map(&mut self, name: &str) -> Option<aya::maps::Map> {
+        self.ebpf.take_map(name)
+    }
+}
+
+/// aya opens a pinned map of any layout and then trusts the object's sizes: what it reads is past the
+/// end of something. So the layouts are compared before it opens any.
+fn verify_layouts(
+    object: &[u8],
+    bpffs: &Path,
+    capacities: Capacities<'_>,
+) -> Result<(), LoadError> {
+    let object = aya_obj::Object::parse(object).map_err(|e| LoadError::Object(chain(&e)))?;
+    for table in TABLES {
+        let path = pin_path(bpffs, table);
+        let Some(map) = object.maps.get(table.name) else {
+            return Err(LoadError::Object(format!("it has no table {}", table.name)));
+        };
+        let pinned = match sys::open_pinned(&path) {
+            Ok(pinned) => pinned,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(source) => return Err(LoadError::Pin { action: "open", path, source }),
+        };
+        let found = sys::map_layout(pinned.as_fd())
+            .map_err(|source| LoadError::Pin { action: "inspect", path: path.clone(), source })?;
+        let entries = capacities.iter().find(|(name, _)| *name == table.name).map(|(_, n)| *n);
+        let expected = MapLayout {
+            kind: map.map_type(),
+            id: found.id,
+            key_size: map.key_size(),
+            value_size: map.value_size(),
+            max_entries: entries.unwrap_or(map.max_entries()),
+            flags: map.map_flags(),
+        };
+        if found != expected {
+            return Err(LoadError::Layout {
+                table: table.name,
+                path,
+                found: describe(&found),
+                expected: describe(&expected),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn describe(layout: &MapLayout) -> String {
+    format!(
+        "type {}, key {} B, value {} B, {} entries, flags {:#x}",
+        layout.kind, layout.key_size, layout.value_size, layout.max_entries, layout.flags
+    )
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
