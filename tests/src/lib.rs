@@ -1,9 +1,16 @@
 //! What the tests stand on: machines made of namespaces, processes, a real control plane, virtual
 //! machines. No test is here; they are in `tests/tests`.
 
+pub mod binaries;
 pub mod bpffs;
+pub mod cache;
 pub mod cgroup;
+pub mod control_plane;
+pub mod kubectl;
+pub mod kubelet;
 pub mod machine;
 pub mod netns;
+pub mod not_run;
+pub mod pki;
 pub mod process;
 pub mod run;
