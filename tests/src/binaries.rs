@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::cache::{Cache, run_slowly};
+use crate::debian;
 
 const GO_MOD: &str = include_str!("../gomod/go.mod");
 const GO_MODULE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/gomod");
@@ -26,23 +27,24 @@ pub enum Unavailable {
          to a directory that has it"
     )]
     NoGo { program: String },
-    #[error("no etcd found: install Debian's etcd-server, or set KUBEBUILDER_ASSETS")]
-    NoEtcd,
+    #[error("no etcd found: install Debian's etcd-server, or set KUBEBUILDER_ASSETS ({why:#})")]
+    NoEtcd { why: anyhow::Error },
     #[error("cannot build the control plane: {0:#}")]
     Build(#[from] anyhow::Error),
 }
 
 impl Binaries {
     /// Finds each program in `KUBEBUILDER_ASSETS`, then in the cache; etcd also in `PATH`. Builds
-    /// what is missing, which takes minutes the first time on a machine.
+    /// what is missing, which takes minutes the first time on a machine; etcd is Debian's.
     ///
     /// # Errors
     /// Something is missing and cannot be built.
     pub fn ready() -> Result<Self, Unavailable> {
         // First what needs no building, so that its absence shows at once.
-        let etcd = asset("etcd")
-            .or_else(|| find("etcd", &["/usr/bin", "/usr/local/bin"]))
-            .ok_or(Unavailable::NoEtcd)?;
+        let etcd = match asset("etcd").or_else(|| find("etcd", &["/usr/bin"])) {
+            Some(path) => path,
+            None => debian_etcd().map_err(|why| Unavailable::NoEtcd { why })?,
+        };
         let version = version()?;
         let cache = Cache::open(&format!("control-plane-{version}"))?;
         let program = |name: &str| match asset(name) {
@@ -56,6 +58,17 @@ impl Binaries {
             kubectl: program("kubectl")?,
         })
     }
+}
+
+/// Unpacked rather than installed: the package would start a service.
+fn debian_etcd() -> anyhow::Result<PathBuf> {
+    let cache = Cache::open("etcd")?;
+    let path = cache.dir.join("etcd");
+    if !path.exists() {
+        let package = debian::unpack("etcd-server")?;
+        debian::keep(&package.path().join("usr/bin/etcd"), &path)?;
+    }
+    Ok(path)
 }
 
 fn built(name: &str, version: &str, cache: &Cache) -> Result<PathBuf, Unavailable> {

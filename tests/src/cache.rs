@@ -1,7 +1,7 @@
 //! Where what is expensive to make, and not ours, is kept between checkouts.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Seek, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -53,11 +53,10 @@ pub fn progress(line: &str) {
 /// It cannot be started or fails; the error holds the end of what it wrote.
 pub fn run_slowly(what: &str, command: &mut Command) -> Result<()> {
     let started = Instant::now();
-    let log = tempfile::NamedTempFile::new()?;
-    command
-        .stdin(Stdio::null())
-        .stdout(log.reopen()?)
-        .stderr(log.reopen()?);
+    // One offset for both, so that neither overwrites the other.
+    let mut log = tempfile::tempfile()?;
+    let (stdout, stderr) = (log.try_clone()?, log.try_clone()?);
+    command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
     progress(&format!("{what} …"));
     let mut child = command
         .spawn()
@@ -74,7 +73,9 @@ pub fn run_slowly(what: &str, command: &mut Command) -> Result<()> {
         std::thread::sleep(Duration::from_millis(50));
     };
     if !status.success() {
-        let said = fs::read_to_string(log.path())?;
+        let mut said = String::new();
+        log.rewind()?;
+        log.read_to_string(&mut said)?;
         let tail = said.lines().rev().take(20).collect::<Vec<_>>();
         bail!(
             "{command:?}: {status}\n{}",

@@ -156,7 +156,7 @@ const VERSION: &str = "jsonpath={.metadata.resourceVersion}";
 fn control_plane(test: &str) -> Option<ControlPlane> {
     match Binaries::ready() {
         Ok(binaries) => Some(ControlPlane::start(&binaries).expect("a control plane")),
-        Err(e @ (Unavailable::NoGo { .. } | Unavailable::NoEtcd)) => {
+        Err(e @ (Unavailable::NoGo { .. } | Unavailable::NoEtcd { .. })) => {
             not_run(test, &e);
             None
         }
