@@ -281,12 +281,7 @@ fn start_etcd(machine: &Machine, program: &Path) -> Result<Process> {
         // The objects of a test need not survive a power cut.
         .arg("--unsafe-no-fsync")
         .spawn()?;
-    etcd.wait_until("accepting connections", START, || {
-        machine
-            .netns()
-            .run(|| TcpStream::connect(ETCD).is_ok())
-            .is_ok_and(|accepted| accepted)
-    })?;
+    etcd.wait_until("listening", START, || accepts(machine, ETCD))?;
     Ok(etcd)
 }
 
@@ -318,6 +313,8 @@ fn start_api_server(
         .arg(format!("--service-cluster-ip-range={SERVICE_RANGE}"))
         .args(["--authorization-mode=RBAC", "--allow-privileged=true"])
         .spawn()?;
+    // kubectl is a costly way to find out that nobody listens yet.
+    process.wait_until("listening", START, || accepts(machine, API_SERVER))?;
     process.wait_until("ready", START, || {
         kubectl.run(&["get", "--raw", "/readyz"]).is_ok()
     })?;
@@ -349,6 +346,11 @@ fn start_controller_manager(
         // The defaults (20 and 30) hold a test back that creates many objects at once.
         .args(["--kube-api-qps=200", "--kube-api-burst=400"])
         .spawn()
+}
+
+fn accepts(machine: &Machine, address: SocketAddr) -> bool {
+    let connected = machine.netns().run(|| TcpStream::connect(address).is_ok());
+    connected.unwrap_or_default()
 }
 
 fn flag(name: &str, path: &Path) -> String {
