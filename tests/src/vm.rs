@@ -167,7 +167,8 @@ impl Contents {
         ] {
             symlink("busybox", root.join("bin").join(applet))?;
         }
-        let mut libraries = BTreeSet::new();
+        // Debian has it static and, in another package, not.
+        let mut libraries = BTreeSet::from_iter(libraries_of(&busybox)?);
         for program in &self.programs {
             let name = program.file_name().context("a program has a name")?;
             install(program, &root.join("bin").join(name))?;
