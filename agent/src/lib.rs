@@ -6,6 +6,7 @@ pub mod apply;
 pub mod compile;
 pub mod config;
 pub mod events;
+pub mod kernel;
 pub mod line;
 pub mod model;
 pub mod pods;

@@ -2,12 +2,21 @@
 //! machines. No test is here; they are in `tests/tests`.
 
 pub mod application;
+pub mod binaries;
 pub mod bpffs;
+pub mod cache;
 pub mod cgroup;
+pub mod control_plane;
+pub mod debian;
+pub mod kubectl;
+pub mod kubelet;
 pub mod machine;
 pub mod netns;
 pub mod node;
+pub mod not_run;
 pub mod oracle;
+pub mod pki;
 pub mod process;
 pub mod run;
+pub mod vm;
 pub mod workloads;

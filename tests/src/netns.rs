@@ -98,13 +98,7 @@ impl Netns {
     /// killed when the thread that started it ends.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--", "nsenter"]);
-        command
-            .arg(format!("--net={}", self.path().display()))
-            .arg("--")
-            .arg(program);
-        command
+        command_in(&self.path(), program)
     }
 
     /// Runs `ip` with these words inside and returns what it printed.
@@ -167,6 +161,17 @@ pub fn link(a: End<'_>, b: End<'_>) -> Result<()> {
         end.netns.ip(&format!("link set {} up", end.device))?;
     }
     Ok(())
+}
+
+/// [`Netns::command`] for the namespace at `path`.
+pub(crate) fn command_in(path: &Path, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--", "nsenter"]);
+    command
+        .arg(format!("--net={}", path.display()))
+        .arg("--")
+        .arg(program);
+    command
 }
 
 /// Moves this thread into the namespace at `path`.

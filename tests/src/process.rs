@@ -19,6 +19,13 @@ use crate::netns::Netns;
 /// How many lines of a log an error or a panic shows.
 const TAIL_LINES: usize = 40;
 
+/// Arguments: the pid of the test, a `cgroup.procs` or nothing, the program. A parent that died
+/// before the signal for its death was asked for will send none.
+const ENTER: &str = r#"[ "$PPID" = "$1" ] || exit 125
+[ -z "$2" ] || echo $$ >"$2" || exit 125
+shift 2
+exec "$@""#;
+
 /// A process to be.
 #[derive(Debug)]
 pub struct Launch {
@@ -121,11 +128,14 @@ impl Launch {
     /// `setpriv`, `sh`, `nsenter` and the program are one process: each replaces the one before.
     fn command(&self) -> Command {
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--"]);
-        if let Some(cgroup) = &self.cgroup {
-            command.args(["sh", "-c", r#"echo $$ >"$0" && exec "$@""#]);
-            command.arg(cgroup.join("cgroup.procs"));
-        }
+        command.args(["--pdeathsig", "KILL", "--", "sh", "-c", ENTER, "weirt"]);
+        command.arg(std::process::id().to_string());
+        command.arg(
+            self.cgroup
+                .as_ref()
+                .map(|c| c.join("cgroup.procs"))
+                .unwrap_or_default(),
+        );
         if let Some(netns) = &self.netns {
             // Not `ip netns exec`: that mounts a new /sys, without the cgroups.
             command

@@ -182,10 +182,7 @@ fn a_killed_run_is_swept() {
         assert!(Instant::now() < deadline, "the process outlived its test");
         std::thread::sleep(Duration::from_millis(2));
     }
-    assert!(
-        Path::new(netns).exists() && Path::new(cgroup).exists(),
-        "nothing to sweep"
-    );
+    // Another run, side by side, may sweep it first.
     assert_eq!(
         run::sweep()
             .into_iter()

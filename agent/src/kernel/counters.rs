@@ -20,7 +20,11 @@ pub struct Counters {
 impl Counters {
     pub(super) fn new(counters: OwnedFd, drops: OwnedFd) -> io::Result<Self> {
         let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
-        Ok(Self { counters, drops, cpus })
+        Ok(Self {
+            counters,
+            drops,
+            cpus,
+        })
     }
 
     /// Every counter, since the tables were made.

@@ -21,12 +21,30 @@ const TCX: (u8, u8) = (6, 6);
 /// Every check, whether or not an earlier one failed.
 pub fn probe(bpffs: &Path, cgroup: &Path) -> Vec<Check> {
     vec![
-        Check { what: "kernel with tcx links", outcome: kernel() },
-        Check { what: "kernel type information (BTF)", outcome: btf() },
-        Check { what: "capabilities", outcome: capabilities() },
-        Check { what: "bpffs", outcome: mounted_bpffs(bpffs) },
-        Check { what: "cgroup2", outcome: mounted_cgroup2(cgroup) },
-        Check { what: "nftables", outcome: nft() },
+        Check {
+            what: "kernel with tcx links",
+            outcome: kernel(),
+        },
+        Check {
+            what: "kernel type information (BTF)",
+            outcome: btf(),
+        },
+        Check {
+            what: "capabilities",
+            outcome: capabilities(),
+        },
+        Check {
+            what: "bpffs",
+            outcome: mounted_bpffs(bpffs),
+        },
+        Check {
+            what: "cgroup2",
+            outcome: mounted_cgroup2(cgroup),
+        },
+        Check {
+            what: "nftables",
+            outcome: nft(),
+        },
     ]
 }
 
@@ -56,22 +74,26 @@ fn btf() -> Result<String, String> {
     let path = "/sys/kernel/btf/vmlinux";
     match fs::metadata(path) {
         Ok(found) => Ok(format!("{} KiB", found.len() / 1024)),
-        Err(error) => Err(format!("{path}: {error}; use a kernel with CONFIG_DEBUG_INFO_BTF=y")),
+        Err(error) => Err(format!(
+            "{path}: {error}; use a kernel with CONFIG_DEBUG_INFO_BTF=y"
+        )),
     }
 }
 
 fn capabilities() -> Result<String, String> {
     // Bits of include/uapi/linux/capability.h.
-    const NEEDED: [(&str, u32); 3] =
-        [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
+    const NEEDED: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
     let status = fs::read_to_string("/proc/self/status").map_err(|e| e.to_string())?;
     let effective = status
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))
         .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
         .ok_or("cannot be read from /proc/self/status")?;
-    let lacking: Vec<&str> =
-        NEEDED.iter().filter(|(_, bit)| effective >> bit & 1 == 0).map(|(name, _)| *name).collect();
+    let lacking: Vec<&str> = NEEDED
+        .iter()
+        .filter(|(_, bit)| effective >> bit & 1 == 0)
+        .map(|(name, _)| *name)
+        .collect();
     if lacking.is_empty() {
         return Ok("CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON".into());
     }
@@ -97,7 +119,10 @@ fn mounted_cgroup2(cgroup: &Path) -> Result<String, String> {
 
 /// The file system below a path, which need not exist yet.
 fn mounted(path: &Path, magic: FsType, name: &str, remedy: &str) -> Result<String, String> {
-    let existing = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
+    let existing = path
+        .ancestors()
+        .find(|p| p.exists())
+        .unwrap_or(Path::new("/"));
     let found = statfs(existing).map_err(|e| format!("{}: {e}", existing.display()))?;
     if found.filesystem_type() != magic {
         return Err(format!("{} is not on a {name}: {remedy}", path.display()));
@@ -126,7 +151,13 @@ mod tests {
         let checks = probe(Path::new("/tmp/no-bpffs/weir"), Path::new("/tmp"));
         let missing = missing(&checks);
         let about = |what: &str| missing.iter().find(|m| m.starts_with(what)).cloned();
-        assert!(about("bpffs").is_some_and(|m| m.contains("mount -t bpf")), "{missing:?}");
-        assert!(about("cgroup2").is_some_and(|m| m.contains("--cgroup")), "{missing:?}");
+        assert!(
+            about("bpffs").is_some_and(|m| m.contains("mount -t bpf")),
+            "{missing:?}"
+        );
+        assert!(
+            about("cgroup2").is_some_and(|m| m.contains("--cgroup")),
+            "{missing:?}"
+        );
     }
 }

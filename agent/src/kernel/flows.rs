@@ -45,7 +45,9 @@ pub fn is_expired(key: &FlowKey, flow: &Flow, now: Duration) -> bool {
 
 impl Flows {
     pub(super) fn new(flows: OwnedFd, half_open: OwnedFd) -> Self {
-        Self { tables: [flows, half_open] }
+        Self {
+            tables: [flows, half_open],
+        }
     }
 
     /// Every flow.
@@ -87,7 +89,10 @@ impl Flows {
     fn rows(table: &OwnedFd) -> io::Result<impl Iterator<Item = (FlowKey, Flow)> + use<>> {
         let rows = read_all(table.as_fd(), size_of::<FlowKey>(), size_of::<Flow>())?;
         Ok(rows.into_iter().filter_map(|(key, value)| {
-            Some((FlowKey::read_from_bytes(&key).ok()?, Flow::read_from_bytes(&value).ok()?))
+            Some((
+                FlowKey::read_from_bytes(&key).ok()?,
+                Flow::read_from_bytes(&value).ok()?,
+            ))
         }))
     }
 }
@@ -99,7 +104,10 @@ mod tests {
     use super::*;
 
     fn expired(protocol: Protocol, bits: u32, idle: u64) -> bool {
-        let key = FlowKey { protocol, ..Default::default() };
+        let key = FlowKey {
+            protocol,
+            ..Default::default()
+        };
         let flow = Flow {
             seen: AtomicU64::new(1_000_000_000),
             bits: AtomicU32::new(bits),
@@ -110,7 +118,11 @@ mod tests {
 
     #[test]
     fn an_established_connection_outlives_its_keepalive() {
-        assert!(!expired(Protocol::TCP, FlowBits::ANSWERED, 2 * 3600 + 75 * 9));
+        assert!(!expired(
+            Protocol::TCP,
+            FlowBits::ANSWERED,
+            2 * 3600 + 75 * 9
+        ));
         assert!(expired(Protocol::TCP, FlowBits::ANSWERED, 3 * 3600 + 1));
     }
 

@@ -57,9 +57,12 @@ impl Links {
         attach_type: AttachType,
     ) -> Result<Placed, LinkError> {
         let pin = self.device_pin(device, attach_type);
-        self.place(&pin, program, |info| info.target[0] == ifindex, || {
-            sys::link_device(program, ifindex, attach_type)
-        })
+        self.place(
+            &pin,
+            program,
+            |info| info.target[0] == ifindex,
+            || sys::link_device(program, ifindex, attach_type),
+        )
     }
 
     /// Puts a program on a cgroup.
@@ -81,14 +84,21 @@ impl Links {
         let folder = fs::File::open(cgroup).map_err(failed)?;
         let id = folder.metadata().map_err(failed)?.ino();
         let pin = self.folder.join(name);
-        self.place(&pin, program, |info| info.cgroup() == id, || {
-            sys::link_cgroup(program, folder.as_fd(), attach_type)
-        })
+        self.place(
+            &pin,
+            program,
+            |info| info.cgroup() == id,
+            || sys::link_cgroup(program, folder.as_fd(), attach_type),
+        )
     }
 
     /// Where the link of a side of a device is pinned.
     pub(super) fn device_pin(&self, device: &str, attach_type: AttachType) -> PathBuf {
-        let side = if attach_type == AttachType::TcxIngress { "in" } else { "out" };
+        let side = if attach_type == AttachType::TcxIngress {
+            "in"
+        } else {
+            "out"
+        };
         self.folder.join(format!("{device}-{side}"))
     }
 
@@ -103,9 +113,11 @@ impl Links {
     /// The pin cannot be removed.
     pub(super) fn remove(&self, pin: &Path) -> Result<(), LinkError> {
         match fs::remove_file(pin) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(LinkError { action: "unpin", hook: label(pin), source })
-            }
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(LinkError {
+                action: "unpin",
+                hook: label(pin),
+                source,
+            }),
             _ => Ok(()),
         }
     }
@@ -122,7 +134,13 @@ impl Links {
         is_current: impl Fn(&LinkInfo) -> bool,
         attach: impl FnOnce() -> io::Result<OwnedFd>,
     ) -> Result<Placed, LinkError> {
-        let failed = |action| move |source| LinkError { action, hook: label(pin), source };
+        let failed = |action| {
+            move |source| LinkError {
+                action,
+                hook: label(pin),
+                source,
+            }
+        };
         match sys::open_pinned(pin) {
             Ok(link) => {
                 let info = sys::link_info(link.as_fd()).map_err(failed("read the link of"))?;
@@ -144,5 +162,6 @@ impl Links {
 }
 
 fn label(pin: &Path) -> String {
-    pin.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+    pin.file_name()
+        .map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }

@@ -24,9 +24,18 @@ pub enum LoadError {
          A newer or older weir-agent made it under the same version number: run `weir-agent cleanup` \
          when no pod needs the node's network, or install the version that made it"
     )]
-    Layout { table: &'static str, path: PathBuf, found: String, expected: String },
+    Layout {
+        table: &'static str,
+        path: PathBuf,
+        found: String,
+        expected: String,
+    },
     #[error("{action} {path}: {source}")]
-    Pin { action: &'static str, path: PathBuf, source: io::Error },
+    Pin {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
     #[error("the BPF object does not parse: {0}")]
     Object(String),
     #[error("create the tables: {0}")]
@@ -72,20 +81,36 @@ pub fn load(
     for (table, entries) in capacities {
         loader.map_max_entries(table, *entries);
     }
-    let mut ebpf = loader.load(object).map_err(|error| LoadError::Tables(chain(&error)))?;
+    let mut ebpf = loader
+        .load(object)
+        .map_err(|error| LoadError::Tables(chain(&error)))?;
     let mut verified = BTreeMap::new();
     for (name, program) in ebpf.programs_mut() {
-        let refused = |reason| LoadError::Verifier { program: name.to_owned(), reason };
+        let refused = |reason| LoadError::Verifier {
+            program: name.to_owned(),
+            reason,
+        };
         let loaded = match program {
             Program::SchedClassifier(program) => program.load(),
             Program::CgroupSockAddr(program) => program.load(),
-            _ => return Err(refused("it is of a type that this agent does not know".into())),
+            _ => {
+                return Err(refused(
+                    "it is of a type that this agent does not know".into(),
+                ));
+            }
         };
         loaded.map_err(|error| refused(chain(&error)))?;
-        let visited = program.info().ok().and_then(|info| info.verified_instruction_count());
+        let visited = program
+            .info()
+            .ok()
+            .and_then(|info| info.verified_instruction_count());
         verified.insert(name.to_owned(), visited);
     }
-    Ok(Loaded { ebpf, bpffs: bpffs.to_owned(), verified })
+    Ok(Loaded {
+        ebpf,
+        bpffs: bpffs.to_owned(),
+        verified,
+    })
 }
 
 /// Where a table is pinned: the version of its layout is part of the path.
@@ -115,7 +140,10 @@ impl Loaded {
     pub fn program_id(&self, name: &str) -> io::Result<u32> {
         let missing = || io::Error::other(format!("the BPF object has no program {name}"));
         let program = self.ebpf.program(name).ok_or_else(missing)?;
-        program.info().map(|info| info.id()).map_err(io::Error::other)
+        program
+            .info()
+            .map(|info| info.id())
+            .map_err(io::Error::other)
     }
 
     /// Names of all programs.
@@ -155,11 +183,23 @@ fn verify_layouts(
         let pinned = match sys::open_pinned(&path) {
             Ok(pinned) => pinned,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(source) => return Err(LoadError::Pin { action: "open", path, source }),
+            Err(source) => {
+                return Err(LoadError::Pin {
+                    action: "open",
+                    path,
+                    source,
+                });
+            }
         };
-        let found = sys::map_layout(pinned.as_fd())
-            .map_err(|source| LoadError::Pin { action: "inspect", path: path.clone(), source })?;
-        let entries = capacities.iter().find(|(name, _)| *name == table.name).map(|(_, n)| *n);
+        let found = sys::map_layout(pinned.as_fd()).map_err(|source| LoadError::Pin {
+            action: "inspect",
+            path: path.clone(),
+            source,
+        })?;
+        let entries = capacities
+            .iter()
+            .find(|(name, _)| *name == table.name)
+            .map(|(_, n)| *n);
         let expected = MapLayout {
             kind: map.map_type(),
             id: found.id,

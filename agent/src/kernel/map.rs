@@ -35,7 +35,9 @@ pub enum Shape {
 
 impl<K, V> fmt::Debug for MapTable<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MapTable").field("shape", &self.shape).finish_non_exhaustive()
+        f.debug_struct("MapTable")
+            .field("shape", &self.shape)
+            .finish_non_exhaustive()
     }
 }
 
@@ -48,7 +50,8 @@ impl<K: Plain, V: Plain> MapTable<K, V> {
     /// The sizes of key and value are not the map's: writing would be past the end of something.
     pub(super) fn new(map: OwnedFd, shape: Shape) -> io::Result<Self> {
         let layout = sys::map_layout(map.as_fd())?;
-        if (layout.key_size as usize, layout.value_size as usize) != (size_of::<K>(), size_of::<V>())
+        if (layout.key_size as usize, layout.value_size as usize)
+            != (size_of::<K>(), size_of::<V>())
         {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
@@ -61,7 +64,12 @@ impl<K: Plain, V: Plain> MapTable<K, V> {
                 ),
             ));
         }
-        Ok(Self { map, shape, capacity: layout.max_entries as usize, row: PhantomData })
+        Ok(Self {
+            map,
+            shape,
+            capacity: layout.max_entries as usize,
+            row: PhantomData,
+        })
     }
 
     fn write(&self, keys: &[K], values: &[V]) -> Result<(), Stopped> {
@@ -73,7 +81,10 @@ impl<K: Plain, V: Plain> MapTable<K, V> {
             match sys::update_batch(self.map.as_fd(), k.as_bytes(), v.as_bytes(), count) {
                 Ok(()) => done = end,
                 Err((written, error)) => {
-                    return Err(Stopped { done: done + written as usize, cause: cause(error) });
+                    return Err(Stopped {
+                        done: done + written as usize,
+                        cause: cause(error),
+                    });
                 }
             }
         }
@@ -85,7 +96,10 @@ impl<K: Plain, V: Plain + PartialEq> KernelTable<K, V> for MapTable<K, V> {
     fn load(&mut self) -> Result<Vec<(K, V)>, TableError> {
         let all = read_all(self.map.as_fd(), size_of::<K>(), size_of::<V>())?;
         let rows = all.into_iter().filter_map(|(key, value)| {
-            let row = (K::read_from_bytes(&key).ok()?, V::read_from_bytes(&value).ok()?);
+            let row = (
+                K::read_from_bytes(&key).ok()?,
+                V::read_from_bytes(&value).ok()?,
+            );
             let is_there = self.shape == Shape::Keyed || value.iter().any(|byte| *byte != 0);
             is_there.then_some(row)
         });
@@ -105,7 +119,10 @@ impl<K: Plain, V: Plain + PartialEq> KernelTable<K, V> for MapTable<K, V> {
         for (done, key) in keys.iter().enumerate() {
             match sys::delete(self.map.as_fd(), key.as_bytes()) {
                 Err(error) if error.raw_os_error() != Some(libc::ENOENT) => {
-                    return Err(Stopped { done, cause: cause(error) });
+                    return Err(Stopped {
+                        done,
+                        cause: cause(error),
+                    });
                 }
                 _ => {}
             }

@@ -7,7 +7,7 @@ mod flows;
 mod links;
 mod load;
 mod map;
-pub mod object;
+
 mod ring;
 mod sys;
 
@@ -45,8 +45,10 @@ const SOCKET_HOOKS: [(&str, AttachType); 8] = [
 ];
 /// What a pod's packets meet at the node's end of its pair: program, side. What comes in there is what
 /// the pod has sent.
-const POD_HOOKS: [(&str, AttachType); 2] =
-    [("weir_from_pod", AttachType::TcxIngress), ("weir_to_pod", AttachType::TcxEgress)];
+const POD_HOOKS: [(&str, AttachType); 2] = [
+    ("weir_from_pod", AttachType::TcxIngress),
+    ("weir_to_pod", AttachType::TcxEgress),
+];
 /// What stands there while the pod is set up or taken down.
 const PROTECT: &str = "weir_protect";
 
@@ -103,10 +105,14 @@ impl Kernel {
         config: NodeConfig,
         capacities: Capacities<'_>,
     ) -> Result<Self> {
-        let loaded = load::load(object::OBJECT, bpffs, config, capacities)?;
+        let loaded = load::load(OBJECT_STANDIN, bpffs, config, capacities)?;
         let links = Links::open(bpffs)
             .with_context(|| format!("make the folder of links in {}", bpffs.display()))?;
-        Ok(Self { loaded, links, cgroup: cgroup.to_owned() })
+        Ok(Self {
+            loaded,
+            links,
+            cgroup: cgroup.to_owned(),
+        })
     }
 
     /// Puts the socket hooks on the node's cgroup, in place of older ones.
@@ -116,7 +122,8 @@ impl Kernel {
     pub fn place_socket_hooks(&self) -> Result<()> {
         for (program, attach_type) in SOCKET_HOOKS {
             let fd = self.loaded.program(program)?;
-            self.links.place_on_cgroup(fd, &self.cgroup, program, attach_type)?;
+            self.links
+                .place_on_cgroup(fd, &self.cgroup, program, attach_type)?;
         }
         Ok(())
     }
@@ -139,7 +146,8 @@ impl Kernel {
     /// The kernel refuses; then a side may still be protected, which is closed.
     pub fn open(&self, device: &str, ifindex: u32) -> Result<()> {
         for (program, side) in POD_HOOKS {
-            self.links.place_on_device(self.loaded.program(program)?, device, ifindex, side)?;
+            self.links
+                .place_on_device(self.loaded.program(program)?, device, ifindex, side)?;
         }
         Ok(())
     }
@@ -164,7 +172,11 @@ impl Kernel {
         let pods = devices.into_iter().flat_map(|(device, ifindex)| {
             POD_HOOKS.map(|(program, side)| {
                 let pin = self.links.device_pin(&device, side);
-                let name = pin.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let name = pin
+                    .file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned();
                 self.hook(name, program, &pin, |info| info.target[0] == ifindex)
             })
         });
@@ -189,14 +201,21 @@ impl Kernel {
             }
             (Ok(_), Ok(_)) => None,
         };
-        Hook { name, program, problem }
+        Hook {
+            name,
+            program,
+            problem,
+        }
     }
 
     /// What the verifier visited of each program, and the program's number.
     pub fn programs(&self) -> BTreeMap<String, (u32, Option<u32>)> {
         let known = self.loaded.programs().filter_map(|name| {
             let id = self.loaded.program_id(name).ok()?;
-            Some((name.to_owned(), (id, self.loaded.verified.get(name).copied().flatten())))
+            Some((
+                name.to_owned(),
+                (id, self.loaded.verified.get(name).copied().flatten()),
+            ))
         });
         known.collect()
     }
@@ -240,7 +259,10 @@ impl Kernel {
     /// # Errors
     /// As [`Self::service_tables`].
     pub fn flows(&self) -> io::Result<Flows> {
-        Ok(Flows::new(self.loaded.table("FLOWS")?, self.loaded.table("HALF_OPEN")?))
+        Ok(Flows::new(
+            self.loaded.table("FLOWS")?,
+            self.loaded.table("HALF_OPEN")?,
+        ))
     }
 
     /// The ring of events; there is one reader.
@@ -260,3 +282,4 @@ impl Kernel {
         MapTable::new(self.loaded.table(name)?, shape)
     }
 }
+const OBJECT_STANDIN: &[u8] = &[];

@@ -7,7 +7,6 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
 /// The reading end of `EVENTS`. There is one: records go to whoever reads first.
-#[derive(Debug)]
 pub struct Ring(AsyncFd<RingBuf<MapData>>);
 
 impl Ring {
@@ -21,7 +20,11 @@ impl Ring {
     ///
     /// # Errors
     /// The ring cannot be polled.
-    pub async fn run(mut self, to: mpsc::Sender<Vec<u8>>, mut lost: impl FnMut()) -> io::Result<()> {
+    pub async fn run(
+        mut self,
+        to: mpsc::Sender<Vec<u8>>,
+        mut lost: impl FnMut(),
+    ) -> io::Result<()> {
         loop {
             let mut ready = self.0.readable_mut().await?;
             let ring = ready.get_inner_mut();

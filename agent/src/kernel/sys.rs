@@ -41,8 +41,9 @@ pub(crate) enum AttachType {
 }
 
 /// What a map is, as the kernel says.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, Eq, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub(crate) struct MapLayout {
     pub(crate) kind: u32,
@@ -55,8 +56,9 @@ pub(crate) struct MapLayout {
 
 /// What a link is, as the kernel says. The last two fields are those of a tcx link: interface index (0
 /// once the device is gone) and attach type; of a cgroup link they are its cgroup's id.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, Eq, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub(crate) struct LinkInfo {
     pub(crate) kind: u32,
@@ -136,7 +138,12 @@ fn bpf<A: IntoBytes + Immutable>(command: libc::c_long, attribute: &mut A) -> io
     // SAFETY: the attribute lives for the call and its size is given; that its pointers are right is
     // seen to by the functions below, which are all of the callers.
     let returned = unsafe {
-        libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attribute), size_of::<A>())
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attribute),
+            size_of::<A>(),
+        )
     };
     if returned < 0 {
         return Err(io::Error::last_os_error());
@@ -180,7 +187,13 @@ pub(crate) fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Resul
 
 /// Removes one row.
 pub(crate) fn delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<()> {
-    let mut elem = Elem { map: number(map), pad: 0, key: key.as_ptr() as u64, value: 0, flags: 0 };
+    let mut elem = Elem {
+        map: number(map),
+        pad: 0,
+        key: key.as_ptr() as u64,
+        value: 0,
+        flags: 0,
+    };
     bpf(MAP_DELETE_ELEM, &mut elem).map(drop)
 }
 
@@ -222,7 +235,9 @@ fn write_batch(
         flags: 0,
     };
     // The kernel writes back how many rows it did.
-    bpf(command, &mut batch).map(drop).map_err(|error| (batch.count.min(count), error))
+    bpf(command, &mut batch)
+        .map(drop)
+        .map_err(|error| (batch.count.min(count), error))
 }
 
 /// Where a walk over a map stands.
@@ -238,7 +253,11 @@ impl Cursor {
     pub(crate) fn new(key_size: usize) -> Self {
         // A hash keeps a bucket number of 4 bytes here, other maps a key.
         let size = key_size.max(4);
-        Self { at: vec![0; size], next: vec![0; size], started: false }
+        Self {
+            at: vec![0; size],
+            next: vec![0; size],
+            started: false,
+        }
     }
 }
 
@@ -252,7 +271,11 @@ pub(crate) fn lookup_batch(
     count: u32,
 ) -> io::Result<(u32, bool)> {
     let mut batch = Batch {
-        from: if cursor.started { cursor.at.as_ptr() as u64 } else { 0 },
+        from: if cursor.started {
+            cursor.at.as_ptr() as u64
+        } else {
+            0
+        },
         to: cursor.next.as_mut_ptr() as u64,
         keys: keys.as_mut_ptr() as u64,
         values: values.as_mut_ptr() as u64,
@@ -274,14 +297,22 @@ pub(crate) fn lookup_batch(
 /// Pins an object at a path of a bpffs.
 pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut attribute = Object { path: path.as_ptr() as u64, fd: number(object), flags: 0 };
+    let mut attribute = Object {
+        path: path.as_ptr() as u64,
+        fd: number(object),
+        flags: 0,
+    };
     bpf(OBJ_PIN, &mut attribute).map(drop)
 }
 
 /// Opens what is pinned at a path.
 pub(crate) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut attribute = Object { path: path.as_ptr() as u64, fd: 0, flags: 0 };
+    let mut attribute = Object {
+        path: path.as_ptr() as u64,
+        fd: 0,
+        flags: 0,
+    };
     bpf(OBJ_GET, &mut attribute).map(owned)
 }
 
@@ -336,7 +367,11 @@ fn link(program: BorrowedFd<'_>, target: u32, attach_type: AttachType) -> io::Re
 
 /// Replaces the program of a link: each packet meets the old one or the new one, never none.
 pub(crate) fn replace(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let mut attribute =
-        LinkUpdate { link: number(link), program: number(program), flags: 0, old_program: 0 };
+    let mut attribute = LinkUpdate {
+        link: number(link),
+        program: number(program),
+        flags: 0,
+        old_program: 0,
+    };
     bpf(LINK_UPDATE, &mut attribute).map(drop)
 }

@@ -1,0 +1,28 @@
+//! A test that cannot run on this machine says so by name; it never passes silently.
+
+use std::fmt::Display;
+use std::fs::File;
+use std::io::Write;
+
+use crate::cache::progress;
+
+/// Reports that `test` could not run. With `CI=true` that is a failure. Elsewhere the line
+/// `<test>: <reason>` is appended to the file named by `WEIR_NOT_RUN`, which `cargo xtask test`
+/// prints last, and shown on stderr.
+///
+/// # Panics
+/// With `CI=true`, or if the line cannot be written.
+pub fn not_run(test: &str, reason: &dyn Display) {
+    let line = format!("{test}: {reason}\n");
+    assert!(
+        std::env::var_os("CI").is_none_or(|ci| ci != "true"),
+        "cannot run in CI: {line}"
+    );
+    progress(&format!("not run: {}", line.trim_end()));
+    if let Some(path) = std::env::var_os("WEIR_NOT_RUN") {
+        let file = File::options().create(true).append(true).open(&path);
+        // One write, so that lines of tests side by side do not mix.
+        let written = file.and_then(|mut f| f.write_all(line.as_bytes()));
+        assert!(written.is_ok(), "append to {}: {written:?}", path.display());
+    }
+}

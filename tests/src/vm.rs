@@ -1,0 +1,253 @@
+//! A virtual machine with one of Debian's kernels and a few programs of ours, without a disk and
+//! without KVM: boots, runs a script, ends.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::binaries::find;
+use crate::cache::Cache;
+use crate::debian;
+use crate::process::Launch;
+
+/// The console shows this when the script ended with success.
+const DONE: &str = "WEIR-VM-OK";
+
+/// Debian's kernels for clouds, as packages that depend on the newest of a series.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Series {
+    V6_1,
+    V6_12,
+}
+
+/// A kernel to boot.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    pub series: Series,
+    image: PathBuf,
+}
+
+/// Why there can be no virtual machine here.
+#[derive(Debug, thiserror::Error)]
+pub enum NoVm {
+    #[error("no {program} found: install {package}")]
+    NoProgram {
+        program: &'static str,
+        package: &'static str,
+    },
+    #[error("no Debian kernel {series}: {why:#}")]
+    NoKernel {
+        series: &'static str,
+        why: anyhow::Error,
+    },
+}
+
+/// What is in the machine besides busybox and `/proc`, `/sys`, `/dev`, a bpffs at `/sys/fs/bpf` and
+/// a cgroup2 at `/sys/fs/cgroup`.
+#[derive(Debug, Default)]
+pub struct Contents {
+    programs: Vec<PathBuf>,
+    files: Vec<(String, Vec<u8>)>,
+}
+
+impl Series {
+    pub const ALL: [Self; 2] = [Self::V6_1, Self::V6_12];
+
+    /// As `uname -r` begins.
+    #[must_use]
+    pub fn version(self) -> &'static str {
+        match self {
+            Self::V6_1 => "6.1",
+            Self::V6_12 => "6.12",
+        }
+    }
+
+    /// In Debian 12; 6.12 comes with its security updates.
+    fn package(self) -> &'static str {
+        match self {
+            Self::V6_1 => "linux-image-cloud-amd64",
+            Self::V6_12 => "linux-image-6.12-cloud-amd64",
+        }
+    }
+}
+
+impl Kernel {
+    /// Takes the kernel from the cache, or downloads it with apt, which installs nothing.
+    ///
+    /// # Errors
+    /// apt knows no such kernel.
+    pub fn ready(series: Series) -> Result<Self, NoVm> {
+        let version = series.version();
+        downloaded(series)
+            .map(|image| Self { series, image })
+            .map_err(|why| NoVm::NoKernel {
+                series: version,
+                why,
+            })
+    }
+
+    /// Boots, runs `script` with busybox's shell and returns what the console showed.
+    ///
+    /// # Errors
+    /// No qemu or busybox, a command of the script failed, or it was not done in time; the error
+    /// shows the console.
+    pub fn run(&self, contents: &Contents, script: &str, within: Duration) -> Result<String> {
+        let qemu = program("qemu-system-x86_64", "qemu-system-x86")?;
+        let scratch = debian::scratch_dir("vm")?;
+        let initramfs = scratch.path().join("initramfs");
+        contents.pack(script, &scratch.path().join("root"), &initramfs)?;
+        let console = scratch.path().join("console");
+        let mut machine = Launch::new("qemu", qemu)
+            .args(["-accel", "tcg", "-cpu", "max", "-m", "1024", "-smp", "1"])
+            .args([
+                "-nodefaults",
+                "-display",
+                "none",
+                "-serial",
+                "stdio",
+                "-no-reboot",
+            ])
+            .arg("-kernel")
+            .arg(&self.image)
+            .arg("-initrd")
+            .arg(&initramfs)
+            // A panic ends the machine: it reboots at once, and qemu does not.
+            .args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off"])
+            .log_to(&console)
+            .spawn()?;
+        machine.wait(within)?;
+        let shown = machine.log();
+        if !shown.lines().any(|line| line.trim_end() == DONE) {
+            bail!(
+                "Linux {}: the script failed\n{shown}",
+                self.series.version()
+            );
+        }
+        Ok(shown)
+    }
+}
+
+impl Contents {
+    /// A program from the host, at `/bin/<its name>`, with the libraries that it needs.
+    #[must_use]
+    pub fn program(mut self, path: &Path) -> Self {
+        self.programs.push(path.to_owned());
+        self
+    }
+
+    /// A file at an absolute path.
+    #[must_use]
+    pub fn file(mut self, path: &str, bytes: impl Into<Vec<u8>>) -> Self {
+        self.files.push((path.to_owned(), bytes.into()));
+        self
+    }
+
+    /// Whether this machine has what it takes to run any.
+    ///
+    /// # Errors
+    /// It has not.
+    pub fn check_tools() -> Result<(), NoVm> {
+        program("qemu-system-x86_64", "qemu-system-x86")?;
+        program("busybox", "busybox-static").map(drop)
+    }
+
+    fn pack(&self, script: &str, root: &Path, initramfs: &Path) -> Result<()> {
+        let busybox = program("busybox", "busybox-static")?;
+        for dir in ["bin", "proc", "sys", "dev", "tmp"] {
+            fs::create_dir_all(root.join(dir))?;
+        }
+        install(&busybox, &root.join("bin/busybox"))?;
+        for applet in [
+            "sh", "mount", "reboot", "cat", "echo", "ls", "uname", "grep", "dmesg",
+        ] {
+            symlink("busybox", root.join("bin").join(applet))?;
+        }
+        // Debian has it static and, in another package, not.
+        let mut libraries = BTreeSet::from_iter(libraries_of(&busybox)?);
+        for program in &self.programs {
+            let name = program.file_name().context("a program has a name")?;
+            install(program, &root.join("bin").join(name))?;
+            libraries.extend(libraries_of(program)?);
+        }
+        for library in libraries {
+            install(&library, &root.join(library.strip_prefix("/")?))?;
+        }
+        for (path, bytes) in &self.files {
+            let path = root.join(path.trim_start_matches('/'));
+            fs::create_dir_all(path.parent().context("a file is in a directory")?)?;
+            fs::write(path, bytes)?;
+        }
+        fs::write(
+            root.join("script"),
+            format!("set -e\n{script}\necho {DONE}\n"),
+        )?;
+        let init = root.join("init");
+        fs::write(&init, INIT)?;
+        fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
+        let archive = Command::new("sh")
+            .args(["-c", r#"find . | "$0" cpio -o -H newc 2>/dev/null"#])
+            .arg(busybox)
+            .current_dir(root)
+            .stdout(fs::File::create(initramfs)?)
+            .stderr(Stdio::inherit())
+            .status()?;
+        if !archive.success() {
+            bail!("pack the initramfs: {archive}");
+        }
+        Ok(())
+    }
+}
+
+const INIT: &str = "#!/bin/sh
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mount -t bpf bpf /sys/fs/bpf
+mount -t cgroup2 cgroup /sys/fs/cgroup
+export PATH=/bin
+sh /script
+reboot -f
+";
+
+fn program(program: &'static str, package: &'static str) -> Result<PathBuf, NoVm> {
+    find(program, &["/usr/bin", "/bin"]).ok_or(NoVm::NoProgram { program, package })
+}
+
+fn install(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to.parent().context("a file is in a directory")?)?;
+    fs::copy(from, to).with_context(|| format!("copy {}", from.display()))?;
+    Ok(())
+}
+
+/// The shared libraries of a program and its loader, by absolute path; none if it is static.
+fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
+    let output = Command::new("ldd")
+        .arg(program)
+        .output()
+        .context("run ldd")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let words = said
+        .lines()
+        .filter_map(|l| l.split_whitespace().find(|w| w.starts_with('/')));
+    Ok(words.map(PathBuf::from).collect())
+}
+
+fn downloaded(series: Series) -> Result<PathBuf> {
+    let cache = Cache::open(&format!("kernel-{}", series.version()))?;
+    let image = cache.dir.join("vmlinuz");
+    if image.exists() {
+        return Ok(image);
+    }
+    let prefix = format!("linux-image-{}.", series.version());
+    let package = debian::unpack(&debian::dependency(series.package(), &prefix)?)?;
+    let found = fs::read_dir(package.path().join("boot"))?
+        .filter_map(Result::ok)
+        .find(|e| e.file_name().to_string_lossy().starts_with("vmlinuz"));
+    debian::keep(&found.context("no kernel in the package")?.path(), &image)?;
+    Ok(image)
+}
