@@ -129,7 +129,7 @@ impl Node {
     /// Not root, or no bpffs or cgroup2 to be had.
     pub fn prepare(options: NodeOptions) -> Result<Self> {
         let machine = Machine::new(&options.name)?;
-        for folder in ["manifests", "manifests/pods", "run", "state", "pods"] {
+        for folder in ["manifests", "manifests/pods", "run", "state", "pods", "zone"] {
             fs::create_dir_all(machine.dir().join(folder))?;
         }
         // The route lookup for a service address comes before any hook of ours: a node without a
@@ -172,7 +172,9 @@ impl Node {
             .arg("--run-dir")
             .arg(dir.join("run"))
             .arg("--state-dir")
-            .arg(dir.join("state"));
+            .arg(dir.join("state"))
+            .arg("--zone-socket")
+            .arg(dir.join("zone/zone.sock"));
         for cidr in &self.options.pod_cidrs {
             launch = launch.args(["--pod-cidr", cidr]);
         }
@@ -209,7 +211,7 @@ impl Node {
                 "[fd57:6569:7200::53]:53",
             ])
             .arg("--feed")
-            .arg(self.machine.dir().join("run/zone.sock"));
+            .arg(self.machine.dir().join("zone/zone.sock"));
         for upstream in &self.options.upstreams {
             launch = launch.args(["--upstream", &upstream.to_string()]);
         }

@@ -77,6 +77,9 @@ pub struct RunArgs {
     /// The user that weir-dns runs as: it may read the zone.
     #[arg(long, default_value_t = 65_532)]
     pub dns_uid: u32,
+    /// Where weir-dns is given its zone. Not in --run-dir, which is root's alone.
+    #[arg(long, default_value = "/run/weir-dns/zone.sock")]
+    pub zone_socket: PathBuf,
     /// The domain of cluster names.
     #[arg(long, default_value = "cluster.local")]
     pub cluster_domain: String,

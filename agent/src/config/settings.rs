@@ -45,6 +45,7 @@ pub struct DnsSettings {
     pub addresses: Vec<IpAddr>,
     pub service: ObjectName,
     pub uid: u32,
+    pub zone_socket: PathBuf,
     pub domain: String,
 }
 
@@ -120,6 +121,7 @@ impl TryFrom<&RunArgs> for Settings {
                 addresses: args.dns_addresses.clone(),
                 service,
                 uid: args.dns_uid,
+                zone_socket: args.zone_socket.clone(),
                 domain: args
                     .cluster_domain
                     .trim_end_matches('.')

@@ -1,3 +1,423 @@
-//! The straight line.
+//! The straight line: one task that takes changes in, compiles what they dirtied and makes the kernel
+//! hold it. It alone writes to the agent's tables. Where changes come from is not here.
 
-pub mod inputs;
+mod handle;
+mod inputs;
+mod pods;
+mod views;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use weir_common::Addr;
+use weir_common::device::{Device, LocalPod};
+use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
+use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation};
+
+use crate::apply::{Devices, Policies, ServiceChange, Services};
+use crate::compile::policy::{self, Compiled, NodeView, Retained, RuleBook};
+use crate::compile::service::{self, DnsRedirect};
+use crate::config::Settings;
+use crate::events::Names;
+use crate::kernel::{Counters, Flows, Kernel, MapTable};
+use crate::model::{Change, ObjectName};
+use crate::pods::{Attachment, Lease, PodRef};
+use crate::watch::status::Health;
+use crate::zone_feed::ZoneFeed;
+
+pub use handle::{Ended, Handle, Work};
+pub use inputs::{Dirty, Inputs};
+pub use pods::NodeDatapath;
+
+type ServiceState = Services<
+    MapTable<FrontendKey, Frontend>,
+    MapTable<u32, Backend>,
+    MapTable<BackendId, Generation>,
+>;
+type PolicyState = Policies<
+    MapTable<Addr, Class>,
+    MapTable<VerdictKey, VerdictRow>,
+    MapTable<PortKey, PortRow>,
+    MapTable<u32, u32>,
+>;
+type DeviceState = Devices<MapTable<u32, Device>, MapTable<Addr, LocalPod>>;
+
+/// The port at which weir-dns listens, host order.
+const DNS_PORT: u16 = 53;
+/// How often failed writes are tried again and old rows are reused.
+const TICK: Duration = Duration::from_secs(1);
+/// Changes that one pass takes in at the most.
+const BATCH: usize = 4096;
+/// How often hooks are compared with what they should hold, in ticks.
+const AUDIT_TICKS: u64 = 5;
+/// How often tables are compared with the kernel and ended flows are swept, in ticks.
+const SWEEP_TICKS: u64 = 30;
+
+/// What others read of the line without asking it.
+#[derive(Debug, Default)]
+pub struct Published {
+    /// Who has which address.
+    pub names: ArcSwap<Names>,
+    /// What rule numbers mean.
+    pub rules: ArcSwap<RuleBook>,
+    /// Every reason why the node is not ready.
+    pub not_ready: ArcSwap<Vec<String>>,
+}
+
+/// The one writer.
+#[derive(Debug)]
+pub struct Line {
+    settings: Arc<Settings>,
+    kernel: Kernel,
+    inputs: Inputs,
+    health: watch::Receiver<Health>,
+    node_addresses: Vec<IpAddr>,
+
+    services: ServiceState,
+    policies: PolicyState,
+    devices: DeviceState,
+    compiled: Compiled,
+    retained: Retained,
+    /// Has everything been said once, and policy compiled from it?
+    is_complete: bool,
+
+    /// Attachments whose devices carry the real programs.
+    open: BTreeMap<Attachment, Arc<Lease>>,
+    waiting: Vec<Waiting>,
+    /// Addresses whose flows are still to be forgotten.
+    closed: BTreeSet<Addr>,
+
+    counters: Counters,
+    flows: Flows,
+    zone: ZoneFeed,
+    published: Arc<Published>,
+    started: Instant,
+    ticks: u64,
+    hook_problems: BTreeMap<String, String>,
+    drifted: usize,
+}
+
+/// An ADD that waits until its pod is known.
+#[derive(Debug)]
+struct Waiting {
+    pod: PodRef,
+    known: oneshot::Sender<()>,
+}
+
+/// What the line is made of.
+#[derive(Debug)]
+pub struct Parts {
+    pub settings: Arc<Settings>,
+    pub kernel: Kernel,
+    pub health: watch::Receiver<Health>,
+    pub node_addresses: Vec<IpAddr>,
+    pub zone: ZoneFeed,
+    pub published: Arc<Published>,
+}
+
+impl Line {
+    /// Resumes from what the kernel holds, and changes nothing yet.
+    ///
+    /// # Errors
+    /// A table cannot be read.
+    pub fn resume(parts: Parts) -> Result<Self> {
+        let Parts { settings, kernel, health, node_addresses, zone, published } = parts;
+        let s = kernel.service_tables().context("open the tables of services")?;
+        let p = kernel.policy_tables().context("open the tables of policy")?;
+        let d = kernel.device_tables().context("open the tables of pods")?;
+        Ok(Self {
+            services: Services::resume(s.frontends, s.backends, s.live)
+                .context("read the tables of services")?,
+            policies: Policies::resume(p.classes, p.verdicts, p.ports, p.epoch)
+                .context("read the tables of policy")?,
+            devices: Devices::resume(d.devices, d.pods).context("read the tables of pods")?,
+            counters: kernel.counters().context("open the counters")?,
+            flows: kernel.flows().context("open the tables of flows")?,
+            settings,
+            kernel,
+            inputs: Inputs::default(),
+            health,
+            node_addresses,
+            compiled: Compiled::default(),
+            retained: Retained::default(),
+            is_complete: false,
+            open: BTreeMap::new(),
+            waiting: Vec::new(),
+            closed: BTreeSet::new(),
+            zone,
+            published,
+            started: Instant::now(),
+            ticks: 0,
+            hook_problems: BTreeMap::new(),
+            drifted: 0,
+        })
+    }
+
+    /// Works until it is told to stop. Nothing is taken back then: the kernel goes on by itself.
+    pub async fn run(
+        mut self,
+        mut changes: mpsc::Receiver<Change>,
+        mut work: mpsc::Receiver<Work>,
+        stop: CancellationToken,
+    ) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut batch = Vec::new();
+        self.publish_readiness();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                taken = changes.recv_many(&mut batch, BATCH) => {
+                    if taken == 0 {
+                        warn!("the source of objects has ended; what is known holds on");
+                        return self.idle(work, stop).await;
+                    }
+                }
+                Some(work) = work.recv() => work(&mut self),
+                _ = tick.tick() => self.tick(Instant::now()),
+            }
+            // What is there already belongs to this pass; nothing is waited for.
+            while batch.len() < BATCH
+                && let Ok(change) = changes.try_recv()
+            {
+                batch.push(change);
+            }
+            for change in batch.drain(..) {
+                self.inputs.take(change);
+            }
+            while let Ok(work) = work.try_recv() {
+                work(&mut self);
+            }
+            self.pass(Instant::now());
+        }
+    }
+
+    /// Answers, and writes what is left, without a source.
+    async fn idle(mut self, mut work: mpsc::Receiver<Work>, stop: CancellationToken) {
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                Some(work) = work.recv() => work(&mut self),
+                _ = tick.tick() => self.tick(Instant::now()),
+            }
+        }
+    }
+
+    /// Compiles what is dirty and writes it.
+    fn pass(&mut self, now: Instant) {
+        let dirty = self.inputs.take_dirty();
+        if !self.is_complete && self.inputs.snapshot().is_complete() {
+            self.complete(&dirty, now);
+        } else {
+            self.pass_services(&dirty, now);
+            if dirty.policy && self.is_complete {
+                self.pass_policy(now);
+            }
+        }
+        if dirty.names {
+            self.publish_names();
+        }
+        self.answer_waiting();
+        self.publish_readiness();
+    }
+
+    /// Everything has been said: from now on what nobody asks for goes.
+    fn complete(&mut self, dirty: &Dirty, now: Instant) {
+        self.services.allow_deletes();
+        self.policies.allow_deletes();
+        self.pass_services(dirty, now);
+        self.pass_policy(now);
+        self.zone.everything_changed(self.inputs.snapshot());
+        self.is_complete = true;
+        let snapshot = self.inputs.snapshot();
+        info!(
+            services = snapshot.services.len(),
+            pods = snapshot.pods.len(),
+            policies = snapshot.policies.len(),
+            "every input is synced"
+        );
+    }
+
+    fn pass_services(&mut self, dirty: &Dirty, now: Instant) {
+        let snapshot = self.inputs.snapshot();
+        if dirty.namespaces {
+            self.zone.everything_changed(snapshot);
+        }
+        if dirty.services.is_empty() {
+            return;
+        }
+        let node = service::NodeView { name: &self.settings.node, zone: None };
+        let dns = DnsRedirect {
+            service: self.settings.dns.service.clone(),
+            addresses: self.settings.dns.addresses.clone(),
+            port: DNS_PORT,
+        };
+        let changes: Vec<_> = dirty
+            .services
+            .iter()
+            .map(|id| match snapshot.services.get(id) {
+                None => ServiceChange::Deleted(id.clone()),
+                Some(service) => {
+                    let slices = snapshot.slices_of(id).map(|slice| &**slice);
+                    ServiceChange::Planned(service::compile(service, slices, &node, Some(&dns)))
+                }
+            })
+            .collect();
+        for id in &dirty.services {
+            self.zone.service_changed(snapshot, id);
+        }
+        self.services.apply(changes, now);
+    }
+
+    fn pass_policy(&mut self, now: Instant) {
+        let snapshot = self.inputs.snapshot();
+        let node = NodeView {
+            name: self.settings.node.clone(),
+            addresses: self.node_addresses.clone(),
+            dns: self.settings.dns.addresses.clone(),
+        };
+        let kept = self.retained.observe(snapshot);
+        let compiled = policy::compile(snapshot, &node, &kept, &self.compiled);
+        // Words first: an event must not carry a number that nobody can explain.
+        self.published.rules.store(Arc::new(compiled.book().clone()));
+        let before = std::mem::replace(&mut self.compiled, compiled);
+        self.write_policy(&before, now);
+    }
+
+    fn tick(&mut self, now: Instant) {
+        self.ticks += 1;
+        self.services.tick(now);
+        if self.is_complete {
+            self.policies.reconcile(&mut self.devices, now);
+        }
+        if self.ticks.is_multiple_of(AUDIT_TICKS) {
+            self.repair_hooks();
+        }
+        if self.ticks.is_multiple_of(SWEEP_TICKS) || !self.closed.is_empty() {
+            self.sweep_flows();
+        }
+        if self.ticks.is_multiple_of(SWEEP_TICKS) {
+            self.audit_tables();
+        }
+    }
+
+    /// Puts programs back that somebody took off.
+    fn repair_hooks(&mut self) {
+        let hooks = self.kernel.hooks(self.open_devices());
+        let problems: BTreeMap<String, String> =
+            hooks.into_iter().filter_map(|hook| Some((hook.name, hook.problem?))).collect();
+        for (hook, problem) in &problems {
+            if self.hook_problems.get(hook) != Some(problem) {
+                warn!(hook, problem, "a hook does not hold our program; putting it back");
+            }
+        }
+        if !problems.is_empty() {
+            if let Err(error) = self.kernel.place_socket_hooks() {
+                warn!(error = format!("{error:#}"), "socket hooks cannot be put back");
+            }
+            for (device, ifindex) in self.open_devices().collect::<Vec<_>>() {
+                if let Err(error) = self.kernel.open(&device, ifindex) {
+                    warn!(device, error = format!("{error:#}"), "a pod's programs cannot be put back");
+                }
+            }
+        }
+        self.hook_problems = problems;
+    }
+
+    fn sweep_flows(&mut self) {
+        let gone = std::mem::take(&mut self.closed);
+        if let Err(error) = self.flows.sweep(monotonic(), |addr| gone.contains(addr)) {
+            warn!(%error, "ended flows cannot be swept");
+            self.closed.extend(gone);
+        }
+    }
+
+    /// Desired against kernel, for all tables that we fill.
+    fn audit_tables(&mut self) {
+        let found = self
+            .services
+            .audit()
+            .and_then(|rows| Ok(rows + self.policies.audit()? + self.devices.audit()?));
+        match found {
+            Ok(0) => {}
+            Ok(rows) => {
+                warn!(rows, "the kernel's tables were not as we left them; repairing");
+                self.drifted += rows;
+            }
+            Err(error) => warn!(%error, "the kernel's tables cannot be audited"),
+        }
+    }
+
+    fn open_devices(&self) -> impl Iterator<Item = (String, u32)> + use<'_> {
+        self.open.values().filter_map(|lease| Some((lease.device(), lease.devices()?.host_ifindex)))
+    }
+
+    fn publish_names(&self) {
+        let names = Names::of(self.inputs.snapshot(), self.open_devices().map(|(d, i)| (i, d)));
+        self.published.names.store(Arc::new(names));
+    }
+
+    fn publish_readiness(&self) {
+        let not_ready = self.not_ready();
+        if **self.published.not_ready.load() != not_ready {
+            match not_ready.first() {
+                None => info!("ready"),
+                Some(reason) => info!(reason, "not ready"),
+            }
+            self.published.not_ready.store(Arc::new(not_ready));
+        }
+    }
+
+    /// Every reason why the node is not ready.
+    pub fn not_ready(&self) -> Vec<String> {
+        let mut reasons: Vec<String> = Vec::new();
+        if !self.is_complete {
+            let health = self.health.borrow();
+            for kind in self.inputs.snapshot().missing() {
+                let trouble = match health.get(&kind) {
+                    Some(crate::watch::status::WatchStatus::Retrying { error, .. }) => {
+                        format!(": {error}")
+                    }
+                    _ => String::new(),
+                };
+                reasons.push(format!("{kind} objects are not synced yet{trouble}"));
+            }
+        }
+        reasons.extend(self.hook_problems.iter().map(|(hook, p)| format!("hook {hook}: {p}")));
+        reasons.extend(self.unapplied().into_iter().map(|(object, why)| format!("{object}: {why}")));
+        reasons
+    }
+
+    /// Objects that are understood and could not be written, with the reason.
+    fn unapplied(&self) -> Vec<(String, String)> {
+        use crate::apply::Status;
+        let of = |kind: &'static str| {
+            move |(name, status): (&ObjectName, &Status)| match status {
+                Status::Failed(why) => Some((format!("{kind} {name}"), why.clone())),
+                Status::Pending | Status::Done => None,
+            }
+        };
+        let services = self.services.statuses().iter().filter_map(of("Service"));
+        let pods = self.devices.statuses().iter().filter_map(of("Pod"));
+        let mut all: Vec<_> = services.chain(pods).collect();
+        if let Status::Failed(why) = self.policies.status() {
+            all.push(("NetworkPolicy".into(), why.clone()));
+        }
+        all
+    }
+}
+
+/// The clock that kernel programs read.
+fn monotonic() -> Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .map(Duration::from)
+        .unwrap_or_default()
+}
