@@ -1,6 +1,7 @@
 //! Sources from the outside: a folder or an API server in, changes out.
 
 mod api_server;
+mod controllers;
 mod convert;
 mod fuzz;
 mod kube;
