@@ -27,9 +27,14 @@ pub const LOG_FILTER: &str = "kube_runtime=error,kube_client=error";
 /// How patient the source is.
 #[derive(Clone, Debug)]
 pub struct Timing {
-    /// How long one watch call lasts. A server that went silent is noticed this long, plus 5 s, after its
-    /// last word, and then has `connect::CONNECT_TIMEOUT` to answer.
+    /// How long one watch call lasts, in whole seconds. It is this short because its end is the only sign
+    /// of life that a quiet watch gives. 5 s after it did not come, the server is called again, and has
+    /// `connect` to take the call: 55 s in all to notice that it is out of reach.
     pub watch: Duration,
+    /// How long the API server has to take a connection.
+    pub connect: Duration,
+    /// How long a connection may be silent; longer than a watch call.
+    pub silence: Duration,
     /// The first wait after a failure; it doubles, up to `retry_max`, and is cut at random to between half
     /// and all of it.
     pub retry_min: Duration,
@@ -42,6 +47,8 @@ impl Default for Timing {
     fn default() -> Self {
         Self {
             watch: Duration::from_secs(40),
+            connect: Duration::from_secs(10),
+            silence: Duration::from_secs(50),
             retry_min: Duration::from_millis(250),
             retry_max: Duration::from_secs(15),
             between_lists: Duration::from_secs(5),

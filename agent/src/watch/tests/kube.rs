@@ -29,12 +29,13 @@ impl Running {
             retry_min: Duration::from_millis(10),
             retry_max: Duration::from_millis(50),
             between_lists: Duration::from_millis(50),
+            ..Timing::default()
         };
         Self::with(server, timing).await
     }
 
     async fn with(server: &ApiServer, timing: Timing) -> Self {
-        let client = connect(&options(&format!("http://{}", server.addr)))
+        let client = connect(&options(&format!("http://{}", server.addr)), &timing)
             .await
             .unwrap();
         let source = KubeSource::new(client, timing);
@@ -231,6 +232,7 @@ async fn a_storm_of_410_is_not_a_storm_of_lists() {
         retry_min: Duration::from_millis(1),
         retry_max: Duration::from_millis(2),
         between_lists: Duration::from_millis(300),
+        ..Timing::default()
     };
     let mut running = Running::with(&server, timing).await;
     running.reader.until_complete().await;
@@ -405,6 +407,32 @@ async fn a_policy_that_is_not_understood_closes_until_it_was_understood_once() {
 }
 
 #[tokio::test]
+async fn a_server_that_falls_silent_is_noticed() {
+    let server = ApiServer::start();
+    server.put(service("a"));
+    let timing = Timing {
+        watch: Duration::from_secs(1),
+        silence: Duration::from_millis(1500),
+        ..Timing::default()
+    };
+    let mut running = Running::with(&server, timing).await;
+    running.reader.until_complete().await;
+    server.freeze();
+    running
+        .until_health(Kind::Service, |s| {
+            matches!(
+                s,
+                WatchStatus::Retrying {
+                    cause: Cause::Unreachable,
+                    ..
+                }
+            )
+        })
+        .await;
+    assert!(running.reader.has_service("default", "a"));
+}
+
+#[tokio::test]
 async fn the_source_ends_when_nobody_reads() {
     let server = ApiServer::start();
     let mut running = Running::start(&server).await;
@@ -418,16 +446,17 @@ async fn the_source_ends_when_nobody_reads() {
 
 #[tokio::test]
 async fn wrong_options_say_what_to_change() {
+    let timing = Timing::default();
     let wrong = options("10.0.0.1:6443");
     assert!(matches!(
-        connect(&wrong).await,
+        connect(&wrong, &timing).await,
         Err(ConnectError::Server(_))
     ));
     let absent = KubeOptions {
         credentials: Credentials::Kubeconfig("/nonexistent/config".into()),
         server: None,
     };
-    let Err(error) = connect(&absent).await else {
+    let Err(error) = connect(&absent, &timing).await else {
         panic!("there is no such file");
     };
     let text = error.to_string();
