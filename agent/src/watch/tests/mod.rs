@@ -60,6 +60,13 @@ impl Reader {
             .await;
     }
 
+    /// Reads what has been said already.
+    pub(super) fn catch_up(&mut self) {
+        while let Ok(change) = self.changes.try_recv() {
+            self.take(change);
+        }
+    }
+
     /// Nothing is said for this long.
     pub(super) async fn silence(&mut self, time: Duration) {
         if let Ok(change) = tokio::time::timeout(time, self.changes.recv()).await {
