@@ -39,6 +39,9 @@ pub struct Timing {
     /// and all of it.
     pub retry_min: Duration,
     pub retry_max: Duration,
+    /// How long a watch has to go well after a failure until it counts as recovered. A permission to list
+    /// without one to watch would otherwise be news again and again.
+    pub proof: Duration,
     /// The least time from one complete list of a kind to the next.
     pub between_lists: Duration,
 }
@@ -51,6 +54,7 @@ impl Default for Timing {
             silence: Duration::from_secs(50),
             retry_min: Duration::from_millis(250),
             retry_max: Duration::from_secs(15),
+            proof: Duration::from_secs(2),
             between_lists: Duration::from_secs(5),
         }
     }
@@ -144,7 +148,20 @@ impl KubeSource {
         let config = watcher::Config::default().timeout(seconds.max(1));
         let mut events = pin!(watcher(api, config));
         let mut said = Vec::new();
-        while let Some(event) = events.next().await {
+        let mut proven_at = None;
+        loop {
+            let event = tokio::select! {
+                event = events.next() => event,
+                () = sleep_until(proven_at) => {
+                    proven_at = None;
+                    retry.reset();
+                    self.reporter.synced(K::KIND);
+                    continue;
+                }
+            };
+            let Some(event) = event else {
+                return Ended::NobodyListens;
+            };
             match event {
                 Ok(Event::Init) => ledger.begin_list(),
                 Ok(Event::InitApply(object) | Event::Apply(object)) => {
@@ -153,8 +170,9 @@ impl KubeSource {
                 Ok(Event::Delete(object)) => ledger.deleted(&object.name, &mut said),
                 Ok(Event::InitDone) => {
                     ledger.finish_list(&mut said);
-                    *listed = Some(Instant::now());
-                    retry.reset();
+                    let now = Instant::now();
+                    *listed = Some(now);
+                    proven_at = Some(now + self.timing.proof);
                 }
                 Err(error) => return Ended::Failed(error),
             }
@@ -164,11 +182,18 @@ impl KubeSource {
                     return Ended::NobodyListens;
                 }
             }
-            if is_list_done {
+            if is_list_done && !self.reporter.is_failing(K::KIND) {
                 self.reporter.synced(K::KIND);
             }
         }
-        Ended::NobodyListens
+    }
+}
+
+/// Never, without a time.
+async fn sleep_until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

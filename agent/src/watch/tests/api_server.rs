@@ -40,7 +40,8 @@ struct Store {
     objects: BTreeMap<(String, String), Value>,
     /// Version, resource, type and object.
     log: Vec<(u64, String, &'static str, Value)>,
-    forbidden: BTreeSet<String>,
+    /// Verb and resource.
+    forbidden: BTreeSet<(&'static str, String)>,
     is_locked: bool,
     is_frozen: bool,
     lists: BTreeMap<String, usize>,
@@ -127,12 +128,12 @@ impl ApiServer {
         store.log.clear();
     }
 
-    pub(super) fn forbid(&self, resource: &str) {
-        self.store().forbidden.insert(resource.to_owned());
+    pub(super) fn forbid(&self, verb: &'static str, resource: &str) {
+        self.store().forbidden.insert((verb, resource.to_owned()));
     }
 
-    pub(super) fn permit(&self, resource: &str) {
-        self.store().forbidden.remove(resource);
+    pub(super) fn permit(&self, verb: &'static str, resource: &str) {
+        self.store().forbidden.remove(&(verb, resource.to_owned()));
     }
 
     /// Answers 401 to everything.
@@ -247,8 +248,8 @@ fn respond(shared: Arc<Shared>, resource: String, parameters: &Parameters) -> Re
     if store.is_locked {
         return refuse(StatusCode::UNAUTHORIZED, "Unauthorized");
     }
-    if store.forbidden.contains(&resource) {
-        let verb = if is_watch { "watch" } else { "list" };
+    let verb = if is_watch { "watch" } else { "list" };
+    if store.forbidden.contains(&(verb, resource.clone())) {
         return refuse(
             StatusCode::FORBIDDEN,
             &format!(
