@@ -2,6 +2,8 @@
 //! its documents as written, shuffled, one by one, all at once, twice over, and with everything deleted
 //! at the end. `WEIR_BLESS=1` writes the plans into the files.
 
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::IpAddr;

@@ -27,13 +27,21 @@ pub const LOG_FILTER: &str = "kube_runtime=error,kube_client=error";
 /// How patient the source is.
 #[derive(Clone, Debug)]
 pub struct Timing {
-    /// How long one watch call lasts. A server that went silent is noticed this long, plus 5 s, after its
-    /// last word, and then has `connect::CONNECT_TIMEOUT` to answer.
+    /// How long one watch call lasts, in whole seconds. It is this short because its end is the only sign
+    /// of life that a quiet watch gives. 5 s after it did not come, the server is called again, and has
+    /// `connect` to take the call: 55 s in all to notice that it is out of reach.
     pub watch: Duration,
+    /// How long the API server has to take a connection.
+    pub connect: Duration,
+    /// How long a connection may be silent; longer than a watch call.
+    pub silence: Duration,
     /// The first wait after a failure; it doubles, up to `retry_max`, and is cut at random to between half
     /// and all of it.
     pub retry_min: Duration,
     pub retry_max: Duration,
+    /// How long a watch has to go well after a failure until it counts as recovered. A permission to list
+    /// without one to watch would otherwise be news again and again.
+    pub proof: Duration,
     /// The least time from one complete list of a kind to the next.
     pub between_lists: Duration,
 }
@@ -42,8 +50,11 @@ impl Default for Timing {
     fn default() -> Self {
         Self {
             watch: Duration::from_secs(40),
+            connect: Duration::from_secs(10),
+            silence: Duration::from_secs(50),
             retry_min: Duration::from_millis(250),
             retry_max: Duration::from_secs(15),
+            proof: Duration::from_secs(2),
             between_lists: Duration::from_secs(5),
         }
     }
@@ -137,7 +148,20 @@ impl KubeSource {
         let config = watcher::Config::default().timeout(seconds.max(1));
         let mut events = pin!(watcher(api, config));
         let mut said = Vec::new();
-        while let Some(event) = events.next().await {
+        let mut proven_at = None;
+        loop {
+            let event = tokio::select! {
+                event = events.next() => event,
+                () = sleep_until(proven_at) => {
+                    proven_at = None;
+                    retry.reset();
+                    self.reporter.synced(K::KIND);
+                    continue;
+                }
+            };
+            let Some(event) = event else {
+                return Ended::NobodyListens;
+            };
             match event {
                 Ok(Event::Init) => ledger.begin_list(),
                 Ok(Event::InitApply(object) | Event::Apply(object)) => {
@@ -146,8 +170,9 @@ impl KubeSource {
                 Ok(Event::Delete(object)) => ledger.deleted(&object.name, &mut said),
                 Ok(Event::InitDone) => {
                     ledger.finish_list(&mut said);
-                    *listed = Some(Instant::now());
-                    retry.reset();
+                    let now = Instant::now();
+                    *listed = Some(now);
+                    proven_at = Some(now + self.timing.proof);
                 }
                 Err(error) => return Ended::Failed(error),
             }
@@ -157,11 +182,18 @@ impl KubeSource {
                     return Ended::NobodyListens;
                 }
             }
-            if is_list_done {
+            if is_list_done && !self.reporter.is_failing(K::KIND) {
                 self.reporter.synced(K::KIND);
             }
         }
-        Ended::NobodyListens
+    }
+}
+
+/// Never, without a time.
+async fn sleep_until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

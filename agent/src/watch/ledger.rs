@@ -12,6 +12,8 @@ pub struct Ledger {
     kind: Kind,
     list: u32,
     entries: HashMap<ObjectName, Entry>,
+    /// Reports that stand, of the few objects that have some: name of the object or part, and reason.
+    reports: HashMap<ObjectName, BTreeMap<String, String>>,
 }
 
 #[derive(Debug, Default)]
@@ -19,8 +21,6 @@ struct Entry {
     /// The list in which it was last seen.
     list: u32,
     held: Held,
-    /// Reports that stand: name of the object or part, and reason.
-    reports: Option<Box<BTreeMap<String, String>>>,
 }
 
 /// What the reader of the changes holds of an object.
@@ -40,6 +40,7 @@ impl Ledger {
             kind,
             list: 0,
             entries: HashMap::new(),
+            reports: HashMap::new(),
         }
     }
 
@@ -73,7 +74,7 @@ impl Ledger {
             kind: self.kind,
             name: name.clone(),
         };
-        let entry = self.entries.entry(name).or_default();
+        let entry = self.entries.entry(name.clone()).or_default();
         entry.list = self.list;
         let reports = match outcome {
             Ok(converted) => {
@@ -104,9 +105,11 @@ impl Ledger {
                 BTreeMap::from([(id.to_string(), invalid.reason)])
             }
         };
-        let before = entry.reports.take().map(|r| *r).unwrap_or_default();
+        let before = self.reports.remove(&name).unwrap_or_default();
         diff_reports(&before, &reports, out);
-        entry.reports = (!reports.is_empty()).then(|| Box::new(reports));
+        if !reports.is_empty() {
+            self.reports.insert(name, reports);
+        }
     }
 
     /// The object is gone.
@@ -120,7 +123,7 @@ impl Ledger {
                 name: name.clone(),
             }));
         }
-        if let Some(reports) = entry.reports {
+        if let Some(reports) = self.reports.remove(name) {
             diff_reports(&reports, &BTreeMap::new(), out);
         }
     }

@@ -10,5 +10,10 @@ pub mod manifests;
 pub mod status;
 pub mod wire;
 
+pub use self::kube::{Credentials, KubeOptions, KubeSource, Timing};
+pub use controllers::Surroundings;
+pub use manifests::{ManifestsOptions, ManifestsSource, PodAddresses};
+pub use status::{Cause, Health, WatchStatus};
+
 #[cfg(test)]
 mod tests;

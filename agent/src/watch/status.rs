@@ -64,6 +64,14 @@ impl Reporter {
         self.health.subscribe()
     }
 
+    /// Is the kind not heard at present?
+    pub fn is_failing(&self, kind: Kind) -> bool {
+        matches!(
+            self.health.borrow().get(&kind),
+            Some(WatchStatus::Retrying { .. })
+        )
+    }
+
     /// The kind is complete and current.
     pub fn synced(&self, kind: Kind) {
         self.health.send_if_modified(|health| {

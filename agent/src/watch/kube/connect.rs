@@ -1,16 +1,13 @@
 //! How to reach the API server, and as whom. Nothing is sent from here.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use kube::Client;
 use kube::config::{Config, InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use thiserror::Error;
 
-/// How long the API server has to accept a connection.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection may be silent. Longer than a watch call, whose end is a sign of life.
-const READ_TIMEOUT: Duration = Duration::from_secs(50);
+use super::Timing;
+
 /// A name that every API server's certificate carries (kubeadm and the managed offerings alike).
 const SERVER_NAME: &str = "kubernetes.default.svc";
 
@@ -51,11 +48,11 @@ pub enum ConnectError {
 }
 
 /// A client with timeouts, so that a server which went silent is noticed within a minute.
-pub async fn connect(options: &KubeOptions) -> Result<Client, ConnectError> {
-    Client::try_from(config(options).await?).map_err(ConnectError::Client)
+pub async fn connect(options: &KubeOptions, timing: &Timing) -> Result<Client, ConnectError> {
+    Client::try_from(config(options, timing).await?).map_err(ConnectError::Client)
 }
 
-async fn config(options: &KubeOptions) -> Result<Config, ConnectError> {
+async fn config(options: &KubeOptions, timing: &Timing) -> Result<Config, ConnectError> {
     let mut config = match (&options.credentials, &options.server) {
         (Credentials::Kubeconfig(path), _) => {
             let refused = |source| ConnectError::Kubeconfig {
@@ -82,9 +79,9 @@ async fn config(options: &KubeOptions) -> Result<Config, ConnectError> {
             return Err(wrong());
         }
     }
-    config.connect_timeout = Some(CONNECT_TIMEOUT);
-    config.write_timeout = Some(CONNECT_TIMEOUT);
-    config.read_timeout = Some(READ_TIMEOUT);
+    config.connect_timeout = Some(timing.connect);
+    config.write_timeout = Some(timing.connect);
+    config.read_timeout = Some(timing.silence);
     config.reset_reader_on_write = true;
     // The source tries again itself, and says so.
     config.default_retry = false;

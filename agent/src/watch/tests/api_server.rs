@@ -18,7 +18,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
 pub(super) struct ApiServer {
-    pub addr: SocketAddr,
+    pub(super) addr: SocketAddr,
     shared: Arc<Shared>,
     /// Its own, so that stopping it takes every connection with it.
     runtime: Option<Runtime>,
@@ -40,14 +40,16 @@ struct Store {
     objects: BTreeMap<(String, String), Value>,
     /// Version, resource, type and object.
     log: Vec<(u64, String, &'static str, Value)>,
-    forbidden: BTreeSet<String>,
+    /// Verb and resource.
+    forbidden: BTreeSet<(&'static str, String)>,
     is_locked: bool,
+    is_frozen: bool,
     lists: BTreeMap<String, usize>,
     watches: BTreeMap<String, usize>,
 }
 
 impl ApiServer {
-    pub fn start() -> Self {
+    pub(super) fn start() -> Self {
         let shared = Arc::new(Shared {
             store: Mutex::default(),
             version: watch::Sender::new(0),
@@ -83,12 +85,12 @@ impl ApiServer {
     }
 
     /// Closes the port and every connection.
-    pub fn stop(&mut self) {
+    pub(super) fn stop(&mut self) {
         self.runtime.take().unwrap().shutdown_background();
     }
 
     /// Opens the port again, with whatever was written in between.
-    pub async fn start_again(&mut self) {
+    pub(super) async fn start_again(&mut self) {
         for _ in 0..100 {
             match TcpListener::bind(self.addr) {
                 Ok(listener) => return self.serve(listener),
@@ -100,50 +102,55 @@ impl ApiServer {
     }
 
     /// Writes an object. Its resource follows from its kind.
-    pub fn put(&self, object: Value) {
+    pub(super) fn put(&self, object: Value) {
         self.change(object, Said::Aloud);
     }
 
-    pub fn delete(&self, resource: &str, name: &str) {
+    pub(super) fn delete(&self, resource: &str, name: &str) {
         self.remove(resource, name, Said::Aloud);
     }
 
     /// Deletes without a word to any watch, as if the event were lost.
-    pub fn delete_silently(&self, resource: &str, name: &str) {
+    pub(super) fn delete_silently(&self, resource: &str, name: &str) {
         self.remove(resource, name, Said::Never);
     }
 
     /// Breaks every open watch.
-    pub fn cut(&self) {
+    pub(super) fn cut(&self) {
         self.shared.cut.send_modify(|n| *n += 1);
     }
 
     /// Forgets every event so far.
-    pub fn compact(&self) {
+    pub(super) fn compact(&self) {
         let mut store = self.store();
         store.version += 1;
         store.compacted = store.version;
         store.log.clear();
     }
 
-    pub fn forbid(&self, resource: &str) {
-        self.store().forbidden.insert(resource.to_owned());
+    pub(super) fn forbid(&self, verb: &'static str, resource: &str) {
+        self.store().forbidden.insert((verb, resource.to_owned()));
     }
 
-    pub fn permit(&self, resource: &str) {
-        self.store().forbidden.remove(resource);
+    pub(super) fn permit(&self, verb: &'static str, resource: &str) {
+        self.store().forbidden.remove(&(verb, resource.to_owned()));
     }
 
     /// Answers 401 to everything.
-    pub fn lock(&self) {
+    pub(super) fn lock(&self) {
         self.store().is_locked = true;
     }
 
-    pub fn lists(&self, resource: &str) -> usize {
+    /// Keeps every connection open, and never says a word again.
+    pub(super) fn freeze(&self) {
+        self.store().is_frozen = true;
+    }
+
+    pub(super) fn lists(&self, resource: &str) -> usize {
         self.store().lists.get(resource).copied().unwrap_or(0)
     }
 
-    pub fn watches(&self, resource: &str) -> usize {
+    pub(super) fn watches(&self, resource: &str) -> usize {
         self.store().watches.get(resource).copied().unwrap_or(0)
     }
 
@@ -215,6 +222,7 @@ async fn answer(
     Path(resource): Path<String>,
     parameters: Parameters,
 ) -> Response {
+    thaw(&shared).await;
     respond(shared, resource, &parameters)
 }
 
@@ -223,7 +231,15 @@ async fn answer_group(
     Path((_, resource)): Path<(String, String)>,
     parameters: Parameters,
 ) -> Response {
+    thaw(&shared).await;
     respond(shared, resource, &parameters)
+}
+
+async fn thaw(shared: &Shared) {
+    let is_frozen = shared.store.lock().unwrap().is_frozen;
+    if is_frozen {
+        std::future::pending::<()>().await;
+    }
 }
 
 fn respond(shared: Arc<Shared>, resource: String, parameters: &Parameters) -> Response {
@@ -232,8 +248,8 @@ fn respond(shared: Arc<Shared>, resource: String, parameters: &Parameters) -> Re
     if store.is_locked {
         return refuse(StatusCode::UNAUTHORIZED, "Unauthorized");
     }
-    if store.forbidden.contains(&resource) {
-        let verb = if is_watch { "watch" } else { "list" };
+    let verb = if is_watch { "watch" } else { "list" };
+    if store.forbidden.contains(&(verb, resource.clone())) {
         return refuse(
             StatusCode::FORBIDDEN,
             &format!(
@@ -303,7 +319,10 @@ impl Watch {
             tokio::select! {
                 changed = self.version.changed() => changed.unwrap(),
                 _ = self.cut.changed() => return None,
-                () = tokio::time::sleep_until(self.end) => return None,
+                () = tokio::time::sleep_until(self.end) => {
+                    thaw(&self.shared).await;
+                    return None;
+                }
             }
         }
     }

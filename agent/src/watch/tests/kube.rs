@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::io::Write;
+use std::sync::Once;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -29,12 +30,14 @@ impl Running {
             retry_min: Duration::from_millis(10),
             retry_max: Duration::from_millis(50),
             between_lists: Duration::from_millis(50),
+            proof: Duration::from_millis(100),
+            ..Timing::default()
         };
         Self::with(server, timing).await
     }
 
     async fn with(server: &ApiServer, timing: Timing) -> Self {
-        let client = connect(&options(&format!("http://{}", server.addr)))
+        let client = connect(&options(&format!("http://{}", server.addr)), &timing)
             .await
             .unwrap();
         let source = KubeSource::new(client, timing);
@@ -231,6 +234,7 @@ async fn a_storm_of_410_is_not_a_storm_of_lists() {
         retry_min: Duration::from_millis(1),
         retry_max: Duration::from_millis(2),
         between_lists: Duration::from_millis(300),
+        ..Timing::default()
     };
     let mut running = Running::with(&server, timing).await;
     running.reader.until_complete().await;
@@ -239,6 +243,8 @@ async fn a_storm_of_410_is_not_a_storm_of_lists() {
         server.compact();
         server.cut();
         tokio::time::sleep(Duration::from_millis(10)).await;
+        // Otherwise the source would wait for the reader instead.
+        running.reader.catch_up();
     }
     let lists = server.lists("services");
     assert!((2..=5).contains(&lists), "{lists} lists in a second");
@@ -246,49 +252,62 @@ async fn a_storm_of_410_is_not_a_storm_of_lists() {
 }
 
 #[tokio::test]
-async fn a_missing_permission_is_said_once_and_its_return_once() {
+async fn a_missing_permission_to_list_is_said_once_and_its_return_once() {
+    a_missing_permission_is_said_once("list").await;
+}
+
+#[tokio::test]
+async fn a_missing_permission_to_watch_is_said_once_and_its_return_once() {
+    a_missing_permission_is_said_once("watch").await;
+}
+
+async fn a_missing_permission_is_said_once(verb: &'static str) {
     Log::install();
     let server = ApiServer::start();
-    server.forbid("networkpolicies");
+    server.forbid(verb, "networkpolicies");
     let mut running = Running::start(&server).await;
+    let is_forbidden = |s: &WatchStatus| {
+        matches!(
+            s,
+            WatchStatus::Retrying {
+                cause: Cause::Forbidden,
+                ..
+            }
+        )
+    };
     running
-        .until_health(Kind::NetworkPolicy, |s| {
-            matches!(
-                s,
-                WatchStatus::Retrying {
-                    cause: Cause::Forbidden,
-                    ..
-                }
-            )
-        })
+        .until_health(Kind::NetworkPolicy, is_forbidden)
         .await;
-    running
-        .reader
-        .until("the others are synced", |r| r.synced.len() == 5)
-        .await;
-    // Some twenty attempts.
-    running.reader.silence(Duration::from_millis(600)).await;
-    assert_eq!(
-        running.reader.snapshot.missing().collect::<Vec<_>>(),
-        [Kind::NetworkPolicy]
-    );
+    // Some ten attempts.
+    for _ in 0..60 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        running.reader.catch_up();
+        assert!(is_forbidden(&running.health.borrow()[&Kind::NetworkPolicy]));
+    }
+    let missing: Vec<_> = running.reader.snapshot.missing().collect();
+    match verb {
+        "list" => assert_eq!(missing, [Kind::NetworkPolicy]),
+        _ => assert!(missing.is_empty() && server.lists("networkpolicies") > 3),
+    }
     let WatchStatus::Retrying { error, .. } = running.health.borrow()[&Kind::NetworkPolicy].clone()
     else {
         panic!("it is forbidden");
     };
     assert_eq!(
         error,
-        "not allowed to list networkpolicies: add apiGroups [\"networking.k8s.io\"], resources \
-         [\"networkpolicies\"], verbs [\"list\", \"watch\"] to the ClusterRole weir (the API server says: \
-         networkpolicies is forbidden: User \"weir\" cannot list resource \"networkpolicies\")"
+        format!(
+            "not allowed to {verb} networkpolicies: add apiGroups [\"networking.k8s.io\"], resources \
+             [\"networkpolicies\"], verbs [\"list\", \"watch\"] to the ClusterRole weir (the API server \
+             says: networkpolicies is forbidden: User \"weir\" cannot {verb} resource \"networkpolicies\")"
+        )
     );
-    server.permit("networkpolicies");
+    server.permit(verb, "networkpolicies");
     running.reader.until_complete().await;
     running
         .until_health(Kind::NetworkPolicy, |s| *s == WatchStatus::Synced)
         .await;
     let text = Log::text();
-    assert_eq!(text.matches("not allowed to list").count(), 1, "{text}");
+    assert_eq!(text.matches("not allowed to").count(), 1, "{text}");
     assert_eq!(text.matches("watch recovered").count(), 1, "{text}");
     assert_eq!(text.lines().count(), 2, "{text}");
 }
@@ -405,6 +424,32 @@ async fn a_policy_that_is_not_understood_closes_until_it_was_understood_once() {
 }
 
 #[tokio::test]
+async fn a_server_that_falls_silent_is_noticed() {
+    let server = ApiServer::start();
+    server.put(service("a"));
+    let timing = Timing {
+        watch: Duration::from_secs(1),
+        silence: Duration::from_millis(1500),
+        ..Timing::default()
+    };
+    let mut running = Running::with(&server, timing).await;
+    running.reader.until_complete().await;
+    server.freeze();
+    running
+        .until_health(Kind::Service, |s| {
+            matches!(
+                s,
+                WatchStatus::Retrying {
+                    cause: Cause::Unreachable,
+                    ..
+                }
+            )
+        })
+        .await;
+    assert!(running.reader.has_service("default", "a"));
+}
+
+#[tokio::test]
 async fn the_source_ends_when_nobody_reads() {
     let server = ApiServer::start();
     let mut running = Running::start(&server).await;
@@ -418,16 +463,17 @@ async fn the_source_ends_when_nobody_reads() {
 
 #[tokio::test]
 async fn wrong_options_say_what_to_change() {
+    let timing = Timing::default();
     let wrong = options("10.0.0.1:6443");
     assert!(matches!(
-        connect(&wrong).await,
+        connect(&wrong, &timing).await,
         Err(ConnectError::Server(_))
     ));
     let absent = KubeOptions {
         credentials: Credentials::Kubeconfig("/nonexistent/config".into()),
         server: None,
     };
-    let Err(error) = connect(&absent).await else {
+    let Err(error) = connect(&absent, &timing).await else {
         panic!("there is no such file");
     };
     let text = error.to_string();
@@ -444,11 +490,14 @@ thread_local! {
 
 impl Log {
     fn install() {
-        tracing_subscriber::fmt()
-            .with_env_filter(format!("info,{LOG_FILTER}"))
-            .with_ansi(false)
-            .with_writer(|| Self)
-            .init();
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| {
+            tracing_subscriber::fmt()
+                .with_env_filter(format!("info,{LOG_FILTER}"))
+                .with_ansi(false)
+                .with_writer(|| Self)
+                .init();
+        });
     }
 
     fn text() -> String {

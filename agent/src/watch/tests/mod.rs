@@ -1,6 +1,7 @@
 //! Sources from the outside: a folder or an API server in, changes out.
 
 mod api_server;
+mod controllers;
 mod convert;
 mod fuzz;
 mod kube;
@@ -16,16 +17,16 @@ use crate::model::{Change, Kind, Snapshot};
 /// Who reads a source: all that it was told, taken together.
 pub(super) struct Reader {
     changes: mpsc::Receiver<Change>,
-    pub snapshot: Snapshot,
+    pub(super) snapshot: Snapshot,
     /// Standing reports by name.
-    pub quarantined: BTreeMap<String, String>,
+    pub(super) quarantined: BTreeMap<String, String>,
     /// How often each kind was said to be synced.
-    pub synced: BTreeMap<Kind, usize>,
-    pub seen: Vec<Change>,
+    pub(super) synced: BTreeMap<Kind, usize>,
+    pub(super) seen: Vec<Change>,
 }
 
 impl Reader {
-    pub fn new(changes: mpsc::Receiver<Change>) -> Self {
+    pub(super) fn new(changes: mpsc::Receiver<Change>) -> Self {
         Self {
             changes,
             snapshot: Snapshot::default(),
@@ -36,7 +37,7 @@ impl Reader {
     }
 
     /// Reads on until it is so. Panics when it does not become so within a few seconds.
-    pub async fn until(&mut self, what: &str, is_so: impl Fn(&Self) -> bool) {
+    pub(super) async fn until(&mut self, what: &str, is_so: impl Fn(&Self) -> bool) {
         let reading = async {
             while !is_so(self) {
                 let change = self.changes.recv().await.expect("the source ended");
@@ -54,19 +55,26 @@ impl Reader {
         }
     }
 
-    pub async fn until_complete(&mut self) {
+    pub(super) async fn until_complete(&mut self) {
         self.until("every kind is synced", |r| r.snapshot.is_complete())
             .await;
     }
 
+    /// Reads what has been said already.
+    pub(super) fn catch_up(&mut self) {
+        while let Ok(change) = self.changes.try_recv() {
+            self.take(change);
+        }
+    }
+
     /// Nothing is said for this long.
-    pub async fn silence(&mut self, time: Duration) {
+    pub(super) async fn silence(&mut self, time: Duration) {
         if let Ok(change) = tokio::time::timeout(time, self.changes.recv()).await {
             panic!("unexpected {change:?}");
         }
     }
 
-    pub fn has_service(&self, namespace: &str, name: &str) -> bool {
+    pub(super) fn has_service(&self, namespace: &str, name: &str) -> bool {
         self.snapshot
             .services
             .contains_key(&crate::model::ObjectName::new(namespace, name))

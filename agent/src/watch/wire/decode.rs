@@ -42,7 +42,7 @@ pub struct Decoded<K> {
     kind: PhantomData<fn() -> K>,
 }
 
-/// Decodes and converts one object. `source` may be read more than once.
+/// Decodes and converts one object, and says what identifies it. `source` may be read more than once.
 pub fn decode<'de, K, D>(source: D) -> (Meta, Result<Converted, Invalid>)
 where
     K: WireKind,
@@ -51,7 +51,7 @@ where
 {
     match K::deserialize(source) {
         Ok(wire) => {
-            let meta = wire.meta().clone();
+            let meta = wire.meta().identity();
             (meta, wire.convert())
         }
         Err(plain) => {
@@ -76,10 +76,22 @@ where
 }
 
 /// Without "at line 1 column 77": the API's text has no lines that a person has seen.
-pub fn strip_position(message: &str) -> String {
+fn strip_position(message: &str) -> String {
     match message.rfind(" at line ") {
         Some(at) => message[..at].to_owned(),
         None => message.to_owned(),
+    }
+}
+
+impl Meta {
+    /// Only what identifies the object.
+    fn identity(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            namespace: self.namespace.clone(),
+            resource_version: self.resource_version.clone(),
+            ..Self::default()
+        }
     }
 }
 

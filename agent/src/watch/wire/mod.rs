@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer};
 
-pub use decode::{Decoded, WireKind, decode, strip_position};
+pub use decode::{Decoded, WireKind, decode};
 pub use node::{Namespace, NamespaceStatus, Node, NodeAddress, NodeSpec, NodeStatus};
 pub use pod::{Condition, Container, ContainerPort, Pod, PodIp, PodSpec, PodStatus};
 pub use policy::{
