@@ -194,6 +194,11 @@ pub struct Drift {
 }
 
 impl Drift {
+    /// Rows that were not as we believed.
+    pub fn rows(&self) -> usize {
+        self.missing + self.different + self.unexpected
+    }
+
     /// Was everything as believed?
     pub fn is_none(&self) -> bool {
         *self == Self::default()

@@ -2,12 +2,16 @@
 //! netlink: a table is anything that implements [`KernelTable`].
 
 mod delta;
+mod devices;
 pub mod fake;
+mod policy;
 mod services;
 mod status;
 mod table;
 
 pub use delta::{Delta, Drift};
+pub use devices::{DevicePass, Devices, Outcome, PodLease};
+pub use policy::{Policies, PolicyPass};
 pub use services::{GRACE, Pass, ServiceChange, Services};
 pub use status::{Deletes, Fill, Status, Statuses};
 pub use table::{KernelTable, Stopped, Table, TableError, Written};

@@ -65,12 +65,10 @@ pub struct Written<K> {
     pub failed: Vec<(K, TableError)>,
 }
 
-impl<K> Default for Written<K> {
-    fn default() -> Self {
-        Self {
-            rows: 0,
-            failed: Vec::new(),
-        }
+impl<K> Written<K> {
+    /// How many rows were written, and how many were not.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.rows, self.failed.len())
     }
 }
 

@@ -153,15 +153,9 @@ where
     /// Reads the tables again: how many rows were not as we believed. The next [`Services::tick`]
     /// repairs them.
     pub fn audit(&mut self) -> Result<usize, TableError> {
-        let drifts = [
-            self.live.audit()?,
-            self.backends.audit()?,
-            self.frontends.audit()?,
-        ];
-        Ok(drifts
-            .iter()
-            .map(|d| d.missing + d.different + d.unexpected)
-            .sum())
+        Ok(self.live.audit()?.rows()
+            + self.backends.audit()?.rows()
+            + self.frontends.audit()?.rows())
     }
 
     /// How far each Service is.

@@ -1,0 +1,289 @@
+//! Policy: from rows to rows, in an order in which every intermediate state is safe. Which rows there
+//! should be is the compiler's business.
+//!
+//! Rows that nothing points to yet come first (ports, then verdicts), then the addresses' classes, then
+//! the rule lists of the pods, then the epoch, by which every flow is judged again; what nothing points
+//! to any more goes last. A stage that fails ends the pass, and the next pass goes on there.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use weir_common::Addr;
+use weir_common::device::{Device, LocalPod};
+use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
+use weir_common::table::EPOCH_INDEX;
+
+use super::devices::{Devices, Outcome};
+use super::services::GRACE;
+use super::status::{Deletes, Fill, Status};
+use super::table::{KernelTable, Table, TableError, Written};
+use crate::compile::{PodRules, PolicyRows};
+use crate::model::ObjectName;
+
+/// All policy of the node. Written by one task only.
+#[derive(Debug)]
+pub struct Policies<C, V, P, E> {
+    classes: Table<Addr, Class, C>,
+    verdicts: Table<VerdictKey, VerdictRow, V>,
+    ports: Table<PortKey, PortRow, P>,
+    epoch: Table<u32, u32, E>,
+
+    pods: BTreeMap<ObjectName, PodRules>,
+    transitional: BTreeSet<VerdictKey>,
+    /// Rows that did not fit; what was there before holds until they do.
+    refused: Option<Box<PolicyRows>>,
+    /// Something that flows have been judged by has changed, or is about to.
+    epoch_due: EpochDue,
+    /// Since when nothing points to the rows that are to go.
+    settled: Option<Instant>,
+    deletes: Deletes,
+    status: Status,
+}
+
+/// Must flows be judged again?
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum EpochDue {
+    No,
+    Yes,
+}
+
+/// What a pass did.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct PolicyPass {
+    /// Rows written or removed.
+    pub rows: usize,
+    pub outcome: Outcome,
+}
+
+impl<C, V, P, E> Policies<C, V, P, E>
+where
+    C: KernelTable<Addr, Class>,
+    V: KernelTable<VerdictKey, VerdictRow>,
+    P: KernelTable<PortKey, PortRow>,
+    E: KernelTable<u32, u32>,
+{
+    /// Starts from what the kernel holds. The first pass bumps the epoch: the process before this one
+    /// may have died between a change and its epoch.
+    ///
+    /// # Errors
+    /// A table could not be read.
+    pub fn resume(classes: C, verdicts: V, ports: P, epoch: E) -> Result<Self, TableError> {
+        Ok(Self {
+            classes: Table::resume("CLASSES", classes)?,
+            verdicts: Table::resume("VERDICTS", verdicts)?,
+            ports: Table::resume("PORTS", ports)?,
+            epoch: Table::resume("EPOCH", epoch)?,
+            pods: BTreeMap::new(),
+            transitional: BTreeSet::new(),
+            refused: None,
+            epoch_due: EpochDue::Yes,
+            settled: None,
+            deletes: Deletes::Held,
+            status: Status::Pending,
+        })
+    }
+
+    /// Exactly these rows should be there. All of them are refused if they do not fit beside those
+    /// that the kernel still holds: half a policy is none.
+    pub fn desire(&mut self, rows: PolicyRows) {
+        if let Some(reason) = self.lack_of_room(&rows) {
+            self.status = Status::Failed(reason);
+            self.refused = Some(Box::new(rows));
+            return;
+        }
+        self.refused = None;
+        self.settled = None;
+        self.status = Status::Pending;
+        self.transitional = rows
+            .transitional
+            .keys()
+            .filter(|key| !rows.verdicts.contains_key(key))
+            .copied()
+            .collect();
+        self.classes.desire_exactly(rows.classes);
+        self.ports.desire_exactly(rows.ports);
+        let mut verdicts = rows.transitional;
+        verdicts.extend(rows.verdicts);
+        self.verdicts.desire_exactly(verdicts);
+        self.pods = rows.pods;
+    }
+
+    /// Every input has been synced. Until then nothing is written at all: a policy that has not been
+    /// said yet would open what it closes.
+    pub fn allow_deletes(&mut self) {
+        self.deletes = Deletes::Allowed;
+    }
+
+    /// Writes what is left to do, and has `devices` write with it. To be called after every change and
+    /// every second or so.
+    pub fn reconcile<D, A>(&mut self, devices: &mut Devices<D, A>, now: Instant) -> PolicyPass
+    where
+        D: KernelTable<u32, Device>,
+        A: KernelTable<Addr, LocalPod>,
+    {
+        if let Some(rows) = self.refused.take() {
+            self.desire(*rows);
+        }
+        if self.deletes == Deletes::Held {
+            let pass = devices.write();
+            return PolicyPass {
+                rows: pass.rows,
+                outcome: Outcome::Unfinished,
+            };
+        }
+        let mut rows = 0;
+        let outcome = self.advance(devices, now, &mut rows);
+        match (&outcome, &self.refused) {
+            (_, Some(_)) => {}
+            (Ok(()), None) => self.status = Status::Done,
+            (Err(reason), None) => self.status = Status::Failed(reason.clone()),
+        }
+        PolicyPass {
+            rows,
+            outcome: match outcome {
+                Ok(()) if self.refused.is_none() => Outcome::Complete,
+                _ => Outcome::Unfinished,
+            },
+        }
+    }
+
+    /// Reads the tables again: how many rows were not as we believed. The next pass repairs them.
+    ///
+    /// # Errors
+    /// A table could not be read.
+    pub fn audit(&mut self) -> Result<usize, TableError> {
+        let drifted = self.classes.audit()?.rows()
+            + self.verdicts.audit()?.rows()
+            + self.ports.audit()?.rows()
+            + self.epoch.audit()?.rows();
+        if drifted > 0 {
+            self.epoch_due = EpochDue::Yes;
+            self.settled = None;
+        }
+        Ok(drifted)
+    }
+
+    /// How far the latest output of the compiler is.
+    pub fn status(&self) -> &Status {
+        &self.status
+    }
+
+    /// How full the tables are.
+    pub fn fills(&self) -> [Fill; 3] {
+        [self.classes.fill(), self.verdicts.fill(), self.ports.fill()]
+    }
+
+    /// The epoch that the kernel holds.
+    pub fn epoch(&self) -> u32 {
+        self.epoch.actual(&EPOCH_INDEX).unwrap_or_default()
+    }
+
+    fn advance<D, A>(
+        &mut self,
+        devices: &mut Devices<D, A>,
+        now: Instant,
+        rows: &mut usize,
+    ) -> Result<(), String>
+    where
+        D: KernelTable<u32, Device>,
+        A: KernelTable<Addr, LocalPod>,
+    {
+        devices.desire_rules(&self.pods);
+        if self.changes_a_judgement() || devices.changes_rules() {
+            self.epoch_due = EpochDue::Yes;
+        }
+        finish("PORTS", self.ports.write(), rows)?;
+        finish("VERDICTS", self.verdicts.write(), rows)?;
+        finish("CLASSES", self.classes.write(), rows)?;
+        finish("CLASSES", self.classes.remove_stale(), rows)?;
+        let pass = devices.write();
+        *rows += pass.rows;
+        if pass.outcome == Outcome::Unfinished {
+            return Err("DEVICES: rows could not be written".into());
+        }
+        if self.epoch_due == EpochDue::Yes {
+            let next = self.epoch().wrapping_add(1).max(1);
+            self.epoch.desire(EPOCH_INDEX, next);
+            finish("EPOCH", self.epoch.write(), rows)?;
+            self.epoch_due = EpochDue::No;
+        }
+        let settled = *self.settled.get_or_insert(now);
+        if now.saturating_duration_since(settled) < GRACE {
+            return Ok(());
+        }
+        for key in std::mem::take(&mut self.transitional) {
+            self.verdicts.withdraw(&key);
+        }
+        finish("VERDICTS", self.verdicts.remove_stale(), rows)?;
+        finish("PORTS", self.ports.remove_stale(), rows)
+    }
+
+    /// A row that nothing points to yet changes no judgement.
+    fn changes_a_judgement(&self) -> bool {
+        fn replaces<K, V, T>(table: &Table<K, V, T>) -> bool
+        where
+            K: Copy + Ord + std::fmt::Debug,
+            V: Copy + PartialEq,
+            T: KernelTable<K, V>,
+        {
+            table
+                .to_write()
+                .iter()
+                .any(|(key, _)| table.actual(key).is_some())
+        }
+        !self.classes.to_write().is_empty()
+            || !self.classes.to_remove().is_empty()
+            || replaces(&self.verdicts)
+            || replaces(&self.ports)
+    }
+
+    fn lack_of_room(&self, rows: &PolicyRows) -> Option<String> {
+        let new_verdicts = rows.verdicts.keys().chain(
+            rows.transitional
+                .keys()
+                .filter(|key| !rows.verdicts.contains_key(key)),
+        );
+        [
+            shortage(&self.classes, rows.classes.keys()),
+            shortage(&self.verdicts, new_verdicts),
+            shortage(&self.ports, rows.ports.keys()),
+        ]
+        .into_iter()
+        .flatten()
+        .next()
+    }
+}
+
+/// Why these rows do not fit beside what the kernel holds.
+fn shortage<'a, K, V, T>(
+    table: &Table<K, V, T>,
+    keys: impl Iterator<Item = &'a K>,
+) -> Option<String>
+where
+    K: Copy + Ord + std::fmt::Debug + 'a,
+    V: Copy + PartialEq,
+    T: KernelTable<K, V>,
+{
+    let fill = table.fill();
+    let needed = fill.rows + keys.filter(|key| table.actual(key).is_none()).count();
+    (needed > fill.capacity).then(|| {
+        format!(
+            "{} has room for {} rows and would need {needed}: the previous policy stays in force",
+            fill.table, fill.capacity
+        )
+    })
+}
+
+fn finish<K>(table: &'static str, written: Written<K>, rows: &mut usize) -> Result<(), String> {
+    *rows += written.rows;
+    match written.failed.first() {
+        None => Ok(()),
+        Some((_, cause)) => Err(format!(
+            "{table}: {} rows could not be written: {cause}",
+            written.failed.len()
+        )),
+    }
+}

@@ -1,0 +1,399 @@
+//! Histories of policy, with what a program could conclude checked after every single write.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use weir_common::device::{Device, LocalPod};
+use weir_common::policy::{
+    Action, Class, PortKey, PortRow, RuleId, RulesId, VerdictKey, VerdictRow,
+};
+use weir_common::{Addr, Mac, Port, Protocol};
+
+use super::Policies;
+use crate::apply::fake::{FakeTable, FaultyTable, Fuse};
+use crate::apply::{Devices, GRACE, Outcome, PodLease, Status};
+use crate::compile::{PodRules, PolicyRows};
+use crate::model::ObjectName;
+
+const PODS: u8 = 3;
+
+/// What a toy compiler compiles: the content of the class of each address, and of the rules of each pod.
+#[derive(Clone, Debug, Default)]
+struct Source {
+    classes: BTreeMap<u8, u8>,
+    rules: BTreeMap<u8, u8>,
+}
+
+fn lease(n: u8) -> PodLease {
+    PodLease {
+        pod: ObjectName::new("default", format!("p{n}")),
+        ifindex: 100 + u32::from(n),
+        ipv4: Some([10, 1, 0, n].into()),
+        ipv6: None,
+        mac: Mac([2, 0, 0, 0, 0, n]),
+    }
+}
+
+fn addr(n: u8) -> Addr {
+    Addr::v4([10, 0, 0, n])
+}
+
+fn class(content: u8) -> Class {
+    Class(Class::FIRST_COMPILED + u32::from(content))
+}
+
+fn rules(content: u8) -> RulesId {
+    RulesId(1 + u32::from(content))
+}
+
+/// A pair's meaning depends on the pair alone, as the design demands.
+fn verdict(key: VerdictKey) -> VerdictRow {
+    VerdictRow {
+        action: Action(((key.rules.0 + key.class.0) % 2) as u8),
+        rule: RuleId(key.rules.0 * 100 + key.class.0),
+        ..VerdictRow::default()
+    }
+}
+
+fn pairs(rules: &BTreeSet<RulesId>, classes: &BTreeSet<Class>) -> BTreeMap<VerdictKey, VerdictRow> {
+    rules
+        .iter()
+        .flat_map(|r| classes.iter().map(|c| (*r, *c)))
+        .map(|(rules, class)| VerdictKey { rules, class })
+        .map(|key| (key, verdict(key)))
+        .collect()
+}
+
+fn sets(source: &Source) -> (BTreeSet<RulesId>, BTreeSet<Class>) {
+    let mut classes: BTreeSet<Class> = source.classes.values().map(|c| class(*c)).collect();
+    classes.insert(Class::WORLD);
+    (source.rules.values().map(|r| rules(*r)).collect(), classes)
+}
+
+fn compile(old: &Source, new: &Source) -> PolicyRows {
+    let ((old_rules, old_classes), (new_rules, new_classes)) = (sets(old), sets(new));
+    let verdicts = pairs(&new_rules, &new_classes);
+    let mut transitional = pairs(&old_rules, &new_classes);
+    transitional.extend(pairs(&new_rules, &old_classes));
+    transitional.retain(|key, _| !verdicts.contains_key(key));
+    let row = |rule| PortRow {
+        action: Action::ALLOW,
+        rule: RuleId(rule),
+        ..PortRow::default()
+    };
+    PolicyRows {
+        classes: new
+            .classes
+            .iter()
+            .map(|(n, c)| (addr(*n), class(*c)))
+            .collect(),
+        verdicts,
+        transitional,
+        ports: new_rules
+            .iter()
+            .map(|r| (PortKey::exact(r.0, Protocol::TCP, Port::from(80)), row(r.0)))
+            .collect(),
+        pods: (0..PODS)
+            .map(|n| {
+                let ingress = new.rules.get(&n).map_or(RulesId::OPEN, |r| rules(*r));
+                let rules = PodRules {
+                    ingress,
+                    egress: RulesId::OPEN,
+                };
+                (lease(n).pod, rules)
+            })
+            .collect(),
+    }
+}
+
+/// What a program decides about a packet to a pod: `None` when the tables have no answer.
+type Judgement = Option<bool>;
+/// By device, address and epoch.
+type Judgements = BTreeMap<(u32, u8, u32), BTreeSet<Judgement>>;
+
+#[derive(Clone)]
+struct World {
+    classes: FakeTable<Addr, Class>,
+    verdicts: FakeTable<VerdictKey, VerdictRow>,
+    ports: FakeTable<PortKey, PortRow>,
+    epoch: FakeTable<u32, u32>,
+    devices: FakeTable<u32, Device>,
+    pods: FakeTable<Addr, LocalPod>,
+    fuse: Fuse,
+    every: usize,
+    judged: Arc<Mutex<Judgements>>,
+}
+
+type Faulty<K, V> = FaultyTable<FakeTable<K, V>>;
+type Subject = (
+    Policies<
+        Faulty<Addr, Class>,
+        Faulty<VerdictKey, VerdictRow>,
+        Faulty<PortKey, PortRow>,
+        Faulty<u32, u32>,
+    >,
+    Devices<Faulty<u32, Device>, Faulty<Addr, LocalPod>>,
+);
+
+impl World {
+    fn new(every: usize) -> Self {
+        Self::with_room(every, 256)
+    }
+
+    fn with_room(every: usize, verdicts: usize) -> Self {
+        let world = Self {
+            classes: FakeTable::empty(64),
+            verdicts: FakeTable::empty(verdicts),
+            ports: FakeTable::empty(64),
+            epoch: FakeTable::empty(1),
+            devices: FakeTable::empty(8),
+            pods: FakeTable::empty(8),
+            fuse: Fuse::default(),
+            every,
+            judged: Arc::default(),
+        };
+        let seen = world.clone();
+        let observer: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
+            let epoch = seen.epoch.rows().get(&0).copied().unwrap_or_default();
+            for ifindex in seen.devices.rows().into_keys() {
+                for n in 0..5 {
+                    let judgement = seen.judge(ifindex, n);
+                    let mut judged = seen.judged.lock().unwrap();
+                    judged
+                        .entry((ifindex, n, epoch))
+                        .or_default()
+                        .insert(judgement);
+                }
+            }
+        });
+        world.classes.observe(observer.clone());
+        world.verdicts.observe(observer.clone());
+        world.ports.observe(observer.clone());
+        world.epoch.observe(observer.clone());
+        world.devices.observe(observer);
+        world
+    }
+
+    fn judge(&self, ifindex: u32, n: u8) -> Judgement {
+        let device = self.devices.rows()[&ifindex];
+        if device.ingress == RulesId::OPEN {
+            return Some(true);
+        }
+        let key = VerdictKey {
+            rules: device.ingress,
+            class: self
+                .classes
+                .rows()
+                .get(&addr(n))
+                .copied()
+                .unwrap_or_default(),
+        };
+        self.verdicts
+            .rows()
+            .get(&key)
+            .map(|row| row.action == Action::ALLOW)
+    }
+
+    fn start(&self) -> Subject {
+        self.fuse.set(None);
+        fn faulty<K, V>(world: &World, table: &FakeTable<K, V>) -> Faulty<K, V>
+        where
+            FakeTable<K, V>: Clone,
+        {
+            FaultyTable::with_fuse(table.clone(), world.every, world.fuse.clone())
+        }
+        let policies = Policies::resume(
+            faulty(self, &self.classes),
+            faulty(self, &self.verdicts),
+            faulty(self, &self.ports),
+            faulty(self, &self.epoch),
+        );
+        let devices = Devices::resume(faulty(self, &self.devices), faulty(self, &self.pods));
+        let (mut policies, mut devices) = (policies.unwrap(), devices.unwrap());
+        devices.desire_leases((0..PODS).map(lease));
+        policies.allow_deletes();
+        (policies, devices)
+    }
+
+    fn writes(&self) -> usize {
+        self.classes.writes()
+            + self.verdicts.writes()
+            + self.ports.writes()
+            + self.devices.writes()
+            + self.pods.writes()
+    }
+
+    fn assert_holds(&self, rows: &PolicyRows) {
+        assert_eq!(self.classes.rows(), rows.classes);
+        assert_eq!(self.verdicts.rows(), rows.verdicts);
+        assert_eq!(self.ports.rows(), rows.ports);
+        let epoch = self.epoch.rows()[&0];
+        for (ifindex, device) in self.devices.rows() {
+            let lease = lease((ifindex - 100) as u8);
+            assert_eq!(device.ingress, rows.pods[&lease.pod].ingress);
+        }
+        for ((ifindex, n, judged_in), judgements) in self.judged.lock().unwrap().iter() {
+            if *judged_in == epoch {
+                let now = BTreeSet::from([self.judge(*ifindex, *n)]);
+                assert_eq!(*judgements, now, "an old judgement outlives its policy");
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Change(Source),
+    Wait(u64),
+    Restart,
+    DieAfter(usize),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let classes = prop::collection::btree_map(0..5u8, 0..3u8, 0..5);
+    let rules = prop::collection::btree_map(0..PODS, 0..3u8, 0..3);
+    prop_oneof![
+        5 => (classes, rules).prop_map(|(classes, rules)| Op::Change(Source { classes, rules })),
+        2 => (0..1500u64).prop_map(Op::Wait),
+        1 => Just(Op::Restart),
+        1 => (0..15usize).prop_map(Op::DieAfter),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn every_state_has_an_answer_and_no_judgement_outlives_its_policy(
+        ops in prop::collection::vec(op(), 1..15),
+        every in prop_oneof![2 => Just(0usize), 1 => 3..7usize],
+    ) {
+        let world = World::new(every);
+        let (mut policies, mut devices) = world.start();
+        let mut now = Instant::now();
+        let mut source = Source::default();
+        let mut clean = every == 0;
+        policies.desire(compile(&source, &source));
+        policies.reconcile(&mut devices, now);
+        for op in ops {
+            match op {
+                Op::Change(next) => {
+                    policies.desire(compile(&source, &next));
+                    source = next;
+                }
+                Op::Wait(ms) => now += Duration::from_millis(ms),
+                Op::Restart => {
+                    (policies, devices) = world.start();
+                    policies.desire(compile(&source, &source));
+                }
+                Op::DieAfter(writes) => {
+                    clean = false;
+                    world.fuse.set(Some(writes));
+                    policies.reconcile(&mut devices, now);
+                    (policies, devices) = world.start();
+                    policies.desire(compile(&source, &source));
+                }
+            }
+            policies.reconcile(&mut devices, now);
+        }
+        world.fuse.set(None);
+        for _ in 0..100 {
+            now += GRACE;
+            policies.reconcile(&mut devices, now);
+        }
+        world.assert_holds(&compile(&source, &source));
+        prop_assert_eq!(policies.status(), &Status::Done);
+        if clean {
+            let judged = world.judged.lock().unwrap();
+            let gaps = judged.iter().filter(|(_, seen)| seen.contains(&None)).count();
+            prop_assert_eq!(gaps, 0, "a pair without a row");
+        }
+
+        let (writes, epoch) = (world.writes(), policies.epoch());
+        policies.desire(compile(&source, &source));
+        policies.reconcile(&mut devices, now);
+        prop_assert_eq!(policies.epoch(), epoch, "the epoch moves though nothing changes");
+        prop_assert_eq!(world.writes(), writes);
+    }
+}
+
+fn source(classes: &[(u8, u8)], rules: &[(u8, u8)]) -> Source {
+    Source {
+        classes: classes.iter().copied().collect(),
+        rules: rules.iter().copied().collect(),
+    }
+}
+
+#[test]
+fn nothing_is_written_before_every_input_is_synced() {
+    let world = World::new(0);
+    let policies = Policies::resume(
+        world.classes.clone(),
+        world.verdicts.clone(),
+        world.ports.clone(),
+        world.epoch.clone(),
+    );
+    let (mut policies, (_, mut devices)) = (policies.unwrap(), world.start());
+    let one = source(&[(1, 1)], &[(0, 0)]);
+    policies.desire(compile(&one, &one));
+    let pass = policies.reconcile(&mut devices, Instant::now());
+    assert_eq!(pass.outcome, Outcome::Unfinished);
+    assert!(world.classes.rows().is_empty() && world.devices.rows().is_empty());
+}
+
+#[test]
+fn a_policy_that_does_not_fit_is_refused_whole_and_taken_when_it_does() {
+    let world = World::with_room(0, 4);
+    let (mut policies, mut devices) = world.start();
+    let mut now = Instant::now();
+    let (small, large) = (
+        source(&[(1, 1)], &[(0, 0)]),
+        source(&[(1, 1), (2, 2)], &[(0, 0), (1, 1)]),
+    );
+    policies.desire(compile(&small, &small));
+    policies.reconcile(&mut devices, now);
+    let before = (
+        world.verdicts.rows(),
+        world.devices.rows(),
+        world.classes.rows(),
+    );
+    policies.desire(compile(&small, &large));
+    let pass = policies.reconcile(&mut devices, now);
+    assert_eq!(pass.outcome, Outcome::Unfinished);
+    let expected =
+        "VERDICTS has room for 4 rows and would need 6: the previous policy stays in force";
+    assert_eq!(policies.status(), &Status::Failed(expected.into()));
+    let after = (
+        world.verdicts.rows(),
+        world.devices.rows(),
+        world.classes.rows(),
+    );
+    assert_eq!(before, after);
+
+    let other = source(&[(1, 2)], &[(0, 1)]);
+    policies.desire(compile(&other, &other));
+    now += GRACE;
+    for _ in 0..3 {
+        policies.reconcile(&mut devices, now);
+        now += GRACE;
+    }
+    assert_eq!(policies.status(), &Status::Done);
+    world.assert_holds(&compile(&other, &other));
+}
+
+#[test]
+fn a_change_moves_the_epoch_once() {
+    let world = World::new(0);
+    let (mut policies, mut devices) = world.start();
+    let now = Instant::now();
+    let (a, b) = (source(&[(1, 1)], &[(0, 0)]), source(&[(1, 2)], &[(0, 0)]));
+    policies.desire(compile(&a, &a));
+    policies.reconcile(&mut devices, now);
+    let first = policies.epoch();
+    policies.desire(compile(&a, &b));
+    policies.reconcile(&mut devices, now);
+    policies.reconcile(&mut devices, now + GRACE);
+    assert_eq!(policies.epoch(), first + 1);
+}
