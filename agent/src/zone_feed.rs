@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use weir_dns::feed::{FeedError, Peer, Server, ZoneChange};
+use weir_dns::zone::ServiceName;
 
 use crate::compile::zone::{zone_name, zone_service};
 use crate::model::{Kind, ObjectName, Snapshot};
@@ -72,6 +73,11 @@ impl ZoneFeed {
         self.server.publish(ZoneChange::Synced);
     }
 
+    /// The services that weir-dns is told of.
+    pub fn services(&self) -> Vec<ServiceName> {
+        self.server.services()
+    }
+
     /// How many weir-dns processes follow.
     pub fn clients(&self) -> usize {
         self.server.clients()
@@ -82,5 +88,66 @@ impl ZoneFeed {
         let listener = Server::bind(path, peer)?;
         self.server.serve(listener, peer).await;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{NotReady, Object, ObjectId, Service, ServiceKind, TrafficPolicy};
+
+    fn service(name: &str) -> Object {
+        Object::Service(Arc::new(Service {
+            id: ObjectName::new("default", name),
+            kind: ServiceKind::ClusterIp(vec![]),
+            ports: vec![],
+            selector: None,
+            affinity: None,
+            internal_traffic_policy: TrafficPolicy::Cluster,
+            not_ready: NotReady::Hidden,
+        }))
+    }
+
+    fn names(feed: &ZoneFeed) -> Vec<String> {
+        feed.services().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn nothing_is_taken_back_before_every_input_is_synced() {
+        let feed = ZoneFeed::new("cluster.local");
+        let mut snapshot = Snapshot::default();
+        snapshot.apply(service("a"));
+        snapshot.apply(service("b"));
+        feed.everything_changed(&snapshot);
+        assert_eq!(names(&feed), ["default/a", "default/b"]);
+
+        let gone = ObjectId {
+            kind: Kind::Service,
+            name: ObjectName::new("default", "a"),
+        };
+        snapshot.delete(&gone);
+        for kind in [Kind::Service, Kind::EndpointSlice, Kind::Namespace] {
+            feed.everything_changed(&snapshot);
+            assert_eq!(names(&feed), ["default/a", "default/b"], "before {kind}");
+            snapshot.mark_synced(kind);
+        }
+        feed.everything_changed(&snapshot);
+        assert_eq!(names(&feed), ["default/b"]);
+    }
+
+    #[test]
+    fn a_change_of_one_service_touches_that_one() {
+        let feed = ZoneFeed::new("cluster.local");
+        let mut snapshot = Snapshot::default();
+        snapshot.apply(service("a"));
+        snapshot.apply(service("b"));
+        feed.service_changed(&snapshot, &ObjectName::new("default", "b"));
+        assert_eq!(names(&feed), ["default/b"]);
+        snapshot.delete(&ObjectId {
+            kind: Kind::Service,
+            name: ObjectName::new("default", "b"),
+        });
+        feed.service_changed(&snapshot, &ObjectName::new("default", "b"));
+        assert!(names(&feed).is_empty());
     }
 }
