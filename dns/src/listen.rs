@@ -56,7 +56,7 @@ impl fmt::Display for ListenError {
 impl std::error::Error for ListenError {}
 
 impl Listener {
-    /// Opens both sockets. Port 0 takes a free port, the same for both.
+    /// Opens both sockets.
     pub fn open(address: SocketAddr) -> Result<Self, ListenError> {
         let failed = |address, transport| {
             move |source| ListenError {
@@ -68,7 +68,6 @@ impl Listener {
         let udp: UdpSocket = open(address, Transport::Udp)
             .map_err(failed(address, Transport::Udp))?
             .into();
-        let address = udp.local_addr().map_err(failed(address, Transport::Udp))?;
         let tcp = open(address, Transport::Tcp)
             .map_err(failed(address, Transport::Tcp))?
             .into();

@@ -1,6 +1,7 @@
 //! The `weir-dns` process, in order: arguments, sockets, no privilege any more, then service until
 //! SIGTERM.
 
+use std::io::IsTerminal;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
     let filter = EnvFilter::new(&args.log);
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match args.log_format {
         LogFormat::Text => log.init(),

@@ -27,9 +27,9 @@ pub enum Rejection {
     Silent,
     /// The header alone is known.
     Header(Metadata, ResponseCode),
-    Question(Request, ResponseCode),
+    Question(Box<Request>, ResponseCode),
     /// ANY is answered with next to nothing (RFC 8482).
-    Any(Request),
+    Any(Box<Request>),
 }
 
 impl Request {
@@ -67,16 +67,28 @@ impl Request {
             edns: message.edns,
         };
         if request.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
-            return Err(Rejection::Question(request, ResponseCode::BADVERS));
+            return Err(Rejection::Question(
+                Box::new(request),
+                ResponseCode::BADVERS,
+            ));
         }
         if request.query.query_class() != DNSClass::IN {
-            return Err(Rejection::Question(request, ResponseCode::Refused));
+            return Err(Rejection::Question(
+                Box::new(request),
+                ResponseCode::Refused,
+            ));
         }
         match u16::from(request.query.query_type()) {
-            RECORD_ANY => Err(Rejection::Any(request)),
-            RECORD_OPT => Err(Rejection::Question(request, ResponseCode::FormErr)),
+            RECORD_ANY => Err(Rejection::Any(Box::new(request))),
+            RECORD_OPT => Err(Rejection::Question(
+                Box::new(request),
+                ResponseCode::FormErr,
+            )),
             // Zone transfers, and everything else that is not the type of a record (RFC 6895 3.1).
-            128..=255 | 0 => Err(Rejection::Question(request, ResponseCode::Refused)),
+            128..=255 | 0 => Err(Rejection::Question(
+                Box::new(request),
+                ResponseCode::Refused,
+            )),
             _ => Ok(request),
         }
     }

@@ -1,5 +1,6 @@
 //! The record table of Kubernetes DNS-Based Service Discovery 1.1.0 as questions and answers, and
 //! the properties of a zone that is changed step by step.
+#![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
 use std::sync::Arc;
 

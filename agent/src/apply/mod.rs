@@ -11,7 +11,7 @@ mod table;
 
 pub use delta::{Delta, Drift};
 pub use devices::{DevicePass, Devices, Outcome, PodLease};
-pub use policy::{Policies, PolicyPass};
+pub use policy::{Policies, PolicyPass, PolicyTarget};
 pub use services::{GRACE, Pass, ServiceChange, Services};
 pub use status::{Deletes, Fill, Status, Statuses};
 pub use table::{KernelTable, Stopped, Table, TableError, Written};

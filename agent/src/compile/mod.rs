@@ -1,6 +1,7 @@
 //! From the snapshot to what the kernel should hold: pure functions and plain data. No clock, socket,
 //! map or tokio.
 
+<<<<<<< HEAD
 pub mod policy;
 mod policy_rows;
 pub mod service;
@@ -8,3 +9,6 @@ mod service_plan;
 
 pub use policy_rows::{PodRules, PolicyRows};
 pub use service_plan::{BackendAddr, FrontendPlan, ServicePlan};
+=======
+pub mod zone;
+>>>>>>> dns

@@ -21,7 +21,7 @@ use weir_common::device::{Device, LocalPod};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation};
 
-use crate::apply::{Devices, Policies, ServiceChange, Services};
+use crate::apply::{Devices, Policies, PolicyTarget, ServiceChange, Services};
 use crate::compile::policy::{self, Compiled, NodeView, Retained, RuleBook};
 use crate::compile::service::{self, DnsRedirect};
 use crate::config::Settings;
@@ -85,6 +85,8 @@ pub struct Line {
     devices: DeviceState,
     compiled: Compiled,
     retained: Retained,
+    /// The second half of a change of policy whose first half is not written yet.
+    policy_after: Option<PolicyTarget>,
     /// Has everything been said once, and policy compiled from it?
     is_complete: bool,
 
@@ -147,6 +149,7 @@ impl Line {
             node_addresses,
             compiled: Compiled::default(),
             retained: Retained::default(),
+            policy_after: None,
             is_complete: false,
             open: BTreeMap::new(),
             waiting: Vec::new(),
@@ -296,7 +299,7 @@ impl Line {
         self.ticks += 1;
         self.services.tick(now);
         if self.is_complete {
-            self.policies.reconcile(&mut self.devices, now);
+            self.continue_policy(now);
         }
         if self.ticks.is_multiple_of(AUDIT_TICKS) {
             self.repair_hooks();

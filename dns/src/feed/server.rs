@@ -11,8 +11,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::{Frame, VERSION, ZoneChange};
@@ -152,22 +151,20 @@ impl Server {
         Ok(listener)
     }
 
-    /// Serves clients until `shutdown`, then lets go of them.
-    pub async fn serve(self, listener: UnixListener, peer: Peer, shutdown: CancellationToken) {
-        let clients = TaskTracker::new();
+    /// Serves clients, for ever. Dropping this lets go of them.
+    pub async fn serve(self, listener: UnixListener, peer: Peer) {
+        let mut clients = JoinSet::new();
         loop {
-            let stream = tokio::select! {
-                () = shutdown.cancelled() => break,
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => stream,
-                    Err(error) => {
-                        warn!(%error, "feed connection not accepted");
-                        // Out of descriptors, most likely: asking again at once would spin.
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                        continue;
-                    }
-                },
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    warn!(%error, "feed connection not accepted");
+                    // Out of descriptors, most likely: asking again at once would spin.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
             };
+            while clients.try_join_next().is_some() {}
             match stream.peer_cred() {
                 Ok(cred) if cred.uid() == 0 || cred.uid() == peer.uid => {}
                 Ok(cred) => {
@@ -183,20 +180,15 @@ impl Server {
                 warn!("feed refused: too many clients");
                 continue;
             }
-            let (feed, shutdown) = (self.clone(), shutdown.clone());
+            let feed = self.clone();
             clients.spawn(async move {
                 info!("zone feed connected");
-                tokio::select! {
-                    () = shutdown.cancelled() => {}
-                    ended = feed.serve_client(stream) => match ended {
-                        Ok(()) => warn!("zone feed too slow, it starts over"),
-                        Err(error) => info!(%error, "zone feed ended"),
-                    },
+                match feed.serve_client(stream).await {
+                    Ok(()) => warn!("zone feed too slow, it starts over"),
+                    Err(error) => info!(%error, "zone feed ended"),
                 }
             });
         }
-        clients.close();
-        clients.wait().await;
     }
 
     /// Ends well only when the client lagged behind.

@@ -15,6 +15,9 @@ use crate::resolve::{Fate, Origin, Resolve};
 const MAX_QUESTION: usize = 4096;
 /// Answers between two chances for other tasks.
 const BURST: usize = 64;
+/// A socket set aside is empty when nothing came for so long: what the kernel was delivering while
+/// we set it aside takes microseconds, and tokio hears of it at its next turn.
+const QUIET: Duration = Duration::from_millis(50);
 
 pub(super) async fn serve(
     socket: Arc<UdpSocket>,
@@ -48,7 +51,9 @@ pub(super) async fn serve(
     {
         debug!(%error, "UDP socket not set aside");
     }
-    while receive(&socket, &mut buffer, &server, &resolve, &tasks).await {}
+    while let Ok(Ok(())) = tokio::time::timeout(QUIET, socket.readable()).await {
+        while receive(&socket, &mut buffer, &server, &resolve, &tasks).await {}
+    }
 }
 
 /// Reads a question and answers it. False if none is there.

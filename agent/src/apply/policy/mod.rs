@@ -20,7 +20,7 @@ use super::devices::{Devices, Outcome};
 use super::services::GRACE;
 use super::status::{Deletes, Fill, Status};
 use super::table::{KernelTable, Table, TableError, Written};
-use crate::compile::{PodRules, PolicyRows};
+use crate::compile::PodRules;
 use crate::model::ObjectName;
 
 /// All policy of the node. Written by one task only.
@@ -34,7 +34,7 @@ pub struct Policies<C, V, P, E> {
     pods: BTreeMap<ObjectName, PodRules>,
     transitional: BTreeSet<VerdictKey>,
     /// Rows that did not fit; what was there before holds until they do.
-    refused: Option<Box<PolicyRows>>,
+    refused: Option<Box<PolicyTarget>>,
     /// Something that flows have been judged by has changed, or is about to.
     epoch_due: EpochDue,
     /// Since when nothing points to the rows that are to go.
@@ -48,6 +48,19 @@ pub struct Policies<C, V, P, E> {
 enum EpochDue {
     No,
     Yes,
+}
+
+/// What the policy tables should hold next. Numbers are derived from content, so rows of two successive
+/// targets can stand side by side.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct PolicyTarget {
+    pub classes: BTreeMap<Addr, Class>,
+    pub verdicts: BTreeMap<VerdictKey, VerdictRow>,
+    /// Needed only while the tables move from the previous target to this one.
+    pub transitional: BTreeMap<VerdictKey, VerdictRow>,
+    pub ports: BTreeMap<PortKey, PortRow>,
+    /// The pods of this node.
+    pub pods: BTreeMap<ObjectName, PodRules>,
 }
 
 /// What a pass did.
@@ -88,7 +101,7 @@ where
 
     /// Exactly these rows should be there. All of them are refused if they do not fit beside those
     /// that the kernel still holds: half a policy is none.
-    pub fn desire(&mut self, rows: PolicyRows) {
+    pub fn desire(&mut self, rows: PolicyTarget) {
         if let Some(reason) = self.lack_of_room(&rows) {
             self.status = Status::Failed(reason);
             self.refused = Some(Box::new(rows));
@@ -240,7 +253,7 @@ where
             || replaces(&self.ports)
     }
 
-    fn lack_of_room(&self, rows: &PolicyRows) -> Option<String> {
+    fn lack_of_room(&self, rows: &PolicyTarget) -> Option<String> {
         let new_verdicts = rows.verdicts.keys().chain(
             rows.transitional
                 .keys()

@@ -14,7 +14,8 @@ use weir_common::{Addr, Mac, Port, Protocol};
 use super::Policies;
 use crate::apply::fake::{FakeTable, FaultyTable, Fuse};
 use crate::apply::{Devices, GRACE, Outcome, PodLease, Status};
-use crate::compile::{PodRules, PolicyRows};
+use super::PolicyTarget;
+use crate::compile::PodRules;
 use crate::model::ObjectName;
 
 const PODS: u8 = 3;
@@ -72,7 +73,7 @@ fn sets(source: &Source) -> (BTreeSet<RulesId>, BTreeSet<Class>) {
     (source.rules.values().map(|r| rules(*r)).collect(), classes)
 }
 
-fn compile(old: &Source, new: &Source) -> PolicyRows {
+fn compile(old: &Source, new: &Source) -> PolicyTarget {
     let ((old_rules, old_classes), (new_rules, new_classes)) = (sets(old), sets(new));
     let verdicts = pairs(&new_rules, &new_classes);
     let mut transitional = pairs(&old_rules, &new_classes);
@@ -83,7 +84,7 @@ fn compile(old: &Source, new: &Source) -> PolicyRows {
         rule: RuleId(rule),
         ..PortRow::default()
     };
-    PolicyRows {
+    PolicyTarget {
         classes: new
             .classes
             .iter()
@@ -225,7 +226,7 @@ impl World {
             + self.pods.writes()
     }
 
-    fn assert_holds(&self, rows: &PolicyRows) {
+    fn assert_holds(&self, rows: &PolicyTarget) {
         assert_eq!(self.classes.rows(), rows.classes);
         assert_eq!(self.verdicts.rows(), rows.verdicts);
         assert_eq!(self.ports.rows(), rows.ports);

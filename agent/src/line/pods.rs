@@ -1,0 +1,276 @@
+//! The pods' side of the line: what the CNI server needs done for an attachment.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+use weir_common::Mac;
+
+use super::{Handle, Line, Published, Waiting};
+use crate::apply::{Outcome, PodLease, PolicyTarget, Status};
+use crate::compile::PodRules;
+use crate::compile::policy::Compiled;
+use crate::kernel::netlink;
+use crate::model::ObjectName;
+use crate::pods::{Datapath, Device, Devices, Lease, PodRef};
+use crate::watch::manifests::PodAddresses;
+
+/// The kernel, as the CNI server sees it.
+#[derive(Clone, Debug)]
+pub struct NodeDatapath {
+    line: Handle,
+    published: Arc<Published>,
+    /// With the manifests source: who hears of this node's addresses.
+    addresses: Option<PodAddresses>,
+}
+
+impl NodeDatapath {
+    pub fn new(line: Handle, published: Arc<Published>, addresses: Option<PodAddresses>) -> Self {
+        Self { line, published, addresses }
+    }
+}
+
+impl Datapath for NodeDatapath {
+    fn ready(&self) -> Result<(), String> {
+        match self.published.not_ready.load().first() {
+            None => Ok(()),
+            Some(reason) => Err(reason.clone()),
+        }
+    }
+
+    async fn protect(&self, device: &str, devices: Devices) -> Result<()> {
+        let device = device.to_owned();
+        self.line.ask(move |line| line.kernel.protect(&device, devices.host_ifindex)).await?
+    }
+
+    async fn await_policy(&self, lease: &Lease) -> Result<()> {
+        let Some(pod) = lease.pod.clone() else {
+            return Ok(());
+        };
+        let (known, heard) = oneshot::channel();
+        self.line
+            .tell(move |line| {
+                line.waiting.push(Waiting { pod, known });
+                line.answer_waiting();
+            })
+            .await?;
+        heard.await.context("the agent is going down")
+    }
+
+    async fn open(&self, lease: &Lease) -> Result<()> {
+        let lease = Arc::new(lease.clone());
+        let opened = lease.clone();
+        self.line.ask(move |line| line.open_pod(opened)).await??;
+        if let (Some(addresses), Some(pod)) = (&self.addresses, &lease.pod) {
+            addresses.report(pod_name(pod), lease.addresses.clone());
+        }
+        Ok(())
+    }
+
+    async fn close(&self, lease: &Lease) -> Result<()> {
+        let lease = lease.clone();
+        if let (Some(addresses), Some(pod)) = (&self.addresses, &lease.pod) {
+            addresses.remove(&pod_name(pod));
+        }
+        self.line.ask(move |line| line.close_pod(&lease)).await?
+    }
+
+    async fn delete_device(&self, name: &str) -> Result<()> {
+        let device = name.to_owned();
+        netlink::delete_device(name).await?;
+        self.line.ask(move |line| line.kernel.forget_device(&device)).await?
+    }
+
+    async fn devices(&self) -> Result<Vec<Device>> {
+        netlink::pod_devices().await
+    }
+}
+
+impl Line {
+    /// Resumes an attachment that an earlier agent opened: its programs are replaced in place.
+    pub fn resume_pod(&mut self, lease: Arc<Lease>) {
+        let Some(devices) = lease.devices() else { return };
+        if let Err(error) = self.kernel.open(&lease.device(), devices.host_ifindex) {
+            warn!(attachment = %lease.attachment, error = format!("{error:#}"), "its programs stay as they were");
+        }
+        self.remember(lease);
+        self.desire_leases();
+    }
+
+    /// The rows of a pod, then its real programs.
+    fn open_pod(&mut self, lease: Arc<Lease>) -> Result<()> {
+        let devices = lease.devices().context("a lease without devices cannot be opened")?;
+        let name = name_of(&lease);
+        self.remember(lease.clone());
+        self.desire_leases();
+        self.inputs.mark_policy();
+        self.pass(Instant::now());
+        match self.devices.statuses().get(&name) {
+            Some(Status::Done) => {}
+            Some(Status::Failed(why)) => bail!("{name}: {why}"),
+            Some(Status::Pending) | None => bail!("the policy of {name} is not in the tables yet"),
+        }
+        self.kernel.open(&lease.device(), devices.host_ifindex)?;
+        info!(pod = %name, device = lease.device(), addresses = ?lease.addresses, "opened");
+        Ok(())
+    }
+
+    /// When it returns no packet passes the device and no table names its addresses.
+    fn close_pod(&mut self, lease: &Lease) -> Result<()> {
+        if let Some(devices) = lease.devices()
+            && let Err(error) = self.kernel.protect(&lease.device(), devices.host_ifindex)
+        {
+            // The device may be gone, and then nothing passes it.
+            info!(device = lease.device(), error = format!("{error:#}"), "not closed by program");
+        }
+        if self.open.remove(&lease.attachment).is_some() {
+            info!(pod = %name_of(lease), device = lease.device(), "closed");
+        }
+        if let Some(pod) = &lease.pod {
+            let name = pod_name(pod);
+            let is_replaced = self.open.values().any(|other| name_of(other) == name);
+            if !is_replaced {
+                self.inputs.lease(&name, Vec::new());
+            }
+        }
+        self.closed.extend(lease.addresses.iter().map(|ip| (*ip).into()));
+        self.desire_leases();
+        self.inputs.mark_policy();
+        self.pass(Instant::now());
+        let left = self.devices.write();
+        if left.outcome == Outcome::Unfinished {
+            bail!("rows of {} could not be removed", name_of(lease));
+        }
+        Ok(())
+    }
+
+    fn remember(&mut self, lease: Arc<Lease>) {
+        if let Some(pod) = &lease.pod {
+            self.inputs.lease(&pod_name(pod), lease.addresses.clone());
+        }
+        self.open.insert(lease.attachment.clone(), lease);
+    }
+
+    fn desire_leases(&mut self) {
+        let leases: Vec<_> = self.open.values().filter_map(|lease| pod_lease(lease)).collect();
+        self.devices.desire_leases(leases);
+        self.publish_names();
+    }
+
+    /// Tells every ADD whose pod is known by now.
+    pub(super) fn answer_waiting(&mut self) {
+        if !self.is_complete {
+            return;
+        }
+        let pods = &self.inputs.snapshot().pods;
+        let rules = &self.compiled.rows().rules;
+        let is_known = |pod: &PodRef| {
+            let name = pod_name(pod);
+            let is_it = |known: &crate::model::Pod| {
+                pod.uid.as_deref().is_none_or(|uid| *uid == *known.uid)
+            };
+            rules.contains_key(&name) && pods.get(&name).is_some_and(|known| is_it(known))
+        };
+        let (known, waiting): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|w| is_known(&w.pod));
+        self.waiting = waiting;
+        self.waiting.retain(|w| !w.known.is_closed());
+        for waited in known {
+            // An ADD that ran out of time has stopped listening.
+            drop(waited.known.send(()));
+        }
+    }
+
+    /// Moves the tables from one compilation to the next, such that every packet on the way is judged as
+    /// before or as after (`compile::policy::Transition`).
+    pub(super) fn write_policy(&mut self, before: &Compiled, now: Instant) {
+        let rows = self.compiled.rows();
+        let way = self.compiled.transition_from(before);
+        let pods = self.rules_of_pods();
+        let is_direct = way.classes == rows.classes;
+        let last = PolicyTarget {
+            classes: rows.classes.clone(),
+            transitional: way
+                .verdicts
+                .iter()
+                .filter(|(key, _)| !rows.verdicts.contains_key(key))
+                .map(|(key, row)| (*key, *row))
+                .collect(),
+            verdicts: rows.verdicts.clone(),
+            ports: rows.ports.clone(),
+            pods: pods.clone(),
+        };
+        if !is_direct {
+            self.policies.desire(PolicyTarget {
+                classes: way.classes,
+                verdicts: way.verdicts,
+                transitional: BTreeMap::new(),
+                ports: way.ports,
+                pods,
+            });
+            if self.policies.reconcile(&mut self.devices, now).outcome == Outcome::Unfinished {
+                warn!(status = ?self.policies.status(), "a change of policy is half way; it goes on");
+                self.policy_after = Some(last);
+                return;
+            }
+        }
+        self.policy_after = None;
+        self.policies.desire(last);
+        self.policies.reconcile(&mut self.devices, now);
+    }
+
+    /// Goes on with a change of policy.
+    pub(super) fn continue_policy(&mut self, now: Instant) {
+        let pass = self.policies.reconcile(&mut self.devices, now);
+        if pass.outcome == Outcome::Complete
+            && let Some(last) = self.policy_after.take()
+        {
+            self.policies.desire(last);
+            self.policies.reconcile(&mut self.devices, now);
+        }
+    }
+
+    /// Containers that belong to no pod have no policy.
+    fn rules_of_pods(&self) -> BTreeMap<ObjectName, PodRules> {
+        let mut rules = self.compiled.rows().rules.clone();
+        let others = self.open.values().filter(|lease| lease.pod.is_none());
+        rules.extend(others.map(|lease| (name_of(lease), PodRules::default())));
+        rules
+    }
+}
+
+/// The name of the pod in our nouns.
+fn pod_name(pod: &PodRef) -> ObjectName {
+    ObjectName::new(pod.namespace.as_str(), pod.name.as_str())
+}
+
+/// Whose attachment it is: a pod's, or a container's by itself.
+pub(super) fn name_of(lease: &Lease) -> ObjectName {
+    match &lease.pod {
+        Some(pod) => pod_name(pod),
+        None => ObjectName::cluster(lease.attachment.to_string()),
+    }
+}
+
+fn pod_lease(lease: &Lease) -> Option<PodLease> {
+    let devices = lease.devices()?;
+    let v4 = lease.addresses.iter().find_map(|ip| match ip {
+        IpAddr::V4(v4) => Some(*v4),
+        IpAddr::V6(_) => None,
+    });
+    let v6 = lease.addresses.iter().find_map(|ip| match ip {
+        IpAddr::V6(v6) => Some(*v6),
+        IpAddr::V4(_) => None,
+    });
+    Some(PodLease {
+        pod: name_of(lease),
+        ifindex: devices.host_ifindex,
+        ipv4: v4,
+        ipv6: v6,
+        mac: Mac(devices.pod_mac.0),
+    })
+}
