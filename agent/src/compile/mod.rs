@@ -1,14 +1,11 @@
 //! From the snapshot to what the kernel should hold: pure functions and plain data. No clock, socket,
 //! map or tokio.
 
-<<<<<<< HEAD
 pub mod policy;
 mod policy_rows;
 pub mod service;
 mod service_plan;
+pub mod zone;
 
 pub use policy_rows::{PodRules, PolicyRows};
 pub use service_plan::{BackendAddr, FrontendPlan, ServicePlan};
-=======
-pub mod zone;
->>>>>>> dns

@@ -6,9 +6,12 @@ pub mod features;
 mod flows;
 mod links;
 mod load;
+pub mod lock;
 mod map;
+pub mod netlink;
 
 mod ring;
+pub mod second_lock;
 mod sys;
 
 use std::collections::BTreeMap;

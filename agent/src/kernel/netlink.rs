@@ -1,0 +1,232 @@
+//! The node's devices and addresses, through rtnetlink in the network namespace of the agent.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use futures::TryStreamExt;
+use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::link::LinkAttribute;
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use rtnetlink::{Handle, RouteMessageBuilder, new_connection};
+use tokio::task::JoinHandle;
+use weir_cni::attachment::DEVICE_PREFIX;
+
+use crate::pods::Device;
+
+/// A connection that ends with the value.
+struct Netlink {
+    handle: Handle,
+    driver: JoinHandle<()>,
+}
+
+impl Netlink {
+    fn open() -> Result<Self> {
+        let (connection, handle, _) = new_connection().context("open a netlink socket")?;
+        Ok(Self { handle, driver: tokio::spawn(connection) })
+    }
+
+    /// Name and MTU of every device, by index.
+    async fn links(&self) -> Result<BTreeMap<u32, (String, u32)>> {
+        let mut links = self.handle.link().get().execute();
+        let mut found = BTreeMap::new();
+        while let Some(link) = links.try_next().await.context("list the devices")? {
+            let mut name = String::new();
+            let mut mtu = 0;
+            for attribute in link.attributes {
+                match attribute {
+                    LinkAttribute::IfName(is) => name = is,
+                    LinkAttribute::Mtu(is) => mtu = is,
+                    _ => {}
+                }
+            }
+            found.insert(link.header.index, (name, mtu));
+        }
+        Ok(found)
+    }
+
+    async fn routes(&self) -> Result<Vec<RouteMessage>> {
+        let mut found = Vec::new();
+        for filter in [
+            RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        ] {
+            let mut routes = self.handle.route().get(filter).execute();
+            while let Some(route) = routes.try_next().await.context("list the routes")? {
+                found.push(route);
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl Drop for Netlink {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// Deletes a device; its peer in the pod goes with it. One that is not there is no error.
+///
+/// # Errors
+/// The kernel refuses.
+pub async fn delete_device(name: &str) -> Result<()> {
+    let netlink = Netlink::open()?;
+    let links = netlink.links().await?;
+    let Some((index, _)) = links.iter().find(|(_, (n, _))| n == name) else {
+        return Ok(());
+    };
+    match netlink.handle.link().del(*index).execute().await {
+        Err(rtnetlink::Error::NetlinkError(error))
+            if error.to_io().raw_os_error() == Some(libc::ENODEV) =>
+        {
+            Ok(())
+        }
+        other => other.with_context(|| format!("delete the device {name}")),
+    }
+}
+
+/// Every device of the node with a name of ours, and the host addresses that are routed over it.
+///
+/// # Errors
+/// The kernel does not answer.
+pub async fn pod_devices() -> Result<Vec<Device>> {
+    let netlink = Netlink::open()?;
+    let mut devices: BTreeMap<u32, Device> = netlink
+        .links()
+        .await?
+        .into_iter()
+        .filter(|(_, (name, _))| weir_cni::attachment::is_device(name))
+        .map(|(index, (name, _))| (index, Device { name, addresses: Vec::new() }))
+        .collect();
+    for route in netlink.routes().await? {
+        let (mut over, mut to) = (None, None);
+        for attribute in &route.attributes {
+            match attribute {
+                RouteAttribute::Oif(index) => over = Some(*index),
+                RouteAttribute::Destination(RouteAddress::Inet(ip)) => to = Some(IpAddr::V4(*ip)),
+                RouteAttribute::Destination(RouteAddress::Inet6(ip)) => to = Some(IpAddr::V6(*ip)),
+                _ => {}
+            }
+        }
+        let is_host = |ip: &IpAddr| {
+            route.header.destination_prefix_length == if ip.is_ipv4() { 32 } else { 128 }
+        };
+        if let (Some(device), Some(to)) = (over.and_then(|i| devices.get_mut(&i)), to)
+            && is_host(&to)
+            && !is_link_local(&to)
+        {
+            device.addresses.push(to);
+        }
+    }
+    Ok(devices.into_values().collect())
+}
+
+/// Every address of the node itself, in no order. Those of loopback are not the node's to others.
+///
+/// # Errors
+/// The kernel does not answer.
+pub async fn node_addresses() -> Result<Vec<IpAddr>> {
+    let netlink = Netlink::open()?;
+    let links = netlink.links().await?;
+    let mut addresses = netlink.handle.address().get().execute();
+    let mut found = Vec::new();
+    while let Some(address) = addresses.try_next().await.context("list the addresses")? {
+        let device = links.get(&address.header.index).map(|(name, _)| name.as_str());
+        if device.is_some_and(|name| name.starts_with(DEVICE_PREFIX)) {
+            continue;
+        }
+        let ip = address.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(ip) => Some(*ip),
+            _ => None,
+        });
+        let ip = ip.or_else(|| {
+            address.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Address(ip) => Some(*ip),
+                _ => None,
+            })
+        });
+        found.extend(ip.filter(|ip| !ip.is_loopback()));
+    }
+    Ok(found)
+}
+
+/// Puts these addresses on the loopback device, where weir-dns listens. Those that are there stay.
+///
+/// # Errors
+/// The kernel refuses.
+pub async fn add_loopback_addresses(addresses: &[IpAddr]) -> Result<()> {
+    let netlink = Netlink::open()?;
+    let links = netlink.links().await?;
+    let lo = links.iter().find(|(_, (name, _))| name == "lo").map(|(index, _)| *index);
+    let lo = lo.context("the node has no loopback device")?;
+    for address in addresses {
+        let length = if address.is_ipv4() { 32 } else { 128 };
+        let added = netlink.handle.address().add(lo, *address, length).execute().await;
+        match added {
+            Err(rtnetlink::Error::NetlinkError(error))
+                if error.to_io().raw_os_error() == Some(libc::EEXIST) => {}
+            other => other.with_context(|| format!("put {address} on the loopback device"))?,
+        }
+    }
+    Ok(())
+}
+
+/// The MTU of the device that the default route leaves through, in bytes; 1500 without one.
+///
+/// # Errors
+/// The kernel does not answer.
+pub async fn default_mtu() -> Result<u32> {
+    const ETHERNET: u32 = 1500;
+    let netlink = Netlink::open()?;
+    let links = netlink.links().await?;
+    let default = netlink.routes().await?.into_iter().find(|route| {
+        route.header.destination_prefix_length == 0
+            && route.attributes.iter().any(|a| matches!(a, RouteAttribute::Oif(_)))
+    });
+    let over = default.and_then(|route| {
+        route.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        })
+    });
+    let mtu = over.and_then(|index| links.get(&index)).map_or(ETHERNET, |(_, mtu)| *mtu);
+    // Loopback's is 65536: more than a pod's device can have.
+    Ok(if mtu > 65_535 { ETHERNET } else { mtu })
+}
+
+/// Settings of the node's own namespace without which pods have no network.
+///
+/// # Errors
+/// One cannot be written; the error names it.
+pub fn set_sysctls() -> Result<()> {
+    for (key, value) in [
+        ("net/ipv4/ip_forward", "1"),
+        ("net/ipv6/conf/all/forwarding", "1"),
+        ("net/ipv6/conf/default/accept_ra", "0"),
+    ] {
+        let path = Path::new("/proc/sys").join(key);
+        match fs::read_to_string(&path) {
+            Ok(current) if current.trim() == value => continue,
+            // A kernel without IPv6 has none of its settings.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && key.contains("ipv6") => {
+                continue;
+            }
+            _ => {}
+        }
+        fs::write(&path, value).with_context(|| {
+            format!("set {key} to {value}: allow it, or set it yourself before weir-agent starts")
+        })?;
+    }
+    Ok(())
+}
+
+fn is_link_local(ip: &IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.is_multicast(),
+    }
+}
