@@ -141,6 +141,9 @@ async fn answer(
     let shutdown = CancellationToken::new();
     let zone = Arc::new(ArcSwapOption::empty());
     let (metrics, registry) = Metrics::new(&args.domain);
+    if servers.is_empty() {
+        warn!("no upstream server: names outside the cluster get SERVFAIL (see --upstream)");
+    }
     info!(domain = %args.domain.name(), upstream = ?servers, user = %args.user, "starting");
 
     let client = Client::new(args.feed, args.domain.clone(), args.ttl, zone.clone());

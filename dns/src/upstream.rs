@@ -1,11 +1,9 @@
 //! Names that are not the cluster's: asked of the upstream servers through hickory's resolver and
 //! its cache. Everything is bounded: how many questions are under way, and how long each may take.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
@@ -16,9 +14,8 @@ use hickory_resolver::config::{
 };
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
-use hickory_resolver::system_conf::parse_resolv_conf;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tracing::{debug, error, warn};
+use tracing::{debug, warn};
 
 /// From question to answer, retries included: glibc and musl ask again after 5 s, and a SERVFAIL
 /// must be there well before.
@@ -33,6 +30,8 @@ const MAX_NEGATIVE_TTL: Duration = Duration::from_secs(1800);
 /// Questions under way; as kubeadm configures CoreDNS.
 pub const MAX_IN_FLIGHT: usize = 1000;
 
+const DNS_PORT: u16 = 53;
+
 /// Where systemd's resolver lists the servers behind its stub.
 const STUB: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 53));
 const BEHIND_STUB: &str = "/run/systemd/resolve/resolv.conf";
@@ -42,7 +41,6 @@ const BEHIND_STUB: &str = "/run/systemd/resolve/resolv.conf";
 pub struct Upstream {
     resolver: Option<TokioResolver>,
     in_flight: Arc<Semaphore>,
-    complained: Arc<AtomicBool>,
 }
 
 /// What the upstream servers know.
@@ -65,8 +63,11 @@ pub enum Heard {
 /// Why upstream servers cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
-    #[error("cannot read the name servers in {path}: {reason}")]
-    ResolvConf { path: PathBuf, reason: String },
+    #[error("cannot read the name servers in {path}: {source}")]
+    ResolvConf {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("cannot set up the resolver: {0}")]
     Resolver(#[from] NetError),
 }
@@ -81,7 +82,6 @@ impl Upstream {
         Ok(Self {
             resolver,
             in_flight: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
-            complained: Arc::default(),
         })
     }
 
@@ -93,11 +93,6 @@ impl Upstream {
     /// Asks. Answers within `BUDGET`.
     pub async fn ask(&self, name: &Name, kind: RecordType) -> Heard {
         let Some(resolver) = &self.resolver else {
-            if !self.complained.swap(true, Ordering::Relaxed) {
-                error!(
-                    "no upstream server: names outside the cluster get SERVFAIL (see --upstream)"
-                );
-            }
             return Heard::Failed(ResponseCode::ServFail);
         };
         // The cache compares names as they are spelled.
@@ -175,20 +170,23 @@ pub fn from_resolv_conf(path: &Path) -> Result<Vec<SocketAddr>, UpstreamError> {
 }
 
 fn read_resolv_conf(path: &Path) -> Result<Vec<SocketAddr>, UpstreamError> {
-    let failed = |reason: String| UpstreamError::ResolvConf {
+    // hickory's parser takes a file without servers for an error; it is a node without upstream.
+    let text = std::fs::read_to_string(path).map_err(|source| UpstreamError::ResolvConf {
         path: path.to_owned(),
-        reason,
-    };
-    let text = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
-    let (config, _) = parse_resolv_conf(text).map_err(|error| failed(error.to_string()))?;
-    // The parser lists a server once for each transport.
-    let mut seen = BTreeSet::new();
-    Ok(config
-        .name_servers()
-        .iter()
-        .map(|server| SocketAddr::new(server.ip, 53))
-        .filter(|server| seen.insert(*server))
-        .collect())
+        source,
+    })?;
+    let mut servers = Vec::new();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let (Some("nameserver"), Some(word)) = (words.next(), words.next()) else {
+            continue;
+        };
+        match word.parse::<IpAddr>() {
+            Ok(ip) => servers.push(SocketAddr::new(ip, DNS_PORT)),
+            Err(_) => warn!(nameserver = word, path = %path.display(), "not an address, left out"),
+        }
+    }
+    Ok(servers)
 }
 
 /// The servers without ourselves: a question must not come back. `local` is the addresses of this
@@ -263,15 +261,21 @@ mod tests {
     #[test]
     fn name_servers_are_read_from_resolv_conf() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(
-            file.path(),
-            "# node\nsearch corp.example\nnameserver 192.0.2.1\nnameserver 2001:db8::1\noptions ndots:2\n",
-        )
-        .unwrap();
-        assert_eq!(
-            from_resolv_conf(file.path()).unwrap(),
-            addresses(&["192.0.2.1:53", "[2001:db8::1]:53"])
-        );
+        for (text, expected) in [
+            (
+                "# node\nsearch corp.example\nnameserver 192.0.2.1\n nameserver\t2001:db8::1 x\n",
+                &["192.0.2.1:53", "[2001:db8::1]:53"][..],
+            ),
+            (
+                "nameserver\nnameserver fe80::1%eth0\n#nameserver 192.0.2.1\n",
+                &[],
+            ),
+            ("", &[]),
+        ] {
+            std::fs::write(file.path(), text).unwrap();
+            let got = from_resolv_conf(file.path()).unwrap();
+            assert_eq!(got, addresses(expected), "{text:?}");
+        }
         let missing = from_resolv_conf(Path::new("/nonexistent/resolv.conf")).unwrap_err();
         assert!(missing.to_string().contains("/nonexistent/resolv.conf"));
     }
