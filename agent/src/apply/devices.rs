@@ -8,7 +8,7 @@ use weir_common::device::{Device, LocalPod};
 use weir_common::{Addr, Mac};
 
 use super::status::{Fill, Status, Statuses};
-use super::table::{KernelTable, Table, TableError};
+use super::table::{Comparison, KernelTable, Table, TableError};
 use crate::compile::PodRules;
 use crate::model::ObjectName;
 
@@ -136,6 +136,17 @@ where
     /// A table could not be read.
     pub fn audit(&mut self) -> Result<usize, TableError> {
         Ok(self.devices.audit()?.rows() + self.pods.audit()?.rows())
+    }
+
+    /// Desired against kernel, by table. Changes nothing.
+    ///
+    /// # Errors
+    /// A table could not be read.
+    pub fn compare(&mut self) -> Result<[(&'static str, Comparison); 2], TableError> {
+        Ok([
+            (self.devices.name(), self.devices.compare()?),
+            (self.pods.name(), self.pods.compare()?),
+        ])
     }
 
     /// How far each pod is. [`Status::Done`] once its packets are judged by its policy.

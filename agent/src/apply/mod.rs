@@ -14,4 +14,4 @@ pub use devices::{DevicePass, Devices, Outcome, PodLease};
 pub use policy::{Policies, PolicyPass, PolicyTarget};
 pub use services::{GRACE, Pass, ServiceChange, Services};
 pub use status::{Deletes, Fill, Status, Statuses};
-pub use table::{KernelTable, Stopped, Table, TableError, Written};
+pub use table::{Comparison, KernelTable, Stopped, Table, TableError, Written};

@@ -1,6 +1,7 @@
 //! The reconciled table: the one type through which user space fills a map. What the rows mean, and in
 //! which order several tables are written, is not here.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::io;
 
@@ -54,6 +55,19 @@ pub struct Table<K, V, T> {
     name: &'static str,
     kernel: T,
     delta: Delta<K, V>,
+}
+
+/// Desired against kernel, in rows.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Comparison {
+    pub desired: usize,
+    pub kernel: usize,
+    /// Desired and not there.
+    pub missing: usize,
+    /// There and not desired.
+    pub unexpected: usize,
+    /// There with another value.
+    pub different: usize,
 }
 
 /// What a pass over a table did.
@@ -190,6 +204,25 @@ where
         self.delta.peak_len()
     }
 
+    /// Reads the kernel's rows and compares them with those that should be there. Changes nothing.
+    ///
+    /// # Errors
+    /// The table could not be read.
+    pub fn compare(&mut self) -> Result<Comparison, TableError> {
+        let kernel: BTreeMap<K, V> = self.kernel.load()?.into_iter().collect();
+        let mut found = Comparison { kernel: kernel.len(), ..Comparison::default() };
+        for (key, value) in self.delta.all_desired() {
+            found.desired += 1;
+            match kernel.get(key) {
+                None => found.missing += 1,
+                Some(held) if held != value => found.different += 1,
+                Some(_) => {}
+            }
+        }
+        found.unexpected = found.kernel + found.missing - found.desired;
+        Ok(found)
+    }
+
     /// How full it is.
     pub fn fill(&self) -> Fill {
         Fill {
@@ -244,10 +277,26 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::fake::{FakeTable, FaultyTable};
-    use super::{Drift, Table, TableError};
+    use super::{Comparison, Drift, Table, TableError};
 
     fn table(fake: &FakeTable<u32, u32>) -> Table<u32, u32, FakeTable<u32, u32>> {
         Table::resume("T", fake.clone()).unwrap()
+    }
+
+    #[test]
+    fn a_comparison_counts_each_difference_once() {
+        let fake = FakeTable::empty(8);
+        let mut table = table(&fake);
+        table.desire_exactly([(1, 1), (2, 2), (3, 3)]);
+        table.write();
+        fake.tamper(|rows| {
+            rows.remove(&1);
+            rows.insert(2, 20);
+            rows.insert(9, 9);
+        });
+        let expected =
+            Comparison { desired: 3, kernel: 3, missing: 1, unexpected: 1, different: 1 };
+        assert_eq!(table.compare().unwrap(), expected);
     }
 
     #[test]

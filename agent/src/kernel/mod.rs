@@ -286,3 +286,32 @@ impl Kernel {
     }
 }
 const OBJECT_STANDIN: &[u8] = &[];
+
+/// Removes everything of ours from the kernel: links, tables, the second lock. Pods whose programs go
+/// are left without any; the caller has taken care of them.
+///
+/// # Errors
+/// Something cannot be removed; the rest was.
+pub fn cleanup(bpffs: &Path) -> Result<Vec<String>> {
+    let mut removed = Vec::new();
+    for folder in [bpffs.join("links"), bpffs.to_owned()] {
+        let entries = match std::fs::read_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries.with_context(|| format!("read {}", folder.display()))?,
+        };
+        for entry in entries {
+            let path = entry?.path();
+            if path.is_file() {
+                std::fs::remove_file(&path)
+                    .with_context(|| format!("remove {}", path.display()))?;
+                removed.push(path.display().to_string());
+            }
+        }
+        std::fs::remove_dir(&folder).with_context(|| format!("remove {}", folder.display()))?;
+    }
+    if second_lock::is_closed()? {
+        second_lock::open()?;
+        removed.push("the second lock (table inet weir)".into());
+    }
+    Ok(removed)
+}

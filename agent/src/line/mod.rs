@@ -35,6 +35,7 @@ use crate::zone_feed::ZoneFeed;
 pub use handle::{Ended, Handle, Work};
 pub use inputs::{Dirty, Inputs};
 pub use pods::NodeDatapath;
+pub use views::Sample;
 
 type ServiceState = Services<
     MapTable<FrontendKey, Frontend>,

@@ -19,7 +19,7 @@ use weir_common::table::EPOCH_INDEX;
 use super::devices::{Devices, Outcome};
 use super::services::GRACE;
 use super::status::{Deletes, Fill, Status};
-use super::table::{KernelTable, Table, TableError, Written};
+use super::table::{Comparison, KernelTable, Table, TableError, Written};
 use crate::compile::PodRules;
 use crate::model::ObjectName;
 
@@ -177,6 +177,18 @@ where
             self.settled = None;
         }
         Ok(drifted)
+    }
+
+    /// Desired against kernel, by table. Changes nothing.
+    ///
+    /// # Errors
+    /// A table could not be read.
+    pub fn compare(&mut self) -> Result<[(&'static str, Comparison); 3], TableError> {
+        Ok([
+            (self.classes.name(), self.classes.compare()?),
+            (self.verdicts.name(), self.verdicts.compare()?),
+            (self.ports.name(), self.ports.compare()?),
+        ])
     }
 
     /// How far the latest output of the compiler is.

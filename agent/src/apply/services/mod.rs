@@ -19,7 +19,7 @@ use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation
 use self::ids::{BackendIds, Identity};
 use self::runs::Runs;
 use super::status::{Deletes, Fill, Status, Statuses};
-use super::table::{KernelTable, Table, TableError};
+use super::table::{Comparison, KernelTable, Table, TableError};
 use crate::compile::{BackendAddr, FrontendPlan, ServicePlan};
 use crate::model::ObjectName;
 
@@ -156,6 +156,23 @@ where
         Ok(self.live.audit()?.rows()
             + self.backends.audit()?.rows()
             + self.frontends.audit()?.rows())
+    }
+
+    /// Desired against kernel, by table. Changes nothing.
+    ///
+    /// # Errors
+    /// A table could not be read.
+    pub fn compare(&mut self) -> Result<[(&'static str, Comparison); 3], TableError> {
+        Ok([
+            (self.frontends.name(), self.frontends.compare()?),
+            (self.backends.name(), self.backends.compare()?),
+            (self.live.name(), self.live.compare()?),
+        ])
+    }
+
+    /// What every Service should be.
+    pub fn plans(&self) -> impl Iterator<Item = &ServicePlan> {
+        self.plans.values()
     }
 
     /// How far each Service is.

@@ -89,6 +89,11 @@ impl Compiled {
         &self.book
     }
 
+    /// The number under which a list of rules denies: its owner names the policies that isolate.
+    pub fn denial(&self, rules: RulesId) -> Option<RuleId> {
+        self.denials.get(&rules).map(|row| row.rule)
+    }
+
     /// What a person should know, in order, each once.
     pub fn reports(&self) -> &[Report] {
         &self.reports

@@ -1,0 +1,341 @@
+//! The agent's table of contents: what it is made of, in the order in which things flow.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use weir_cli::views;
+use weir_common::node::{Features, NodeConfig};
+use weir_common::policy::RuleId;
+use weir_dns::feed::Peer;
+
+use crate::admin::{self, Local, Probes, Refusal};
+use crate::compile::policy::RuleBook;
+use crate::config::{Settings, Source};
+use crate::events::{self, Explainer, Names, Recent};
+use crate::export;
+use crate::kernel::{Kernel, Ring, features, lock, netlink, second_lock};
+use crate::line::{Handle, Line, NodeDatapath, Parts, Published};
+use crate::model::Change;
+use crate::pods::{self, Leases, Places, Pods};
+use crate::watch::controllers::Surroundings;
+use crate::watch::kube::{Credentials, KubeOptions, KubeSource, Timing, connect};
+use crate::watch::manifests::{ManifestsOptions, ManifestsSource, PodAddresses};
+use crate::watch::status::Health;
+use crate::zone_feed::ZoneFeed;
+
+/// Changes that may wait for the line. A source that brings more waits.
+const CHANGES: usize = 4096;
+/// Records of the ring that may wait to be explained. More are lost, and counted.
+const RECORDS: usize = 1024;
+/// How often the manifests are read although nothing was noticed.
+const RESCAN: Duration = Duration::from_secs(5);
+
+/// Runs the agent until `stop`. Nothing is detached then: the kernel goes on by itself.
+///
+/// # Errors
+/// Something that the agent needs is missing; the message says what to do. What ran before still runs.
+pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
+    let settings = Arc::new(settings);
+    let missing = features::missing(&features::probe(&settings.bpffs, &settings.cgroup));
+    if !missing.is_empty() {
+        bail!("this node lacks what Weir needs:\n  {}", missing.join("\n  "));
+    }
+    let _only = lock::lock(&settings.run_dir)?;
+    let sockets = Sockets::open(&settings).await?;
+
+    // The node's network, then the kernel's programs. Pods keep the old programs until here.
+    netlink::set_sysctls()?;
+    netlink::add_loopback_addresses(&settings.dns.addresses).await?;
+    second_lock::close().context("close the second lock")?;
+    let config = NodeConfig {
+        features: if settings.debug_bpf { Features::LOG } else { 0 },
+        ..NodeConfig::default()
+    };
+    let mut kernel = Kernel::load(&settings.bpffs, &settings.cgroup, config, &[])?;
+    for (program, (_, visited)) in kernel.programs() {
+        info!(program, instructions = visited, "verified");
+    }
+    let ring = kernel.ring().context("open the ring of events")?;
+
+    // watch → model → compile → apply → kernel
+    let (changes, inbox) = mpsc::channel(CHANGES);
+    let mut tasks = JoinSet::new();
+    let source = spawn_source(&settings, changes, &mut tasks).await?;
+    let zone = ZoneFeed::new(settings.dns.domain.as_str());
+    let published = Arc::new(Published::default());
+    let (line, work) = Handle::new();
+    kernel.place_socket_hooks()?;
+    let mut resumed = Line::resume(Parts {
+        settings: settings.clone(),
+        kernel,
+        health: source.health,
+        node_addresses: netlink::node_addresses().await?,
+        zone: zone.clone(),
+        published: published.clone(),
+    })?;
+
+    // The pods of this node: those that an earlier agent opened, then the plugin's requests.
+    let leases = Arc::new(open_leases(&settings)?);
+    for lease in leases.all().values() {
+        if let (Some(addresses), Some(pod)) = (&source.addresses, &lease.pod) {
+            let name = crate::model::ObjectName::new(pod.namespace.as_str(), pod.name.as_str());
+            addresses.report(name, lease.addresses.clone());
+        }
+        resumed.resume_pod(lease.clone());
+    }
+    tasks.spawn(resumed.run(inbox, work, stop.clone()));
+    let datapath =
+        NodeDatapath::new(line.clone(), published.clone(), source.addresses.clone());
+    let mtu = match settings.mtu {
+        0 => netlink::default_mtu().await?,
+        mtu => mtu,
+    };
+    let pods = Arc::new(Pods::new(leases, Arc::new(datapath), pods::Settings { mtu }));
+    pods.reconcile().await.context("bring leases and devices together")?;
+    tasks.spawn(pods.serve(sockets.cni));
+
+    // kernel → events → export
+    let recent = Arc::new(Recent::default());
+    let (records, incoming) = mpsc::channel(RECORDS);
+    tasks.spawn(read_ring(ring, records));
+    tasks.spawn(explain(incoming, published.clone(), recent.clone()));
+
+    // What others ask.
+    tasks.spawn(serve_zone(zone, settings.clone()));
+    let told = Arc::new(Told { line, published, recent });
+    tasks.spawn(serve_http(sockets.http, admin::probes(told.clone())));
+    tasks.spawn(serve_local(sockets.admin, admin::local(told)));
+    info!(node = %settings.node, http = %settings.http, "weir-agent runs");
+
+    stop.cancelled().await;
+    info!("going down; programs and tables stay");
+    tasks.shutdown().await;
+    Ok(())
+}
+
+/// Everything that others connect to, opened before anything is changed.
+struct Sockets {
+    cni: UnixListener,
+    admin: UnixListener,
+    http: TcpListener,
+}
+
+impl Sockets {
+    async fn open(settings: &Settings) -> Result<Self> {
+        let cni = pods::listen(&settings.run_dir.join("cni.sock"))?;
+        let admin = pods::listen(&settings.run_dir.join("admin.sock"))?;
+        let http = TcpListener::bind(settings.http).await.with_context(|| {
+            format!("listen on {}: free the port, or choose another with --http", settings.http)
+        })?;
+        Ok(Self { cni, admin, http })
+    }
+}
+
+/// A source that runs, and what it tells beside changes.
+struct Running {
+    health: watch::Receiver<Health>,
+    /// With manifests: who fills in the addresses of this node's pods.
+    addresses: Option<PodAddresses>,
+}
+
+async fn spawn_source(
+    settings: &Settings,
+    changes: mpsc::Sender<Change>,
+    tasks: &mut JoinSet<()>,
+) -> Result<Running> {
+    match &settings.source {
+        Source::Manifests { folder, service_cidrs } => {
+            fs::create_dir_all(&settings.state_dir)
+                .with_context(|| format!("create {}", settings.state_dir.display()))?;
+            let source = ManifestsSource::new(ManifestsOptions {
+                folder: folder.clone(),
+                assigned: settings.state_dir.join("cluster-ips.json"),
+                surroundings: Surroundings {
+                    node: settings.node.clone(),
+                    service_cidrs: service_cidrs.clone(),
+                },
+                rescan: RESCAN,
+            });
+            let running =
+                Running { health: source.health(), addresses: Some(source.addresses()) };
+            tasks.spawn(source.run(changes));
+            Ok(running)
+        }
+        Source::Kube { kubeconfig, api_server } => {
+            let credentials = match kubeconfig {
+                Some(path) => Credentials::Kubeconfig(path.clone()),
+                None => Credentials::InCluster,
+            };
+            let options = KubeOptions { credentials, server: api_server.clone() };
+            let timing = Timing::default();
+            let client = connect(&options, &timing).await?;
+            let source = KubeSource::new(client, timing);
+            let running = Running { health: source.health(), addresses: None };
+            tasks.spawn(source.run(changes));
+            Ok(running)
+        }
+    }
+}
+
+fn open_leases(settings: &Settings) -> Result<Leases> {
+    fs::create_dir_all(&settings.state_dir)
+        .with_context(|| format!("create {}", settings.state_dir.display()))?;
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot id")?;
+    let places = Places {
+        store: settings.state_dir.join("leases.redb"),
+        released: settings.state_dir.join("released"),
+    };
+    Ok(Leases::open(places, &settings.pod_cidrs, boot_id.trim().to_owned())?)
+}
+
+async fn read_ring(ring: Ring, records: mpsc::Sender<Vec<u8>>) {
+    let mut lost = 0u64;
+    let ended = ring
+        .run(records, || {
+            lost += 1;
+            if lost.is_power_of_two() {
+                warn!(lost, "drop events come faster than they are explained; counters stay exact");
+            }
+        })
+        .await;
+    if let Err(error) = ended {
+        warn!(%error, "the ring of events cannot be read any more");
+    }
+}
+
+async fn explain(
+    mut incoming: mpsc::Receiver<Vec<u8>>,
+    published: Arc<Published>,
+    recent: Arc<Recent>,
+) {
+    let mut unknown = false;
+    while let Some(record) = incoming.recv().await {
+        match events::decode(&record) {
+            Ok(event) => {
+                let words =
+                    Words { names: published.names.load_full(), rules: published.rules.load_full() };
+                recent.push(events::explain(&event, boot_time(), &words));
+            }
+            Err(error) if !unknown => {
+                unknown = true;
+                warn!(%error, "events of another version are left out");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+struct Words {
+    names: Arc<Names>,
+    rules: Arc<RuleBook>,
+}
+
+impl Explainer for Words {
+    fn rule(&self, rule: RuleId) -> Option<String> {
+        self.rules.owner(rule).map(ToString::to_string)
+    }
+
+    fn names(&self) -> &Names {
+        &self.names
+    }
+}
+
+/// The wall clock's time at which the monotonic clock read zero, as of now.
+fn boot_time() -> SystemTime {
+    let since = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .map(Duration::from)
+        .unwrap_or_default();
+    SystemTime::now().checked_sub(since).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+async fn serve_zone(zone: ZoneFeed, settings: Arc<Settings>) {
+    let path = &settings.dns.zone_socket;
+    let peer = Peer { uid: settings.dns.uid, gid: settings.dns.uid };
+    let served = async {
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+        zone.serve(path, peer).await.context("serve the zone")
+    };
+    if let Err(error) = served.await {
+        warn!(error = format!("{error:#}"), "weir-dns gets no zone");
+    }
+}
+
+async fn serve_http(listener: TcpListener, routes: axum::Router) {
+    if let Err(error) = axum::serve(listener, routes).await {
+        warn!(%error, "metrics and probes are not served any more");
+    }
+}
+
+async fn serve_local(listener: UnixListener, routes: axum::Router) {
+    if let Err(error) = axum::serve(listener, routes).await {
+        warn!(%error, "the local API is not served any more");
+    }
+}
+
+/// Answers of the agent to whoever asks.
+struct Told {
+    line: Handle,
+    published: Arc<Published>,
+    recent: Arc<Recent>,
+}
+
+impl Told {
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Line) -> T + Send + 'static,
+    ) -> Result<T, Refusal> {
+        self.line.ask(question).await.map_err(|ended| ended.to_string())
+    }
+}
+
+impl Probes for Told {
+    async fn not_ready(&self) -> Result<Vec<String>, Refusal> {
+        self.ask(|line| line.not_ready()).await
+    }
+
+    async fn metrics(&self) -> Result<String, Refusal> {
+        let sample = self.ask(|line| line.sample()).await?.map_err(|e| e.to_string())?;
+        export::encode(sample).map_err(|e| e.to_string())
+    }
+}
+
+impl Local for Told {
+    async fn status(&self) -> Result<views::Status, Refusal> {
+        self.ask(|line| line.status()).await
+    }
+
+    async fn services(&self) -> Result<Vec<views::ServiceView>, Refusal> {
+        self.ask(|line| line.services()).await
+    }
+
+    async fn endpoints(&self) -> Result<Vec<views::EndpointView>, Refusal> {
+        self.ask(|line| line.endpoints()).await
+    }
+
+    async fn policy(&self) -> Result<Vec<views::PolicyView>, Refusal> {
+        self.ask(|line| line.policy()).await
+    }
+
+    async fn flows(&self) -> Result<Vec<views::FlowView>, Refusal> {
+        let names = self.published.names.load_full();
+        self.ask(move |line| line.flows(&names)).await?.map_err(|e| e.to_string())
+    }
+
+    async fn drops(&self) -> Result<views::Drops, Refusal> {
+        let totals = self.ask(|line| line.drop_totals()).await?.map_err(|e| e.to_string())?;
+        Ok(views::Drops { totals, recent: self.recent.all() })
+    }
+
+    async fn verify(&self) -> Result<views::Verify, Refusal> {
+        self.ask(|line| line.verify()).await?.map_err(|e| e.to_string())
+    }
+}

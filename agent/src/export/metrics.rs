@@ -1,0 +1,118 @@
+//! The page of metrics, made from one sample when it is scraped. Names are `weir_…`; labels are bounded
+//! by tables of the code: reasons, tables.
+
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::{MetricType, TypedMetric};
+use prometheus_client::registry::Registry;
+
+use crate::line::Sample;
+
+/// The sample as OpenMetrics text.
+///
+/// # Errors
+/// Never in practice: text is written to memory.
+pub fn encode(sample: Sample) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix("weir");
+    registry.register_collector(Box::new(Page(sample)));
+    let mut page = String::new();
+    prometheus_client::encoding::text::encode(&mut page, &registry)?;
+    Ok(page)
+}
+
+#[derive(Debug)]
+struct Page(Sample);
+
+impl Collector for Page {
+    fn encode(&self, mut to: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Self(sample) = self;
+        for (counter, value) in &sample.counters {
+            one(&mut to, counter.metric(), counter.help(), &ConstCounter::new(*value))?;
+        }
+        let drops = |value: fn(&weir_common::counter::Drops) -> u64| {
+            sample.drops.iter().map(move |(reason, drops)| (reason.label(), value(drops)))
+        };
+        family(&mut to, "drops", "Packets dropped, by reason.", "reason", drops(|d| d.packets))?;
+        family(
+            &mut to,
+            "drop_bytes",
+            "Bytes of the IP packets dropped, by reason.",
+            "reason",
+            drops(|d| d.bytes),
+        )?;
+        let rows = sample.fills.iter().map(|fill| (fill.table.as_str(), fill.rows));
+        gauges(&mut to, "table_rows", "Rows that a table holds.", "table", rows)?;
+        let capacity = sample.fills.iter().map(|fill| (fill.table.as_str(), fill.capacity));
+        gauges(&mut to, "table_capacity", "Rows that a table can hold.", "table", capacity)?;
+        for (name, help, value) in [
+            ("pods", "Pods of this node that are open.", sample.pods),
+            ("services", "Services known.", sample.services),
+            ("policies", "NetworkPolicies known.", sample.policies),
+            (
+                "quarantined_objects",
+                "Objects that cannot be understood; the last good state of each holds.",
+                sample.quarantined,
+            ),
+            (
+                "unapplied_objects",
+                "Objects that could not be written to the kernel; the last good state of each holds.",
+                sample.unapplied,
+            ),
+            ("unsynced_inputs", "Kinds of objects that are not synced.", sample.unsynced),
+            ("not_ready_reasons", "Reasons why the node is not ready.", sample.not_ready),
+            ("dns_clients", "DNS processes that follow the zone.", sample.dns_clients),
+            ("policy_epoch", "Grows whenever flows are judged again.", sample.epoch as usize),
+        ] {
+            one(&mut to, name, help, &ConstGauge::new(value as i64))?;
+        }
+        one(
+            &mut to,
+            "drifted_rows",
+            "Rows that somebody else changed in our tables, found and repaired.",
+            &ConstCounter::new(sample.drifted_rows as u64),
+        )
+    }
+}
+
+fn one<M: EncodeMetric + TypedMetric>(
+    to: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    metric: &M,
+) -> Result<(), fmt::Error> {
+    metric.encode(to.encode_descriptor(name, help, None, M::TYPE)?)
+}
+
+fn family<'a>(
+    to: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    label: &str,
+    values: impl Iterator<Item = (&'a str, u64)>,
+) -> Result<(), fmt::Error> {
+    let mut family = to.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (value, count) in values {
+        let labels = [(label, value)];
+        ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn gauges<'a>(
+    to: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    label: &str,
+    values: impl Iterator<Item = (&'a str, usize)>,
+) -> Result<(), fmt::Error> {
+    let mut family = to.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (value, count) in values {
+        let labels = [(label, value)];
+        ConstGauge::new(count as i64).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}

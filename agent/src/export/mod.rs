@@ -1,0 +1,5 @@
+//! What happened, for machines: Prometheus.
+
+mod metrics;
+
+pub use metrics::encode;

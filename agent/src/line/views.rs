@@ -1,0 +1,366 @@
+//! What the line tells about itself. Made when it is asked for, on the line's own task.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use weir_cli::views::{
+    DropTotal, EndpointView, FlowView, HookState, Input, PolicyView, ProgramInfo, Quarantined,
+    ServiceView, Status, TableDrift, TableFill, Verify,
+};
+use weir_common::counter::{Counter, Drops};
+use weir_common::flow::{Flow, FlowBits, FlowKey, Peer};
+use weir_common::policy::{RuleId, RulesId};
+use weir_common::DropReason;
+
+use super::pods::name_of;
+use super::{Line, monotonic};
+use crate::apply;
+use crate::compile::policy::{Direction, Report, RuleOwner};
+use crate::events::{Names, protocol};
+use crate::model::{Kind, ObjectName, PodNetwork};
+use crate::watch::status::WatchStatus;
+
+impl Line {
+    /// `weir status`.
+    pub fn status(&self) -> Status {
+        let snapshot = self.inputs.snapshot();
+        let health = self.health.borrow().clone();
+        let missing: Vec<Kind> = snapshot.missing().collect();
+        let inputs = Kind::ALL.map(|kind| Input {
+            kind: kind.to_string(),
+            synced: !missing.contains(&kind),
+            objects: match kind {
+                Kind::Service => snapshot.services.len(),
+                Kind::EndpointSlice => snapshot.slices.len(),
+                Kind::Pod => snapshot.pods.len(),
+                Kind::Namespace => snapshot.namespaces.len(),
+                Kind::Node => snapshot.nodes.len(),
+                Kind::NetworkPolicy => snapshot.policies.len(),
+            },
+            problem: match health.get(&kind) {
+                Some(WatchStatus::Retrying { error, .. }) => Some(error.clone()),
+                _ => None,
+            },
+        });
+        let unapplied = self.unapplied();
+        let quarantined = self
+            .inputs
+            .quarantined()
+            .iter()
+            .chain(unapplied.iter().map(|(object, why)| (object, why)))
+            .map(|(object, reason)| Quarantined { object: object.clone(), reason: reason.clone() });
+        Status {
+            node: self.settings.node.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            not_ready: self.not_ready(),
+            inputs: inputs.into(),
+            tables: self.fills(),
+            programs: self.programs(),
+            pods: self.open.len(),
+            services: snapshot.services.len(),
+            policies: snapshot.policies.len(),
+            quarantined: quarantined.collect(),
+        }
+    }
+
+    /// How full the tables are.
+    pub fn fills(&self) -> Vec<TableFill> {
+        let fills = self.services.fills().into_iter();
+        let fills = fills.chain(self.policies.fills()).chain(self.devices.fills());
+        fills
+            .map(|fill| TableFill {
+                table: fill.table.to_owned(),
+                rows: fill.rows,
+                capacity: fill.capacity,
+                problem: (fill.ratio() > 0.9).then(|| "more than 90 % full".to_owned()),
+            })
+            .collect()
+    }
+
+    fn programs(&self) -> Vec<ProgramInfo> {
+        let hooks = self.kernel.hooks(self.open_devices());
+        self.kernel
+            .programs()
+            .into_iter()
+            .map(|(name, (id, verified_instructions))| ProgramInfo {
+                hooks: hooks.iter().filter(|h| h.program == name && h.problem.is_none()).count(),
+                name,
+                id,
+                verified_instructions,
+            })
+            .collect()
+    }
+
+    /// `weir services`.
+    pub fn services(&self) -> Vec<ServiceView> {
+        let mut rows: Vec<_> = self
+            .services
+            .plans()
+            .flat_map(|plan| {
+                let problem = match self.services.statuses().get(&plan.id) {
+                    Some(apply::Status::Failed(why)) => Some(why.clone()),
+                    _ => None,
+                };
+                plan.frontends.iter().map(move |frontend| ServiceView {
+                    service: plan.id.to_string(),
+                    address: SocketAddr::new(frontend.key.addr.into(), frontend.key.port.into()),
+                    protocol: protocol(frontend.key.protocol),
+                    backends: frontend
+                        .backends
+                        .iter()
+                        .map(|b| SocketAddr::new(b.addr.into(), b.port.into()))
+                        .collect(),
+                    affinity_seconds: frontend.affinity,
+                    problem: problem.clone(),
+                })
+            })
+            .collect();
+        rows.sort_by(|a, b| (&a.service, a.address).cmp(&(&b.service, b.address)));
+        rows
+    }
+
+    /// `weir endpoints`: pods of this node that run here or should.
+    pub fn endpoints(&self) -> Vec<EndpointView> {
+        let rules = &self.compiled.rows().rules;
+        let isolation = |pod: &ObjectName, direction| {
+            let lists = rules.get(pod).copied().unwrap_or_default();
+            let list = match direction {
+                Direction::Ingress => lists.ingress,
+                Direction::Egress => lists.egress,
+            };
+            self.isolating(list)
+        };
+        let mut rows: Vec<EndpointView> = self
+            .open
+            .values()
+            .map(|lease| {
+                let name = name_of(lease);
+                let state = match self.devices.statuses().get(&name) {
+                    Some(apply::Status::Done) => "open".to_owned(),
+                    Some(apply::Status::Failed(why)) => why.clone(),
+                    Some(apply::Status::Pending) | None => "closed until its policy is known".into(),
+                };
+                EndpointView {
+                    ingress: isolation(&name, Direction::Ingress),
+                    egress: isolation(&name, Direction::Egress),
+                    pod: name.to_string(),
+                    addresses: lease.addresses.clone(),
+                    device: lease.device(),
+                    ifindex: lease.devices().map_or(0, |d| d.host_ifindex),
+                    mac: lease.devices().map_or_else(String::new, |d| d.pod_mac.to_string()),
+                    state,
+                }
+            })
+            .collect();
+        let here = self.inputs.snapshot().pods.values().filter(|pod| {
+            pod.network == PodNetwork::Own && pod.node.as_deref() == Some(&*self.settings.node)
+        });
+        for pod in here {
+            let name = pod.id.to_string();
+            if !rows.iter().any(|row| row.pod == name) {
+                rows.push(EndpointView {
+                    ingress: isolation(&pod.id, Direction::Ingress),
+                    egress: isolation(&pod.id, Direction::Egress),
+                    pod: name,
+                    addresses: Vec::new(),
+                    device: String::new(),
+                    ifindex: 0,
+                    mac: String::new(),
+                    state: "waiting for the CNI plugin".to_owned(),
+                });
+            }
+        }
+        rows.sort_by(|a, b| a.pod.cmp(&b.pod));
+        rows
+    }
+
+    /// The policies that isolate by a list of rules: its denials name them.
+    fn isolating(&self, list: RulesId) -> Vec<String> {
+        if list == RulesId::OPEN {
+            return Vec::new();
+        }
+        let denial = self.compiled.denial(list);
+        match denial.and_then(|rule| self.compiled.book().owner(rule)) {
+            Some(RuleOwner::Isolated { policies, .. }) => {
+                policies.iter().map(ToString::to_string).collect()
+            }
+            _ => vec!["isolated".to_owned()],
+        }
+    }
+
+    /// `weir policy`.
+    pub fn policy(&self) -> Vec<PolicyView> {
+        let snapshot = self.inputs.snapshot();
+        let mut rows: Vec<_> = snapshot
+            .policies
+            .values()
+            .map(|policy| {
+                let selected = snapshot.pods.values().filter(|pod| {
+                    pod.id.namespace == policy.id.namespace
+                        && pod.network == PodNetwork::Own
+                        && pod.node.as_deref() == Some(&*self.settings.node)
+                        && policy.subject.matches(&pod.labels)
+                });
+                let mut pods: Vec<_> = selected.map(|pod| pod.id.to_string()).collect();
+                pods.sort();
+                let directions = [
+                    policy.ingress.as_ref().map(|_| "ingress".to_owned()),
+                    policy.egress.as_ref().map(|_| "egress".to_owned()),
+                ];
+                let unsupported = self.compiled.reports().iter().filter(|report| {
+                    matches!(report, Report::AllowsNothing { policy: id, .. } if *id == policy.id)
+                });
+                PolicyView {
+                    policy: policy.id.to_string(),
+                    directions: directions.into_iter().flatten().collect(),
+                    pods,
+                    unsupported: unsupported.map(ToString::to_string).collect(),
+                }
+            })
+            .collect();
+        rows.sort_by(|a, b| a.policy.cmp(&b.policy));
+        rows
+    }
+
+    /// `weir flows`.
+    ///
+    /// # Errors
+    /// The kernel refuses to read.
+    pub fn flows(&self, names: &Names) -> std::io::Result<Vec<FlowView>> {
+        let now = monotonic();
+        let all = self.flows.all()?;
+        // Entries that only lead to another one are not conversations of their own.
+        let flows = all
+            .iter()
+            .filter(|(_, flow)| flow.bits.load(Ordering::Relaxed) & FlowBits::TO_BACKEND == 0);
+        Ok(flows.map(|(key, flow)| self.flow(key, flow, now, names)).collect())
+    }
+
+    fn flow(&self, key: &FlowKey, flow: &Flow, now: Duration, names: &Names) -> FlowView {
+        let bits = flow.bits.load(Ordering::Relaxed);
+        let (opener, responder) = if bits & FlowBits::OPENER_IS_HIGH != 0 {
+            (key.high, key.low)
+        } else {
+            (key.low, key.high)
+        };
+        let both = FlowBits::OPENER_FIN | FlowBits::RESPONDER_FIN;
+        let state = if bits & FlowBits::RESET != 0 || bits & both == both {
+            "closed"
+        } else if bits & both != 0 {
+            "closing"
+        } else if bits & FlowBits::ANSWERED != 0 {
+            "open"
+        } else {
+            "opening"
+        };
+        let rule = |number: u32| {
+            let owner = self.compiled.book().owner(RuleId(number));
+            owner.map(ToString::to_string)
+        };
+        let age = |since: u64| now.saturating_sub(Duration::from_nanos(since)).as_secs();
+        FlowView {
+            source: names.end(socket(opener)),
+            destination: names.end(socket(responder)),
+            protocol: protocol(key.protocol),
+            state: state.to_owned(),
+            via: (bits & FlowBits::FROM_SERVICE != 0).then(|| socket(flow.nat.peer)),
+            packets: [0, 1].map(|i| flow.packets[i].load(Ordering::Relaxed)),
+            bytes: [0, 1].map(|i| flow.bytes[i].load(Ordering::Relaxed)),
+            age_seconds: age(flow.created),
+            idle_seconds: age(flow.seen.load(Ordering::Relaxed)),
+            egress_rule: rule(flow.egress_rule.load(Ordering::Relaxed)),
+            ingress_rule: rule(flow.ingress_rule.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// Exact drops, by reason.
+    ///
+    /// # Errors
+    /// The kernel refuses to read.
+    pub fn drop_totals(&self) -> std::io::Result<Vec<DropTotal>> {
+        let totals = self.counters.drops()?.into_iter();
+        Ok(totals
+            .map(|(reason, Drops { packets, bytes })| DropTotal {
+                reason: reason.label().to_owned(),
+                help: reason.help().to_owned(),
+                packets,
+                bytes,
+            })
+            .collect())
+    }
+
+    /// `weir verify`: reads every table again.
+    ///
+    /// # Errors
+    /// A table cannot be read.
+    pub fn verify(&mut self) -> Result<Verify, apply::TableError> {
+        let drifts = self.services.compare()?.into_iter();
+        let drifts = drifts.chain(self.policies.compare()?).chain(self.devices.compare()?);
+        let tables = drifts
+            .map(|(table, c)| TableDrift {
+                table: table.to_owned(),
+                desired: c.desired,
+                kernel: c.kernel,
+                missing: c.missing,
+                unexpected: c.unexpected,
+                different: c.different,
+            })
+            .collect();
+        let hooks = self.kernel.hooks(self.open_devices()).into_iter();
+        let hooks = hooks
+            .map(|hook| HookState {
+                hook: hook.name,
+                program: Some(hook.program.to_owned()),
+                problem: hook.problem,
+            })
+            .collect();
+        Ok(Verify { tables, hooks })
+    }
+
+    /// What metrics are made of.
+    ///
+    /// # Errors
+    /// The kernel refuses to read.
+    pub fn sample(&self) -> std::io::Result<Sample> {
+        let snapshot = self.inputs.snapshot();
+        Ok(Sample {
+            counters: self.counters.all()?,
+            drops: self.counters.drops()?,
+            fills: self.fills(),
+            pods: self.open.len(),
+            services: snapshot.services.len(),
+            policies: snapshot.policies.len(),
+            quarantined: self.inputs.quarantined().len(),
+            unapplied: self.unapplied().len(),
+            unsynced: snapshot.missing().count(),
+            not_ready: self.not_ready().len(),
+            drifted_rows: self.drifted,
+            dns_clients: self.zone.clients(),
+            epoch: self.policies.epoch(),
+        })
+    }
+}
+
+/// Figures of one moment.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    pub counters: Vec<(Counter, u64)>,
+    pub drops: Vec<(DropReason, Drops)>,
+    pub fills: Vec<TableFill>,
+    pub pods: usize,
+    pub services: usize,
+    pub policies: usize,
+    pub quarantined: usize,
+    pub unapplied: usize,
+    pub unsynced: usize,
+    pub not_ready: usize,
+    pub drifted_rows: usize,
+    pub dns_clients: usize,
+    pub epoch: u32,
+}
+
+fn socket(peer: Peer) -> SocketAddr {
+    SocketAddr::new(IpAddr::from(peer.addr), peer.port.into())
+}
