@@ -17,7 +17,7 @@ use weir_cni::wire::{self, ADD_DEADLINE_MS, Add, Devices, Leased, Mac, Reply, Re
 use crate::agent::{Agent, NoAnswer};
 use crate::config::{self, Config};
 use crate::failure;
-use crate::link::End;
+use crate::link::{Earlier, End};
 use crate::netlink::Netlink;
 use crate::netns::{Ipv6, Netns};
 
@@ -207,7 +207,8 @@ impl Adding {
         }
         self.node.up(index)?;
         for address in &leased.addresses {
-            self.node.route_to(index, address.addr())?;
+            self.node
+                .route_to(index, address.addr(), Earlier::Replaced)?;
         }
         Ok(())
     }
@@ -281,7 +282,7 @@ fn configure_pod(
     for address in addresses {
         let gateway = gateway(address.addr());
         pod.fix_neighbour(index, gateway, host_mac)?;
-        pod.route_to(index, gateway)?;
+        pod.route_to(index, gateway, Earlier::Kept)?;
         pod.route_default(index, gateway)?;
     }
     Ok(())
