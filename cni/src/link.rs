@@ -50,8 +50,7 @@ pub(crate) enum Earlier {
 
 impl Netlink {
     /// Makes a veth pair, both ends down, the peer directly in `netns`: moving it there afterwards
-    /// costs about 19 ms (docs: performance, finding 7). Both addresses are given rather than left
-    /// to the kernel, because udev replaces those that the kernel made up.
+    /// costs about 19 ms.
     pub(crate) fn create_veth(
         &mut self,
         host: &End<'_>,

@@ -4,15 +4,14 @@
 use std::future::Future;
 use std::net::IpAddr;
 
-use anyhow::Result;
-use weir_cni::wire::Devices;
-
 use super::Lease;
+use anyhow::Result;
 
 /// A device of the node with a name of ours (`weir_cni::attachment::is_device`).
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Device {
     pub name: String,
+    pub ifindex: u32,
     /// Host addresses that are routed over it.
     pub addresses: Vec<IpAddr>,
 }
@@ -26,15 +25,16 @@ pub trait Datapath: Send + Sync + 'static {
     /// Whether an ADD could be served now; if not, why, in words for STATUS.
     fn ready(&self) -> Result<(), String>;
 
-    /// Attaches and pins the program that drops everything, on the node's end, which is down.
-    fn protect(&self, device: &str, devices: Devices) -> impl Future<Output = Result<()>> + Send;
+    /// Attaches and pins the program that drops everything, on the node's end, which is down. The
+    /// lease is attached, so it knows the index.
+    fn protect(&self, lease: &Lease) -> impl Future<Output = Result<()>> + Send;
 
     /// Returns when the pod that the lease names, by its uid if it has one, is in the snapshot and
     /// its policy is in the tables. The server stops waiting at the deadline of the ADD by dropping
     /// the future. A lease without a pod has no policy to wait for.
     fn await_policy(&self, lease: &Lease) -> impl Future<Output = Result<()>> + Send;
 
-    /// Writes the rows of the pod and swaps the real program in. The lease has its devices.
+    /// Writes the rows of the pod and swaps the real program in.
     fn open(&self, lease: &Lease) -> impl Future<Output = Result<()>> + Send;
 
     /// The reverse: when it returns, no packet passes the device and nothing in the tables names its

@@ -18,4 +18,4 @@ pub use pool::{Exhausted, InvalidCidr};
 pub use server::{Pods, Settings};
 pub use socket::listen;
 pub use weir_cni::attachment::Attachment;
-pub use weir_cni::wire::{Devices, Mac, Pod as PodRef};
+pub use weir_cni::wire::{Mac, Macs, Pod as PodRef};

@@ -198,7 +198,7 @@ fn both_killed_leaves_nothing_after_the_next_start() {
     node.kill_agent();
     node.fake.policy.send_replace(Policy::Known);
     node.start_agent();
-    // The devices were recorded, so this is a lease with a device until DEL, which always follows.
+    // There is a lease, and its device: both stay until DEL, which always follows.
     node.del("c1", &pod);
     node.expect_clean();
     node.add("c1", &pod);

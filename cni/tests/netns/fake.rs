@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail};
 use tokio::sync::watch;
-use weir_agent::pods::{Datapath, Device, Devices, Lease};
+use weir_agent::pods::{Datapath, Device, Lease};
 
 /// What waiting for a pod's policy does.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -80,8 +80,8 @@ impl Datapath for Fake {
         self.ready.lock().unwrap().clone()
     }
 
-    async fn protect(&self, device: &str, _devices: Devices) -> Result<()> {
-        self.note("protect", device);
+    async fn protect(&self, lease: &Lease) -> Result<()> {
+        self.note("protect", &lease.device());
         Ok(())
     }
 
@@ -126,10 +126,13 @@ impl Datapath for Fake {
     }
 
     async fn devices(&self) -> Result<Vec<Device>> {
-        let links = self.ip(&["-br", "link"]).unwrap_or_default();
+        let links = self.ip(&["-o", "link"]).unwrap_or_default();
         let mut devices = Vec::new();
         for line in links.lines() {
-            let name = line.split(['@', ' ']).next().unwrap_or_default();
+            let mut fields = line.split([':', '@', ' ']).filter(|it| !it.is_empty());
+            let (Some(ifindex), Some(name)) = (fields.next(), fields.next()) else {
+                continue;
+            };
             if !weir_cni::attachment::is_device(name) {
                 continue;
             }
@@ -145,6 +148,7 @@ impl Datapath for Fake {
             }
             devices.push(Device {
                 name: name.into(),
+                ifindex: ifindex.parse()?,
                 addresses,
             });
         }
