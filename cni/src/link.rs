@@ -90,7 +90,11 @@ impl Netlink {
         message.attributes = vec![LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(
             vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)],
         )])];
-        self.change(RouteNetlinkMessage::SetLink(message), 0)
+        match self.change(RouteNetlinkMessage::SetLink(message), 0) {
+            // No IPv6 in this kernel, or not on a device of this MTU.
+            Err(error) if error.raw_os_error() == Some(nix::Error::EAFNOSUPPORT as i32) => Ok(()),
+            result => result,
+        }
     }
 
     /// The device of this name; `None` when there is none.

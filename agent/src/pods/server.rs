@@ -229,7 +229,11 @@ impl<D: Datapath> Pods<D> {
             Ok(Request::Attach { host_ifindex }) => host_ifindex,
             ended => return Err(out_of_turn(ended)),
         };
-        if let Err(error) = self.open(lease, host_ifindex).await {
+        let opened = tokio::select! {
+            opened = self.open(lease, host_ifindex) => opened,
+            () = frames.ended() => return Err(Reply::Released),
+        };
+        if let Err(error) = opened {
             let error = format!("{error:#}");
             warn!(attachment = %lease.attachment, error, "not attached");
             return Err(refuse(Refusal::NotReady, error));

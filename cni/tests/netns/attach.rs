@@ -330,7 +330,9 @@ fn thirty_adds_at_once_get_thirty_addresses() {
         node.call(&Call::new(command, &format!("c{number}"), &pods[number]))
     };
     let mut alone = Vec::new();
+    let mut nothing = Vec::new();
     for number in 0..30 {
+        nothing.push(call("VERSION", number).took);
         let added = call("ADD", number);
         let took = added.took;
         added.expect_ok();
@@ -344,7 +346,8 @@ fn thirty_adds_at_once_get_thirty_addresses() {
     };
     let (adds, dels) = alone.into_iter().unzip();
     println!(
-        "one at a time: ADD {:?}, DEL {:?}",
+        "one at a time: VERSION {:?}, ADD {:?}, DEL {:?}",
+        median(nothing),
         median(adds),
         median(dels)
     );

@@ -1,6 +1,8 @@
 //! ADDs that fail: each leaves nothing behind, and what was there before stays.
 
-use std::os::unix::net::UnixListener;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
 use std::time::Duration;
 
@@ -33,6 +35,48 @@ fn a_second_add_fails_and_leaves_the_first_alone() {
     node.del("c1", &pod);
     node.del("c3", &other);
     node.expect_clean();
+}
+
+#[test]
+fn of_parallel_adds_for_one_attachment_one_succeeds() {
+    let node = Node::new(&["10.64.0.0/29"]);
+    let pod = Netns::new("pod");
+    let call = Call::new("ADD", "c1", &pod);
+    let answers: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| node.call(&call))).collect();
+        threads.into_iter().map(|it| it.join().unwrap()).collect()
+    });
+    let (added, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(|it| it.ok);
+    assert_eq!(added.len(), 1);
+    for answer in refused {
+        answer.expect_error(100);
+    }
+    assert!(node.netns.reaches(&pod, "10.64.0.2"));
+    node.del("c1", &pod);
+    node.expect_clean();
+}
+
+#[test]
+fn the_agent_refuses_what_it_does_not_understand() {
+    let node = Node::new(&["10.64.0.0/29"]);
+    let too_long = vec![b'x'; weir_cni::wire::MAX_FRAME];
+    let frames: &[&[u8]] = &[
+        b"GET / HTTP/1.1\n",
+        b"{\"request\":\"done\"}\n",
+        b"{\"request\":\"del\",\"attachment\":{\"container_id\":\"../x\",\"ifname\":\"eth0\"}}\n",
+        b"{\"request\":\"sta",
+        &too_long,
+    ];
+    for frame in frames {
+        let mut stream = UnixStream::connect(node.socket()).unwrap();
+        stream.write_all(frame).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.contains("invalid"), "{answer}");
+    }
+    let pod = Netns::new("pod");
+    node.call(&Call::new("STATUS", "", &pod)).expect_ok();
 }
 
 #[test]
@@ -156,8 +200,9 @@ fn a_killed_plugin_leaves_nothing() {
         });
         kill(Pid::from_raw(plugin.id() as i32), Signal::SIGKILL).unwrap();
         plugin.wait().unwrap();
-        node.fake.policy.send_replace(Policy::Known);
+        // Before the policy comes, and before the deadline.
         node.expect_clean();
+        node.fake.policy.send_replace(Policy::Known);
     }
     node.add("c1", &pod);
     node.del("c1", &pod);
@@ -203,6 +248,50 @@ fn both_killed_leaves_nothing_after_the_next_start() {
     node.expect_clean();
     node.add("c1", &pod);
     node.del("c1", &pod);
+}
+
+/// A small one; the large one, with the real agent as a process, is in the tests crate.
+#[test]
+fn killed_at_random_nothing_leaks_and_no_address_is_leased_twice() {
+    const ROUNDS: u64 = 60;
+    let mut node = Node::new(&["10.64.0.0/29"]);
+    // A multiplicative generator is random enough, and the same in every run.
+    let mut random = 0x2545_f491_4f6c_dd1d_u64;
+    let mut next = |below: u64| {
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (random >> 33) % below
+    };
+    let mut killed = [0; 2];
+    for round in 0..ROUNDS {
+        let id = format!("c{}", round % 4);
+        let pod = Netns::new("pod");
+        let mut plugin = node.spawn(&Call::new("ADD", &id, &pod));
+        std::thread::sleep(Duration::from_micros(next(8_000)));
+        let victims = next(4);
+        if victims & 1 == 1 {
+            plugin.kill().unwrap();
+            killed[0] += 1;
+        }
+        if victims & 2 == 2 {
+            node.kill_agent();
+            killed[1] += 1;
+        }
+        plugin.wait().unwrap();
+        if next(2) == 0 {
+            node.restart_agent();
+        }
+        // As kubelet does, whatever became of the ADD.
+        node.del(&id, &pod);
+        node.restart_agent();
+        node.expect_clean();
+    }
+    println!(
+        "{ROUNDS} rounds, {} plugins and {} agents killed",
+        killed[0], killed[1]
+    );
+    assert!(killed.iter().all(|it| *it > ROUNDS / 4), "{killed:?}");
 }
 
 /// Runs itself again in a mount namespace, where it mounts a small file system.

@@ -22,6 +22,8 @@ pub(crate) enum Policy {
 pub(crate) struct Fake {
     node: String,
     pub(crate) policy: watch::Sender<Policy>,
+    /// Whether devices may be deleted; until then it waits.
+    pub(crate) deletes: watch::Sender<bool>,
     /// How many ADDs wait for a policy.
     pub(crate) waiting: watch::Sender<usize>,
     pub(crate) ready: Mutex<Result<(), String>>,
@@ -40,6 +42,7 @@ impl Fake {
         Self {
             node: node.into(),
             policy: watch::Sender::new(Policy::Known),
+            deletes: watch::Sender::new(true),
             waiting: watch::Sender::new(0),
             ready: Mutex::new(Ok(())),
             looks: AtomicBool::new(false),
@@ -115,6 +118,7 @@ impl Datapath for Fake {
     }
 
     async fn delete_device(&self, name: &str) -> Result<()> {
+        self.deletes.subscribe().wait_for(|it| *it).await?;
         let (node, name) = (self.node.clone(), name.to_owned());
         tokio::task::spawn_blocking(move || {
             Command::new("ip")

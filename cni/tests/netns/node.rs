@@ -226,6 +226,13 @@ impl Node {
         }
     }
 
+    /// Starts the agent if there is none.
+    pub(crate) fn restart_agent(&mut self) {
+        if self.agent.is_none() {
+            self.start_agent();
+        }
+    }
+
     pub(crate) fn leases(&self) -> &Leases {
         &self.agent.as_ref().unwrap().leases
     }

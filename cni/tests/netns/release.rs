@@ -144,6 +144,32 @@ fn an_address_is_reused_only_when_all_others_were() {
 }
 
 #[test]
+fn an_address_is_the_next_pods_before_the_last_ones_device_is_gone() {
+    for (cidr, address) in [("10.64.0.0/30", "10.64.0.2"), ("fd64::2/128", "fd64::2")] {
+        let node = Node::new(&[cidr]);
+        let (one, two) = (Netns::new("one"), Netns::new("two"));
+        node.add("c1", &one);
+        node.fake.deletes.send_replace(false);
+        node.del("c1", &one);
+        assert!(node.netns.has_link(&node.device("c1")));
+        node.add("c2", &two);
+        assert!(node.netns.reaches(&two, address));
+
+        // In the namespace of the old device there is no place yet, so this one waits.
+        let third = node.spawn(&Call::new("ADD", "c3", &one));
+        node.del("c2", &two);
+        node.fake.deletes.send_replace(true);
+        assert!(third.wait_with_output().unwrap().status.success());
+        eventually("the old devices go", || {
+            !node.netns.has_link(&node.device("c1")) && !node.netns.has_link(&node.device("c2"))
+        });
+        assert!(node.netns.reaches(&one, address));
+        node.del("c3", &one);
+        node.expect_clean();
+    }
+}
+
+#[test]
 fn gc_frees_what_the_runtime_no_longer_lists() {
     let node = Node::new(&["10.64.0.0/29"]);
     let pods: Vec<Netns> = (0..3).map(|_| Netns::new("pod")).collect();
