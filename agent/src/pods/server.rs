@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, spawn_blocking};
@@ -202,16 +202,13 @@ impl<D: Datapath> Pods<D> {
         };
         debug!(%attachment, addresses = ?lease.addresses, "leased");
 
-        let stopped = match timeout_at(deadline, self.finish(frames, &lease)).await {
+        let stopped = match timeout_at(deadline, self.finish(frames, &lease, deadline)).await {
             Ok(Ok(())) => {
                 info!(%attachment, pod = ?lease.pod, addresses = ?lease.addresses, "attached");
                 return (Reply::Ok, None);
             }
             Ok(Err(stopped)) => stopped,
-            Err(_) => refuse(
-                Refusal::NotReady,
-                "the pod, its policy or the plugin was not ready in time",
-            ),
+            Err(_) => refuse(Refusal::NotReady, "the plugin did not finish in time"),
         };
         if let Err(error) = self.free(&attachment).await {
             warn!(%attachment, error = format!("{error:#}"), "an unfinished ADD stays until DEL");
@@ -222,7 +219,12 @@ impl<D: Datapath> Pods<D> {
 
     /// From the lease to `Done`. An error is the answer that ends the conversation; the caller takes
     /// back what was done before it sends it.
-    async fn finish(&self, frames: &mut Frames, lease: &Arc<Lease>) -> Result<(), Reply> {
+    async fn finish(
+        &self,
+        frames: &mut Frames,
+        lease: &Arc<Lease>,
+        deadline: Instant,
+    ) -> Result<(), Reply> {
         let leased = Reply::Leased(lease.answer(self.settings.mtu));
         frames.write(&leased).await.map_err(|_| Reply::Released)?;
         let host_ifindex = match frames.read().await {
@@ -230,7 +232,7 @@ impl<D: Datapath> Pods<D> {
             ended => return Err(out_of_turn(ended)),
         };
         let opened = tokio::select! {
-            opened = self.open(lease, host_ifindex) => opened,
+            opened = self.open(lease, host_ifindex, deadline) => opened,
             () = frames.ended() => return Err(Reply::Released),
         };
         if let Err(error) = opened {
@@ -249,17 +251,17 @@ impl<D: Datapath> Pods<D> {
     }
 
     /// Protects the device, and opens it when the policy is there.
-    async fn open(&self, lease: &Arc<Lease>, host_ifindex: u32) -> Result<()> {
+    async fn open(&self, lease: &Arc<Lease>, host_ifindex: u32, deadline: Instant) -> Result<()> {
         let lease = self.leases.attach(lease, host_ifindex)?;
         let device = lease.device();
         self.datapath
             .protect(&lease)
             .await
             .with_context(|| format!("protect {device}"))?;
-        self.datapath
-            .await_policy(&lease)
+        timeout_at(deadline, self.datapath.await_policy(&lease))
             .await
-            .context("wait for the pod's policy")?;
+            .map_err(|_| anyhow!("this node does not know {} in time", named(&lease)))?
+            .with_context(|| format!("wait for {}", named(&lease)))?;
         self.datapath
             .open(&lease)
             .await
@@ -441,6 +443,14 @@ fn out_of_turn(ended: Result<Request, NoRequest>) -> Reply {
         Ok(_) => refuse(Refusal::Invalid, "this request does not belong here"),
         Err(NoRequest::Invalid(why)) => refuse(Refusal::Invalid, why),
         Err(NoRequest::Ended | NoRequest::Io(_)) => Reply::Released,
+    }
+}
+
+/// What an ADD waits for, in words.
+fn named(lease: &Lease) -> String {
+    match &lease.pod {
+        Some(pod) => format!("pod {}/{} and its policy", pod.namespace, pod.name),
+        None => format!("the policy of {}", lease.attachment),
     }
 }
 
