@@ -4,7 +4,7 @@
 use std::future::Future;
 use std::net::IpAddr;
 
-use super::Lease;
+use super::{Devices, Lease};
 use anyhow::Result;
 
 /// A device of the node with a name of ours (`weir_cni::attachment::is_device`).
@@ -25,9 +25,8 @@ pub trait Datapath: Send + Sync + 'static {
     /// Whether an ADD could be served now; if not, why, in words for STATUS.
     fn ready(&self) -> Result<(), String>;
 
-    /// Attaches and pins the program that drops everything, on the node's end, which is down. The
-    /// lease is attached, so it knows the index.
-    fn protect(&self, lease: &Lease) -> impl Future<Output = Result<()>> + Send;
+    /// Attaches and pins the program that drops everything, on the node's end, which is down.
+    fn protect(&self, device: &str, devices: Devices) -> impl Future<Output = Result<()>> + Send;
 
     /// Returns when the pod that the lease names, by its uid if it has one, is in the snapshot and
     /// its policy is in the tables. The server stops waiting at the deadline of the ADD by dropping

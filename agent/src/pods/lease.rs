@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use weir_cni::attachment::Attachment;
-use weir_cni::wire::{Leased, Macs, Pod};
+use weir_cni::wire::{Leased, Mac, Macs, Pod};
 
 /// The network of one attachment on this node.
 #[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
@@ -41,17 +41,30 @@ pub enum LeaseState {
     Attached { host_ifindex: u32 },
 }
 
+/// Both ends of a pod's veth pair.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Devices {
+    /// The index of the node's end, in the node's namespace.
+    pub host_ifindex: u32,
+    pub host_mac: Mac,
+    pub pod_mac: Mac,
+}
+
 impl Lease {
     /// The name of the node's end of the pair.
     pub fn device(&self) -> String {
         self.attachment.device()
     }
 
-    /// The index of the node's end, once it exists.
-    pub fn host_ifindex(&self) -> Option<u32> {
+    /// Both ends, once they exist.
+    pub fn devices(&self) -> Option<Devices> {
         match self.state {
             LeaseState::Leased => None,
-            LeaseState::Attached { host_ifindex } => Some(host_ifindex),
+            LeaseState::Attached { host_ifindex } => Some(Devices {
+                host_ifindex,
+                host_mac: self.macs.host,
+                pod_mac: self.macs.pod,
+            }),
         }
     }
 

@@ -12,7 +12,7 @@ mod socket;
 mod store;
 
 pub use datapath::{Datapath, Device};
-pub use lease::{Lease, LeaseState};
+pub use lease::{Devices, Lease, LeaseState};
 pub use leases::{LeaseError, LeaseTable, Leases, Places, TakenBack};
 pub use pool::{Exhausted, InvalidCidr};
 pub use server::{Pods, Settings};

@@ -61,8 +61,9 @@ impl<D: Datapath> Pods<D> {
 
     /// Brings leases and devices together after a start, before anything is served: releases on disk
     /// are taken in; leases without a device (the node rebooted, the namespace ended without a DEL, an
-    /// ADD was cut off) are released; devices that no lease explains are deleted,
-    /// unless addresses are routed over them: those are held back until DEL or GC names them.
+    /// ADD was cut off) are released, the others know their device from here on; devices that no lease
+    /// explains are deleted, unless addresses are routed over them: those are held back until DEL or
+    /// GC names them.
     ///
     /// # Errors
     /// When devices or releases cannot be listed: then nothing may be served.
@@ -80,11 +81,10 @@ impl<D: Datapath> Pods<D> {
             }
             let _claim = self.claim(&lease.attachment).await;
             match self.free(&lease.attachment).await {
-                Ok(()) => {
-                    info!(attachment = %lease.attachment, "released at start")
-                }
+                Ok(()) => info!(attachment = %lease.attachment, "released at start"),
                 Err(error) => {
-                    warn!(attachment = %lease.attachment, error = format!("{error:#}"), "stays leased until DEL")
+                    let error = format!("{error:#}");
+                    warn!(attachment = %lease.attachment, error, "stays leased until DEL");
                 }
             }
             self.delete_device(&lease.device()).await;
@@ -100,7 +100,12 @@ impl<D: Datapath> Pods<D> {
         if device.addresses.is_empty() {
             self.delete_device(&device.name).await;
         } else {
-            warn!(device = device.name, addresses = ?device.addresses, "a device without a lease; its addresses are held");
+            let addresses = &device.addresses;
+            warn!(
+                device = device.name,
+                ?addresses,
+                "held: a device without a lease"
+            );
             self.leases.hold(device);
         }
     }
@@ -254,8 +259,9 @@ impl<D: Datapath> Pods<D> {
     async fn open(&self, lease: &Arc<Lease>, host_ifindex: u32, deadline: Instant) -> Result<()> {
         let lease = self.leases.attach(lease, host_ifindex)?;
         let device = lease.device();
+        let devices = lease.devices().context("an attached lease has devices")?;
         self.datapath
-            .protect(&lease)
+            .protect(&device, devices)
             .await
             .with_context(|| format!("protect {device}"))?;
         timeout_at(deadline, self.datapath.await_policy(&lease))

@@ -153,7 +153,10 @@ fn a_policy_that_is_unknown_or_broken_fails_the_add() {
     let node = Node::new(&["10.64.0.0/30"]);
     let pod = Netns::new("pod");
     for (policy, says) in [
-        (Policy::Unknown, "does not know pod default/web and its policy in time"),
+        (
+            Policy::Unknown,
+            "does not know pod default/web and its policy in time",
+        ),
         (Policy::Broken, "cannot be compiled"),
     ] {
         node.fake.policy.send_replace(policy);

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail};
 use tokio::sync::watch;
-use weir_agent::pods::{Datapath, Device, Lease};
+use weir_agent::pods::{Datapath, Device, Devices, Lease};
 
 /// What waiting for a pod's policy does.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -83,8 +83,9 @@ impl Datapath for Fake {
         self.ready.lock().unwrap().clone()
     }
 
-    async fn protect(&self, lease: &Lease) -> Result<()> {
-        self.note("protect", &lease.device());
+    async fn protect(&self, device: &str, devices: Devices) -> Result<()> {
+        assert!(devices.host_ifindex > 0);
+        self.note("protect", device);
         Ok(())
     }
 
