@@ -2,7 +2,7 @@
 //! through (docs/architecture.md, "A pod's network"). Whatever fails, nothing is left behind.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -12,17 +12,20 @@ use rscni_plugin::types::{Args, CNIResult, Interface, IpConfig, NetConf, Route};
 use rscni_plugin::version::SpecVersion;
 use weir_cni::attachment::Attachment;
 use weir_cni::released;
-use weir_cni::wire::{self, ADD_DEADLINE_MS, Add, Devices, Leased, Mac, Reply, Request, gateway};
+use weir_cni::wire::{self, ADD_DEADLINE_MS, Add, Leased, Mac, Reply, Request, gateway};
 
 use crate::agent::{Agent, NoAnswer};
 use crate::config::{self, Config};
 use crate::failure;
-use crate::link::End;
+use crate::link::{Earlier, End};
 use crate::netlink::Netlink;
 use crate::netns::{Ipv6, Netns};
 
 /// How long a failed ADD waits for the agent to confirm that it took everything back.
 const WITHDRAW_PATIENCE: Duration = Duration::from_millis(500);
+
+/// The index of `lo`, in every network namespace.
+const LOOPBACK: u32 = 1;
 
 pub(crate) fn add(args: &Args) -> Result<CNIResult, Error> {
     let deadline = Instant::now() + Duration::from_millis(ADD_DEADLINE_MS);
@@ -109,7 +112,6 @@ impl From<Error> for Stopped {
 /// What the result tells.
 struct Attached {
     leased: Leased,
-    devices: Devices,
     mtu: u32,
 }
 
@@ -129,39 +131,34 @@ impl Adding {
             .netlink(ipv6)
             .map_err(failure::step("enter the pod's network namespace"))?;
 
-        let (devices, pod_ifindex) = self.create(&mut pod, &leased, mtu)?;
+        let (host_ifindex, pod_ifindex) = self.create(&mut pod, &leased, mtu)?;
         self.in_time()?;
-        self.expect_ok(&Request::Attach(devices))?;
+        self.expect_ok(&Request::Attach { host_ifindex })?;
         self.in_time()?;
-        configure_pod(&mut pod, pod_ifindex, &leased.addresses, devices.host_mac)
+        configure_pod(&mut pod, pod_ifindex, &leased.addresses, leased.macs.host)
             .map_err(failure::step("configure the pod's interface"))?;
-        self.configure_node(&leased, &devices)
+        self.configure_node(&leased, host_ifindex)
             .map_err(failure::step("configure the node's device"))?;
         self.in_time()?;
         self.expect_ok(&Request::Done)?;
-        Ok(Attached {
-            leased,
-            devices,
-            mtu,
-        })
+        Ok(Attached { leased, mtu })
     }
 
-    /// Makes the pair, both ends down and silent.
+    /// Makes the pair, both ends down and silent. Returns the indexes of the node's and the pod's.
     fn create(
         &mut self,
         pod: &mut Netlink,
         leased: &Leased,
         mtu: u32,
-    ) -> Result<(Devices, u32), Error> {
+    ) -> Result<(u32, u32), Error> {
         let ifname = self.attachment.ifname();
-        let (host_mac, pod_mac) = fresh_macs().map_err(failure::step("read /dev/urandom"))?;
         let host = End {
             name: &leased.device,
-            mac: host_mac,
+            mac: leased.macs.host,
         };
         let peer = End {
             name: ifname,
-            mac: pod_mac,
+            mac: leased.macs.pod,
         };
         let netns = self.netns.as_fd();
         let mut created = self.node.create_veth(&host, &peer, netns, mtu);
@@ -188,26 +185,21 @@ impl Adding {
         let step = || failure::step("keep IPv6 link-local addresses away");
         self.node.forgo_link_local(node_end.index).map_err(step())?;
         pod.forgo_link_local(pod_end.index).map_err(step())?;
-        let devices = Devices {
-            host_ifindex: node_end.index,
-            host_mac,
-            pod_mac,
-        };
-        Ok((devices, pod_end.index))
+        Ok((node_end.index, pod_end.index))
     }
 
     /// The node's end. The kernel takes no route over a device that is down, so the device is up
     /// before its routes are there; the pod's program has been attached since `Attach`.
-    fn configure_node(&mut self, leased: &Leased, devices: &Devices) -> io::Result<()> {
+    fn configure_node(&mut self, leased: &Leased, index: u32) -> io::Result<()> {
         ignore_router_advertisements(&leased.device)?;
-        let index = devices.host_ifindex;
         for address in &leased.addresses {
             self.node
-                .fix_neighbour(index, address.addr(), devices.pod_mac)?;
+                .fix_neighbour(index, address.addr(), leased.macs.pod)?;
         }
         self.node.up(index)?;
         for address in &leased.addresses {
-            self.node.route_to(index, address.addr())?;
+            self.node
+                .route_to(index, address.addr(), Earlier::Replaced)?;
         }
         Ok(())
     }
@@ -269,11 +261,7 @@ fn configure_pod(
     addresses: &[IpNet],
     host_mac: Mac,
 ) -> io::Result<()> {
-    if let Some(loopback) = pod.link("lo")?
-        && !loopback.up
-    {
-        pod.up(loopback.index)?;
-    }
+    pod.up(LOOPBACK)?;
     for address in addresses {
         pod.add_address(index, address.addr())?;
     }
@@ -281,7 +269,7 @@ fn configure_pod(
     for address in addresses {
         let gateway = gateway(address.addr());
         pod.fix_neighbour(index, gateway, host_mac)?;
-        pod.route_to(index, gateway)?;
+        pod.route_to(index, gateway, Earlier::Kept)?;
         pod.route_default(index, gateway)?;
     }
     Ok(())
@@ -299,19 +287,6 @@ fn ignore_router_advertisements(device: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Two random addresses: locally administered, unicast.
-fn fresh_macs() -> io::Result<(Mac, Mac)> {
-    let mut bytes = [0; 12];
-    fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    let mac = |from: usize| {
-        let mut mac = [0; 6];
-        mac.copy_from_slice(&bytes[from..from + 6]);
-        mac[0] = (mac[0] & 0xfc) | 0x02;
-        Mac(mac)
-    };
-    Ok((mac(0), mac(6)))
-}
-
 fn unexpected(reply: &Reply) -> Error {
     Error::TryAgainLater(format!("the agent answered out of turn: {reply:?}"))
 }
@@ -324,11 +299,7 @@ fn result(
     attachment: &Attachment,
     attached: Attached,
 ) -> Result<CNIResult, Error> {
-    let Attached {
-        leased,
-        devices,
-        mtu,
-    } = attached;
+    let Attached { leased, mtu } = attached;
     let mut result = conf.prev_result.clone().unwrap_or_default();
     // Version 1.1.0 introduced the field.
     let mtu = (conf.version()? >= SpecVersion::new(1, 1, 0)).then_some(mtu);
@@ -343,8 +314,8 @@ fn result(
     let sandbox = Some(netns_path.to_string_lossy().into_owned());
     let first = result.interfaces.len() as u32;
     result.interfaces.extend([
-        interface(&leased.device, devices.host_mac, None),
-        interface(attachment.ifname(), devices.pod_mac, sandbox),
+        interface(&leased.device, leased.macs.host, None),
+        interface(attachment.ifname(), leased.macs.pod, sandbox),
     ]);
     for address in leased.addresses {
         let gateway = wire::gateway(address.addr());

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rscni_plugin::error::Error;
 use rscni_plugin::types::{Args, CNIResult};
-use weir_cni::wire::{Devices, Leased, Mac, Reply, Request, gateway};
+use weir_cni::wire::{Leased, Mac, Reply, Request, gateway};
 
 use crate::add::open_netns;
 use crate::agent::Agent;
@@ -44,16 +44,13 @@ pub(crate) fn check(args: &Args) -> Result<(), Error> {
     let Reply::Leased(leased) = reply else {
         return Err(failure::broken("the agent has no lease"));
     };
-    let Some(devices) = leased.devices else {
-        return Err(failure::broken("the agent has not attached it"));
-    };
-    compare_result(prev, &leased, attachment.ifname(), devices.pod_mac)?;
+    compare_result(prev, &leased, attachment.ifname(), leased.macs.pod)?;
 
     let step = || failure::step("look at the network");
     let mut node = Netlink::open().map_err(step())?;
     let mut pod = netns.netlink(Ipv6::AsItIs).map_err(step())?;
-    check_pod(&mut pod, &leased, attachment.ifname(), &devices)?;
-    check_node(&mut node, &leased, &devices)
+    check_pod(&mut pod, &leased, attachment.ifname())?;
+    check_node(&mut node, &leased)
 }
 
 /// What ADD reported must still be what the agent leased.
@@ -79,13 +76,8 @@ fn compare_result(prev: &CNIResult, leased: &Leased, ifname: &str, mac: Mac) -> 
     Ok(())
 }
 
-fn check_pod(
-    pod: &mut Netlink,
-    leased: &Leased,
-    ifname: &str,
-    devices: &Devices,
-) -> Result<(), Error> {
-    let link = find(pod, ifname, devices.pod_mac)?;
+fn check_pod(pod: &mut Netlink, leased: &Leased, ifname: &str) -> Result<(), Error> {
+    let link = find(pod, ifname, leased.macs.pod)?;
     let step = || failure::step("look at the pod's interface");
     let found = pod.addresses(link).map_err(step())?;
     for address in leased.addresses.iter().map(|net| net.addr()) {
@@ -95,10 +87,10 @@ fn check_pod(
             )));
         }
         let gateway = gateway(address);
-        if pod.fixed_neighbour(link, gateway).map_err(step())? != Some(devices.host_mac) {
+        if pod.fixed_neighbour(link, gateway).map_err(step())? != Some(leased.macs.host) {
             return Err(failure::broken(format!(
                 "{ifname} has no fixed neighbour {gateway} at {}",
-                devices.host_mac
+                leased.macs.host
             )));
         }
         let is_default = pod.is_routed(link, address, None, Some(gateway));
@@ -109,8 +101,8 @@ fn check_pod(
     Ok(())
 }
 
-fn check_node(node: &mut Netlink, leased: &Leased, devices: &Devices) -> Result<(), Error> {
-    let link = find(node, &leased.device, devices.host_mac)?;
+fn check_node(node: &mut Netlink, leased: &Leased) -> Result<(), Error> {
+    let link = find(node, &leased.device, leased.macs.host)?;
     let step = || failure::step("look at the node's device");
     for address in leased.addresses.iter().map(|net| net.addr()) {
         let is_routed = |node: &mut Netlink, to: IpAddr| node.is_routed(link, to, Some(to), None);
@@ -120,7 +112,7 @@ fn check_node(node: &mut Netlink, leased: &Leased, devices: &Devices) -> Result<
                 leased.device
             )));
         }
-        if node.fixed_neighbour(link, address).map_err(step())? != Some(devices.pod_mac) {
+        if node.fixed_neighbour(link, address).map_err(step())? != Some(leased.macs.pod) {
             return Err(failure::broken(format!("no fixed neighbour {address}")));
         }
     }

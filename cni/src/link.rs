@@ -39,10 +39,18 @@ pub(crate) struct End<'a> {
     pub(crate) mac: Mac,
 }
 
+/// What becomes of an earlier route to the same place.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Earlier {
+    /// It leads to a device that is about to go.
+    Replaced,
+    /// It is somebody else's: adding ours is an error.
+    Kept,
+}
+
 impl Netlink {
     /// Makes a veth pair, both ends down, the peer directly in `netns`: moving it there afterwards
-    /// costs about 19 ms (docs: performance, finding 7). Both addresses are given rather than left
-    /// to the kernel, because udev replaces those that the kernel made up.
+    /// costs about 19 ms.
     pub(crate) fn create_veth(
         &mut self,
         host: &End<'_>,
@@ -82,7 +90,11 @@ impl Netlink {
         message.attributes = vec![LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(
             vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)],
         )])];
-        self.change(RouteNetlinkMessage::SetLink(message), 0)
+        match self.change(RouteNetlinkMessage::SetLink(message), 0) {
+            // No IPv6 in this kernel, or not on a device of this MTU.
+            Err(error) if error.raw_os_error() == Some(nix::Error::EAFNOSUPPORT as i32) => Ok(()),
+            result => result,
+        }
     }
 
     /// The device of this name; `None` when there is none.
@@ -242,8 +254,13 @@ impl Netlink {
         Ok(None)
     }
 
-    /// Adds or replaces the route to one address on a device's link.
-    pub(crate) fn route_to(&mut self, index: u32, address: IpAddr) -> io::Result<()> {
+    /// Adds the route to one address on a device's link.
+    pub(crate) fn route_to(
+        &mut self,
+        index: u32,
+        address: IpAddr,
+        earlier: Earlier,
+    ) -> io::Result<()> {
         let mut message = route(address);
         message.header.destination_prefix_length = prefix_len(address);
         if address.is_ipv4() {
@@ -253,13 +270,14 @@ impl Netlink {
             RouteAttribute::Destination(route_address(address)),
             RouteAttribute::Oif(index),
         ];
-        self.change(
-            RouteNetlinkMessage::NewRoute(message),
-            NLM_F_CREATE | NLM_F_REPLACE,
-        )
+        let flags = match earlier {
+            Earlier::Replaced => NLM_F_REPLACE,
+            Earlier::Kept => NLM_F_EXCL,
+        };
+        self.change(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | flags)
     }
 
-    /// Adds or replaces the default route of the gateway's family.
+    /// Adds the default route of the gateway's family; an earlier one stays, and is an error.
     pub(crate) fn route_default(&mut self, index: u32, gateway: IpAddr) -> io::Result<()> {
         let mut message = route(gateway);
         message.attributes = vec![
@@ -268,7 +286,7 @@ impl Netlink {
         ];
         self.change(
             RouteNetlinkMessage::NewRoute(message),
-            NLM_F_CREATE | NLM_F_REPLACE,
+            NLM_F_CREATE | NLM_F_EXCL,
         )
     }
 

@@ -39,10 +39,10 @@ impl Netlink {
 
     /// Asks for one object.
     pub(crate) fn read(&mut self, message: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
-        let mut answers = self.exchange(message, NLM_F_ACK)?;
+        let mut answers = self.exchange(message, 0)?;
         answers
             .pop()
-            .ok_or_else(|| io::Error::other("netlink acknowledged without an answer"))
+            .ok_or_else(|| io::Error::other("netlink answered with nothing"))
     }
 
     /// Asks for all objects of a kind.
@@ -68,6 +68,7 @@ impl Netlink {
         request.serialize(&mut bytes);
         self.socket.send(&bytes, 0)?;
 
+        let one_answer = flags & (NLM_F_ACK | NLM_F_DUMP) == 0;
         let mut answers = Vec::new();
         loop {
             let mut datagram = Vec::with_capacity(DATAGRAM);
@@ -83,6 +84,9 @@ impl Netlink {
                     continue;
                 }
                 match answer.payload {
+                    NetlinkPayload::InnerMessage(message) if one_answer => {
+                        return Ok(vec![message]);
+                    }
                     NetlinkPayload::InnerMessage(message) => answers.push(message),
                     NetlinkPayload::Done(_) => return Ok(answers),
                     NetlinkPayload::Error(error) => match error.code {

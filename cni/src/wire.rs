@@ -38,8 +38,9 @@ pub fn gateway(address: IpAddr) -> IpAddr {
 pub enum Request {
     /// Asks for a lease. Answered by `Leased` or `Refused`.
     Add(Add),
-    /// The devices exist and are down. Answered by `Ok` when the pod's policy is in force.
-    Attach(Devices),
+    /// The devices exist and are down; the node's end has this index in the node's namespace.
+    /// Answered by `Ok` when the pod's policy is in force.
+    Attach { host_ifindex: u32 },
     /// The devices are configured and up. Answered by `Ok`: from here the attachment stays.
     Done,
     /// Frees the attachment and its addresses. Answered by `Ok`, also when there is none.
@@ -76,13 +77,13 @@ pub struct Pod {
     pub uid: Option<String>,
 }
 
-/// Both ends of a pod's veth pair.
+/// The Ethernet addresses of a pod's veth pair. They are part of the lease, so the record of an
+/// attachment is complete before its devices exist.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Deserialize, Serialize)]
-pub struct Devices {
-    /// The index of the node's end, in the node's namespace.
-    pub host_ifindex: u32,
-    pub host_mac: Mac,
-    pub pod_mac: Mac,
+pub struct Macs {
+    /// The node's end.
+    pub host: Mac,
+    pub pod: Mac,
 }
 
 /// What the agent says.
@@ -105,8 +106,7 @@ pub struct Leased {
     pub mtu: u32,
     /// The name of the node's end.
     pub device: String,
-    /// Both ends, once the attachment has them.
-    pub devices: Option<Devices>,
+    pub macs: Macs,
 }
 
 /// Why the agent does not do what was asked.

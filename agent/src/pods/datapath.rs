@@ -4,15 +4,14 @@
 use std::future::Future;
 use std::net::IpAddr;
 
+use super::{Devices, Lease};
 use anyhow::Result;
-use weir_cni::wire::Devices;
-
-use super::Lease;
 
 /// A device of the node with a name of ours (`weir_cni::attachment::is_device`).
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Device {
     pub name: String,
+    pub ifindex: u32,
     /// Host addresses that are routed over it.
     pub addresses: Vec<IpAddr>,
 }
@@ -34,7 +33,7 @@ pub trait Datapath: Send + Sync + 'static {
     /// the future. A lease without a pod has no policy to wait for.
     fn await_policy(&self, lease: &Lease) -> impl Future<Output = Result<()>> + Send;
 
-    /// Writes the rows of the pod and swaps the real program in. The lease has its devices.
+    /// Writes the rows of the pod and swaps the real program in.
     fn open(&self, lease: &Lease) -> impl Future<Output = Result<()>> + Send;
 
     /// The reverse: when it returns, no packet passes the device and nothing in the tables names its

@@ -38,6 +38,16 @@ impl Frames {
         serde_json::from_slice(&line).map_err(|error| NoRequest::Invalid(error.to_string()))
     }
 
+    /// Returns when the plugin has ended the connection, or its half of it. Cancel safe; reads
+    /// nothing.
+    pub(super) async fn ended(&mut self) {
+        match self.0.fill_buf().await {
+            Ok([]) | Err(_) => {}
+            // It says something early. That is for the next `read`.
+            Ok(_) => std::future::pending().await,
+        }
+    }
+
     pub(super) async fn write(&mut self, reply: &Reply) -> io::Result<()> {
         let mut line = serde_json::to_vec(reply)?;
         line.push(b'\n');

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use weir_cni::attachment::Attachment;
-use weir_cni::wire::{Devices, Leased, Pod};
+use weir_cni::wire::{Leased, Mac, Macs, Pod};
 
 /// The network of one attachment on this node.
 #[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
@@ -20,6 +20,10 @@ pub struct Lease {
     pub pod: Option<Pod>,
     /// One address, or one of each family, IPv4 first.
     pub addresses: Vec<IpAddr>,
+    /// Of both ends of its veth pair.
+    pub macs: Macs,
+    /// Not on disk: an agent that starts learns it from the devices that exist.
+    #[serde(skip)]
     pub state: LeaseState,
     /// `/proc/sys/kernel/random/boot_id` when it was leased.
     pub boot_id: String,
@@ -28,14 +32,22 @@ pub struct Lease {
 }
 
 /// How far an attachment is.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum LeaseState {
-    /// The addresses are its own; there may be no device yet. An agent that starts takes these back:
-    /// the connection that wanted them has ended.
+    /// The addresses are its own; its devices are not known to exist.
+    #[default]
     Leased,
-    /// The devices exist.
-    Attached(Devices),
+    /// Both devices exist; the node's end has this index.
+    Attached { host_ifindex: u32 },
+}
+
+/// Both ends of a pod's veth pair.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Devices {
+    /// The index of the node's end, in the node's namespace.
+    pub host_ifindex: u32,
+    pub host_mac: Mac,
+    pub pod_mac: Mac,
 }
 
 impl Lease {
@@ -48,7 +60,11 @@ impl Lease {
     pub fn devices(&self) -> Option<Devices> {
         match self.state {
             LeaseState::Leased => None,
-            LeaseState::Attached(devices) => Some(devices),
+            LeaseState::Attached { host_ifindex } => Some(Devices {
+                host_ifindex,
+                host_mac: self.macs.host,
+                pod_mac: self.macs.pod,
+            }),
         }
     }
 
@@ -58,7 +74,7 @@ impl Lease {
             addresses: self.addresses.iter().map(|it| IpNet::from(*it)).collect(),
             mtu,
             device: self.device(),
-            devices: self.devices(),
+            macs: self.macs,
         }
     }
 }

@@ -11,7 +11,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tracing::warn;
 use weir_cni::attachment::Attachment;
-use weir_cni::wire::{Add, Devices};
+use weir_cni::wire::{Add, Macs};
 
 use super::pool::{Exhausted, InvalidCidr, Pools};
 use super::store::{Change, Store, StoreError};
@@ -55,7 +55,7 @@ pub enum TakenBack {
     InMemory,
 }
 
-/// The leases of this node. Every call that changes one writes to disk; give them a thread that may
+/// The leases of this node. Most calls that change one write to disk; give them a thread that may
 /// block.
 #[derive(Debug)]
 pub struct Leases {
@@ -153,12 +153,12 @@ impl Leases {
         Ok(())
     }
 
-    /// Leases the next address of each family. When it returns, the lease is durable. `now` is in
-    /// seconds since 1970.
+    /// Leases the next address of each family. When it returns, the lease is durable, and it is
+    /// everything the disk hears of an ADD. `now` is in seconds since 1970.
     ///
     /// # Errors
     /// Nothing is leased then.
-    pub fn lease(&self, add: Add, now: u64) -> Result<Arc<Lease>, LeaseError> {
+    pub fn lease(&self, add: Add, macs: Macs, now: u64) -> Result<Arc<Lease>, LeaseError> {
         let mut state = self.state();
         if state.leases.contains_key(&add.attachment) {
             return Err(LeaseError::Exists(add.attachment));
@@ -174,6 +174,7 @@ impl Leases {
             netns: add.netns,
             pod: add.pod,
             addresses,
+            macs,
             state: LeaseState::Leased,
             boot_id: self.boot_id.clone(),
             leased_at: now,
@@ -198,11 +199,11 @@ impl Leases {
         Ok(lease)
     }
 
-    /// Records the devices of a lease, durably.
+    /// Says that the devices of a lease exist. Does not write.
     ///
     /// # Errors
-    /// The lease is then as it was.
-    pub fn attach(&self, lease: &Arc<Lease>, devices: Devices) -> Result<Arc<Lease>, LeaseError> {
+    /// When it is not leased any more.
+    pub fn attach(&self, lease: &Arc<Lease>, host_ifindex: u32) -> Result<Arc<Lease>, LeaseError> {
         let mut state = self.state();
         let current = state.leases.get(&lease.attachment);
         // A later lease of the same name is not the one that got these devices.
@@ -210,10 +211,9 @@ impl Leases {
             return Err(LeaseError::NotFound(lease.attachment.clone()));
         }
         let lease = Arc::new(Lease {
-            state: LeaseState::Attached(devices),
+            state: LeaseState::Attached { host_ifindex },
             ..Lease::clone(lease)
         });
-        state.write(&[Change::Lease(&lease)])?;
         state.leases.insert(lease.attachment.clone(), lease.clone());
         self.publish(&state);
         Ok(lease)

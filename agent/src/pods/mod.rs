@@ -12,10 +12,10 @@ mod socket;
 mod store;
 
 pub use datapath::{Datapath, Device};
-pub use lease::{Lease, LeaseState};
+pub use lease::{Devices, Lease, LeaseState};
 pub use leases::{LeaseError, LeaseTable, Leases, Places, TakenBack};
 pub use pool::{Exhausted, InvalidCidr};
 pub use server::{Pods, Settings};
 pub use socket::listen;
 pub use weir_cni::attachment::Attachment;
-pub use weir_cni::wire::{Devices, Mac, Pod as PodRef};
+pub use weir_cni::wire::{Mac, Macs, Pod as PodRef};

@@ -77,7 +77,7 @@ impl Pools {
         let used = &self.used;
         self.pools
             .iter_mut()
-            .map(|pool| pool.next(used).ok_or_else(|| Exhausted { cidr: pool.cidr }))
+            .map(|pool| pool.next(used).ok_or(Exhausted { cidr: pool.cidr }))
             .collect()
     }
 

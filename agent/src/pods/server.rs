@@ -1,11 +1,12 @@
 //! The CNI server: one connection of the plugin at a time through lease, protection, policy and back.
 //! What goes wrong half way is taken back here, whoever failed.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, spawn_blocking};
@@ -13,11 +14,11 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, info, warn};
 use weir_cni::attachment::Attachment;
 use weir_cni::released;
-use weir_cni::wire::{ADD_DEADLINE_MS, Add, Devices, Refusal, Refused, Reply, Request};
+use weir_cni::wire::{ADD_DEADLINE_MS, Add, Mac, Macs, Refusal, Refused, Reply, Request};
 
 use super::claims::{Claim, Claims, Key};
 use super::frames::{Frames, NoRequest};
-use super::{Datapath, Device, Lease, LeaseError, LeaseState, Leases, TakenBack};
+use super::{Datapath, Device, Lease, LeaseError, Leases, TakenBack};
 
 /// Connections served at once. More wait in the listen queue, where the deadline of the plugin finds
 /// them.
@@ -59,27 +60,31 @@ impl<D: Datapath> Pods<D> {
     }
 
     /// Brings leases and devices together after a start, before anything is served: releases on disk
-    /// are taken in; leases of unfinished ADDs, and those whose device is gone (the node rebooted, or
-    /// the namespace ended without a DEL), are released; devices that no lease explains are deleted,
-    /// unless addresses are routed over them: those are held back until DEL or GC names them.
+    /// are taken in; leases without a device (the node rebooted, the namespace ended without a DEL, an
+    /// ADD was cut off) are released, the others know their device from here on; devices that no lease
+    /// explains are deleted, unless addresses are routed over them: those are held back until DEL or
+    /// GC names them.
     ///
     /// # Errors
     /// When devices or releases cannot be listed: then nothing may be served.
     pub async fn reconcile(&self) -> Result<()> {
         self.take_in_releases().await?;
         let devices = self.datapath.devices().await.context("list our devices")?;
-        let present: HashSet<&str> = devices.iter().map(|it| it.name.as_str()).collect();
+        let present: HashMap<&str, u32> = devices
+            .iter()
+            .map(|it| (it.name.as_str(), it.ifindex))
+            .collect();
         for lease in self.leases.all().values() {
-            if lease.state != LeaseState::Leased && present.contains(lease.device().as_str()) {
+            if let Some(ifindex) = present.get(lease.device().as_str()) {
+                self.leases.attach(lease, *ifindex)?;
                 continue;
             }
             let _claim = self.claim(&lease.attachment).await;
             match self.free(&lease.attachment).await {
-                Ok(()) => {
-                    info!(attachment = %lease.attachment, state = ?lease.state, "released at start")
-                }
+                Ok(()) => info!(attachment = %lease.attachment, "released at start"),
                 Err(error) => {
-                    warn!(attachment = %lease.attachment, error = format!("{error:#}"), "stays leased until DEL")
+                    let error = format!("{error:#}");
+                    warn!(attachment = %lease.attachment, error, "stays leased until DEL");
                 }
             }
             self.delete_device(&lease.device()).await;
@@ -95,7 +100,12 @@ impl<D: Datapath> Pods<D> {
         if device.addresses.is_empty() {
             self.delete_device(&device.name).await;
         } else {
-            warn!(device = device.name, addresses = ?device.addresses, "a device without a lease; its addresses are held");
+            let addresses = &device.addresses;
+            warn!(
+                device = device.name,
+                ?addresses,
+                "held: a device without a lease"
+            );
             self.leases.hold(device);
         }
     }
@@ -142,7 +152,7 @@ impl<D: Datapath> Pods<D> {
             Ok(Ok(Request::Check { attachment })) => (self.lookup(&attachment), None),
             Ok(Ok(Request::Status)) => (self.status().await, None),
             Ok(Ok(Request::Gc { network, valid })) => (self.gc(&network, &valid).await, None),
-            Ok(Ok(Request::Attach(_) | Request::Done)) => {
+            Ok(Ok(Request::Attach { .. } | Request::Done)) => {
                 let why = "there is no ADD on this connection";
                 (refuse(Refusal::Invalid, why), None)
             }
@@ -184,22 +194,26 @@ impl<D: Datapath> Pods<D> {
                 return (refuse(Refusal::NotReady, why), None);
             }
         };
-        let lease = match self.blocking(move |it| it.lease(add, now())).await {
+        let macs = match fresh_macs() {
+            Ok(macs) => macs,
+            Err(error) => {
+                let why = format!("read /dev/urandom: {error}");
+                return (refuse(Refusal::Storage, why), None);
+            }
+        };
+        let lease = match self.blocking(move |it| it.lease(add, macs, now())).await {
             Ok(lease) => lease,
             Err(error) => return (refuse_lease(&error), None),
         };
         debug!(%attachment, addresses = ?lease.addresses, "leased");
 
-        let stopped = match timeout_at(deadline, self.finish(frames, &lease)).await {
+        let stopped = match timeout_at(deadline, self.finish(frames, &lease, deadline)).await {
             Ok(Ok(())) => {
                 info!(%attachment, pod = ?lease.pod, addresses = ?lease.addresses, "attached");
                 return (Reply::Ok, None);
             }
             Ok(Err(stopped)) => stopped,
-            Err(_) => refuse(
-                Refusal::NotReady,
-                "the pod, its policy or the plugin was not ready in time",
-            ),
+            Err(_) => refuse(Refusal::NotReady, "the plugin did not finish in time"),
         };
         if let Err(error) = self.free(&attachment).await {
             warn!(%attachment, error = format!("{error:#}"), "an unfinished ADD stays until DEL");
@@ -210,14 +224,23 @@ impl<D: Datapath> Pods<D> {
 
     /// From the lease to `Done`. An error is the answer that ends the conversation; the caller takes
     /// back what was done before it sends it.
-    async fn finish(&self, frames: &mut Frames, lease: &Arc<Lease>) -> Result<(), Reply> {
+    async fn finish(
+        &self,
+        frames: &mut Frames,
+        lease: &Arc<Lease>,
+        deadline: Instant,
+    ) -> Result<(), Reply> {
         let leased = Reply::Leased(lease.answer(self.settings.mtu));
         frames.write(&leased).await.map_err(|_| Reply::Released)?;
-        let devices = match frames.read().await {
-            Ok(Request::Attach(devices)) => devices,
+        let host_ifindex = match frames.read().await {
+            Ok(Request::Attach { host_ifindex }) => host_ifindex,
             ended => return Err(out_of_turn(ended)),
         };
-        if let Err(error) = self.open(lease, devices).await {
+        let opened = tokio::select! {
+            opened = self.open(lease, host_ifindex, deadline) => opened,
+            () = frames.ended() => return Err(Reply::Released),
+        };
+        if let Err(error) = opened {
             let error = format!("{error:#}");
             warn!(attachment = %lease.attachment, error, "not attached");
             return Err(refuse(Refusal::NotReady, error));
@@ -232,27 +255,19 @@ impl<D: Datapath> Pods<D> {
         }
     }
 
-    /// Protects the device and opens it when the policy is there. The record is written meanwhile:
-    /// it has to be durable before the plugin goes on, not before the programs are attached.
-    async fn open(&self, lease: &Arc<Lease>, devices: Devices) -> Result<()> {
+    /// Protects the device, and opens it when the policy is there.
+    async fn open(&self, lease: &Arc<Lease>, host_ifindex: u32, deadline: Instant) -> Result<()> {
+        let lease = self.leases.attach(lease, host_ifindex)?;
         let device = lease.device();
-        let record = async {
-            let lease = lease.clone();
-            self.blocking(move |it| it.attach(&lease, devices))
-                .await
-                .context("record the devices")
-        };
-        let close_the_door = async {
-            self.datapath
-                .protect(&device, devices)
-                .await
-                .with_context(|| format!("protect {device}"))?;
-            self.datapath
-                .await_policy(lease)
-                .await
-                .context("wait for the pod's policy")
-        };
-        let (lease, ()) = tokio::try_join!(record, close_the_door)?;
+        let devices = lease.devices().context("an attached lease has devices")?;
+        self.datapath
+            .protect(&device, devices)
+            .await
+            .with_context(|| format!("protect {device}"))?;
+        timeout_at(deadline, self.datapath.await_policy(&lease))
+            .await
+            .map_err(|_| anyhow!("this node does not know {} in time", named(&lease)))?
+            .with_context(|| format!("wait for {}", named(&lease)))?;
         self.datapath
             .open(&lease)
             .await
@@ -437,6 +452,14 @@ fn out_of_turn(ended: Result<Request, NoRequest>) -> Reply {
     }
 }
 
+/// What an ADD waits for, in words.
+fn named(lease: &Lease) -> String {
+    match &lease.pod {
+        Some(pod) => format!("pod {}/{} and its policy", pod.namespace, pod.name),
+        None => format!("the policy of {}", lease.attachment),
+    }
+}
+
 fn refuse(reason: Refusal, message: impl Into<String>) -> Reply {
     Reply::Refused(Refused {
         reason,
@@ -460,4 +483,21 @@ fn now() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |it| it.as_secs())
+}
+
+/// Two random addresses: locally administered, unicast. Given rather than left to the kernel, because
+/// udev replaces those that the kernel made up.
+fn fresh_macs() -> io::Result<Macs> {
+    let mut bytes = [0; 12];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    let mac = |from: usize| {
+        let mut mac = [0; 6];
+        mac.copy_from_slice(&bytes[from..from + 6]);
+        mac[0] = (mac[0] & 0xfc) | 0x02;
+        Mac(mac)
+    };
+    Ok(Macs {
+        host: mac(0),
+        pod: mac(6),
+    })
 }

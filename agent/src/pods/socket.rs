@@ -35,3 +35,24 @@ pub fn listen(path: &Path) -> Result<UnixListener> {
         .with_context(|| format!("keep others out of {}", path.display()))?;
     Ok(listener)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_socket_is_roots_alone_and_one_agents() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("weir/cni.sock");
+        let listener = listen(&path).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&path), 0o600);
+        assert_eq!(mode(path.parent().unwrap()), 0o700);
+        let second = listen(&path).unwrap_err().to_string();
+        assert!(second.contains("another agent listens"), "{second}");
+        // What a killed agent leaves is replaced.
+        drop(listener);
+        assert!(path.exists());
+        listen(&path).unwrap();
+    }
+}

@@ -1,0 +1,162 @@
+//! A datapath without eBPF: it notes what it is asked, deletes devices for real, and lets a test hold
+//! or break each step.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Result, bail};
+use tokio::sync::watch;
+use weir_agent::pods::{Datapath, Device, Devices, Lease};
+
+/// What waiting for a pod's policy does.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Policy {
+    Known,
+    Unknown,
+    Broken,
+}
+
+pub(crate) struct Fake {
+    node: String,
+    pub(crate) policy: watch::Sender<Policy>,
+    /// Whether devices may be deleted; until then it waits.
+    pub(crate) deletes: watch::Sender<bool>,
+    /// How many ADDs wait for a policy.
+    pub(crate) waiting: watch::Sender<usize>,
+    pub(crate) ready: Mutex<Result<(), String>>,
+    /// Whether each call looks at its device, which takes milliseconds.
+    pub(crate) looks: AtomicBool,
+    /// What was asked, with the state of the device at that moment if it looks.
+    pub(crate) calls: Mutex<Vec<String>>,
+    /// Addresses that are open, with their device.
+    pub(crate) open: Mutex<BTreeMap<String, String>>,
+    /// Addresses that were opened while they were open.
+    pub(crate) doubled: Mutex<Vec<String>>,
+}
+
+impl Fake {
+    pub(crate) fn new(node: &str) -> Self {
+        Self {
+            node: node.into(),
+            policy: watch::Sender::new(Policy::Known),
+            deletes: watch::Sender::new(true),
+            waiting: watch::Sender::new(0),
+            ready: Mutex::new(Ok(())),
+            looks: AtomicBool::new(false),
+            calls: Mutex::default(),
+            open: Mutex::default(),
+            doubled: Mutex::default(),
+        }
+    }
+
+    fn note(&self, call: &str, device: &str) {
+        if !self.looks.load(Ordering::Relaxed) {
+            return;
+        }
+        let shown = self.ip(&["-br", "link", "show", "dev", device]);
+        let state = match shown {
+            Some(text) if text.contains(",UP") || text.contains("<UP") => "up",
+            Some(_) => "down",
+            None => "absent",
+        };
+        self.calls.lock().unwrap().push(format!("{call} {state}"));
+    }
+
+    fn ip(&self, args: &[&str]) -> Option<String> {
+        let output = Command::new("ip")
+            .args(["-n", &self.node])
+            .args(args)
+            .output()
+            .unwrap();
+        output
+            .status
+            .success()
+            .then(|| String::from_utf8(output.stdout).unwrap())
+    }
+}
+
+impl Datapath for Fake {
+    fn ready(&self) -> Result<(), String> {
+        self.ready.lock().unwrap().clone()
+    }
+
+    async fn protect(&self, device: &str, devices: Devices) -> Result<()> {
+        assert!(devices.host_ifindex > 0);
+        self.note("protect", device);
+        Ok(())
+    }
+
+    async fn await_policy(&self, _lease: &Lease) -> Result<()> {
+        self.waiting.send_modify(|it| *it += 1);
+        let mut policy = self.policy.subscribe();
+        let policy = *policy.wait_for(|it| *it != Policy::Unknown).await?;
+        match policy {
+            Policy::Broken => bail!("the policy cannot be compiled"),
+            _ => Ok(()),
+        }
+    }
+
+    async fn open(&self, lease: &Lease) -> Result<()> {
+        self.note("open", &lease.device());
+        let mut open = self.open.lock().unwrap();
+        for address in &lease.addresses {
+            if open.insert(address.to_string(), lease.device()).is_some() {
+                self.doubled.lock().unwrap().push(address.to_string());
+            }
+        }
+        Ok(())
+    }
+
+    async fn close(&self, lease: &Lease) -> Result<()> {
+        let mut open = self.open.lock().unwrap();
+        for address in &lease.addresses {
+            open.remove(&address.to_string());
+        }
+        Ok(())
+    }
+
+    async fn delete_device(&self, name: &str) -> Result<()> {
+        self.deletes.subscribe().wait_for(|it| *it).await?;
+        let (node, name) = (self.node.clone(), name.to_owned());
+        tokio::task::spawn_blocking(move || {
+            Command::new("ip")
+                .args(["-n", &node, "link", "del", &name])
+                .output()
+        })
+        .await??;
+        Ok(())
+    }
+
+    async fn devices(&self) -> Result<Vec<Device>> {
+        let links = self.ip(&["-o", "link"]).unwrap_or_default();
+        let mut devices = Vec::new();
+        for line in links.lines() {
+            let mut fields = line.split([':', '@', ' ']).filter(|it| !it.is_empty());
+            let (Some(ifindex), Some(name)) = (fields.next(), fields.next()) else {
+                continue;
+            };
+            if !weir_cni::attachment::is_device(name) {
+                continue;
+            }
+            let mut addresses = Vec::new();
+            for family in ["-4", "-6"] {
+                let routes = self.ip(&[family, "route", "show", "dev", name]);
+                let routes = routes.unwrap_or_default();
+                addresses.extend(
+                    routes
+                        .split_whitespace()
+                        .filter_map(|it| it.parse::<IpAddr>().ok()),
+                );
+            }
+            devices.push(Device {
+                name: name.into(),
+                ifindex: ifindex.parse()?,
+                addresses,
+            });
+        }
+        Ok(devices)
+    }
+}
