@@ -46,7 +46,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     let settings = Arc::new(settings);
     let missing = features::missing(&features::probe(&settings.bpffs, &settings.cgroup));
     if !missing.is_empty() {
-        bail!("this node lacks what Weir needs:\n  {}", missing.join("\n  "));
+        bail!(
+            "this node lacks what Weir needs:\n  {}",
+            missing.join("\n  ")
+        );
     }
     let _only = lock::lock(&settings.run_dir)?;
     let sockets = Sockets::open(&settings).await?;
@@ -65,41 +68,49 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     }
     let ring = kernel.ring().context("open the ring of events")?;
 
-    // watch → model → compile → apply → kernel
-    let (changes, inbox) = mpsc::channel(CHANGES);
+    // compile → apply → kernel: one task writes.
     let mut tasks = JoinSet::new();
-    let source = spawn_source(&settings, changes, &mut tasks).await?;
+    let source = Running::prepare(&settings).await?;
     let zone = ZoneFeed::new(settings.dns.domain.as_str());
     let published = Arc::new(Published::default());
     let (line, work) = Handle::new();
     kernel.place_socket_hooks()?;
-    let mut resumed = Line::resume(Parts {
+    let resumed = Line::resume(Parts {
         settings: settings.clone(),
         kernel,
-        health: source.health,
+        health: source.health.clone(),
         node_addresses: netlink::node_addresses().await?,
         zone: zone.clone(),
         published: published.clone(),
     })?;
+    let (changes, inbox) = mpsc::channel(CHANGES);
+    tasks.spawn(resumed.run(inbox, work, stop.clone()));
 
-    // The pods of this node: those that an earlier agent opened, then the plugin's requests.
+    // The pods of this node: those that an earlier agent opened, and only then what the cluster says
+    // and what the plugin asks for.
     let leases = Arc::new(open_leases(&settings)?);
+    let datapath = NodeDatapath::new(line.clone(), published.clone(), source.addresses.clone());
+    let mtu = match settings.mtu {
+        0 => netlink::default_mtu().await?,
+        mtu => mtu,
+    };
+    let pods = Arc::new(Pods::new(
+        leases.clone(),
+        Arc::new(datapath),
+        pods::Settings { mtu },
+    ));
+    pods.reconcile()
+        .await
+        .context("bring leases and devices together")?;
     for lease in leases.all().values() {
         if let (Some(addresses), Some(pod)) = (&source.addresses, &lease.pod) {
             let name = crate::model::ObjectName::new(pod.namespace.as_str(), pod.name.as_str());
             addresses.report(name, lease.addresses.clone());
         }
-        resumed.resume_pod(lease.clone());
     }
-    tasks.spawn(resumed.run(inbox, work, stop.clone()));
-    let datapath =
-        NodeDatapath::new(line.clone(), published.clone(), source.addresses.clone());
-    let mtu = match settings.mtu {
-        0 => netlink::default_mtu().await?,
-        mtu => mtu,
-    };
-    let pods = Arc::new(Pods::new(leases, Arc::new(datapath), pods::Settings { mtu }));
-    pods.reconcile().await.context("bring leases and devices together")?;
+    line.ask(move |line| line.resume_pods(leases.all().values().cloned()))
+        .await?;
+    source.spawn(changes, &mut tasks);
     tasks.spawn(pods.serve(sockets.cni));
 
     // kernel → events → export
@@ -110,7 +121,11 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
 
     // What others ask.
     tasks.spawn(serve_zone(zone, settings.clone()));
-    let told = Arc::new(Told { line, published, recent });
+    let told = Arc::new(Told {
+        line,
+        published,
+        recent,
+    });
     tasks.spawn(serve_http(sockets.http, admin::probes(told.clone())));
     tasks.spawn(serve_local(sockets.admin, admin::local(told)));
     info!(node = %settings.node, http = %settings.http, "weir-agent runs");
@@ -133,67 +148,101 @@ impl Sockets {
         let cni = pods::listen(&settings.run_dir.join("cni.sock"))?;
         let admin = pods::listen(&settings.run_dir.join("admin.sock"))?;
         let http = TcpListener::bind(settings.http).await.with_context(|| {
-            format!("listen on {}: free the port, or choose another with --http", settings.http)
+            format!(
+                "listen on {}: free the port, or choose another with --http",
+                settings.http
+            )
         })?;
         Ok(Self { cni, admin, http })
     }
 }
 
-/// A source that runs, and what it tells beside changes.
+/// A source of objects, and what it tells beside changes.
 struct Running {
+    source: AnySource,
     health: watch::Receiver<Health>,
     /// With manifests: who fills in the addresses of this node's pods.
     addresses: Option<PodAddresses>,
 }
 
-async fn spawn_source(
-    settings: &Settings,
-    changes: mpsc::Sender<Change>,
-    tasks: &mut JoinSet<()>,
-) -> Result<Running> {
-    match &settings.source {
-        Source::Manifests { folder, service_cidrs } => {
-            fs::create_dir_all(&settings.state_dir)
-                .with_context(|| format!("create {}", settings.state_dir.display()))?;
-            let source = ManifestsSource::new(ManifestsOptions {
-                folder: folder.clone(),
-                assigned: settings.state_dir.join("cluster-ips.json"),
-                surroundings: Surroundings {
-                    node: settings.node.clone(),
-                    service_cidrs: service_cidrs.clone(),
-                },
-                rescan: RESCAN,
-            });
-            let running =
-                Running { health: source.health(), addresses: Some(source.addresses()) };
-            tasks.spawn(source.run(changes));
-            Ok(running)
+enum AnySource {
+    Manifests(ManifestsSource),
+    Kube(KubeSource),
+}
+
+impl Running {
+    async fn prepare(settings: &Settings) -> Result<Self> {
+        match &settings.source {
+            Source::Manifests {
+                folder,
+                service_cidrs,
+            } => {
+                fs::create_dir_all(&settings.state_dir)
+                    .with_context(|| format!("create {}", settings.state_dir.display()))?;
+                let source = ManifestsSource::new(ManifestsOptions {
+                    folder: folder.clone(),
+                    assigned: settings.state_dir.join("cluster-ips.json"),
+                    surroundings: Surroundings {
+                        node: settings.node.clone(),
+                        service_cidrs: service_cidrs.clone(),
+                    },
+                    rescan: RESCAN,
+                });
+                let health = source.health();
+                let addresses = Some(source.addresses());
+                Ok(Self {
+                    source: AnySource::Manifests(source),
+                    health,
+                    addresses,
+                })
+            }
+            Source::Kube {
+                kubeconfig,
+                api_server,
+            } => {
+                let credentials = match kubeconfig {
+                    Some(path) => Credentials::Kubeconfig(path.clone()),
+                    None => Credentials::InCluster,
+                };
+                let options = KubeOptions {
+                    credentials,
+                    server: api_server.clone(),
+                };
+                let timing = Timing::default();
+                let client = connect(&options, &timing).await?;
+                let source = KubeSource::new(client, timing);
+                let health = source.health();
+                Ok(Self {
+                    source: AnySource::Kube(source),
+                    health,
+                    addresses: None,
+                })
+            }
         }
-        Source::Kube { kubeconfig, api_server } => {
-            let credentials = match kubeconfig {
-                Some(path) => Credentials::Kubeconfig(path.clone()),
-                None => Credentials::InCluster,
-            };
-            let options = KubeOptions { credentials, server: api_server.clone() };
-            let timing = Timing::default();
-            let client = connect(&options, &timing).await?;
-            let source = KubeSource::new(client, timing);
-            let running = Running { health: source.health(), addresses: None };
-            tasks.spawn(source.run(changes));
-            Ok(running)
-        }
+    }
+
+    fn spawn(self, changes: mpsc::Sender<Change>, tasks: &mut JoinSet<()>) {
+        match self.source {
+            AnySource::Manifests(source) => tasks.spawn(source.run(changes)),
+            AnySource::Kube(source) => tasks.spawn(source.run(changes)),
+        };
     }
 }
 
 fn open_leases(settings: &Settings) -> Result<Leases> {
     fs::create_dir_all(&settings.state_dir)
         .with_context(|| format!("create {}", settings.state_dir.display()))?;
-    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot id")?;
+    let boot_id =
+        fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot id")?;
     let places = Places {
         store: settings.state_dir.join("leases.redb"),
         released: settings.state_dir.join("released"),
     };
-    Ok(Leases::open(places, &settings.pod_cidrs, boot_id.trim().to_owned())?)
+    Ok(Leases::open(
+        places,
+        &settings.pod_cidrs,
+        boot_id.trim().to_owned(),
+    )?)
 }
 
 async fn read_ring(ring: Ring, records: mpsc::Sender<Vec<u8>>) {
@@ -202,7 +251,10 @@ async fn read_ring(ring: Ring, records: mpsc::Sender<Vec<u8>>) {
         .run(records, || {
             lost += 1;
             if lost.is_power_of_two() {
-                warn!(lost, "drop events come faster than they are explained; counters stay exact");
+                warn!(
+                    lost,
+                    "drop events come faster than they are explained; counters stay exact"
+                );
             }
         })
         .await;
@@ -220,8 +272,10 @@ async fn explain(
     while let Some(record) = incoming.recv().await {
         match events::decode(&record) {
             Ok(event) => {
-                let words =
-                    Words { names: published.names.load_full(), rules: published.rules.load_full() };
+                let words = Words {
+                    names: published.names.load_full(),
+                    rules: published.rules.load_full(),
+                };
                 recent.push(events::explain(&event, boot_time(), &words));
             }
             Err(error) if !unknown => {
@@ -253,12 +307,17 @@ fn boot_time() -> SystemTime {
     let since = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
         .map(Duration::from)
         .unwrap_or_default();
-    SystemTime::now().checked_sub(since).unwrap_or(SystemTime::UNIX_EPOCH)
+    SystemTime::now()
+        .checked_sub(since)
+        .unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 async fn serve_zone(zone: ZoneFeed, settings: Arc<Settings>) {
     let path = &settings.dns.zone_socket;
-    let peer = Peer { uid: settings.dns.uid, gid: settings.dns.uid };
+    let peer = Peer {
+        uid: settings.dns.uid,
+        gid: settings.dns.uid,
+    };
     let served = async {
         let folder = path.parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
@@ -293,7 +352,10 @@ impl Told {
         &self,
         question: impl FnOnce(&mut Line) -> T + Send + 'static,
     ) -> Result<T, Refusal> {
-        self.line.ask(question).await.map_err(|ended| ended.to_string())
+        self.line
+            .ask(question)
+            .await
+            .map_err(|ended| ended.to_string())
     }
 }
 
@@ -303,7 +365,10 @@ impl Probes for Told {
     }
 
     async fn metrics(&self) -> Result<String, Refusal> {
-        let sample = self.ask(|line| line.sample()).await?.map_err(|e| e.to_string())?;
+        let sample = self
+            .ask(|line| line.sample())
+            .await?
+            .map_err(|e| e.to_string())?;
         export::encode(sample).map_err(|e| e.to_string())
     }
 }
@@ -327,15 +392,25 @@ impl Local for Told {
 
     async fn flows(&self) -> Result<Vec<views::FlowView>, Refusal> {
         let names = self.published.names.load_full();
-        self.ask(move |line| line.flows(&names)).await?.map_err(|e| e.to_string())
+        self.ask(move |line| line.flows(&names))
+            .await?
+            .map_err(|e| e.to_string())
     }
 
     async fn drops(&self) -> Result<views::Drops, Refusal> {
-        let totals = self.ask(|line| line.drop_totals()).await?.map_err(|e| e.to_string())?;
-        Ok(views::Drops { totals, recent: self.recent.all() })
+        let totals = self
+            .ask(|line| line.drop_totals())
+            .await?
+            .map_err(|e| e.to_string())?;
+        Ok(views::Drops {
+            totals,
+            recent: self.recent.all(),
+        })
     }
 
     async fn verify(&self) -> Result<views::Verify, Refusal> {
-        self.ask(|line| line.verify()).await?.map_err(|e| e.to_string())
+        self.ask(|line| line.verify())
+            .await?
+            .map_err(|e| e.to_string())
     }
 }

@@ -57,9 +57,11 @@ fn run(args: &RunArgs) -> Result<()> {
 }
 
 fn start_log(args: &RunArgs) -> Result<()> {
-    let filter = EnvFilter::try_new(format!("{},{}", args.log, watch::kube::LOG_FILTER))
-        .context("--log")?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let filter =
+        EnvFilter::try_new(format!("{},{}", args.log, watch::kube::LOG_FILTER)).context("--log")?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match args.log_format {
         LogFormat::Text => log.with_ansi(false).init(),
         LogFormat::Json => log.json().init(),

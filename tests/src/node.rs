@@ -129,7 +129,14 @@ impl Node {
     /// Not root, or no bpffs or cgroup2 to be had.
     pub fn prepare(options: NodeOptions) -> Result<Self> {
         let machine = Machine::new(&options.name)?;
-        for folder in ["manifests", "manifests/pods", "run", "state", "pods", "zone"] {
+        for folder in [
+            "manifests",
+            "manifests/pods",
+            "run",
+            "state",
+            "pods",
+            "zone",
+        ] {
             fs::create_dir_all(machine.dir().join(folder))?;
         }
         // The route lookup for a service address comes before any hook of ours: a node without a

@@ -210,7 +210,10 @@ where
     /// The table could not be read.
     pub fn compare(&mut self) -> Result<Comparison, TableError> {
         let kernel: BTreeMap<K, V> = self.kernel.load()?.into_iter().collect();
-        let mut found = Comparison { kernel: kernel.len(), ..Comparison::default() };
+        let mut found = Comparison {
+            kernel: kernel.len(),
+            ..Comparison::default()
+        };
         for (key, value) in self.delta.all_desired() {
             found.desired += 1;
             match kernel.get(key) {
@@ -294,8 +297,13 @@ mod tests {
             rows.insert(2, 20);
             rows.insert(9, 9);
         });
-        let expected =
-            Comparison { desired: 3, kernel: 3, missing: 1, unexpected: 1, different: 1 };
+        let expected = Comparison {
+            desired: 3,
+            kernel: 3,
+            missing: 1,
+            unexpected: 1,
+            different: 1,
+        };
         assert_eq!(table.compare().unwrap(), expected);
     }
 

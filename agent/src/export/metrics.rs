@@ -31,12 +31,26 @@ impl Collector for Page {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let Self(sample) = self;
         for (counter, value) in &sample.counters {
-            one(&mut to, counter.metric(), counter.help(), &ConstCounter::new(*value))?;
+            one(
+                &mut to,
+                counter.metric(),
+                counter.help(),
+                &ConstCounter::new(*value),
+            )?;
         }
         let drops = |value: fn(&weir_common::counter::Drops) -> u64| {
-            sample.drops.iter().map(move |(reason, drops)| (reason.label(), value(drops)))
+            sample
+                .drops
+                .iter()
+                .map(move |(reason, drops)| (reason.label(), value(drops)))
         };
-        family(&mut to, "drops", "Packets dropped, by reason.", "reason", drops(|d| d.packets))?;
+        family(
+            &mut to,
+            "drops",
+            "Packets dropped, by reason.",
+            "reason",
+            drops(|d| d.packets),
+        )?;
         family(
             &mut to,
             "drop_bytes",
@@ -44,10 +58,28 @@ impl Collector for Page {
             "reason",
             drops(|d| d.bytes),
         )?;
-        let rows = sample.fills.iter().map(|fill| (fill.table.as_str(), fill.rows));
-        gauges(&mut to, "table_rows", "Rows that a table holds.", "table", rows)?;
-        let capacity = sample.fills.iter().map(|fill| (fill.table.as_str(), fill.capacity));
-        gauges(&mut to, "table_capacity", "Rows that a table can hold.", "table", capacity)?;
+        let rows = sample
+            .fills
+            .iter()
+            .map(|fill| (fill.table.as_str(), fill.rows));
+        gauges(
+            &mut to,
+            "table_rows",
+            "Rows that a table holds.",
+            "table",
+            rows,
+        )?;
+        let capacity = sample
+            .fills
+            .iter()
+            .map(|fill| (fill.table.as_str(), fill.capacity));
+        gauges(
+            &mut to,
+            "table_capacity",
+            "Rows that a table can hold.",
+            "table",
+            capacity,
+        )?;
         for (name, help, value) in [
             ("pods", "Pods of this node that are open.", sample.pods),
             ("services", "Services known.", sample.services),
@@ -62,10 +94,26 @@ impl Collector for Page {
                 "Objects that could not be written to the kernel; the last good state of each holds.",
                 sample.unapplied,
             ),
-            ("unsynced_inputs", "Kinds of objects that are not synced.", sample.unsynced),
-            ("not_ready_reasons", "Reasons why the node is not ready.", sample.not_ready),
-            ("dns_clients", "DNS processes that follow the zone.", sample.dns_clients),
-            ("policy_epoch", "Grows whenever flows are judged again.", sample.epoch as usize),
+            (
+                "unsynced_inputs",
+                "Kinds of objects that are not synced.",
+                sample.unsynced,
+            ),
+            (
+                "not_ready_reasons",
+                "Reasons why the node is not ready.",
+                sample.not_ready,
+            ),
+            (
+                "dns_clients",
+                "DNS processes that follow the zone.",
+                sample.dns_clients,
+            ),
+            (
+                "policy_epoch",
+                "Grows whenever flows are judged again.",
+                sample.epoch as usize,
+            ),
         ] {
             one(&mut to, name, help, &ConstGauge::new(value as i64))?;
         }

@@ -21,7 +21,10 @@ pub enum LockError {
     )]
     Taken(PathBuf),
     #[error("lock {path}: {source}")]
-    Io { path: PathBuf, source: std::io::Error },
+    Io {
+        path: PathBuf,
+        source: std::io::Error,
+    },
 }
 
 /// Becomes the agent of this run folder.
@@ -30,10 +33,17 @@ pub enum LockError {
 /// Another one is, or the folder cannot be written.
 pub fn lock(run_dir: &Path) -> Result<OnlyAgent, LockError> {
     let path = run_dir.join("agent.lock");
-    let io = |source| LockError::Io { path: path.clone(), source };
+    let io = |source| LockError::Io {
+        path: path.clone(),
+        source,
+    };
     std::fs::create_dir_all(run_dir).map_err(io)?;
-    let file =
-        OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(io)?;
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(io)?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(held) => Ok(OnlyAgent { _held: held }),
         Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(LockError::Taken(path)),

@@ -26,7 +26,10 @@ struct Netlink {
 impl Netlink {
     fn open() -> Result<Self> {
         let (connection, handle, _) = new_connection().context("open a netlink socket")?;
-        Ok(Self { handle, driver: tokio::spawn(connection) })
+        Ok(Self {
+            handle,
+            driver: tokio::spawn(connection),
+        })
     }
 
     /// Name and MTU of every device, by index.
@@ -100,7 +103,16 @@ pub async fn pod_devices() -> Result<Vec<Device>> {
         .await?
         .into_iter()
         .filter(|(_, (name, _))| weir_cni::attachment::is_device(name))
-        .map(|(index, (name, _))| (index, Device { name, addresses: Vec::new() }))
+        .map(|(index, (name, _))| {
+            (
+                index,
+                Device {
+                    name,
+                    ifindex: index,
+                    addresses: Vec::new(),
+                },
+            )
+        })
         .collect();
     for route in netlink.routes().await? {
         let (mut over, mut to) = (None, None);
@@ -135,19 +147,27 @@ pub async fn node_addresses() -> Result<Vec<IpAddr>> {
     let mut addresses = netlink.handle.address().get().execute();
     let mut found = Vec::new();
     while let Some(address) = addresses.try_next().await.context("list the addresses")? {
-        let device = links.get(&address.header.index).map(|(name, _)| name.as_str());
+        let device = links
+            .get(&address.header.index)
+            .map(|(name, _)| name.as_str());
         if device.is_some_and(|name| name.starts_with(DEVICE_PREFIX)) {
             continue;
         }
-        let ip = address.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Local(ip) => Some(*ip),
-            _ => None,
-        });
-        let ip = ip.or_else(|| {
-            address.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Address(ip) => Some(*ip),
+        let ip = address
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                AddressAttribute::Local(ip) => Some(*ip),
                 _ => None,
-            })
+            });
+        let ip = ip.or_else(|| {
+            address
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    AddressAttribute::Address(ip) => Some(*ip),
+                    _ => None,
+                })
         });
         found.extend(ip.filter(|ip| !ip.is_loopback()));
     }
@@ -161,11 +181,19 @@ pub async fn node_addresses() -> Result<Vec<IpAddr>> {
 pub async fn add_loopback_addresses(addresses: &[IpAddr]) -> Result<()> {
     let netlink = Netlink::open()?;
     let links = netlink.links().await?;
-    let lo = links.iter().find(|(_, (name, _))| name == "lo").map(|(index, _)| *index);
+    let lo = links
+        .iter()
+        .find(|(_, (name, _))| name == "lo")
+        .map(|(index, _)| *index);
     let lo = lo.context("the node has no loopback device")?;
     for address in addresses {
         let length = if address.is_ipv4() { 32 } else { 128 };
-        let added = netlink.handle.address().add(lo, *address, length).execute().await;
+        let added = netlink
+            .handle
+            .address()
+            .add(lo, *address, length)
+            .execute()
+            .await;
         match added {
             Err(rtnetlink::Error::NetlinkError(error))
                 if error.to_io().raw_os_error() == Some(libc::EEXIST) => {}
@@ -185,15 +213,23 @@ pub async fn default_mtu() -> Result<u32> {
     let links = netlink.links().await?;
     let default = netlink.routes().await?.into_iter().find(|route| {
         route.header.destination_prefix_length == 0
-            && route.attributes.iter().any(|a| matches!(a, RouteAttribute::Oif(_)))
+            && route
+                .attributes
+                .iter()
+                .any(|a| matches!(a, RouteAttribute::Oif(_)))
     });
     let over = default.and_then(|route| {
-        route.attributes.iter().find_map(|attribute| match attribute {
-            RouteAttribute::Oif(index) => Some(*index),
-            _ => None,
-        })
+        route
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                RouteAttribute::Oif(index) => Some(*index),
+                _ => None,
+            })
     });
-    let mtu = over.and_then(|index| links.get(&index)).map_or(ETHERNET, |(_, mtu)| *mtu);
+    let mtu = over
+        .and_then(|index| links.get(&index))
+        .map_or(ETHERNET, |(_, mtu)| *mtu);
     // Loopback's is 65536: more than a pod's device can have.
     Ok(if mtu > 65_535 { ETHERNET } else { mtu })
 }

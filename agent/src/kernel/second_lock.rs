@@ -37,7 +37,9 @@ pub fn close() -> Result<()> {
 /// nft is missing.
 pub fn is_closed() -> Result<bool> {
     let mut command = Command::new("nft");
-    let said = command.args(["list", "chain", "inet", TABLE, "prerouting"]).output();
+    let said = command
+        .args(["list", "chain", "inet", TABLE, "prerouting"])
+        .output();
     let said = said.context("run nft: install the package nftables")?;
     Ok(said.status.success() && String::from_utf8_lossy(&said.stdout).contains(DEVICE_PREFIX))
 }
@@ -47,7 +49,11 @@ pub fn is_closed() -> Result<bool> {
 /// # Errors
 /// nft is missing, or refuses.
 pub fn open() -> Result<()> {
-    nft(&["-f", "-"], &format!("add table inet {TABLE}\ndelete table inet {TABLE}\n")).map(drop)
+    nft(
+        &["-f", "-"],
+        &format!("add table inet {TABLE}\ndelete table inet {TABLE}\n"),
+    )
+    .map(drop)
 }
 
 fn nft(args: &[&str], input: &str) -> Result<String> {
@@ -66,7 +72,10 @@ fn nft(args: &[&str], input: &str) -> Result<String> {
         .context("give nft its rules")?;
     let said = child.wait_with_output().context("wait for nft")?;
     if !said.status.success() {
-        bail!("nft refuses the second lock: {}", String::from_utf8_lossy(&said.stderr).trim());
+        bail!(
+            "nft refuses the second lock: {}",
+            String::from_utf8_lossy(&said.stderr).trim()
+        );
     }
     Ok(String::from_utf8_lossy(&said.stdout).into_owned())
 }

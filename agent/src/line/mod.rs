@@ -93,6 +93,7 @@ pub struct Line {
 
     /// Attachments whose devices carry the real programs.
     open: BTreeMap<Attachment, Arc<Lease>>,
+    are_pods_resumed: bool,
     waiting: Vec<Waiting>,
     /// Addresses whose flows are still to be forgotten.
     closed: BTreeSet<Addr>,
@@ -131,12 +132,23 @@ impl Line {
     /// # Errors
     /// A table cannot be read.
     pub fn resume(parts: Parts) -> Result<Self> {
-        let Parts { settings, kernel, health, node_addresses, zone, published } = parts;
-        let s = kernel.service_tables().context("open the tables of services")?;
-        let p = kernel.policy_tables().context("open the tables of policy")?;
+        let Parts {
+            settings,
+            kernel,
+            health,
+            node_addresses,
+            zone,
+            published,
+        } = parts;
+        let s = kernel
+            .service_tables()
+            .context("open the tables of services")?;
+        let p = kernel
+            .policy_tables()
+            .context("open the tables of policy")?;
         let d = kernel.device_tables().context("open the tables of pods")?;
         Ok(Self {
-            services: Services::resume(s.frontends, s.backends, s.live)
+            services: Services::resume(s.frontends, s.backends, s.live, Instant::now())
                 .context("read the tables of services")?,
             policies: Policies::resume(p.classes, p.verdicts, p.ports, p.epoch)
                 .context("read the tables of policy")?,
@@ -153,6 +165,7 @@ impl Line {
             policy_after: None,
             is_complete: false,
             open: BTreeMap::new(),
+            are_pods_resumed: false,
             waiting: Vec::new(),
             closed: BTreeSet::new(),
             zone,
@@ -258,7 +271,10 @@ impl Line {
         if dirty.services.is_empty() {
             return;
         }
-        let node = service::NodeView { name: &self.settings.node, zone: None };
+        let node = service::NodeView {
+            name: &self.settings.node,
+            zone: None,
+        };
         let dns = DnsRedirect {
             service: self.settings.dns.service.clone(),
             addresses: self.settings.dns.addresses.clone(),
@@ -291,7 +307,9 @@ impl Line {
         let kept = self.retained.observe(snapshot);
         let compiled = policy::compile(snapshot, &node, &kept, &self.compiled);
         // Words first: an event must not carry a number that nobody can explain.
-        self.published.rules.store(Arc::new(compiled.book().clone()));
+        self.published
+            .rules
+            .store(Arc::new(compiled.book().clone()));
         let before = std::mem::replace(&mut self.compiled, compiled);
         self.write_policy(&before, now);
     }
@@ -316,20 +334,32 @@ impl Line {
     /// Puts programs back that somebody took off.
     fn repair_hooks(&mut self) {
         let hooks = self.kernel.hooks(self.open_devices());
-        let problems: BTreeMap<String, String> =
-            hooks.into_iter().filter_map(|hook| Some((hook.name, hook.problem?))).collect();
+        let problems: BTreeMap<String, String> = hooks
+            .into_iter()
+            .filter_map(|hook| Some((hook.name, hook.problem?)))
+            .collect();
         for (hook, problem) in &problems {
             if self.hook_problems.get(hook) != Some(problem) {
-                warn!(hook, problem, "a hook does not hold our program; putting it back");
+                warn!(
+                    hook,
+                    problem, "a hook does not hold our program; putting it back"
+                );
             }
         }
         if !problems.is_empty() {
             if let Err(error) = self.kernel.place_socket_hooks() {
-                warn!(error = format!("{error:#}"), "socket hooks cannot be put back");
+                warn!(
+                    error = format!("{error:#}"),
+                    "socket hooks cannot be put back"
+                );
             }
             for (device, ifindex) in self.open_devices().collect::<Vec<_>>() {
                 if let Err(error) = self.kernel.open(&device, ifindex) {
-                    warn!(device, error = format!("{error:#}"), "a pod's programs cannot be put back");
+                    warn!(
+                        device,
+                        error = format!("{error:#}"),
+                        "a pod's programs cannot be put back"
+                    );
                 }
             }
         }
@@ -353,7 +383,10 @@ impl Line {
         match found {
             Ok(0) => {}
             Ok(rows) => {
-                warn!(rows, "the kernel's tables were not as we left them; repairing");
+                warn!(
+                    rows,
+                    "the kernel's tables were not as we left them; repairing"
+                );
                 self.drifted += rows;
             }
             Err(error) => warn!(%error, "the kernel's tables cannot be audited"),
@@ -361,11 +394,16 @@ impl Line {
     }
 
     fn open_devices(&self) -> impl Iterator<Item = (String, u32)> + use<'_> {
-        self.open.values().filter_map(|lease| Some((lease.device(), lease.devices()?.host_ifindex)))
+        self.open
+            .values()
+            .filter_map(|lease| Some((lease.device(), lease.devices()?.host_ifindex)))
     }
 
     fn publish_names(&self) {
-        let names = Names::of(self.inputs.snapshot(), self.open_devices().map(|(d, i)| (i, d)));
+        let names = Names::of(
+            self.inputs.snapshot(),
+            self.open_devices().map(|(d, i)| (i, d)),
+        );
         self.published.names.store(Arc::new(names));
     }
 
@@ -395,8 +433,16 @@ impl Line {
                 reasons.push(format!("{kind} objects are not synced yet{trouble}"));
             }
         }
-        reasons.extend(self.hook_problems.iter().map(|(hook, p)| format!("hook {hook}: {p}")));
-        reasons.extend(self.unapplied().into_iter().map(|(object, why)| format!("{object}: {why}")));
+        reasons.extend(
+            self.hook_problems
+                .iter()
+                .map(|(hook, p)| format!("hook {hook}: {p}")),
+        );
+        reasons.extend(
+            self.unapplied()
+                .into_iter()
+                .map(|(object, why)| format!("{object}: {why}")),
+        );
         reasons
     }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
-use weir_common::Mac;
+use weir_common::{Addr, Mac};
 
 use super::{Handle, Line, Published, Waiting};
 use crate::apply::{Outcome, PodLease, PolicyTarget, Status};
@@ -30,7 +30,11 @@ pub struct NodeDatapath {
 
 impl NodeDatapath {
     pub fn new(line: Handle, published: Arc<Published>, addresses: Option<PodAddresses>) -> Self {
-        Self { line, published, addresses }
+        Self {
+            line,
+            published,
+            addresses,
+        }
     }
 }
 
@@ -44,7 +48,9 @@ impl Datapath for NodeDatapath {
 
     async fn protect(&self, device: &str, devices: Devices) -> Result<()> {
         let device = device.to_owned();
-        self.line.ask(move |line| line.kernel.protect(&device, devices.host_ifindex)).await?
+        self.line
+            .ask(move |line| line.kernel.protect(&device, devices.host_ifindex))
+            .await?
     }
 
     async fn await_policy(&self, lease: &Lease) -> Result<()> {
@@ -82,7 +88,9 @@ impl Datapath for NodeDatapath {
     async fn delete_device(&self, name: &str) -> Result<()> {
         let device = name.to_owned();
         netlink::delete_device(name).await?;
-        self.line.ask(move |line| line.kernel.forget_device(&device)).await?
+        self.line
+            .ask(move |line| line.kernel.forget_device(&device))
+            .await?
     }
 
     async fn devices(&self) -> Result<Vec<Device>> {
@@ -91,19 +99,27 @@ impl Datapath for NodeDatapath {
 }
 
 impl Line {
-    /// Resumes an attachment that an earlier agent opened: its programs are replaced in place.
-    pub fn resume_pod(&mut self, lease: Arc<Lease>) {
-        let Some(devices) = lease.devices() else { return };
-        if let Err(error) = self.kernel.open(&lease.device(), devices.host_ifindex) {
-            warn!(attachment = %lease.attachment, error = format!("{error:#}"), "its programs stay as they were");
+    /// Resumes the attachments that an earlier agent opened: their programs are replaced in place. Until
+    /// it is called no row of a pod is touched.
+    pub fn resume_pods(&mut self, leases: impl IntoIterator<Item = Arc<Lease>>) {
+        for lease in leases {
+            let Some(devices) = lease.devices() else {
+                continue;
+            };
+            if let Err(error) = self.kernel.open(&lease.device(), devices.host_ifindex) {
+                warn!(attachment = %lease.attachment, error = format!("{error:#}"), "its programs stay as they were");
+            }
+            self.remember(lease);
         }
-        self.remember(lease);
+        self.are_pods_resumed = true;
         self.desire_leases();
     }
 
     /// The rows of a pod, then its real programs.
     fn open_pod(&mut self, lease: Arc<Lease>) -> Result<()> {
-        let devices = lease.devices().context("a lease without devices cannot be opened")?;
+        let devices = lease
+            .devices()
+            .context("a lease without devices cannot be opened")?;
         let name = name_of(&lease);
         self.remember(lease.clone());
         self.desire_leases();
@@ -125,7 +141,11 @@ impl Line {
             && let Err(error) = self.kernel.protect(&lease.device(), devices.host_ifindex)
         {
             // The device may be gone, and then nothing passes it.
-            info!(device = lease.device(), error = format!("{error:#}"), "not closed by program");
+            info!(
+                device = lease.device(),
+                error = format!("{error:#}"),
+                "not closed by program"
+            );
         }
         if self.open.remove(&lease.attachment).is_some() {
             info!(pod = %name_of(lease), device = lease.device(), "closed");
@@ -137,7 +157,12 @@ impl Line {
                 self.inputs.lease(&name, Vec::new());
             }
         }
-        self.closed.extend(lease.addresses.iter().map(|ip| (*ip).into()));
+        self.closed
+            .extend(lease.addresses.iter().map(|ip| Addr::from(*ip)));
+        if !self.are_pods_resumed {
+            // Rows of all pods are still those of the agent before; they are settled together.
+            return Ok(());
+        }
         self.desire_leases();
         self.inputs.mark_policy();
         self.pass(Instant::now());
@@ -156,7 +181,11 @@ impl Line {
     }
 
     fn desire_leases(&mut self) {
-        let leases: Vec<_> = self.open.values().filter_map(|lease| pod_lease(lease)).collect();
+        let leases: Vec<_> = self
+            .open
+            .values()
+            .filter_map(|lease| pod_lease(lease))
+            .collect();
         self.devices.desire_leases(leases);
         self.publish_names();
     }
@@ -170,13 +199,13 @@ impl Line {
         let rules = &self.compiled.rows().rules;
         let is_known = |pod: &PodRef| {
             let name = pod_name(pod);
-            let is_it = |known: &crate::model::Pod| {
-                pod.uid.as_deref().is_none_or(|uid| *uid == *known.uid)
-            };
+            let is_it =
+                |known: &crate::model::Pod| pod.uid.as_deref().is_none_or(|uid| *uid == *known.uid);
             rules.contains_key(&name) && pods.get(&name).is_some_and(|known| is_it(known))
         };
-        let (known, waiting): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.waiting).into_iter().partition(|w| is_known(&w.pod));
+        let (known, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(|w| is_known(&w.pod));
         self.waiting = waiting;
         self.waiting.retain(|w| !w.known.is_closed());
         for waited in known {

@@ -8,10 +8,10 @@ use weir_cli::views::{
     DropTotal, EndpointView, FlowView, HookState, Input, PolicyView, ProgramInfo, Quarantined,
     ServiceView, Status, TableDrift, TableFill, Verify,
 };
+use weir_common::DropReason;
 use weir_common::counter::{Counter, Drops};
 use weir_common::flow::{Flow, FlowBits, FlowKey, Peer};
 use weir_common::policy::{RuleId, RulesId};
-use weir_common::DropReason;
 
 use super::pods::name_of;
 use super::{Line, monotonic};
@@ -49,7 +49,10 @@ impl Line {
             .quarantined()
             .iter()
             .chain(unapplied.iter().map(|(object, why)| (object, why)))
-            .map(|(object, reason)| Quarantined { object: object.clone(), reason: reason.clone() });
+            .map(|(object, reason)| Quarantined {
+                object: object.clone(),
+                reason: reason.clone(),
+            });
         Status {
             node: self.settings.node.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -68,7 +71,9 @@ impl Line {
     /// How full the tables are.
     pub fn fills(&self) -> Vec<TableFill> {
         let fills = self.services.fills().into_iter();
-        let fills = fills.chain(self.policies.fills()).chain(self.devices.fills());
+        let fills = fills
+            .chain(self.policies.fills())
+            .chain(self.devices.fills());
         fills
             .map(|fill| TableFill {
                 table: fill.table.to_owned(),
@@ -85,7 +90,10 @@ impl Line {
             .programs()
             .into_iter()
             .map(|(name, (id, verified_instructions))| ProgramInfo {
-                hooks: hooks.iter().filter(|h| h.program == name && h.problem.is_none()).count(),
+                hooks: hooks
+                    .iter()
+                    .filter(|h| h.program == name && h.problem.is_none())
+                    .count(),
                 name,
                 id,
                 verified_instructions,
@@ -140,7 +148,9 @@ impl Line {
                 let state = match self.devices.statuses().get(&name) {
                     Some(apply::Status::Done) => "open".to_owned(),
                     Some(apply::Status::Failed(why)) => why.clone(),
-                    Some(apply::Status::Pending) | None => "closed until its policy is known".into(),
+                    Some(apply::Status::Pending) | None => {
+                        "closed until its policy is known".into()
+                    }
                 };
                 EndpointView {
                     ingress: isolation(&name, Direction::Ingress),
@@ -149,7 +159,9 @@ impl Line {
                     addresses: lease.addresses.clone(),
                     device: lease.device(),
                     ifindex: lease.devices().map_or(0, |d| d.host_ifindex),
-                    mac: lease.devices().map_or_else(String::new, |d| d.pod_mac.to_string()),
+                    mac: lease
+                        .devices()
+                        .map_or_else(String::new, |d| d.pod_mac.to_string()),
                     state,
                 }
             })
@@ -181,7 +193,7 @@ impl Line {
         if list == RulesId::OPEN {
             return Vec::new();
         }
-        let denial = self.compiled.denial(list);
+        let denial = self.compiled.denying_rule(list);
         match denial.and_then(|rule| self.compiled.book().owner(rule)) {
             Some(RuleOwner::Isolated { policies, .. }) => {
                 policies.iter().map(ToString::to_string).collect()
@@ -235,7 +247,9 @@ impl Line {
         let flows = all
             .iter()
             .filter(|(_, flow)| flow.bits.load(Ordering::Relaxed) & FlowBits::TO_BACKEND == 0);
-        Ok(flows.map(|(key, flow)| self.flow(key, flow, now, names)).collect())
+        Ok(flows
+            .map(|(key, flow)| self.flow(key, flow, now, names))
+            .collect())
     }
 
     fn flow(&self, key: &FlowKey, flow: &Flow, now: Duration, names: &Names) -> FlowView {
@@ -297,7 +311,9 @@ impl Line {
     /// A table cannot be read.
     pub fn verify(&mut self) -> Result<Verify, apply::TableError> {
         let drifts = self.services.compare()?.into_iter();
-        let drifts = drifts.chain(self.policies.compare()?).chain(self.devices.compare()?);
+        let drifts = drifts
+            .chain(self.policies.compare()?)
+            .chain(self.devices.compare()?);
         let tables = drifts
             .map(|(table, c)| TableDrift {
                 table: table.to_owned(),

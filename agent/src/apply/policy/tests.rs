@@ -12,9 +12,9 @@ use weir_common::policy::{
 use weir_common::{Addr, Mac, Port, Protocol};
 
 use super::Policies;
+use super::PolicyTarget;
 use crate::apply::fake::{FakeTable, FaultyTable, Fuse};
 use crate::apply::{Devices, GRACE, Outcome, PodLease, Status};
-use super::PolicyTarget;
 use crate::compile::PodRules;
 use crate::model::ObjectName;
 

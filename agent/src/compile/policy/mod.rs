@@ -90,7 +90,7 @@ impl Compiled {
     }
 
     /// The number under which a list of rules denies: its owner names the policies that isolate.
-    pub fn denial(&self, rules: RulesId) -> Option<RuleId> {
+    pub fn denying_rule(&self, rules: RulesId) -> Option<RuleId> {
         self.denials.get(&rules).map(|row| row.rule)
     }
 
