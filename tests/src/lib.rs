@@ -1,1 +1,3 @@
-//! Skeleton.
+//! What the tests of Weir share.
+
+pub mod oracle;
