@@ -6,11 +6,13 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 use weir_agent::compile::policy::{Compiled, Direction, compile};
 use weir_agent::compile::policy_rows::PolicyRows;
-use weir_agent::model::ObjectName;
+use weir_agent::model::{ObjectName, Pod, Policy};
 use weir_common::policy::{Class, RulesId, VerdictKey};
 use weir_tests::oracle::Cluster;
 
-use super::nouns::{DNS, OUTSIDE, ip, parties, snapshot, view};
+use super::nouns::{
+    DNS, OUTSIDE, ip, labels, name, only, parties, pod, pods, policy, select, snapshot, view,
+};
 use super::random::{PROBES, Parts, cluster};
 use super::walk::{Answer, cell, class, side};
 
@@ -101,10 +103,8 @@ fn mixed(before: &Cluster, after: &Cluster, coins: &[bool]) -> Cluster {
     }
     Cluster {
         namespaces: after.namespaces.clone(),
-        pods: mix!(pods, |pod: &weir_agent::model::Pod| pod.addresses.clone()),
-        policies: mix!(policies, |policy: &weir_agent::model::Policy| policy
-            .id
-            .clone()),
+        pods: mix!(pods, |pod: &Pod| pod.addresses.clone()),
+        policies: mix!(policies, |policy: &Policy| policy.id.clone()),
     }
 }
 
@@ -204,4 +204,31 @@ fn nothing_moves_when_nothing_changes() {
     assert_eq!(&way.middle.verdicts, &way.new.rows().verdicts);
     assert_eq!(&way.middle.ports, &way.new.rows().ports);
     assert_eq!(&way.middle.classes, &way.new.rows().classes);
+}
+
+/// The rules of one pod become another's, and the peer that both meet changes too: what the rules said
+/// of the old peer is for the pod that leaves, not for the one that comes.
+#[test]
+fn a_pod_that_comes_to_rules_is_not_given_what_they_used_to_allow() {
+    let mut before = super::cases::shop();
+    let from_web = vec![only(vec![pods(select("app=web"))])];
+    before.policies = vec![
+        policy("shop/db", select("app=db"), Some(from_web), None),
+        policy("shop/back", select("app=back"), Some(vec![]), None),
+    ];
+    before.pods.push(pod("shop/back", "app=back", 5));
+    let mut after = before.clone();
+    let relabel = |pod: &mut Pod| {
+        pod.labels = match &*pod.id.name {
+            "db" => labels("app=back"),
+            "back" => labels("app=db"),
+            _ => labels("app=stranger"),
+        }
+    };
+    after.pods.iter_mut().for_each(relabel);
+    let way = Way::between(&before, &after, 32);
+    let web = ip("10.0.0.1");
+    assert!(way.is_crossed(&name("shop/back"), Direction::Ingress));
+    assert_ne!(class(&way.middle, web), class(way.old.rows(), web));
+    check(&way, &BTreeSet::from([web]));
 }
