@@ -43,7 +43,14 @@ pub fn allowed(cluster: &Cluster, from: &Party, to: &Party, protocol: Protocol, 
     may_send(cluster, from, to, protocol, port) && may_receive(cluster, from, to, protocol, port)
 }
 
-fn may_send(cluster: &Cluster, from: &Party, to: &Party, protocol: Protocol, port: u16) -> bool {
+/// The egress half, the sender's.
+pub fn may_send(
+    cluster: &Cluster,
+    from: &Party,
+    to: &Party,
+    protocol: Protocol,
+    port: u16,
+) -> bool {
     let Who::Pod(sender) = &from.is else {
         return true;
     };
@@ -66,7 +73,14 @@ fn may_send(cluster: &Cluster, from: &Party, to: &Party, protocol: Protocol, por
     !isolated
 }
 
-fn may_receive(cluster: &Cluster, from: &Party, to: &Party, protocol: Protocol, port: u16) -> bool {
+/// The ingress half, the receiver's.
+pub fn may_receive(
+    cluster: &Cluster,
+    from: &Party,
+    to: &Party,
+    protocol: Protocol,
+    port: u16,
+) -> bool {
     let Who::Pod(receiver) = &to.is else {
         return true;
     };

@@ -1,0 +1,15 @@
+//! The policy compiler against the text of Kubernetes. `cases`, `addresses` and `owners` by hand,
+//! `property` with random clusters, `transition` between two of them; `scale` measures; `nouns`, `random`
+//! and `walk` serve those.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod addresses;
+mod cases;
+mod nouns;
+mod owners;
+mod property;
+mod random;
+mod scale;
+mod transition;
+mod walk;

@@ -1,0 +1,155 @@
+//! Which policy answers, which one holds, and what people are told about it.
+
+use std::sync::Arc;
+
+use weir_agent::compile::policy::{Compiled, Direction, Report, RuleOwner, compile};
+use weir_agent::model::{Block, PeerSelector, Peers, PortMatch, PortRange, Ports, Rule, Selector};
+use weir_common::Protocol;
+use weir_common::policy::RuleId;
+use weir_tests::oracle::Cluster;
+
+use super::nouns::{anything, compiled, ip, name, only, pods, policy, select, snapshot, tcp, view};
+use super::walk::{Answer, judge};
+
+use super::cases::{party, shop, shop_with};
+
+#[test]
+fn a_policy_that_isolates_no_pod_here_costs_nothing() {
+    let mut cluster = shop_with(vec![policy(
+        "shop/p",
+        select("app=db"),
+        Some(vec![only(vec![pods(select("app=web"))])]),
+        None,
+    )]);
+    cluster.pods[1].node = Some("n2".into());
+    let with = compiled(&cluster, "n1");
+    cluster.policies.clear();
+    assert_eq!(with.rows(), compiled(&cluster, "n1").rows());
+    assert!(with.rows().verdicts.is_empty());
+}
+
+#[test]
+fn verdicts_name_their_owners() {
+    let web_on_80 = Rule {
+        peers: Peers::Of(vec![pods(select("app=web"))]),
+        ports: Ports::Of(vec![tcp(80, 80)]),
+    };
+    let everybody_on_443 = Rule {
+        peers: Peers::Any,
+        ports: Ports::Of(vec![tcp(80, 443)]),
+    };
+    let cluster = shop_with(vec![
+        policy(
+            "shop/b",
+            select("app=db"),
+            Some(vec![everybody_on_443, web_on_80.clone()]),
+            None,
+        ),
+        policy("shop/a", Selector::default(), Some(vec![web_on_80]), None),
+    ]);
+    let compiled = compiled(&cluster, "n1");
+    let owner = |peer: &str, port| {
+        let peer = party(&cluster, peer).address;
+        let probe = (Protocol::TCP, port);
+        let answer = judge(
+            compiled.rows(),
+            &name("shop/db"),
+            Direction::Ingress,
+            peer,
+            probe,
+        );
+        let (Answer::Allowed(rule) | Answer::Denied(rule)) = answer else {
+            panic!("{answer:?}")
+        };
+        compiled.book().owner(rule).unwrap().to_string()
+    };
+    assert_eq!(owner("shop/web", 80), "allowed by shop/a spec.ingress[0]");
+    assert_eq!(owner("shop/web", 81), "allowed by shop/b spec.ingress[0]");
+    assert_eq!(owner("outside", 80), "allowed by shop/b spec.ingress[0]");
+    let denied = "no rule allows it; ingress is isolated by shop/a, shop/b";
+    assert_eq!(owner("outside", 22), denied);
+    assert!(compiled.book().owner(RuleId::NONE).is_none());
+    let isolated = RuleOwner::Isolated {
+        policies: vec![name("shop/a"), name("shop/b")],
+        direction: Direction::Ingress,
+    };
+    assert!(compiled.book().iter().any(|(_, owner)| *owner == isolated));
+}
+
+#[test]
+fn parts_that_allow_nothing_are_reported_in_words() {
+    let block = PeerSelector::Block(Block {
+        cidr: "10.0.0.0/8".parse().unwrap(),
+        except: Vec::new(),
+    });
+    let odd = vec![
+        PortMatch {
+            protocol: Protocol::TCP,
+            port: PortRange::Named("http".into()),
+        },
+        PortMatch {
+            protocol: Protocol(47),
+            port: PortRange::Any,
+        },
+        tcp(90, 80),
+    ];
+    let egress = vec![
+        anything(),
+        Rule {
+            peers: Peers::Of(vec![pods(Selector::default()), block]),
+            ports: Ports::Of(odd),
+        },
+    ];
+    let ingress = vec![only(vec![PeerSelector::Unsupported("services".into())])];
+    let cluster = shop_with(vec![policy(
+        "shop/p",
+        Selector::default(),
+        Some(ingress),
+        Some(egress),
+    )]);
+    let words: Vec<String> = compiled(&cluster, "n1")
+        .reports()
+        .iter()
+        .map(Report::to_string)
+        .collect();
+    assert_eq!(
+        words,
+        [
+            "NetworkPolicy shop/p: spec.ingress[0].from[0] is a peer that is not understood (services) \
+             and allows nothing",
+            "NetworkPolicy shop/p: spec.egress[1].ports[0] is the named port \"http\" of egress, which \
+             this version does not know, and allows nothing",
+            "NetworkPolicy shop/p: spec.egress[1].to[1] is an ipBlock, which this version does not \
+             know, and allows nothing",
+            "NetworkPolicy shop/p: spec.egress[1].ports[1] has protocol 47, not TCP, UDP or SCTP, and \
+             allows nothing",
+            "NetworkPolicy shop/p: spec.egress[1].ports[2] ends at 80, before 90, and allows nothing",
+        ]
+    );
+}
+
+#[test]
+fn kept_policies_hold_until_one_of_their_name_exists() {
+    let deny = Arc::new(policy("shop/p", Selector::default(), Some(vec![]), None));
+    let answer = |cluster: &Cluster| {
+        let none = Compiled::default();
+        let compiled = compile(
+            &snapshot(cluster),
+            &view("n1"),
+            std::slice::from_ref(&deny),
+            &none,
+        );
+        let probe = (Protocol::TCP, 80);
+        judge(
+            compiled.rows(),
+            &name("shop/db"),
+            Direction::Ingress,
+            ip("10.0.0.1"),
+            probe,
+        )
+        .is_allowed()
+    };
+    assert!(!answer(&shop()));
+    let replaced = policy("shop/p", Selector::default(), Some(vec![anything()]), None);
+    assert!(answer(&shop_with(vec![replaced])));
+}
