@@ -58,14 +58,15 @@ fn dependencies(workspace: &Workspace) -> anyhow::Result<Vec<String>> {
     command::run(deny(workspace).args(["check", "licenses", "bans", "sources"]))?;
     // Fetching apart from checking tells "no network" from "a vulnerability".
     if let Err(error) = run_quietly(deny(workspace).args(["fetch", "db"])) {
-        let first = format!("{error:#}");
-        let cause = first
+        let report = format!("{error:#}");
+        // git says why on the line that begins so.
+        let cause = report
             .lines()
-            .find(|line| line.contains("fail") || line.contains("error"))
-            .unwrap_or("no reason given");
+            .find(|line| line.starts_with("fatal: "))
+            .unwrap_or(&report);
         return Ok(vec![format!(
             "advisories (known vulnerabilities): the RustSec database could not be fetched: {}",
-            cause.trim()
+            cause.trim_start_matches("fatal: ")
         )]);
     }
     command::run(deny(workspace).args(["check", "--disable-fetch", "advisories"]))?;

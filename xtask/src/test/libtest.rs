@@ -4,6 +4,9 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::Context;
 
@@ -68,6 +71,10 @@ enum Outcome {
     Failed,
 }
 
+/// How long output may still come after cargo has ended. It has all been written by then; but a
+/// process that a test left behind holds the pipe open, and must not hold us with it.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
 /// Runs a `cargo test` command. Only its not starting is an error; failing tests are results.
 pub(crate) fn run(command: &mut Command) -> anyhow::Result<Results> {
     let typed = words(command);
@@ -77,14 +84,38 @@ pub(crate) fn run(command: &mut Command) -> anyhow::Result<Results> {
         .spawn()
         .with_context(|| format!("start `{typed}`"))?;
     let stdout = child.stdout.take().context("take the pipe of cargo test")?;
-    let mut results = Results::default();
-    for line in BufReader::new(stdout).split(b'\n') {
-        let line = line.with_context(|| format!("read from `{typed}`"))?;
-        let line = String::from_utf8_lossy(&line);
-        if !says_nothing(&line) {
-            println!("{line}");
+    let (sender, lines) = mpsc::sync_channel(64);
+    // Ends with the pipe, or at its next line once nobody listens.
+    thread::spawn(move || {
+        for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
+            if sender
+                .send(String::from_utf8_lossy(&line).into_owned())
+                .is_err()
+            {
+                return;
+            }
         }
-        results.read(&line);
+    });
+
+    let mut results = Results::default();
+    let mut ended = false;
+    loop {
+        match lines.recv_timeout(LAST_WORDS) {
+            Ok(line) => {
+                if !says_nothing(&line) {
+                    println!("{line}");
+                }
+                results.read(&line);
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) if ended => break,
+            Err(RecvTimeoutError::Timeout) => {
+                ended = child
+                    .try_wait()
+                    .with_context(|| format!("watch `{typed}`"))?
+                    .is_some();
+            }
+        }
     }
     let status = child
         .wait()
@@ -160,6 +191,15 @@ test result: ok. 11 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fin
                 .iter()
                 .any(|failure| failure.contains("--test vm"))
         );
+    }
+
+    #[test]
+    fn a_process_that_a_test_left_behind_does_not_hold_up_the_run() {
+        let line = "echo 'test result: ok. 3 passed; 0 failed; 0 ignored;'; sleep 20 &";
+        let start = std::time::Instant::now();
+        let results = run(Command::new("sh").args(["-c", line])).unwrap();
+        assert_eq!(results.passed, 3);
+        assert!(start.elapsed() < Duration::from_secs(15));
     }
 
     #[test]

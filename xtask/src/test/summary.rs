@@ -71,9 +71,15 @@ impl Summary {
             Judge::Person => row.skipped += early.len(),
             Judge::Ci => row.failed += early.len(),
         }
+        let name = ring.name();
+        if row.passed + row.failed + row.skipped == 0 {
+            // A renamed file must not make a ring vanish in silence.
+            self.not_run
+                .push(format!("{name}: no test belongs to this ring"));
+            row.failed = usize::from(self.judge == Judge::Ci);
+        }
         self.rows.push(row);
 
-        let name = ring.name();
         self.failures.extend(
             results
                 .failures
@@ -189,6 +195,20 @@ mod tests {
             assert_eq!(last_line(&summary), expected, "{judge:?}");
             assert_eq!(summary.is_good(), good, "{judge:?}");
             assert!(summary.to_string().contains(line.trim()), "{judge:?}");
+        }
+    }
+
+    #[test]
+    fn a_ring_without_tests_is_named_and_fails_in_ci() {
+        for (judge, good) in [(Judge::Person, true), (Judge::Ci, false)] {
+            let mut summary = Summary::new(judge, Vec::new());
+            summary.add(Ring::Vm, ran(0), "");
+            assert_eq!(summary.is_good(), good, "{judge:?}");
+            assert!(
+                summary
+                    .to_string()
+                    .contains("vm: no test belongs to this ring")
+            );
         }
     }
 
