@@ -1,0 +1,40 @@
+//! `cargo xtask build`: every host crate; the agent's build script makes the BPF object.
+
+use std::process::Command;
+
+use crate::command::{self, step};
+use crate::workspace::Workspace;
+
+/// How to compile.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    Debug,
+    Release,
+}
+
+pub(crate) fn run(workspace: &Workspace, profile: Profile) -> anyhow::Result<()> {
+    step("build", || {
+        let mut cargo = cargo(workspace);
+        cargo.arg("build");
+        if profile == Profile::Release {
+            cargo.arg("--release");
+        }
+        command::run(&mut cargo)
+    })
+}
+
+/// Builds what the tests run and the tests themselves, as one set: cargo then resolves features
+/// once, and `cargo test` afterwards compiles nothing.
+pub(crate) fn with_tests(workspace: &Workspace) -> anyhow::Result<()> {
+    step("build binaries and tests", || {
+        command::run(cargo(workspace).args(["build", "--all-targets"]))
+    })
+}
+
+/// The cargo that runs us, at the root of the workspace.
+pub(crate) fn cargo(workspace: &Workspace) -> Command {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(program);
+    command.current_dir(workspace.root());
+    command
+}

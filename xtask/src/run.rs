@@ -1,0 +1,74 @@
+//! `demo`, `bench` and `vm`: each makes the machine and the binaries ready and hands over to the
+//! program that does the work, which lives in `tests/` or `bench/`.
+
+use std::ffi::OsString;
+use std::process::{Command, ExitCode};
+
+use anyhow::Context;
+
+use crate::build::{self, Profile, cargo};
+use crate::command;
+use crate::test::environment;
+use crate::workspace::{Workspace, require_root};
+
+pub(crate) fn demo(workspace: &Workspace, arguments: Vec<OsString>) -> anyhow::Result<ExitCode> {
+    require_root("the demo makes network namespaces and loads BPF programs")?;
+    crate::setup::run(workspace)?;
+    build::run(workspace, Profile::Debug)?;
+    let mut demo = cargo(workspace);
+    demo.args([
+        "run",
+        "--quiet",
+        "--package",
+        "weir-tests",
+        "--bin",
+        "demo",
+        "--",
+    ]);
+    hand_over(workspace, demo.args(arguments), Profile::Debug)
+}
+
+pub(crate) fn bench(workspace: &Workspace, arguments: Vec<OsString>) -> anyhow::Result<ExitCode> {
+    require_root("the benchmarks make network namespaces and load BPF programs")?;
+    crate::setup::run(workspace)?;
+    build::run(workspace, Profile::Release)?;
+    let mut bench = cargo(workspace);
+    bench.args([
+        "run",
+        "--quiet",
+        "--release",
+        "--package",
+        "weir-bench",
+        "--",
+    ]);
+    hand_over(workspace, bench.args(arguments), Profile::Release)
+}
+
+pub(crate) fn vm(workspace: &Workspace) -> anyhow::Result<ExitCode> {
+    crate::setup::run(workspace)?;
+    build::run(workspace, Profile::Debug)?;
+    let mut vm = cargo(workspace);
+    vm.args([
+        "test",
+        "--package",
+        "weir-tests",
+        "--test",
+        "vm",
+        "--",
+        "--nocapture",
+    ]);
+    hand_over(workspace, &mut vm, Profile::Debug)
+}
+
+/// Runs it in our place: it gets the terminal (Ctrl-C reaches it, being in our process group) and
+/// its exit code is ours.
+fn hand_over(
+    workspace: &Workspace,
+    command: &mut Command,
+    profile: Profile,
+) -> anyhow::Result<ExitCode> {
+    command.envs(environment(workspace, profile)?);
+    let status = command::status(command)?;
+    let code = status.code().unwrap_or(1);
+    Ok(ExitCode::from(u8::try_from(code).context("exit code")?))
+}

@@ -1,0 +1,32 @@
+//! `cargo xtask setup`: finds out what is missing and brings it. Silent and quick when nothing is.
+//! What is needed is listed in `packages` and `toolchain`; this file has the order.
+
+mod packages;
+mod toolchain;
+
+pub(crate) use toolchain::cargo_deny;
+
+use crate::command::step;
+use crate::workspace::Workspace;
+
+/// Rust first: which LLVM packages are needed depends on the nightly.
+pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
+    toolchain::host_components()?;
+    let nightly = toolchain::nightly()?;
+    let linker = toolchain::Linker::matching(&nightly)?;
+
+    let mut needed = packages::for_tests();
+    if !linker.is_installed() {
+        needed.extend(packages::for_linker(nightly.llvm));
+    }
+    let missing = packages::missing(workspace, needed);
+    if !missing.is_empty() {
+        packages::install(workspace, &missing)?;
+    }
+    if !linker.is_installed() {
+        step("install bpf-linker (compiles it: minutes)", || {
+            linker.install()
+        })?;
+    }
+    Ok(())
+}

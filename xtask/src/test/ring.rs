@@ -1,0 +1,181 @@
+//! The rings: which tests belong to each, and how cargo is asked to run them.
+//!
+//! An integration test says its ring by its file name: `netns_service.rs` and `netns.rs` are in the
+//! ring `netns`. Every other test is in the ring `host`.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::Context;
+use clap::ValueEnum;
+
+use super::environment;
+use super::libtest::{Results, run};
+use crate::build::{Profile, cargo};
+use crate::workspace::{HOST_MEMBERS, Workspace};
+
+/// A kind of test, each for what the others cannot see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Ring {
+    /// Tables and properties: plain Rust on the host.
+    Host,
+    /// Host against kernel, through `BPF_PROG_TEST_RUN`.
+    Kernel,
+    /// Real sockets between network namespaces.
+    Netns,
+    /// Driven from a real Kubernetes control plane.
+    Control,
+    /// Other kernels, in virtual machines.
+    Vm,
+}
+
+/// The rings asked for.
+pub(crate) struct Rings(Vec<Ring>);
+
+impl Rings {
+    /// All of them, if none is named.
+    pub(crate) fn chosen(named: Vec<Ring>) -> Self {
+        Self(if named.is_empty() {
+            Ring::value_variants().to_vec()
+        } else {
+            named
+        })
+    }
+
+    /// From the quickest to the slowest.
+    pub(crate) fn in_order(&self) -> impl Iterator<Item = Ring> {
+        Ring::value_variants()
+            .iter()
+            .copied()
+            .filter(|ring| self.0.contains(ring))
+    }
+}
+
+impl Ring {
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Ring::Host => "host (tables and properties)",
+            Ring::Kernel => "kernel (host against kernel)",
+            Ring::Netns => "netns (real sockets in namespaces)",
+            Ring::Control => "control (a real Kubernetes control plane)",
+            Ring::Vm => "vm (other kernels)",
+        }
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Ring::Host => "host",
+            Ring::Kernel => "kernel",
+            Ring::Netns => "netns",
+            Ring::Control => "control",
+            Ring::Vm => "vm",
+        }
+    }
+
+    /// Runs the ring's tests, all of them even if some fail.
+    ///
+    /// Cargo is always asked about the same set of packages (the default members): it resolves
+    /// features for the packages it is asked about, and another set would compile everything again.
+    pub(crate) fn run(self, workspace: &Workspace) -> anyhow::Result<Results> {
+        let targets = self.targets(workspace)?;
+        let mut results = Results::default();
+        if self == Ring::Host {
+            let mut libraries = vec!["--lib".to_owned(), "--bins".to_owned()];
+            libraries.extend(targets);
+            results.add(self.cargo_test(workspace, &libraries)?);
+            results.add(self.cargo_test(workspace, &["--doc".to_owned()])?);
+        } else if !targets.is_empty() {
+            results.add(self.cargo_test(workspace, &targets)?);
+        }
+        Ok(results)
+    }
+
+    fn cargo_test(self, workspace: &Workspace, targets: &[String]) -> anyhow::Result<Results> {
+        let mut command = cargo(workspace);
+        command.args(["test", "--no-fail-fast"]).args(targets);
+        if let Some(threads) = self.threads() {
+            command.args(["--", "--test-threads", threads]);
+        }
+        command.envs(environment(workspace, Profile::Debug)?);
+        run(&mut command)
+    }
+
+    /// How many tests of one binary run at once, where it must not be left to the number of cores:
+    /// these rings start processes that want the machine to themselves.
+    fn threads(self) -> Option<&'static str> {
+        match self {
+            Ring::Host | Ring::Kernel => None,
+            Ring::Netns => Some("2"),
+            Ring::Control | Ring::Vm => Some("1"),
+        }
+    }
+
+    /// `--test NAME` for each integration test of this ring.
+    fn targets(self, workspace: &Workspace) -> anyhow::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for member in HOST_MEMBERS {
+            let folder = workspace.root().join(member).join("tests");
+            if folder.is_dir() {
+                names.extend(integration_tests(&folder)?);
+            }
+        }
+        names.sort();
+        names.dedup();
+        names.retain(|name| Ring::of(name) == self);
+        Ok(names
+            .into_iter()
+            .flat_map(|name| ["--test".to_owned(), name])
+            .collect())
+    }
+
+    fn of(test: &str) -> Ring {
+        let first = test.split('_').next().unwrap_or(test);
+        Ring::value_variants()
+            .iter()
+            .copied()
+            .find(|ring| ring.name() == first)
+            .unwrap_or(Ring::Host)
+    }
+}
+
+/// What cargo takes for an integration test: `NAME.rs` or `NAME/main.rs`.
+fn integration_tests(folder: &Path) -> anyhow::Result<Vec<String>> {
+    let read = || format!("read {}", folder.display());
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).with_context(read)? {
+        let path = entry.with_context(read)?.path();
+        let is_test = path.extension().is_some_and(|extension| extension == "rs")
+            || path.join("main.rs").is_file();
+        if is_test && let Some(name) = path.file_stem() {
+            names.push(name.to_string_lossy().into_owned());
+        }
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_name_says_the_ring() {
+        let cases = [
+            ("tidy", Ring::Host),
+            ("kernel", Ring::Kernel),
+            ("netns_service", Ring::Netns),
+            ("control_plane", Ring::Control),
+            ("vm", Ring::Vm),
+            ("vmware", Ring::Host),
+        ];
+        for (test, expected) in cases {
+            assert_eq!(Ring::of(test), expected, "{test}");
+        }
+    }
+
+    #[test]
+    fn rings_run_from_quick_to_slow_whatever_the_order_asked() {
+        let rings = Rings::chosen(vec![Ring::Vm, Ring::Host]);
+        assert_eq!(rings.in_order().collect::<Vec<_>>(), [Ring::Host, Ring::Vm]);
+        assert_eq!(Rings::chosen(Vec::new()).in_order().count(), 5);
+    }
+}
