@@ -94,7 +94,7 @@ impl ZoneFeed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{NotReady, Object, ObjectId, Service, ServiceKind, TrafficPolicy};
+    use crate::model::{NotReady, Object, ObjectId, Proxying, Service, ServiceKind, TrafficPolicy};
 
     fn service(name: &str) -> Object {
         Object::Service(Arc::new(Service {
@@ -105,6 +105,7 @@ mod tests {
             affinity: None,
             internal_traffic_policy: TrafficPolicy::Cluster,
             not_ready: NotReady::Hidden,
+            proxying: Proxying::Here,
         }))
     }
 

@@ -88,7 +88,8 @@ fn named(name: Option<&Arc<str>>, protocol: Protocol, port: u16) -> Option<ZoneP
 mod tests {
     use super::*;
     use crate::model::{
-        Conditions, Endpoint, Family, NotReady, ServicePort, SlicePort, TargetPort, TrafficPolicy,
+        Conditions, Endpoint, Family, NotReady, Proxying, ServicePort, SlicePort, TargetPort,
+        TrafficPolicy,
     };
 
     fn service(kind: ServiceKind, ports: &[(Option<&str>, Protocol, u16)]) -> Service {
@@ -108,6 +109,7 @@ mod tests {
             affinity: None,
             internal_traffic_policy: TrafficPolicy::Cluster,
             not_ready: NotReady::Hidden,
+            proxying: Proxying::Here,
         }
     }
 

@@ -30,7 +30,7 @@ pub enum Placed {
 
 /// The folder of the pinned links.
 #[derive(Clone, Debug)]
-pub struct Links {
+pub(super) struct Links {
     folder: PathBuf,
 }
 

@@ -60,7 +60,7 @@ pub type Capacities<'a> = &'a [(&'a str, u32)];
 ///
 /// # Errors
 /// A pinned table has another layout, or the kernel refuses a table or a program.
-pub fn load(
+pub(super) fn load(
     object: &[u8],
     bpffs: &Path,
     config: NodeConfig,

@@ -12,7 +12,9 @@ pub struct Ring(AsyncFd<RingBuf<MapData>>);
 impl Ring {
     pub(super) fn new(map: Map) -> io::Result<Self> {
         let ring = RingBuf::try_from(map).map_err(io::Error::other)?;
-        Ok(Self(AsyncFd::new(ring)?))
+        // SAFETY: the descriptor is the map's, which the ring owns and keeps open until it is dropped.
+        let ring = unsafe { AsyncFd::register(ring) };
+        Ok(Self(ring?))
     }
 
     /// Sends every record on, until the other end is gone. When that is full the record is lost and

@@ -13,14 +13,12 @@ use std::path::Path;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 const MAP_LOOKUP_ELEM: libc::c_long = 1;
-const MAP_UPDATE_ELEM: libc::c_long = 2;
 const MAP_DELETE_ELEM: libc::c_long = 3;
 const OBJ_PIN: libc::c_long = 6;
 const OBJ_GET: libc::c_long = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
 const MAP_UPDATE_BATCH: libc::c_long = 26;
-const MAP_DELETE_BATCH: libc::c_long = 27;
 const LINK_CREATE: libc::c_long = 28;
 const LINK_UPDATE: libc::c_long = 29;
 
@@ -173,18 +171,6 @@ pub(crate) fn lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::R
     bpf(MAP_LOOKUP_ELEM, &mut elem).map(drop)
 }
 
-/// Writes one row, whether it exists or not.
-pub(crate) fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
-    let mut elem = Elem {
-        map: number(map),
-        pad: 0,
-        key: key.as_ptr() as u64,
-        value: value.as_ptr() as u64,
-        flags: 0,
-    };
-    bpf(MAP_UPDATE_ELEM, &mut elem).map(drop)
-}
-
 /// Removes one row.
 pub(crate) fn delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<()> {
     let mut elem = Elem {
@@ -205,37 +191,18 @@ pub(crate) fn update_batch(
     values: &[u8],
     count: u32,
 ) -> Result<(), (u32, io::Error)> {
-    write_batch(MAP_UPDATE_BATCH, map, keys, values.as_ptr() as u64, count)
-}
-
-/// Removes `count` rows; the error as for [`update_batch`].
-pub(crate) fn delete_batch(
-    map: BorrowedFd<'_>,
-    keys: &[u8],
-    count: u32,
-) -> Result<(), (u32, io::Error)> {
-    write_batch(MAP_DELETE_BATCH, map, keys, 0, count)
-}
-
-fn write_batch(
-    command: libc::c_long,
-    map: BorrowedFd<'_>,
-    keys: &[u8],
-    values: u64,
-    count: u32,
-) -> Result<(), (u32, io::Error)> {
     let mut batch = Batch {
         from: 0,
         to: 0,
         keys: keys.as_ptr() as u64,
-        values,
+        values: values.as_ptr() as u64,
         count,
         map: number(map),
         elem_flags: 0,
         flags: 0,
     };
     // The kernel writes back how many rows it did.
-    bpf(command, &mut batch)
+    bpf(MAP_UPDATE_BATCH, &mut batch)
         .map(drop)
         .map_err(|error| (batch.count.min(count), error))
 }
