@@ -8,7 +8,7 @@ use super::Line;
 pub type Work = Box<dyn FnOnce(&mut Line) + Send>;
 
 /// How much work may wait. Whoever brings more waits for room.
-pub const QUEUE: usize = 256;
+const QUEUE: usize = 256;
 
 /// The way to the line. Clones lead to the same one.
 #[derive(Clone, Debug)]

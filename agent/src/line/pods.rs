@@ -209,8 +209,8 @@ impl Line {
         self.waiting = waiting;
         self.waiting.retain(|w| !w.known.is_closed());
         for waited in known {
-            // An ADD that ran out of time has stopped listening.
-            drop(waited.known.send(()));
+            // An ADD that ran out of time has stopped listening: then nobody is told.
+            waited.known.send(()).unwrap_or_default();
         }
     }
 
