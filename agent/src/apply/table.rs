@@ -252,7 +252,9 @@ fn attempt<I>(
                 break;
             }
             Err(stopped) => {
-                let at = (next + stopped.done).min(items.len() - 1);
+                // A table that failed without saying where has nothing of the batch for sure.
+                let past_the_end = stopped.done >= items.len() - next;
+                let at = next + if past_the_end { 0 } else { stopped.done };
                 in_a_row = if at == next { in_a_row + 1 } else { 1 };
                 done.extend(next..at);
                 failed.push((at, stopped.cause));
@@ -362,6 +364,49 @@ mod tests {
         table.remove_stale();
         assert_eq!(fake.rows(), BTreeMap::from([(1, 1), (2, 2)]));
         assert!(table.audit().unwrap().is_none());
+    }
+
+    /// Fails its first batch as the kernel does when it has not looked at a row yet: the count of rows
+    /// comes back as it went in.
+    struct FailsFirst(FakeTable<u32, u32>, usize);
+
+    impl super::KernelTable<u32, u32> for FailsFirst {
+        fn load(&mut self) -> Result<Vec<(u32, u32)>, TableError> {
+            self.0.load()
+        }
+
+        fn set(&mut self, rows: &[(u32, u32)]) -> Result<(), super::Stopped> {
+            self.1 += 1;
+            if self.1 == 1 {
+                return Err(super::Stopped {
+                    done: rows.len(),
+                    cause: TableError::Io(std::io::Error::from_raw_os_error(libc::ENOMEM)),
+                });
+            }
+            self.0.set(rows)
+        }
+
+        fn remove(&mut self, keys: &[u32]) -> Result<(), super::Stopped> {
+            self.0.remove(keys)
+        }
+
+        fn capacity(&self) -> usize {
+            self.0.capacity()
+        }
+    }
+
+    #[test]
+    fn rows_of_a_batch_that_never_began_are_not_believed_written() {
+        let fake = FakeTable::empty(8);
+        let mut table = Table::resume("T", FailsFirst(fake.clone(), 0)).unwrap();
+        table.desire_exactly([(1, 1), (2, 2), (3, 3)]);
+        assert_eq!(table.write().rows, 2);
+        assert!(
+            table.audit().unwrap().is_none(),
+            "believed to be there and is not"
+        );
+        table.write();
+        assert_eq!(fake.rows(), BTreeMap::from([(1, 1), (2, 2), (3, 3)]));
     }
 
     proptest! {
