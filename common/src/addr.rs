@@ -83,7 +83,7 @@ impl From<Addr> for IpAddr {
     }
 }
 
-/// A port of TCP, UDP or SCTP in network order; for ICMP echo, the identifier.
+/// A port of TCP, UDP or SCTP in network order; for ICMP echo, the requester's is the identifier.
 #[derive(
     Clone,
     Copy,

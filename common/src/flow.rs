@@ -1,11 +1,10 @@
 //! Flows: one entry for both directions of a conversation, with everything a packet of it needs. Its
 //! state machine is `datapath`'s.
 
-use core::sync::atomic::{AtomicU32, AtomicU64};
-
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::service::{BackendId, Generation};
+use crate::shared::{AtomicU32, AtomicU64};
 use crate::{Addr, Port, Protocol};
 
 /// One end of a conversation.
@@ -31,7 +30,8 @@ pub struct Peer {
 }
 
 /// Key of `FLOWS` and `HALF_OPEN`: the two ends in ascending byte order, so that both directions make
-/// the same key. For ICMP echo both ports are the identifier.
+/// the same key. For ICMP echo the requester's port is the identifier and the answerer's is absent, so that
+/// requests of both sides are two conversations.
 #[derive(
     Clone,
     Copy,

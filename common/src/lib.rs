@@ -6,6 +6,7 @@
 //! it), and each carries an assertion of its size.
 #![no_std]
 #![deny(unsafe_code)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod addr;
 pub mod counter;
@@ -17,6 +18,7 @@ pub mod node;
 pub mod policy;
 pub mod reason;
 pub mod service;
+pub mod shared;
 pub mod table;
 
 pub use addr::{Addr, Mac, Port, Protocol};

@@ -1,6 +1,19 @@
-//! Skeleton.
+//! The BPF object: attributes, adapters and maps around the decisions of `datapath`.
 #![no_std]
 #![no_main]
+#![allow(unreachable_pub, reason = "programs are reached by their ELF symbols")]
+
+mod events;
+mod maps;
+mod programs;
+mod skb;
+mod sock;
+
+/// The kernel's helpers that we call are for GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
 #[cfg(not(test))]
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo) -> ! {

@@ -9,6 +9,7 @@ mod load;
 pub mod lock;
 mod map;
 pub mod netlink;
+pub mod object;
 
 mod ring;
 pub mod second_lock;
@@ -108,7 +109,7 @@ impl Kernel {
         config: NodeConfig,
         capacities: Capacities<'_>,
     ) -> Result<Self> {
-        let loaded = load::load(OBJECT_STANDIN, bpffs, config, capacities)?;
+        let loaded = load::load(object::OBJECT, bpffs, config, capacities)?;
         let links = Links::open(bpffs)
             .with_context(|| format!("make the folder of links in {}", bpffs.display()))?;
         Ok(Self {
@@ -285,7 +286,6 @@ impl Kernel {
         MapTable::new(self.loaded.table(name)?, shape)
     }
 }
-const OBJECT_STANDIN: &[u8] = &[];
 
 /// Removes everything of ours from the kernel: links, tables, the second lock. Pods whose programs go
 /// are left without any; the caller has taken care of them.

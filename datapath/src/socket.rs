@@ -1,0 +1,126 @@
+//! What happens to the address that a program gives to a socket call, and to the one it gets back: the
+//! service's on its side, a backend's on the wire. IPv4 addresses on IPv6 sockets need nothing special,
+//! since a mapped address is how every table spells an IPv4 one.
+
+use weir_common::Protocol;
+use weir_common::counter::Counter;
+use weir_common::flow::Peer;
+use weir_common::service::{BackendId, Generation, SocketKey, SocketPeer, SocketSide};
+
+use crate::service::{self, Chosen};
+use crate::tables::Sockets;
+
+/// The address of a socket call.
+pub trait Address {
+    /// The kernel's cookie of the socket.
+    fn cookie(&self) -> u64;
+    fn protocol(&self) -> Protocol;
+    /// The other side as the call names it.
+    fn peer(&self) -> Peer;
+    /// Replaces the other side.
+    fn set_peer(&mut self, peer: &Peer);
+}
+
+/// What happens to a call that names where to send.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[must_use]
+pub enum Call {
+    Proceed,
+    /// `ECONNREFUSED`: the service has no backend.
+    Refuse,
+}
+
+/// `connect` of TCP and UDP: a backend for the life of the connection.
+#[inline(always)]
+pub fn connect<A: Address, T: Sockets>(address: &mut A, tables: &T) -> Call {
+    translate(address, tables, Lifetime::Connection)
+}
+
+/// `sendto` and `sendmsg` with an address: the socket keeps its backend while that is current.
+#[inline(always)]
+pub fn sendmsg<A: Address, T: Sockets>(address: &mut A, tables: &T) -> Call {
+    translate(address, tables, Lifetime::Socket)
+}
+
+/// `recvfrom`, `recvmsg` and `getpeername`: the program sees the service that it spoke to.
+#[inline(always)]
+pub fn name<A: Address, T: Sockets>(address: &mut A, tables: &T) {
+    let protocol = address.protocol();
+    if protocol != Protocol::TCP && protocol != Protocol::UDP {
+        return;
+    }
+    let key = key(address, &address.peer(), SocketSide::REVERSE);
+    if let Some(service) = tables.socket(&key) {
+        address.set_peer(&Peer {
+            addr: service.addr,
+            port: service.port,
+        });
+    }
+}
+
+/// How long a choice holds.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Lifetime {
+    Connection,
+    Socket,
+}
+
+#[inline(always)]
+fn translate<A: Address, T: Sockets>(address: &mut A, tables: &T, lifetime: Lifetime) -> Call {
+    let protocol = address.protocol();
+    let asked = address.peer();
+    let Some(frontend) = service::frontend(tables, &asked, protocol) else {
+        return Call::Proceed;
+    };
+    let forward = key(address, &asked, SocketSide::FORWARD);
+    if lifetime == Lifetime::Socket
+        && let Some(kept) = tables.socket(&forward)
+        && service::is_current(tables, kept.backend, kept.generation)
+    {
+        tables.count(Counter::SocketTranslated);
+        address.set_peer(&Peer {
+            addr: kept.addr,
+            port: kept.port,
+        });
+        return Call::Proceed;
+    }
+    let Chosen::Backend(backend, generation) = service::choose(tables, &frontend, |_| true) else {
+        tables.count(Counter::SocketRefused);
+        return Call::Refuse;
+    };
+    let chosen = Peer {
+        addr: backend.addr,
+        port: backend.port,
+    };
+    let reverse = key(address, &chosen, SocketSide::REVERSE);
+    tables.remember(&reverse, &row(&asked, backend.id, generation));
+    if lifetime == Lifetime::Socket {
+        tables.remember(&forward, &row(&chosen, backend.id, generation));
+    }
+    tables.count(Counter::SocketTranslated);
+    address.set_peer(&chosen);
+    Call::Proceed
+}
+
+#[inline(always)]
+fn key<A: Address>(address: &A, peer: &Peer, side: SocketSide) -> SocketKey {
+    SocketKey {
+        cookie: address.cookie(),
+        addr: peer.addr,
+        port: peer.port,
+        protocol: address.protocol(),
+        side,
+        pad: [0; 4],
+    }
+}
+
+#[inline(always)]
+fn row(peer: &Peer, backend: BackendId, generation: Generation) -> SocketPeer {
+    SocketPeer {
+        addr: peer.addr,
+        port: peer.port,
+        pad: 0,
+        backend,
+        generation,
+    }
+}

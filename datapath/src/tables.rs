@@ -1,0 +1,88 @@
+//! What a decision may look up, remember and count. In the kernel eBPF maps, on the host ordinary ones.
+
+use core::ops::Deref;
+
+use weir_common::counter::Counter;
+use weir_common::device::{Device, LocalPod};
+use weir_common::flow::{Flow, FlowKey};
+use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
+use weir_common::service::{
+    Backend, BackendId, Frontend, FrontendKey, Generation, SocketKey, SocketPeer,
+};
+use weir_common::{Addr, DropReason};
+
+use crate::tuple::AlignedKey;
+
+/// The tables of `weir_common::table`, by the name of what a row is.
+pub trait Tables {
+    /// A flow that is in a table: other CPUs may hold it too.
+    type FlowRef: Deref<Target = Flow>;
+    /// A device's row.
+    type DeviceRef: Deref<Target = Device>;
+
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
+    fn backend(&self, index: u32) -> Option<Backend>;
+    fn generation(&self, backend: BackendId) -> Option<Generation>;
+
+    fn device(&self, ifindex: u32) -> Option<Self::DeviceRef>;
+    fn local_pod(&self, addr: &Addr) -> Option<LocalPod>;
+
+    /// [`Class::WORLD`] for an address without a row.
+    fn class(&self, addr: &Addr) -> Class;
+    fn verdict(&self, key: &VerdictKey) -> Option<VerdictRow>;
+    /// The row of the longest prefix of the key.
+    fn port(&self, key: &PortKey) -> Option<PortRow>;
+    fn epoch(&self) -> u32;
+
+    fn flow(&self, table: FlowTable, key: &AlignedKey) -> Option<Self::FlowRef>;
+
+    /// Adds a flow to `HALF_OPEN`.
+    ///
+    /// # Errors
+    /// [`DropReason::TableFull`].
+    fn open(&self, key: &AlignedKey, flow: &Flow) -> Result<Opened, DropReason>;
+
+    /// Moves a flow from `HALF_OPEN` to `FLOWS`. If that has no room it stays where it is.
+    fn promote(&self, key: &AlignedKey, flow: &Self::FlowRef);
+
+    /// Takes a flow out of whichever table holds it.
+    fn forget(&self, key: &AlignedKey);
+
+    /// Monotonic time in nanoseconds, to within a clock tick.
+    fn now(&self) -> u64;
+    fn random(&self) -> u32;
+    fn count(&self, counter: Counter);
+}
+
+/// Which of the two tables of flows.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum FlowTable {
+    /// The responder has answered.
+    Answered,
+    HalfOpen,
+}
+
+/// What came of adding a flow.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Opened {
+    New,
+    /// Another CPU was faster.
+    Already,
+}
+
+/// What the socket hooks remember: the `SOCKETS` table.
+pub trait Sockets: Tables {
+    fn socket(&self, key: &SocketKey) -> Option<SocketPeer>;
+    /// Best effort: a row that finds no room costs the socket its stickiness, or a name its disguise.
+    fn remember(&self, key: &SocketKey, peer: &SocketPeer);
+}
+
+/// The key without its alignment.
+impl Deref for AlignedKey {
+    type Target = FlowKey;
+
+    #[inline(always)]
+    fn deref(&self) -> &FlowKey {
+        &self.0
+    }
+}

@@ -1,0 +1,236 @@
+//! Every map, under the names of `weir_common::table`, and the two traits that decisions see them
+//! through. `SCRATCH` is the only one that is not a table: it is never pinned.
+
+use aya_ebpf::Global;
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use weir_common::counter::{COUNTERS as COUNTER_ROWS, Counter, Drops};
+use weir_common::device::{Device, LocalPod};
+use weir_common::event::EventLimit;
+use weir_common::flow::{Flow, FlowKey};
+use weir_common::node::NodeConfig;
+use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
+use weir_common::reason::REASONS;
+use weir_common::service::{
+    Backend, BackendId, Frontend, FrontendKey, Generation, SocketKey, SocketPeer,
+};
+use weir_common::{Addr, DropReason, limits, node, table};
+use weir_datapath::tables::{FlowTable, Opened, Sockets, Tables};
+use weir_datapath::tuple::AlignedKey;
+use weir_datapath::{Scratch, Trace};
+
+#[map]
+static FRONTENDS: HashMap<FrontendKey, Frontend> = HashMap::with_max_entries(limits::FRONTENDS, 0);
+#[map]
+static BACKENDS: Array<Backend> = Array::with_max_entries(limits::BACKENDS, 0);
+#[map]
+static LIVE: Array<Generation> = Array::with_max_entries(limits::LIVE, 0);
+#[map]
+static SOCKETS: LruHashMap<SocketKey, SocketPeer> =
+    LruHashMap::with_max_entries(limits::SOCKETS, 0);
+#[map]
+static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(limits::DEVICES, 0);
+#[map]
+static PODS: HashMap<Addr, LocalPod> = HashMap::with_max_entries(limits::PODS, 0);
+#[map]
+static CLASSES: HashMap<Addr, Class> =
+    HashMap::with_max_entries(limits::CLASSES, BPF_F_NO_PREALLOC);
+#[map]
+static VERDICTS: HashMap<VerdictKey, VerdictRow> =
+    HashMap::with_max_entries(limits::VERDICTS, BPF_F_NO_PREALLOC);
+#[map]
+static PORTS: LpmTrie<[u8; 8], PortRow> =
+    LpmTrie::with_max_entries(limits::PORTS, BPF_F_NO_PREALLOC);
+#[map]
+static EPOCH: Array<u32> = Array::with_max_entries(1, 0);
+#[map]
+static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(limits::FLOWS, 0);
+#[map]
+static HALF_OPEN: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(limits::HALF_OPEN, 0);
+#[map]
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_ROWS, 0);
+#[map]
+pub(crate) static DROPS: PerCpuArray<Drops> = PerCpuArray::with_max_entries(REASONS, 0);
+#[map]
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(limits::EVENTS_BYTES, 0);
+#[map]
+pub(crate) static EVENT_LIMITS: PerCpuArray<EventLimit> = PerCpuArray::with_max_entries(REASONS, 0);
+#[map]
+static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// What the loader says about this node.
+#[unsafe(no_mangle)]
+static NODE: Global<NodeConfig> = Global::new(NodeConfig {
+    features: 0,
+    passed_mark: node::PASSED_MARK,
+    passed_mask: node::PASSED_MASK,
+});
+
+#[inline(always)]
+pub(crate) fn node() -> NodeConfig {
+    NODE.load()
+}
+
+/// This CPU's memory for a decision. Packet programs run to their end with migration and softirqs off,
+/// so there is one decision at a time.
+#[inline(always)]
+pub(crate) fn scratch() -> Option<&'static mut Scratch> {
+    let scratch = SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: the pointer is to a live row of the size of `Scratch`, used by one program at a time.
+    let scratch = unsafe { &mut *scratch };
+    scratch.trace = Trace::default();
+    Some(scratch)
+}
+
+/// The maps as tables.
+pub(crate) struct Maps;
+
+/// The row behind a pointer that a lookup returned.
+///
+/// # Safety
+/// `row` must come from a lookup of this run of the program: the kernel keeps the memory until the
+/// program ends, though another CPU may reuse the row of a hash for another key meanwhile.
+#[inline(always)]
+unsafe fn row<T>(row: *const T) -> &'static T {
+    // SAFETY: as above.
+    unsafe { &*row }
+}
+
+impl Tables for Maps {
+    type FlowRef = &'static Flow;
+    type DeviceRef = &'static Device;
+
+    #[inline(always)]
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        // SAFETY: see `row`.
+        FRONTENDS.get_ptr(key).map(|found| *unsafe { row(found) })
+    }
+
+    #[inline(always)]
+    fn backend(&self, index: u32) -> Option<Backend> {
+        BACKENDS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn generation(&self, backend: BackendId) -> Option<Generation> {
+        LIVE.get(backend).copied()
+    }
+
+    #[inline(always)]
+    fn device(&self, ifindex: u32) -> Option<&'static Device> {
+        // SAFETY: see `row`.
+        DEVICES.get_ptr(&ifindex).map(|found| unsafe { row(found) })
+    }
+
+    #[inline(always)]
+    fn local_pod(&self, addr: &Addr) -> Option<LocalPod> {
+        // SAFETY: see `row`.
+        PODS.get_ptr(addr).map(|found| *unsafe { row(found) })
+    }
+
+    #[inline(always)]
+    fn class(&self, addr: &Addr) -> Class {
+        match CLASSES.get_ptr(addr) {
+            // SAFETY: see `row`.
+            Some(found) => *unsafe { row(found) },
+            None => Class::WORLD,
+        }
+    }
+
+    #[inline(always)]
+    fn verdict(&self, key: &VerdictKey) -> Option<VerdictRow> {
+        // SAFETY: see `row`.
+        VERDICTS.get_ptr(key).map(|found| *unsafe { row(found) })
+    }
+
+    #[inline(always)]
+    fn port(&self, key: &PortKey) -> Option<PortRow> {
+        let [a, b, c, d] = key.set;
+        let [high, low] = key.port.0;
+        let data = [a, b, c, d, key.protocol.0, key.pad, high, low];
+        PORTS.get(Key::new(key.prefix_len, data)).copied()
+    }
+
+    #[inline(always)]
+    fn epoch(&self) -> u32 {
+        match EPOCH.get(table::EPOCH_INDEX) {
+            Some(epoch) => *epoch,
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn flow(&self, table: FlowTable, key: &AlignedKey) -> Option<&'static Flow> {
+        let found = match table {
+            FlowTable::Answered => FLOWS.get_ptr(&key.0),
+            FlowTable::HalfOpen => HALF_OPEN.get_ptr(&key.0),
+        };
+        // SAFETY: see `row`.
+        found.map(|found| unsafe { row(found) })
+    }
+
+    #[inline(always)]
+    fn open(&self, key: &AlignedKey, flow: &Flow) -> Result<Opened, DropReason> {
+        const EEXIST: i32 = -17;
+        match HALF_OPEN.insert(&key.0, flow, u64::from(BPF_NOEXIST)) {
+            Ok(()) => Ok(Opened::New),
+            Err(EEXIST) => Ok(Opened::Already),
+            Err(_) => Err(DropReason::TableFull),
+        }
+    }
+
+    #[inline(always)]
+    fn promote(&self, key: &AlignedKey, flow: &&'static Flow) {
+        if FLOWS.insert(&key.0, *flow, u64::from(BPF_NOEXIST)).is_ok() {
+            discard(HALF_OPEN.remove(&key.0));
+        }
+    }
+
+    #[inline(always)]
+    fn forget(&self, key: &AlignedKey) {
+        discard(FLOWS.remove(&key.0));
+        discard(HALF_OPEN.remove(&key.0));
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        // SAFETY: the helper has no arguments and always succeeds.
+        unsafe { bpf_ktime_get_coarse_ns() }
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: the helper has no arguments and always succeeds.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn count(&self, counter: Counter) {
+        if let Some(count) = COUNTERS.get_ptr_mut(counter as u32) {
+            // SAFETY: a live row of this CPU; a program of another kind that interrupts between the
+            // load and the store can at worst lose one count.
+            unsafe { *count += 1 };
+        }
+    }
+}
+
+impl Sockets for Maps {
+    #[inline(always)]
+    fn socket(&self, key: &SocketKey) -> Option<SocketPeer> {
+        // SAFETY: see `row`.
+        SOCKETS.get_ptr(key).map(|found| *unsafe { row(found) })
+    }
+
+    #[inline(always)]
+    fn remember(&self, key: &SocketKey, peer: &SocketPeer) {
+        discard(SOCKETS.insert(key, peer, 0));
+    }
+}
+
+/// For results that say nothing the caller could act on: a row that is already gone, or a table whose
+/// rows are best effort.
+#[inline(always)]
+fn discard(_: Result<(), i32>) {}

@@ -1,0 +1,4 @@
+//! The programs, by what they are attached to.
+
+mod pod;
+mod socket;
