@@ -69,7 +69,7 @@ fn dependencies(workspace: &Workspace) -> anyhow::Result<Vec<String>> {
             cause.trim_start_matches("fatal: ")
         )]);
     }
-    command::run(deny(workspace).args(["check", "--disable-fetch", "advisories"]))?;
+    command::run(deny(workspace).args(["--offline", "check", "advisories"]))?;
     Ok(Vec::new())
 }
 
