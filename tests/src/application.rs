@@ -223,13 +223,22 @@ impl Application {
     }
 }
 
-/// Copies every manifest of a folder into one flat folder, keeping its path in the name.
+/// Copies a folder's objects into one flat folder, keeping each file's path in the name. Its pods are
+/// left out: they get their objects, bound to the node, when they run.
 ///
 /// # Errors
-/// A file cannot be read or written.
+/// A file cannot be read or written, or is no YAML.
 pub fn copy_manifests(from: &Path, to: &Path) -> Result<()> {
     for (path, text) in texts(from)? {
-        fs::write(to.join(path.replace('/', "_")), text)?;
+        let documents: Vec<Value> =
+            serde_saphyr::from_multiple(&text).with_context(|| format!("parse {path}"))?;
+        // JSON is YAML too.
+        let kept: Vec<String> = documents
+            .iter()
+            .filter(|d| !d.is_null() && d["kind"] != "Pod")
+            .map(ToString::to_string)
+            .collect();
+        fs::write(to.join(path.replace('/', "_")), kept.join("\n---\n"))?;
     }
     Ok(())
 }

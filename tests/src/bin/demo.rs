@@ -134,7 +134,8 @@ fn shop(node: &mut Node, application: &Application) -> Result<()> {
         .as_array()
         .and_then(|r| r.last())
         .context("no drop was recorded")?;
-    println!("  weir: {} — {}", recent["reason"], recent["why"]);
+    let word = |key: &str| recent[key].as_str().unwrap_or_default().to_owned();
+    println!("  weir: {}: {}", word("reason"), word("why"));
     check_stop()?;
 
     heading("The agent is killed with SIGKILL; the kernel goes on");
@@ -281,6 +282,7 @@ fn load(pod: &Pod, kind: &str, target: &str, rate: u32, seconds: f64) -> Result<
             &rate.to_string(),
         ])
         .args(["--seconds", &seconds.to_string()])
+        .args(["--name", "kube-dns.kube-system.svc.cluster.local."])
         .output()?;
     let said: serde_json::Value = serde_json::from_slice(&output.stdout)
         .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
