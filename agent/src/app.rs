@@ -47,8 +47,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     let missing = features::missing(&features::probe(&settings.bpffs, &settings.cgroup));
     if !missing.is_empty() {
         bail!(
-            "this node lacks what Weir needs:\n  {}",
-            missing.join("\n  ")
+            "this node lacks what Weir needs: {}",
+            missing.join("; ")
         );
     }
     let _only = lock::lock(&settings.run_dir)?;
