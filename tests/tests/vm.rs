@@ -1,8 +1,10 @@
 //! The programs on other kernels than this machine's.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
+use weir_agent::kernel::object::OBJECT;
+use weir_tests::node::binary;
 use weir_tests::not_run::not_run;
 use weir_tests::vm::{Contents, Kernel, Series};
 
@@ -17,6 +19,25 @@ fn every_program_loads_on_linux_6_1() {
 #[test]
 fn every_program_loads_on_linux_6_12() {
     load_every_program("every_program_loads_on_linux_6_12", Series::V6_12);
+}
+
+#[test]
+fn a_kernel_without_tcx_is_told_so_by_doctor_and_at_start() {
+    let test = "a_kernel_without_tcx_is_told_so_by_doctor_and_at_start";
+    let Some(kernel) = kernel(test, Series::V6_1) else {
+        return;
+    };
+    let contents = Contents::default().program(&binary("weir-agent"));
+    let script = "mkdir -p /manifests /cg && mount -t cgroup2 none /cg
+weir-agent doctor --bpffs /sys/fs/bpf/weir --cgroup /cg && exit 1
+weir-agent run --node-name old --manifests /manifests --pod-cidr 10.0.0.0/24 \\
+  --bpffs /sys/fs/bpf/weir --cgroup /cg --run-dir /run/weir --state-dir /state && exit 1
+ls /sys/fs/bpf";
+    let shown = kernel
+        .run(&contents, script, PATIENCE)
+        .unwrap_or_else(|e| panic!("{e:#}"));
+    let told = shown.matches("older than 6.6, the first with tcx links");
+    assert_eq!(told.count(), 2, "doctor and start say it: {shown}");
 }
 
 #[test]
@@ -35,18 +56,12 @@ fn a_script_that_fails_fails_the_machine() {
 }
 
 fn load_every_program(test: &str, series: Series) {
-    let Some(object) = object() else {
-        return not_run(
-            test,
-            &"no BPF object: set WEIR_BPF_OBJECT to the path of one",
-        );
-    };
     let Some(kernel) = kernel(test, series) else {
         return;
     };
     let contents = Contents::default()
         .program(Path::new(env!("CARGO_BIN_EXE_weir-load-programs")))
-        .file("/weir.o", object);
+        .file("/weir.o", OBJECT);
     let script = "uname -r
 ls /sys/kernel/btf/vmlinux
 weir-load-programs /weir.o /sys/fs/bpf";
@@ -59,11 +74,6 @@ weir-load-programs /weir.o /sys/fs/bpf";
         "{shown}"
     );
     println!("{shown}");
-}
-
-fn object() -> Option<Vec<u8>> {
-    let path = PathBuf::from(std::env::var_os("WEIR_BPF_OBJECT")?);
-    Some(std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
 }
 
 fn kernel(test: &str, series: Series) -> Option<Kernel> {

@@ -88,6 +88,8 @@ pub struct Line {
     retained: Retained,
     /// The second half of a change of policy whose first half is not written yet.
     policy_after: Option<PolicyTarget>,
+    /// Why the latest policy is not in the kernel, when it had no room.
+    policy_refused: Option<String>,
     /// Has everything been said once, and policy compiled from it?
     is_complete: bool,
 
@@ -163,6 +165,7 @@ impl Line {
             compiled: Compiled::default(),
             retained: Retained::default(),
             policy_after: None,
+            policy_refused: None,
             is_complete: false,
             open: BTreeMap::new(),
             are_pods_resumed: false,
@@ -298,6 +301,14 @@ impl Line {
     }
 
     fn pass_policy(&mut self, now: Instant) {
+        if self.is_policy_half_way() {
+            self.continue_policy(now);
+            if self.is_policy_half_way() {
+                // What the kernel holds is neither the old nor the new: the way there is finished first.
+                self.inputs.mark_policy();
+                return;
+            }
+        }
         let snapshot = self.inputs.snapshot();
         let node = NodeView {
             name: self.settings.node.clone(),
@@ -458,8 +469,11 @@ impl Line {
         let services = self.services.statuses().iter().filter_map(of("Service"));
         let pods = self.devices.statuses().iter().filter_map(of("Pod"));
         let mut all: Vec<_> = services.chain(pods).collect();
-        if let Status::Failed(why) = self.policies.status() {
-            all.push(("NetworkPolicy".into(), why.clone()));
+        match (&self.policy_refused, self.policies.status()) {
+            (Some(why), _) | (None, Status::Failed(why)) => {
+                all.push(("NetworkPolicy".into(), why.clone()));
+            }
+            (None, Status::Pending | Status::Done) => {}
         }
         all
     }

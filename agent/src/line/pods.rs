@@ -241,19 +241,41 @@ impl Line {
                 ports: way.ports,
                 pods,
             });
-            if self.policies.reconcile(&mut self.devices, now).outcome == Outcome::Unfinished {
-                warn!(status = ?self.policies.status(), "a change of policy is half way; it goes on");
-                self.policy_after = Some(last);
+            if !self.reach(before, now) {
+                if self.policy_refused.is_none() {
+                    warn!(status = ?self.policies.status(), "a change of policy is half way; it goes on");
+                    self.policy_after = Some(last);
+                }
                 return;
             }
         }
         self.policy_after = None;
         self.policies.desire(last);
-        self.policies.reconcile(&mut self.devices, now);
+        self.reach(before, now);
     }
 
-    /// Goes on with a change of policy.
+    /// Writes what policy desires. If it has no room the compilation before stays the one that holds, so
+    /// that the next change starts from what the kernel has.
+    fn reach(&mut self, before: &Compiled, now: Instant) -> bool {
+        let pass = self.policies.reconcile(&mut self.devices, now);
+        self.policy_refused = self.policies.abandon_refused();
+        if let Some(reason) = &self.policy_refused {
+            warn!(reason, "a change of policy is refused");
+            self.compiled = before.clone();
+        }
+        pass.outcome == Outcome::Complete
+    }
+
+    /// Is a change of policy half way? Then no other may start.
+    pub(super) fn is_policy_half_way(&self) -> bool {
+        self.policy_after.is_some()
+    }
+
+    /// Goes on with a change of policy, or tries again one that had no room.
     pub(super) fn continue_policy(&mut self, now: Instant) {
+        if self.policy_refused.is_some() {
+            self.inputs.mark_policy();
+        }
         let pass = self.policies.reconcile(&mut self.devices, now);
         if pass.outcome == Outcome::Complete
             && let Some(last) = self.policy_after.take()

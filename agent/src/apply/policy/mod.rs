@@ -124,6 +124,16 @@ where
         self.pods = rows.pods;
     }
 
+    /// Gives up rows that were refused for want of room, and says why they were. What was there before
+    /// holds.
+    pub fn abandon_refused(&mut self) -> Option<String> {
+        self.refused.take()?;
+        match &self.status {
+            Status::Failed(reason) => Some(reason.clone()),
+            Status::Pending | Status::Done => None,
+        }
+    }
+
     /// Every input has been synced. Until then nothing is written at all: a policy that has not been
     /// said yet would open what it closes.
     pub fn allow_deletes(&mut self) {
