@@ -17,6 +17,7 @@ mod sys;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -27,7 +28,7 @@ use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation};
 
 use self::links::Links;
-use self::sys::AttachType;
+use self::sys::{AttachType, Seat};
 
 pub use self::counters::Counters;
 pub use self::flows::{Flows, is_expired};
@@ -169,9 +170,15 @@ impl Kernel {
 
     /// Every hook that should hold a program, given the open devices with their interface indexes.
     pub fn hooks(&self, devices: impl IntoIterator<Item = (String, u32)>) -> Vec<Hook> {
-        let sockets = SOCKET_HOOKS.map(|(program, _)| {
+        let cgroup = std::fs::metadata(&self.cgroup)
+            .map(|found| found.ino())
+            .ok();
+        let sockets = SOCKET_HOOKS.map(|(program, attach_type)| {
             let pin = self.links.pin(program);
-            self.hook(program.to_owned(), program, &pin, |_| true)
+            let is_current = |info: &sys::LinkInfo| {
+                cgroup.is_some_and(|id| info.seat() == Seat::Cgroup(id, attach_type))
+            };
+            self.hook(program.to_owned(), program, &pin, is_current)
         });
         let pods = devices.into_iter().flat_map(|(device, ifindex)| {
             POD_HOOKS.map(|(program, side)| {
@@ -181,7 +188,9 @@ impl Kernel {
                     .unwrap_or_default()
                     .to_string_lossy()
                     .into_owned();
-                self.hook(name, program, &pin, |info| info.target[0] == ifindex)
+                self.hook(name, program, &pin, |info| {
+                    info.seat() == Seat::Device(ifindex, side)
+                })
             })
         });
         sockets.into_iter().chain(pods).collect()
@@ -199,7 +208,9 @@ impl Kernel {
                 Some("no link is pinned: the program is not attached".to_owned())
             }
             (Err(error), _) | (_, Err(error)) => Some(error.to_string()),
-            (Ok(info), _) if !is_current(&info) => Some("its device is gone".to_owned()),
+            (Ok(info), _) if !is_current(&info) => {
+                Some("its link is not on the device or cgroup any more".to_owned())
+            }
             (Ok(info), Ok(id)) if info.program != id => {
                 Some(format!("holds program {} instead of {id}", info.program))
             }
