@@ -35,9 +35,18 @@ pub(super) struct Links {
 }
 
 impl Links {
-    /// The folder itself.
-    pub(super) fn folder(&self) -> &Path {
-        &self.folder
+    /// Where links are pinned, below a pin folder.
+    pub(super) fn folder_in(bpffs: &Path) -> PathBuf {
+        bpffs.join("links")
+    }
+
+    /// How the name of a device's pin ends.
+    pub(super) fn suffix(side: AttachType) -> &'static str {
+        if side == AttachType::TcxIngress {
+            "-in"
+        } else {
+            "-out"
+        }
     }
 
     /// Makes the folder if it is not there.
@@ -45,7 +54,7 @@ impl Links {
     /// # Errors
     /// It cannot be made: no bpffs, or no permission.
     pub(super) fn open(bpffs: &Path) -> io::Result<Self> {
-        let folder = bpffs.join("links");
+        let folder = Self::folder_in(bpffs);
         fs::create_dir_all(&folder)?;
         Ok(Self { folder })
     }
@@ -94,12 +103,8 @@ impl Links {
 
     /// Where the link of a side of a device is pinned.
     pub(super) fn device_pin(&self, device: &str, attach_type: AttachType) -> PathBuf {
-        let side = if attach_type == AttachType::TcxIngress {
-            "in"
-        } else {
-            "out"
-        };
-        self.folder.join(format!("{device}-{side}"))
+        self.folder
+            .join(format!("{device}{}", Self::suffix(attach_type)))
     }
 
     /// Where a link is pinned, by the name of its hook.

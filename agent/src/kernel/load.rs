@@ -190,6 +190,11 @@ pub fn pin_path(bpffs: &Path, table: &Table) -> PathBuf {
 }
 
 impl Loaded {
+    /// Where the tables are pinned.
+    pub(super) fn bpffs(&self) -> &Path {
+        &self.bpffs
+    }
+
     /// The descriptor of a program.
     ///
     /// # Errors
