@@ -7,11 +7,11 @@ use weir_common::counter::Counter;
 use weir_common::flow::{Flow, FlowBits, Nat, Peer};
 use weir_common::{DropReason, Protocol};
 
-use crate::l4::{Meaning, Segment};
+use crate::l4::Segment;
 use crate::policy::{Here, Judgement, judge};
 use crate::tables::{FlowTable, Opened, Tables};
 use crate::tuple::{AlignedKey, End, Tuple, same_peer};
-use crate::verdict::Scratch;
+use crate::verdict::{Scratch, Trace};
 
 /// How long a conversation other than TCP may be silent before its ports can serve another one, in
 /// nanoseconds: what Linux grants a UDP stream (`nf_conntrack_udp_timeout_stream`).
@@ -60,8 +60,8 @@ pub enum Through {
 
 /// A packet as the flow sees it.
 #[derive(Debug)]
-pub struct Seen<'a> {
-    pub segment: &'a Segment,
+pub struct Seen {
+    pub segment: Segment,
     /// Of the IP packet in bytes.
     pub length: u32,
     pub count: Count,
@@ -112,7 +112,7 @@ impl<R: Deref<Target = Flow>> Found<R> {
         &self,
         tables: &impl Tables,
         protocol: Protocol,
-        meaning: Meaning,
+        segment: Segment,
         service: Option<&Peer>,
     ) -> Fit {
         let bits = self.flow.bits.load(Relaxed);
@@ -127,7 +127,7 @@ impl<R: Deref<Target = Flow>> Found<R> {
         if bits & FlowBits::TO_BACKEND != 0 {
             return Fit::Collision;
         }
-        let opens_back = self.sender == Sender::Responder && meaning == Meaning::Syn;
+        let opens_back = self.sender == Sender::Responder && segment.is_syn();
         if agrees && !(opens_back && is_closed(bits)) {
             return Fit::Yes;
         }
@@ -149,17 +149,17 @@ pub fn proceed<T: Tables>(
     here: &Here<'_>,
     scratch: &mut Scratch,
     found: &Found<T::FlowRef>,
-    seen: &Seen<'_>,
+    seen: &Seen,
 ) -> Result<u32, DropReason> {
     let flow = &found.flow;
-    let meaning = seen.segment.meaning;
+    let segment = seen.segment;
     let is_opener = found.sender == Sender::Opener;
-    if scratch.trace.tuple.protocol == Protocol::ICMP && is_opener != (meaning == Meaning::Speak) {
+    if scratch.trace.tuple.protocol == Protocol::ICMP && is_opener == segment.is_answer() {
         return Err(DropReason::NoFlow);
     }
     let epoch = tables.epoch();
-    let opens_back = !is_opener && meaning == Meaning::Syn;
-    if meaning == Meaning::Syn || flow.epoch.load(Relaxed) != epoch {
+    let opens_back = !is_opener && segment.is_syn();
+    if segment.is_syn() || flow.epoch.load(Relaxed) != epoch {
         // The question is the opener's, also when the packet is an answer; but a SYN of the other side
         // asks for itself, and its denial says nothing about the flow.
         if is_opener || opens_back {
@@ -167,7 +167,8 @@ pub fn proceed<T: Tables>(
         } else {
             scratch.question.set_reversed(&scratch.trace.tuple);
         }
-        match judge(tables, here, &scratch.question, &mut scratch.trace.rule) {
+        let (rule, merge) = (&mut scratch.trace.rule, &scratch.merge);
+        match judge(tables, here, &scratch.question, rule, merge) {
             Ok(judgement) if !opens_back => record(flow, &judgement, epoch),
             Ok(_) => {}
             Err(reason) => {
@@ -180,23 +181,23 @@ pub fn proceed<T: Tables>(
     }
 
     let bits = flow.bits.load(Relaxed);
-    if is_opener && meaning == Meaning::Syn && bits & CLOSING != 0 {
+    if is_opener && segment.is_syn() && bits & CLOSING != 0 {
         flow.bits.fetch_and(!CLOSING, Relaxed);
     }
     let mut news = 0;
-    if seen.segment.fin {
+    if seen.segment.is_fin() {
         news |= if is_opener {
             FlowBits::OPENER_FIN
         } else {
             FlowBits::RESPONDER_FIN
         };
     }
-    if seen.segment.rst {
+    if seen.segment.is_rst() {
         news |= FlowBits::RESET;
     }
     // A refusal is no answer: it would let a flood of SYNs to a closed port fill the table of the
     // answered.
-    let is_answer = !is_opener && !seen.segment.rst;
+    let is_answer = !is_opener && !seen.segment.is_rst();
     if is_answer {
         news |= FlowBits::ANSWERED;
     }
@@ -248,17 +249,18 @@ pub fn open<T: Tables>(
     tables: &T,
     here: &Here<'_>,
     scratch: &mut Scratch,
-    seen: &Seen<'_>,
+    seen: &Seen,
     through: Through,
 ) -> Result<u32, DropReason> {
-    if !matches!(seen.segment.meaning, Meaning::Speak | Meaning::Syn) {
+    if seen.segment.is_answer() {
         return Err(DropReason::NoFlow);
     }
     // Read before judging: a change in between makes the next packet ask again.
     let epoch = tables.epoch();
-    let judgement = judge(tables, here, &scratch.trace.tuple, &mut scratch.trace.rule)?;
+    let Trace { tuple, rule, .. } = &mut scratch.trace;
+    let judgement = judge(tables, here, tuple, rule, &scratch.merge)?;
     let mut bits = opener_bit(&scratch.trace.tuple);
-    if seen.segment.fin {
+    if seen.segment.is_fin() {
         bits |= FlowBits::OPENER_FIN;
     }
     let flow = &mut scratch.flow;

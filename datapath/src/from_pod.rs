@@ -4,20 +4,24 @@
 //! always the last hop.
 
 use weir_common::counter::Counter;
-use weir_common::flow::{Nat, Peer};
+use weir_common::flow::Peer;
 use weir_common::{DropReason, Protocol};
 
 use crate::flow::{self, Count, Fit, Seen, Sender, Through};
 use crate::icmp;
 use crate::l3::{self, Extent, Family, L3, Side};
-use crate::l4::{self, Meaning, Segment};
+use crate::l4::{self, Segment};
+use crate::merge::Merge;
 use crate::nat;
 use crate::packet::Packet;
 use crate::policy::Here;
-use crate::service::{self, Chosen};
+use crate::service::{self, Candidates};
 use crate::tables::{FlowTable, Tables};
 use crate::tuple::same;
 use crate::verdict::{Scratch, Verdict};
+
+/// How many backends are tried when the client's port is already in use towards one of them.
+const TRIES: u32 = 3;
 
 /// Decides about a packet that a pod sends.
 #[inline(always)]
@@ -73,7 +77,7 @@ fn forward<F: L3, P: Packet, T: Tables>(
     }
     let body = F::body(packet, l3::OFFSET, Extent::Whole)?;
     let segment = l4::parse::<F>(packet, &body, tuple)?;
-    if segment.meaning == Meaning::Error {
+    if segment.is_error() {
         icmp::is_about_flow::<F>(packet, tables, &body, scratch)?;
         // A pod speaks for itself alone.
         if !same(&scratch.question.destination, here.addr) {
@@ -85,15 +89,17 @@ fn forward<F: L3, P: Packet, T: Tables>(
         };
         return Ok(deliver(packet, tables, device));
     }
+    let segment = segment.merged(&scratch.merge);
+    let transport = scratch.merge.pass(body.offset as u32) as usize;
     let seen = Seen {
-        segment: &segment,
-        length: body.end - l3::OFFSET as u32,
+        segment,
+        length: scratch.merge.pass(body.end) - l3::OFFSET as u32,
         count: Count::Here,
     };
 
-    let target = target(tables, scratch, &segment)?;
+    let target = target(tables, scratch, segment)?.merged(&scratch.merge);
     let tuple = &mut scratch.trace.tuple;
-    let (through, service) = if target == Target::Direct {
+    let (through, service) = if target == Target::DIRECT {
         (Through::Nothing, None)
     } else {
         tuple.set_destination(&scratch.nat.peer);
@@ -102,7 +108,7 @@ fn forward<F: L3, P: Packet, T: Tables>(
     tuple.write_key(&mut scratch.key);
     let mut found = flow::find(tables, tuple, &scratch.key);
     if let Some(flow) = &found {
-        match flow.fit(tables, tuple.protocol, segment.meaning, service) {
+        match flow.fit(tables, tuple.protocol, segment, service) {
             Fit::Yes => {}
             Fit::Over => {
                 tables.forget(&scratch.key);
@@ -116,7 +122,7 @@ fn forward<F: L3, P: Packet, T: Tables>(
         None => flow::open(tables, here, scratch, &seen, through)?,
     };
 
-    if target == Target::Chosen {
+    if target == Target::CHOSEN {
         scratch.question = scratch.trace.tuple;
         scratch.question.set_destination(&scratch.asked);
         flow::lead(tables, scratch)?;
@@ -125,7 +131,7 @@ fn forward<F: L3, P: Packet, T: Tables>(
     if through == Through::Service {
         let (asked, backend) = (&scratch.asked, &scratch.nat.peer);
         let side = Side::Destination;
-        nat::replace::<F>(packet, tables, side, protocol, body.offset, asked, backend)?;
+        nat::replace::<F>(packet, tables, side, protocol, transport, asked, backend)?;
     } else if let Some(found) = &found
         && found.sender == Sender::Responder
         && found.is_from_service()
@@ -147,24 +153,31 @@ fn forward<F: L3, P: Packet, T: Tables>(
 
 /// Where a packet goes, before policy. The service is then in `asked`, the backend in `nat`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Target {
+struct Target(u32);
+
+impl Target {
     /// Where it says.
-    Direct,
+    const DIRECT: Self = Self(0);
     /// To the backend that earlier packets went to.
-    Remembered,
+    const REMEMBERED: Self = Self(1);
     /// To a backend chosen for this packet.
-    Chosen,
+    const CHOSEN: Self = Self(2);
+
+    #[inline(always)]
+    fn merged(self, merge: &Merge) -> Self {
+        Self(merge.pass(self.0))
+    }
 }
 
 #[inline(always)]
 fn target<T: Tables>(
     tables: &T,
     scratch: &mut Scratch,
-    segment: &Segment,
+    segment: Segment,
 ) -> Result<Target, DropReason> {
     let tuple = &scratch.trace.tuple;
     let protocol = tuple.protocol;
-    let is_syn = segment.meaning == Meaning::Syn;
+    let is_syn = segment.is_syn();
     scratch.asked = tuple.destination();
     tuple.write_key(&mut scratch.key);
     let found = flow::find(tables, tuple, &scratch.key);
@@ -177,7 +190,7 @@ fn target<T: Tables>(
             if service::is_current(tables, scratch.nat.backend, scratch.nat.generation) {
                 if !(is_syn && is_over(tables, scratch)) {
                     flow::touch(tables, &found.flow);
-                    return Ok(Target::Remembered);
+                    return Ok(Target::REMEMBERED);
                 }
             } else if protocol == Protocol::TCP && !is_syn {
                 return Err(DropReason::BackendGone);
@@ -186,7 +199,7 @@ fn target<T: Tables>(
             || found.is_from_service()
             || (found.table == FlowTable::Answered && !is_syn)
         {
-            return Ok(Target::Direct);
+            return Ok(Target::DIRECT);
         }
         // What is left is a lead to nowhere, or a flow that nobody has answered: its address may have
         // become a service's since.
@@ -197,45 +210,50 @@ fn target<T: Tables>(
         {
             tables.forget(&scratch.key);
         }
-        return Ok(Target::Direct);
+        return Ok(Target::DIRECT);
     };
-    let chosen = service::choose(tables, &frontend, |backend| {
-        // A pod that is its own backend would receive a packet from itself, which its kernel refuses.
-        if same(&backend.addr, &scratch.trace.tuple.source) {
-            return false;
+    let mut candidates = Candidates::new(tables, &frontend);
+    let mut fits = false;
+    for _ in 0..TRIES {
+        let Some((backend, generation)) = candidates.next(tables, &scratch.merge) else {
+            return Err(DropReason::NoBackend);
+        };
+        scratch.nat.peer = Peer {
+            addr: backend.addr,
+            port: backend.port,
+        };
+        scratch.nat.backend = backend.id;
+        scratch.nat.generation = generation;
+        let is_free = u32::from(is_free(tables, scratch, segment));
+        fits = scratch.merge.pass(is_free) != 0;
+        if fits {
+            break;
         }
-        scratch.question = scratch.trace.tuple;
-        scratch.question.destination = backend.addr;
-        scratch.question.destination_port = backend.port;
-        scratch.question.write_key(&mut scratch.probe);
-        match flow::find(tables, &scratch.question, &scratch.probe) {
-            Some(found) => {
-                let asked = Some(&scratch.asked);
-                found.fit(tables, protocol, segment.meaning, asked) != Fit::Collision
-            }
-            None => true,
-        }
-    });
-    match chosen {
-        Chosen::Backend(backend, generation) => {
-            if found.is_some() {
-                tables.forget(&scratch.key);
-            }
-            scratch.nat = Nat {
-                peer: Peer {
-                    addr: backend.addr,
-                    port: backend.port,
-                },
-                pad: 0,
-                backend: backend.id,
-                generation,
-                pad2: 0,
-            };
-            Ok(Target::Chosen)
-        }
-        Chosen::NoneFits => Err(DropReason::NatCollision),
-        Chosen::Empty => Err(DropReason::NoBackend),
     }
+    if !fits {
+        return Err(DropReason::NatCollision);
+    }
+    if found.is_some() {
+        tables.forget(&scratch.key);
+    }
+    Ok(Target::CHOSEN)
+}
+
+/// Can the packet go to the backend of `nat` without being taken for another conversation's?
+#[inline(always)]
+fn is_free<T: Tables>(tables: &T, scratch: &mut Scratch, segment: Segment) -> bool {
+    // A pod that is its own backend would receive a packet from itself, which its kernel refuses.
+    if same(&scratch.nat.peer.addr, &scratch.trace.tuple.source) {
+        return false;
+    }
+    scratch.question = scratch.trace.tuple;
+    scratch.question.set_destination(&scratch.nat.peer);
+    scratch.question.write_key(&mut scratch.probe);
+    let Some(other) = flow::find(tables, &scratch.question, &scratch.probe) else {
+        return true;
+    };
+    let (protocol, asked) = (scratch.trace.tuple.protocol, Some(&scratch.asked));
+    other.fit(tables, protocol, segment, asked) != Fit::Collision
 }
 
 /// Is the connection to the remembered backend closed, so that a SYN is a new one?

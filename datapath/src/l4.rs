@@ -3,42 +3,63 @@
 use weir_common::{DropReason, Port, Protocol};
 
 use crate::l3::{Body, Icmp, L3};
+use crate::merge::Merge;
 use crate::packet::{Packet, Zero};
 use crate::tuple::Tuple;
 
-/// What a packet means for its conversation.
+/// What the transport header says, besides the ports: what the packet means for its conversation. Bits,
+/// so that it can pass through a [`Merge`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Meaning {
-    /// May open a conversation or belong to one: datagrams, TCP in midstream, an echo request.
-    Speak,
-    /// Opens a TCP connection: SYN without ACK.
-    Syn,
-    /// Only an answer makes sense: SYN with ACK, RST, an echo reply.
-    Answer,
-    /// An ICMP error.
-    Error,
-}
+pub struct Segment(u32);
 
-/// What the transport header says, besides the ports.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Segment {
-    pub meaning: Meaning,
-    pub fin: bool,
-    pub rst: bool,
+impl Segment {
+    /// May open a conversation or belong to one: datagrams, TCP in midstream, an echo request.
+    pub const SPEAK: Self = Self(0);
+    /// Opens a TCP connection: SYN without ACK.
+    pub const SYN: Self = Self(1);
+    /// Only an answer makes sense: SYN with ACK, RST, an echo reply.
+    pub const ANSWER: Self = Self(2);
+    /// An ICMP error.
+    pub const ERROR: Self = Self(4);
+    const FIN: Self = Self(8);
+    const RST: Self = Self(16);
+
+    #[inline(always)]
+    pub const fn is_syn(self) -> bool {
+        self.0 & Self::SYN.0 != 0
+    }
+
+    #[inline(always)]
+    pub const fn is_answer(self) -> bool {
+        self.0 & Self::ANSWER.0 != 0
+    }
+
+    #[inline(always)]
+    pub const fn is_error(self) -> bool {
+        self.0 & Self::ERROR.0 != 0
+    }
+
+    #[inline(always)]
+    pub const fn is_fin(self) -> bool {
+        self.0 & Self::FIN.0 != 0
+    }
+
+    #[inline(always)]
+    pub const fn is_rst(self) -> bool {
+        self.0 & Self::RST.0 != 0
+    }
+
+    /// The same, wherever it came from.
+    #[inline(always)]
+    pub fn merged(self, merge: &Merge) -> Self {
+        Self(merge.pass(self.0))
+    }
 }
 
 const FIN: u8 = 1;
 const SYN: u8 = 2;
 const RST: u8 = 4;
 const ACK: u8 = 16;
-
-impl Segment {
-    const SPEAK: Self = Self {
-        meaning: Meaning::Speak,
-        fin: false,
-        rst: false,
-    };
-}
 
 /// Reads the transport header and fills protocol and ports of the tuple.
 ///
@@ -62,18 +83,20 @@ pub fn parse<F: L3>(
         }
         ports(tuple, [header[0], header[1], header[2], header[3]]);
         let flags = header[13];
-        let meaning = if flags & (SYN | ACK | RST) == SYN {
-            Meaning::Syn
+        let mut segment = if flags & (SYN | ACK | RST) == SYN {
+            Segment::SYN.0
         } else if flags & (SYN | RST) != 0 {
-            Meaning::Answer
+            Segment::ANSWER.0
         } else {
-            Meaning::Speak
+            Segment::SPEAK.0
         };
-        return Ok(Segment {
-            meaning,
-            fin: flags & FIN != 0,
-            rst: flags & RST != 0,
-        });
+        if flags & FIN != 0 {
+            segment |= Segment::FIN.0;
+        }
+        if flags & RST != 0 {
+            segment |= Segment::RST.0;
+        }
+        return Ok(Segment(segment));
     }
     if body.protocol == Protocol::UDP {
         let header = packet.load::<8>(at)?;
@@ -100,17 +123,12 @@ pub fn parse<F: L3>(
         tuple.protocol = Protocol::ICMP;
         let icmp = F::icmp(header[0]);
         echo(tuple, icmp, Port([header[4], header[5]]));
-        let meaning = match icmp {
-            Icmp::EchoRequest => Meaning::Speak,
-            Icmp::EchoReply => Meaning::Answer,
-            Icmp::Error => Meaning::Error,
-            Icmp::Other => return Err(DropReason::NoFlow),
+        return match icmp {
+            Icmp::EchoRequest => Ok(Segment::SPEAK),
+            Icmp::EchoReply => Ok(Segment::ANSWER),
+            Icmp::Error => Ok(Segment::ERROR),
+            Icmp::Other => Err(DropReason::NoFlow),
         };
-        return Ok(Segment {
-            meaning,
-            fin: false,
-            rst: false,
-        });
     }
     if body.protocol == F::FOREIGN_ICMP {
         return Err(DropReason::Malformed);

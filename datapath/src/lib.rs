@@ -13,6 +13,7 @@ mod icmp;
 pub mod l3;
 pub mod l4;
 pub mod limit;
+pub mod merge;
 pub mod nat;
 pub mod packet;
 pub mod policy;

@@ -6,6 +6,7 @@ use weir_common::device::Device;
 use weir_common::policy::{Action, Class, PortKey, RuleId, RulesId, VerdictKey};
 use weir_common::{Addr, DropReason};
 
+use crate::merge::Merge;
 use crate::tables::Tables;
 use crate::tuple::{Tuple, same};
 
@@ -40,10 +41,11 @@ pub fn judge<T: Tables>(
     here: &Here<'_>,
     opener: &Tuple,
     rule: &mut RuleId,
+    merge: &Merge,
 ) -> Result<Judgement, DropReason> {
     tables.count(Counter::Judged);
-    let (opener_device, egress) = end(tables, here, &opener.source, Way::Out)?;
-    let (responder_device, ingress) = end(tables, here, &opener.destination, Way::In)?;
+    let (opener_device, egress) = end(tables, here, &opener.source, Way::Out, merge)?;
+    let (responder_device, ingress) = end(tables, here, &opener.destination, Way::In, merge)?;
     let mut judgement = Judgement {
         opener_device,
         responder_device,
@@ -53,22 +55,18 @@ pub fn judge<T: Tables>(
     if same(&opener.source, &opener.destination) {
         return Ok(judgement);
     }
+    let denied = DropReason::EgressDenied;
     judgement.egress = ask(
         tables,
         egress,
         &opener.destination,
         opener,
-        DropReason::EgressDenied,
+        denied,
         rule,
+        merge,
     )?;
-    judgement.ingress = ask(
-        tables,
-        ingress,
-        &opener.source,
-        opener,
-        DropReason::IngressDenied,
-        rule,
-    )?;
+    let denied = DropReason::IngressDenied;
+    judgement.ingress = ask(tables, ingress, &opener.source, opener, denied, rule, merge)?;
     Ok(judgement)
 }
 
@@ -85,19 +83,21 @@ fn end<T: Tables>(
     here: &Here<'_>,
     addr: &Addr,
     way: Way,
+    merge: &Merge,
 ) -> Result<(u32, RulesId), DropReason> {
     let rules = |device: &Device| match way {
         Way::Out => device.egress,
         Way::In => device.ingress,
     };
-    if same(addr, here.addr) {
-        return Ok((here.ifindex, rules(here.device)));
-    }
-    let Some(pod) = tables.local_pod(addr) else {
-        return Ok((0, RulesId::OPEN));
+    let (ifindex, rules) = if same(addr, here.addr) {
+        (here.ifindex, rules(here.device))
+    } else if let Some(pod) = tables.local_pod(addr) {
+        let device = tables.device(pod.ifindex).ok_or(DropReason::NoLease)?;
+        (pod.ifindex, rules(&device))
+    } else {
+        (0, RulesId::OPEN)
     };
-    let device = tables.device(pod.ifindex).ok_or(DropReason::NoLease)?;
-    Ok((pod.ifindex, rules(&device)))
+    Ok((merge.pass(ifindex), RulesId(merge.pass(rules.0))))
 }
 
 /// Whether rules allow a peer; the rule that does.
@@ -109,29 +109,30 @@ fn ask<T: Tables>(
     opener: &Tuple,
     denied: DropReason,
     rule: &mut RuleId,
+    merge: &Merge,
 ) -> Result<RuleId, DropReason> {
     if rules == RulesId::OPEN {
-        return Ok(RuleId::NONE);
+        return Ok(RuleId(merge.pass(0)));
     }
     let class = tables.class(peer);
     if class == Class::OWN_NODE {
-        return Ok(RuleId::NONE);
+        return Ok(RuleId(merge.pass(0)));
     }
     let row = tables
         .verdict(&VerdictKey { rules, class })
         .ok_or(DropReason::NoVerdict)?;
-    if row.action == Action::ALLOW {
-        return Ok(row.rule);
-    }
-    *rule = row.rule;
-    if row.action == Action::BY_PORT {
+    let (mut action, mut decided) = (row.action, row.rule);
+    if action == Action::BY_PORT {
         let key = PortKey::exact(row.ports, opener.protocol, opener.destination_port);
+        action = Action::DENY;
         if let Some(port) = tables.port(&key) {
-            if port.action == Action::ALLOW {
-                return Ok(port.rule);
-            }
-            *rule = port.rule;
+            (action, decided) = (port.action, port.rule);
         }
     }
+    let decided = RuleId(merge.pass(decided.0));
+    if action == Action::ALLOW {
+        return Ok(decided);
+    }
+    *rule = decided;
     Err(denied)
 }

@@ -3,13 +3,10 @@
 
 use weir_common::Protocol;
 use weir_common::flow::Peer;
-use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation, Scope};
+use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation, Scope, Segment};
 
+use crate::merge::Merge;
 use crate::tables::Tables;
-
-/// How many backends are looked at before a service counts as having none. More than one is needed only
-/// in the moment between a backend's end and the new run without it.
-const TRIES: u32 = 8;
 
 /// The service at an address, as seen from inside of the cluster.
 #[inline(always)]
@@ -25,45 +22,47 @@ pub fn frontend<T: Tables>(tables: &T, peer: &Peer, protocol: Protocol) -> Optio
     })
 }
 
-/// What came of choosing.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Chosen {
-    Backend(Backend, Generation),
-    /// Backends can serve, but none of those tried fits.
-    NoneFits,
-    /// Nothing can serve.
-    Empty,
+/// The usable backends of a service, from a random one on.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidates {
+    segment: Segment,
+    index: u32,
 }
 
-/// A random backend of a service that may be used and that fits.
-#[inline(always)]
-pub fn choose<T: Tables>(
-    tables: &T,
-    frontend: &Frontend,
-    mut fits: impl FnMut(&Backend) -> bool,
-) -> Chosen {
-    let segment = frontend.segment;
-    let mut outcome = Chosen::Empty;
-    if segment.len == 0 {
-        return outcome;
+impl Candidates {
+    /// How many backends are looked at before a service counts as having none. More than one is needed
+    /// only in the moment between a backend's end and the new run without it.
+    const TRIES: u32 = 8;
+
+    #[inline(always)]
+    pub fn new<T: Tables>(tables: &T, frontend: &Frontend) -> Self {
+        let segment = frontend.segment;
+        let index = match segment.len {
+            0 => 0,
+            len => tables.random() % len,
+        };
+        Self { segment, index }
     }
-    let mut index = tables.random() % segment.len;
-    for _ in 0..TRIES {
-        if let Some(backend) = tables.backend(segment.start.wrapping_add(index))
-            && let Some(generation) = tables.generation(backend.id)
-            && generation.is_usable()
-        {
-            if fits(&backend) {
-                return Chosen::Backend(backend, generation);
+
+    /// The next backend that may be used. After the last one comes the first.
+    #[inline(always)]
+    pub fn next<T: Tables>(&mut self, tables: &T, merge: &Merge) -> Option<(Backend, Generation)> {
+        for _ in 0..Self::TRIES {
+            if self.index >= self.segment.len {
+                return None;
             }
-            outcome = Chosen::NoneFits;
+            let at = self.segment.start.wrapping_add(self.index);
+            let next = self.index + 1;
+            self.index = merge.pass(if next < self.segment.len { next } else { 0 });
+            if let Some(backend) = tables.backend(at)
+                && let Some(generation) = tables.generation(backend.id)
+                && generation.is_usable()
+            {
+                return Some((backend, generation));
+            }
         }
-        index += 1;
-        if index >= segment.len {
-            index = 0;
-        }
+        None
     }
-    outcome
 }
 
 /// Is a remembered backend still the one that it was?

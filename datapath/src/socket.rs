@@ -7,7 +7,8 @@ use weir_common::counter::Counter;
 use weir_common::flow::Peer;
 use weir_common::service::{BackendId, Generation, SocketKey, SocketPeer, SocketSide};
 
-use crate::service::{self, Chosen};
+use crate::merge::Merge;
+use crate::service::{self, Candidates};
 use crate::tables::Sockets;
 
 /// The address of a socket call.
@@ -84,7 +85,10 @@ fn translate<A: Address, T: Sockets>(address: &mut A, tables: &T, lifetime: Life
         });
         return Call::Proceed;
     }
-    let Chosen::Backend(backend, generation) = service::choose(tables, &frontend, |_| true) else {
+    // On the stack: socket programs can be preempted by each other, so there is no memory that they could
+    // merge in, and they are short enough without.
+    let merge = &Merge::default();
+    let Some((backend, generation)) = Candidates::new(tables, &frontend).next(tables, merge) else {
         tables.count(Counter::SocketRefused);
         return Call::Refuse;
     };

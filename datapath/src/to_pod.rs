@@ -6,7 +6,7 @@ use weir_common::DropReason;
 use crate::flow::{self, Count, Fit, Seen, Sender, Through};
 use crate::icmp;
 use crate::l3::{self, Extent, Family, L3, Side};
-use crate::l4::{self, Meaning};
+use crate::l4;
 use crate::nat;
 use crate::packet::Packet;
 use crate::policy::Here;
@@ -61,13 +61,15 @@ fn receive<F: L3, P: Packet, T: Tables>(
     }
     let body = F::body(packet, l3::OFFSET, Extent::Whole)?;
     let segment = l4::parse::<F>(packet, &body, tuple)?;
-    if segment.meaning == Meaning::Error {
+    if segment.is_error() {
         icmp::is_about_flow::<F>(packet, tables, &body, scratch)?;
         return Ok(());
     }
+    let segment = segment.merged(&scratch.merge);
+    let transport = scratch.merge.pass(body.offset as u32) as usize;
     let seen = Seen {
-        segment: &segment,
-        length: body.end - l3::OFFSET as u32,
+        segment,
+        length: scratch.merge.pass(body.end) - l3::OFFSET as u32,
         count: Count::FromElsewhere,
     };
     let tuple = &scratch.trace.tuple;
@@ -80,7 +82,7 @@ fn receive<F: L3, P: Packet, T: Tables>(
         }
         // A packet of the opener has its translation behind it, so any flow of these ports is its own.
         if flow.sender == Sender::Responder
-            && flow.fit(tables, tuple.protocol, segment.meaning, None) == Fit::Over
+            && flow.fit(tables, tuple.protocol, segment, None) == Fit::Over
         {
             tables.forget(&scratch.key);
             found = None;
@@ -97,7 +99,7 @@ fn receive<F: L3, P: Packet, T: Tables>(
             tables,
             Side::Source,
             scratch.trace.tuple.protocol,
-            body.offset,
+            transport,
             &scratch.trace.tuple.source(),
             &found.flow.nat.peer,
         )?;

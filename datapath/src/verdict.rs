@@ -4,6 +4,7 @@ use weir_common::DropReason;
 use weir_common::flow::{Flow, Nat, Peer};
 use weir_common::policy::RuleId;
 
+use crate::merge::Merge;
 use crate::tuple::{AlignedKey, Tuple};
 
 /// What happens to a packet.
@@ -33,6 +34,8 @@ pub struct Scratch {
     pub(crate) nat: Nat,
     /// A new entry before it is in its table.
     pub(crate) flow: Flow,
+    pub merge: Merge,
+    pub(crate) pad: u32,
 }
 
 /// What was learned about a packet on the way to its verdict.

@@ -7,15 +7,16 @@ use weir_common::counter::Counter;
 use weir_common::event::{DropEvent, EventKind, Hook};
 use weir_common::node::Features;
 use weir_datapath::tables::Tables as _;
-use weir_datapath::{Packet as _, Trace, limit};
+use weir_datapath::{Packet as _, Scratch, limit};
 
 use crate::maps::{self, DROPS, EVENT_LIMITS, EVENTS, Maps};
 use crate::skb::Skb;
 
 /// Counts a drop and, unless it is noise or there were too many, sends an event.
 #[inline(always)]
-pub(crate) fn dropped(skb: &Skb, trace: &Trace, hook: Hook, reason: DropReason) {
-    let index = u32::from(reason as u8);
+pub(crate) fn dropped(skb: &Skb, scratch: &Scratch, hook: Hook, reason: DropReason) {
+    let index = scratch.merge.pass(u32::from(reason as u8));
+    let trace = &scratch.trace;
     if let Some(drops) = DROPS.get_ptr_mut(index) {
         // SAFETY: a live row of this CPU, which one packet program at a time uses.
         unsafe {
@@ -51,7 +52,7 @@ pub(crate) fn dropped(skb: &Skb, trace: &Trace, hook: Hook, reason: DropReason) 
     let tuple = &trace.tuple;
     entry.write(DropEvent {
         kind: EventKind::DROP,
-        reason: reason as u8,
+        reason: index as u8,
         protocol: tuple.protocol,
         hook,
         ifindex: skb.ifindex(),

@@ -1,5 +1,5 @@
 //! Every map, under the names of `weir_common::table`, and the two traits that decisions see them
-//! through. `SCRATCH` is the only one that is not a table: it is never pinned.
+//! through. `SCRATCH` is no table: it is never pinned.
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};

@@ -25,7 +25,7 @@ pub fn weir_from_pod(context: TcContext) -> i32 {
         // is a drop of the kernel's.
         Verdict::Redirect(ifindex) => unsafe { bpf_redirect_peer(ifindex, 0) as i32 },
         Verdict::Drop(reason) => {
-            events::dropped(&skb, &scratch.trace, Hook::FROM_POD, reason);
+            events::dropped(&skb, scratch, Hook::FROM_POD, reason);
             TC_ACT_SHOT
         }
     }
@@ -41,7 +41,7 @@ pub fn weir_to_pod(context: TcContext) -> i32 {
     match to_pod(&mut skb, &Maps, scratch) {
         Verdict::Pass | Verdict::Redirect(_) => TC_ACT_UNSPEC,
         Verdict::Drop(reason) => {
-            events::dropped(&skb, &scratch.trace, Hook::TO_POD, reason);
+            events::dropped(&skb, scratch, Hook::TO_POD, reason);
             TC_ACT_SHOT
         }
     }
@@ -59,7 +59,7 @@ pub fn weir_protect(context: TcContext) -> i32 {
         } else {
             Hook::TO_POD
         };
-        events::dropped(&Skb(context), &scratch.trace, hook, DropReason::Protected);
+        events::dropped(&Skb(context), scratch, hook, DropReason::Protected);
     }
     TC_ACT_SHOT
 }
