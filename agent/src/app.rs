@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
@@ -21,8 +22,9 @@ use crate::compile::policy::RuleBook;
 use crate::config::{Settings, Source};
 use crate::events::{self, Explainer, Names, Recent};
 use crate::export;
-use crate::kernel::{Kernel, Ring, features, lock, netlink, second_lock};
-use crate::line::{Handle, Line, NodeDatapath, Parts, Published};
+use crate::kernel::second_lock::Lock;
+use crate::kernel::{Kernel, Ring, features, lock, netlink, object, second_lock, sysctl};
+use crate::line::{self, Handle, Line, NodeDatapath, Parts, Published};
 use crate::model::Change;
 use crate::pods::{self, Leases, Places, Pods};
 use crate::watch::controllers::Surroundings;
@@ -37,6 +39,10 @@ const CHANGES: usize = 4096;
 const RECORDS: usize = 1024;
 /// How often the manifests are read although nothing was noticed.
 const RESCAN: Duration = Duration::from_secs(5);
+/// How often the second lock is looked at.
+const LOCK_AUDIT: Duration = Duration::from_secs(5);
+/// After how long something that ended by an error is begun again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Runs the agent until `stop`. Nothing is detached then: the kernel goes on by itself.
 ///
@@ -52,14 +58,22 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     let sockets = Sockets::open(&settings).await?;
 
     // The node's network, then the kernel's programs. Pods keep the old programs until here.
-    netlink::set_sysctls()?;
+    sysctl::set_node()?;
     netlink::add_loopback_addresses(&settings.dns.addresses).await?;
-    second_lock::close().context("close the second lock")?;
+    if second_lock::close().context("close the second lock")? == Lock::Open {
+        info!("the second lock is closed");
+    }
     let config = NodeConfig {
         features: if settings.debug_bpf { Features::LOG } else { 0 },
         ..NodeConfig::default()
     };
-    let mut kernel = Kernel::load(&settings.bpffs, &settings.cgroup, config, &[])?;
+    let mut kernel = Kernel::load(
+        object::OBJECT,
+        &settings.bpffs,
+        &settings.cgroup,
+        config,
+        &[],
+    )?;
     for (program, (_, visited)) in kernel.programs() {
         info!(program, instructions = visited, "verified");
     }
@@ -105,8 +119,18 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
             addresses.report(name, lease.addresses.clone());
         }
     }
-    line.ask(move |line| line.resume_pods(leases.all().values().cloned()))
-        .await?;
+    let devices = netlink::pod_devices().await?;
+    line.ask(move |line| {
+        let leases = leases.all();
+        line.resume_pods(leases.values().cloned());
+        let is_leased =
+            |device: &pods::Device| leases.values().any(|lease| lease.device() == device.name);
+        line.protect_unexplained(devices.iter().filter(|device| !is_leased(device)));
+        line.settle(&devices);
+    })
+    .await?;
+    tasks.spawn(keep_second_lock(published.clone()));
+    tasks.spawn(follow_addresses(line.clone()));
     source.spawn(changes, &mut tasks);
     tasks.spawn(pods.serve(sockets.cni));
 
@@ -242,6 +266,57 @@ fn open_leases(settings: &Settings) -> Result<Leases> {
     )?)
 }
 
+async fn keep_second_lock(published: Arc<Published>) {
+    second_lock::keep(LOCK_AUDIT, |found| {
+        let problem = match found {
+            Ok(Lock::Closed { drops }) => {
+                published.lock_drops.store(drops, Ordering::Relaxed);
+                None
+            }
+            Ok(Lock::Open) => {
+                warn!("the second lock was open or changed; it is closed again");
+                None
+            }
+            Err(error) => Some(format!("{error:#}")),
+        };
+        let before = published.lock_problem.swap(problem.clone().map(Arc::new));
+        if let Some(problem) = problem
+            && before.is_none_or(|before| *before != problem)
+        {
+            warn!(problem, "the second lock cannot be looked after");
+        }
+    })
+    .await;
+}
+
+async fn follow_addresses(line: Handle) {
+    let (to, mut addresses) = mpsc::channel(1);
+    let watch = async {
+        loop {
+            match netlink::watch_node_addresses(to.clone()).await {
+                Ok(()) => return,
+                Err(error) => warn!(error = format!("{error:#}"), "addresses are watched again"),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    };
+    let tell = async {
+        while let Some(now) = addresses.recv().await {
+            if line
+                .tell(move |line| line.know_addresses(now))
+                .await
+                .is_err()
+            {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = watch => {}
+        () = tell => {}
+    }
+}
+
 async fn read_ring(ring: Ring, records: mpsc::Sender<Vec<u8>>) {
     let mut lost = 0u64;
     let ended = ring
@@ -362,6 +437,11 @@ impl Probes for Told {
     }
 
     async fn metrics(&self) -> Result<String, Refusal> {
+        // The rule counts by itself; it is listed when somebody asks.
+        let lock = tokio::task::spawn_blocking(second_lock::state).await;
+        if let Ok(Ok(Lock::Closed { drops })) = lock {
+            self.published.lock_drops.store(drops, Ordering::Relaxed);
+        }
         let sample = self
             .ask(|line| line.sample())
             .await?
@@ -388,9 +468,12 @@ impl Local for Told {
     }
 
     async fn flows(&self) -> Result<Vec<views::FlowView>, Refusal> {
+        let tables = self.ask(|line| line.flow_tables()).await?;
         let names = self.published.names.load_full();
-        self.ask(move |line| line.flows(&names))
-            .await?
+        let rules = self.published.rules.load_full();
+        let read = tokio::task::spawn_blocking(move || line::flows(&tables, &rules, &names));
+        read.await
+            .map_err(|e| e.to_string())?
             .map_err(|e| e.to_string())
     }
 

@@ -7,18 +7,14 @@ use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
-use weir_agent::config::{Args, Command, LogFormat, RunArgs, Settings};
+use weir_agent::config::{Args, CleanupArgs, Command, LogFormat, RunArgs, Settings};
 use weir_agent::{app, kernel, watch};
 
 fn main() -> ExitCode {
     let ended = match Args::parse().command {
         Command::Run(args) => run(&args),
         Command::Doctor(args) => return doctor(&args.bpffs, &args.cgroup),
-        Command::Cleanup(args) => kernel::cleanup(&args.bpffs).map(|removed| {
-            for what in removed {
-                println!("removed {what}");
-            }
-        }),
+        Command::Cleanup(args) => cleanup(&args),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -54,6 +50,24 @@ fn run(args: &RunArgs) -> Result<()> {
         });
         app::run(settings, stop).await
     })
+}
+
+/// Says what is gone, and fails if something is left.
+fn cleanup(args: &CleanupArgs) -> Result<()> {
+    let _only = kernel::lock::lock(&args.run_dir)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let kernel = &args.kernel;
+    let cleaned = runtime.block_on(kernel::cleanup(&kernel.bpffs, &kernel.cgroup))?;
+    for what in cleaned.removed {
+        println!("removed {what}");
+    }
+    if !cleaned.left.is_empty() {
+        anyhow::bail!("some things are left:\n  {}", cleaned.left.join("\n  "));
+    }
+    Ok(())
 }
 
 fn start_log(args: &RunArgs) -> Result<()> {

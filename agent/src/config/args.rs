@@ -21,8 +21,19 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Say what this node offers and what is missing, and change nothing.
     Doctor(DoctorArgs),
-    /// Remove everything that Weir left in this node's kernel. Pods lose their network.
-    Cleanup(DoctorArgs),
+    /// Remove everything that Weir left in this node's kernel, the pods' devices included: pods lose
+    /// their network.
+    Cleanup(CleanupArgs),
+}
+
+/// Options of `cleanup`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CleanupArgs {
+    #[command(flatten)]
+    pub kernel: DoctorArgs,
+    /// Where the agent keeps its lock: one that runs must be stopped first.
+    #[arg(long, default_value = "/run/weir")]
+    pub run_dir: PathBuf,
 }
 
 /// Where a node keeps what the agent needs.

@@ -119,6 +119,12 @@ impl Collector for Page {
         }
         one(
             &mut to,
+            "second_lock_drops",
+            "Packets of pods that no program of ours had passed, dropped by the second lock.",
+            &ConstCounter::new(sample.second_lock_drops),
+        )?;
+        one(
+            &mut to,
             "drifted_rows",
             "Rows that somebody else changed in our tables, found and repaired.",
             &ConstCounter::new(sample.drifted_rows as u64),

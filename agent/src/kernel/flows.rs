@@ -9,7 +9,7 @@ use weir_common::flow::{Flow, FlowBits, FlowKey};
 use weir_common::{Addr, Protocol};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::map::read_all;
+use super::map::for_each;
 use super::sys;
 
 /// `FLOWS` and `HALF_OPEN`.
@@ -56,45 +56,142 @@ impl Flows {
     /// The kernel refuses to read.
     pub fn all(&self) -> io::Result<Vec<(FlowKey, Flow)>> {
         let mut all = Vec::new();
-        for table in &self.tables {
-            all.extend(Self::rows(table)?);
-        }
+        self.each(|key, flow| all.push((key, flow)))?;
         Ok(all)
     }
 
     /// Removes flows that have ended, and those of addresses that are no longer anybody's. Returns how
-    /// many.
+    /// many entries. It reads both tables as a whole, so ask for it rarely, and not where
+    /// somebody waits.
     ///
     /// # Errors
     /// The kernel refuses to read or to remove.
     pub fn sweep(&self, now: Duration, is_gone: impl Fn(&Addr) -> bool) -> io::Result<usize> {
+        sweep(self, now, is_gone)
+    }
+
+    fn rows(table: &OwnedFd, mut row: impl FnMut(FlowKey, Flow)) -> io::Result<()> {
+        for_each(
+            table.as_fd(),
+            size_of::<FlowKey>(),
+            size_of::<Flow>(),
+            |key, value| {
+                if let (Ok(key), Ok(flow)) =
+                    (FlowKey::read_from_bytes(key), Flow::read_from_bytes(value))
+                {
+                    row(key, flow);
+                }
+            },
+        )
+    }
+}
+
+/// Where flows are.
+trait Entries {
+    fn each(&self, entry: impl FnMut(FlowKey, Flow)) -> io::Result<()>;
+
+    /// As it is now, in either table.
+    fn find(&self, key: &FlowKey) -> io::Result<Option<Flow>>;
+
+    /// Removes it from both tables; the number of entries that were there.
+    fn remove(&self, key: &FlowKey) -> io::Result<usize>;
+}
+
+impl Entries for Flows {
+    fn each(&self, mut entry: impl FnMut(FlowKey, Flow)) -> io::Result<()> {
+        self.tables
+            .iter()
+            .try_for_each(|table| Self::rows(table, &mut entry))
+    }
+
+    fn find(&self, key: &FlowKey) -> io::Result<Option<Flow>> {
+        let mut value = [0; size_of::<Flow>()];
+        for table in &self.tables {
+            match sys::lookup(table.as_fd(), key.as_bytes(), &mut value) {
+                Ok(()) => return Ok(Flow::read_from_bytes(&value).ok()),
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    fn remove(&self, key: &FlowKey) -> io::Result<usize> {
         let mut removed = 0;
         for table in &self.tables {
-            for (key, flow) in Self::rows(table)? {
-                let is_over = is_expired(&key, &flow, now)
-                    || is_gone(&key.low.addr)
-                    || is_gone(&key.high.addr);
-                if !is_over {
-                    continue;
-                }
-                match sys::delete(table.as_fd(), key.as_bytes()) {
-                    Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error),
-                    _ => removed += 1,
-                }
+            match sys::delete(table.as_fd(), key.as_bytes()) {
+                Ok(()) => removed += 1,
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(removed)
     }
+}
 
-    fn rows(table: &OwnedFd) -> io::Result<impl Iterator<Item = (FlowKey, Flow)> + use<>> {
-        let rows = read_all(table.as_fd(), size_of::<FlowKey>(), size_of::<Flow>())?;
-        Ok(rows.into_iter().filter_map(|(key, value)| {
-            Some((
-                FlowKey::read_from_bytes(&key).ok()?,
-                Flow::read_from_bytes(&value).ok()?,
-            ))
-        }))
+/// A conversation through a service is two entries: the lead (client, service), which says to which
+/// backend, and the flow (client, backend), which says that it came from the service. They go together:
+/// a flow without its lead would be led to another backend in the middle of a connection.
+fn sweep(
+    entries: &impl Entries,
+    now: Duration,
+    is_gone: impl Fn(&Addr) -> bool,
+) -> io::Result<usize> {
+    let is_over = |key: &FlowKey, flow: &Flow| {
+        is_expired(key, flow, now) || is_gone(&key.low.addr) || is_gone(&key.high.addr)
+    };
+    let mut over = Vec::new();
+    entries.each(|key, flow| {
+        if is_over(&key, &flow) {
+            over.push(key);
+        }
+    })?;
+    let mut removed = 0;
+    for key in over {
+        // A packet may have come since.
+        let Some(flow) = entries.find(&key)?.filter(|flow| is_over(&key, flow)) else {
+            continue;
+        };
+        let Some(other) = other_half(&key, &flow) else {
+            removed += entries.remove(&key)?;
+            continue;
+        };
+        let partner = entries
+            .find(&other)?
+            .filter(|found| other_half(&other, found) == Some(key));
+        let is_needed = flow.bits.load(Ordering::Relaxed) & FlowBits::TO_BACKEND != 0
+            && partner
+                .as_ref()
+                .is_some_and(|found| !is_over(&other, found));
+        if is_needed {
+            continue;
+        }
+        removed += entries.remove(&key)?;
+        if partner.is_some() {
+            removed += entries.remove(&other)?;
+        }
     }
+    Ok(removed)
+}
+
+/// Of a lead the flow that it leads to; of a flow through a service its lead.
+fn other_half(key: &FlowKey, flow: &Flow) -> Option<FlowKey> {
+    let bits = flow.bits.load(Ordering::Relaxed);
+    if bits & (FlowBits::TO_BACKEND | FlowBits::FROM_SERVICE) == 0 {
+        return None;
+    }
+    let opener = if bits & FlowBits::OPENER_IS_HIGH != 0 {
+        key.high
+    } else {
+        key.low
+    };
+    let peer = flow.nat.peer;
+    Some(FlowKey {
+        low: opener.min(peer),
+        high: opener.max(peer),
+        protocol: key.protocol,
+        pad: [0; 3],
+    })
 }
 
 #[cfg(test)]
@@ -102,6 +199,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, AtomicU64};
 
     use super::*;
+    use weir_common::flow::Peer;
 
     fn expired(protocol: Protocol, bits: u32, idle: u64) -> bool {
         let key = FlowKey {
@@ -138,5 +236,103 @@ mod tests {
         let closed = FlowBits::ANSWERED | FlowBits::OPENER_FIN | FlowBits::RESPONDER_FIN;
         assert!(!expired(Protocol::TCP, closed, 29));
         assert!(expired(Protocol::TCP, closed, 31));
+    }
+
+    /// A table in memory.
+    #[derive(Default)]
+    struct Fake(std::cell::RefCell<std::collections::BTreeMap<FlowKey, (u32, u64, Peer)>>);
+
+    impl Fake {
+        fn with(self, key: FlowKey, bits: u32, seen: u64, peer: Peer) -> Self {
+            self.0.borrow_mut().insert(key, (bits, seen, peer));
+            self
+        }
+
+        fn flow((bits, seen, peer): (u32, u64, Peer)) -> Flow {
+            Flow {
+                bits: AtomicU32::new(bits),
+                seen: AtomicU64::new(seen * 1_000_000_000),
+                nat: weir_common::flow::Nat {
+                    peer,
+                    ..Default::default()
+                },
+                ..Default::default()
+            }
+        }
+    }
+
+    impl Entries for Fake {
+        fn each(&self, mut entry: impl FnMut(FlowKey, Flow)) -> io::Result<()> {
+            for (key, row) in &*self.0.borrow() {
+                entry(*key, Self::flow(*row));
+            }
+            Ok(())
+        }
+
+        fn find(&self, key: &FlowKey) -> io::Result<Option<Flow>> {
+            Ok(self.0.borrow().get(key).copied().map(Self::flow))
+        }
+
+        fn remove(&self, key: &FlowKey) -> io::Result<usize> {
+            Ok(usize::from(self.0.borrow_mut().remove(key).is_some()))
+        }
+    }
+
+    fn end(last: u8) -> Peer {
+        Peer {
+            addr: Addr::from(std::net::IpAddr::from([10, 0, 0, last])),
+            port: 80.into(),
+        }
+    }
+
+    /// A conversation of a client (1) through a service (9) with a backend (2): the seconds at which its
+    /// lead and its flow were last used, and the address that is gone; the entries left at second 1000.
+    fn left(lead: u64, flow: u64, gone: Option<u8>) -> usize {
+        let (client, service, backend) = (end(1), end(9), end(2));
+        let key = |high| FlowKey {
+            low: client,
+            high,
+            protocol: Protocol::UDP,
+            pad: [0; 3],
+        };
+        let bits = FlowBits::FROM_SERVICE | FlowBits::ANSWERED;
+        let entries = Fake::default()
+            .with(key(service), FlowBits::TO_BACKEND, lead, backend)
+            .with(key(backend), bits, flow, service);
+        let is_gone = |addr: &Addr| gone.is_some_and(|last| *addr == end(last).addr);
+        let removed = sweep(&entries, Duration::from_secs(1000), is_gone).unwrap();
+        let left = entries.0.borrow().len();
+        assert_eq!(removed + left, 2);
+        left
+    }
+
+    #[test]
+    fn both_halves_of_a_conversation_go_together() {
+        for (case, lead, flow, gone, expected) in [
+            ("both are used", 1000, 1000, None, 2),
+            ("only the server speaks", 1, 1000, None, 2),
+            ("neither is used", 1, 1, None, 0),
+            ("the flow has ended before its lead", 900, 1, None, 0),
+            ("the backend is gone", 1000, 1000, Some(2), 0),
+            ("the client is gone", 1000, 1000, Some(1), 0),
+            ("somebody else is gone", 1000, 1000, Some(3), 2),
+        ] {
+            assert_eq!(left(lead, flow, gone), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_lead_to_nowhere_goes() {
+        let key = FlowKey {
+            low: end(1),
+            high: end(9),
+            protocol: Protocol::UDP,
+            pad: [0; 3],
+        };
+        let entries = Fake::default().with(key, FlowBits::TO_BACKEND, 1, end(2));
+        assert_eq!(
+            sweep(&entries, Duration::from_secs(1000), |_| false).unwrap(),
+            1
+        );
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::sys::{self, AttachType, LinkInfo};
+use super::sys::{self, AttachType, Carrier, Kind, LinkInfo, Seat};
 
 /// Why a program is not on its hook.
 #[derive(Debug, Error)]
@@ -35,12 +35,26 @@ pub(super) struct Links {
 }
 
 impl Links {
+    /// Where links are pinned, below a pin folder.
+    pub(super) fn folder_in(bpffs: &Path) -> PathBuf {
+        bpffs.join("links")
+    }
+
+    /// How the name of a device's pin ends.
+    pub(super) fn suffix(side: AttachType) -> &'static str {
+        if side == AttachType::TcxIngress {
+            "-in"
+        } else {
+            "-out"
+        }
+    }
+
     /// Makes the folder if it is not there.
     ///
     /// # Errors
     /// It cannot be made: no bpffs, or no permission.
     pub(super) fn open(bpffs: &Path) -> io::Result<Self> {
-        let folder = bpffs.join("links");
+        let folder = Self::folder_in(bpffs);
         fs::create_dir_all(&folder)?;
         Ok(Self { folder })
     }
@@ -57,12 +71,10 @@ impl Links {
         attach_type: AttachType,
     ) -> Result<Placed, LinkError> {
         let pin = self.device_pin(device, attach_type);
-        self.place(
-            &pin,
-            program,
-            |info| info.target[0] == ifindex,
-            || sys::link_device(program, ifindex, attach_type),
-        )
+        let seat = Seat::Device(ifindex, attach_type);
+        place(&pin, program, seat, || {
+            sys::link(program, Carrier::Device(ifindex), attach_type)
+        })
     }
 
     /// Puts a program on a cgroup.
@@ -83,23 +95,16 @@ impl Links {
         };
         let folder = fs::File::open(cgroup).map_err(failed)?;
         let id = folder.metadata().map_err(failed)?.ino();
-        let pin = self.folder.join(name);
-        self.place(
-            &pin,
-            program,
-            |info| info.cgroup() == id,
-            || sys::link_cgroup(program, folder.as_fd(), attach_type),
-        )
+        let pin = self.pin(name);
+        place(&pin, program, Seat::Cgroup(id, attach_type), || {
+            sys::link(program, Carrier::Cgroup(folder.as_fd()), attach_type)
+        })
     }
 
     /// Where the link of a side of a device is pinned.
     pub(super) fn device_pin(&self, device: &str, attach_type: AttachType) -> PathBuf {
-        let side = if attach_type == AttachType::TcxIngress {
-            "in"
-        } else {
-            "out"
-        };
-        self.folder.join(format!("{device}-{side}"))
+        self.folder
+            .join(format!("{device}{}", Self::suffix(attach_type)))
     }
 
     /// Where a link is pinned, by the name of its hook.
@@ -124,40 +129,22 @@ impl Links {
 
     /// What is pinned for a hook.
     pub(super) fn info(&self, pin: &Path) -> io::Result<LinkInfo> {
-        sys::link_info(sys::open_pinned(pin)?.as_fd())
+        pinned_link(pin)
     }
+}
 
-    fn place(
-        &self,
-        pin: &Path,
-        program: BorrowedFd<'_>,
-        is_current: impl Fn(&LinkInfo) -> bool,
-        attach: impl FnOnce() -> io::Result<OwnedFd>,
-    ) -> Result<Placed, LinkError> {
-        let failed = |action| {
-            move |source| LinkError {
-                action,
-                hook: label(pin),
-                source,
-            }
-        };
-        match sys::open_pinned(pin) {
-            Ok(link) => {
-                let info = sys::link_info(link.as_fd()).map_err(failed("read the link of"))?;
-                if is_current(&info) {
-                    sys::replace(link.as_fd(), program)
-                        .map_err(failed("replace the program of"))?;
-                    return Ok(Placed::Replaced);
-                }
-                // The device or cgroup went, and another has its name: this link carries nothing.
-                fs::remove_file(pin).map_err(failed("remove the stale pin of"))?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(failed("open the pin of")(error)),
-        }
-        let link = attach().map_err(failed("attach to"))?;
-        sys::pin(link.as_fd(), pin).map_err(failed("pin"))?;
-        Ok(Placed::Attached)
+/// What the link at a path says of itself.
+///
+/// # Errors
+/// Nothing is pinned there, or no link.
+pub(super) fn pinned_link(pin: &Path) -> io::Result<LinkInfo> {
+    let object = sys::open_pinned(pin)?;
+    match sys::kind(object.as_fd())? {
+        Kind::Link => sys::link_info(object.as_fd()),
+        other => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("what is pinned is no link ({other:?})"),
+        )),
     }
 }
 
@@ -169,6 +156,66 @@ pub(super) fn detach_all(bpffs: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         pins => pins?.try_for_each(|pin| fs::remove_file(pin?.path())),
     }
+}
+
+/// Through the pinned link if it sits where it should, else through a new one.
+fn place(
+    pin: &Path,
+    program: BorrowedFd<'_>,
+    seat: Seat,
+    attach: impl FnOnce() -> io::Result<OwnedFd>,
+) -> Result<Placed, LinkError> {
+    let failed = |action| {
+        move |source| LinkError {
+            action,
+            hook: label(pin),
+            source,
+        }
+    };
+    match sys::open_pinned(pin) {
+        Ok(object) => {
+            let replaced = replace(&object, program, seat);
+            if replaced.map_err(failed("replace the program of"))? {
+                return Ok(Placed::Replaced);
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed("open the pin of")(error)),
+    }
+    let link = attach().map_err(failed("attach to"))?;
+    pin_over(&link, pin).map_err(failed("pin"))?;
+    Ok(Placed::Attached)
+}
+
+/// False when what is pinned is of no use for this hook: no link, or one whose device or cgroup went
+/// and whose name another has now.
+fn replace(object: &OwnedFd, program: BorrowedFd<'_>, seat: Seat) -> io::Result<bool> {
+    if sys::kind(object.as_fd())? != Kind::Link || sys::link_info(object.as_fd())?.seat() != seat {
+        return Ok(false);
+    }
+    match sys::replace(object.as_fd(), program) {
+        // It went in this very moment.
+        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(false),
+        other => other.map(|()| true),
+    }
+}
+
+/// Pins beside what is there and renames over it: the old one is let go of when the new one is safe.
+fn pin_over(link: &OwnedFd, pin: &Path) -> io::Result<()> {
+    match sys::pin(link.as_fd(), pin) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        other => return other,
+    }
+    // A bpffs takes no names with a dot.
+    let mut fresh = pin.as_os_str().to_owned();
+    fresh.push("-new");
+    let fresh = PathBuf::from(fresh);
+    match fs::remove_file(&fresh) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    sys::pin(link.as_fd(), &fresh)?;
+    fs::rename(&fresh, pin)
 }
 
 fn label(pin: &Path) -> String {

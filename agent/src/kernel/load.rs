@@ -7,14 +7,15 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use aya::programs::Program;
+use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use thiserror::Error;
+use tracing::warn;
 use weir_common::node::NodeConfig;
 use weir_common::table::{TABLES, Table};
 use zerocopy::IntoBytes;
 
-use super::sys::{self, MapLayout};
+use super::sys::{self, Kind, MapLayout};
 
 /// Why nothing was loaded. Whatever ran before still runs.
 #[derive(Debug, Error)]
@@ -29,6 +30,14 @@ pub enum LoadError {
         path: PathBuf,
         found: String,
         expected: String,
+    },
+    #[error(
+        "what is pinned at {path} is no table {table} ({found:?}): remove it, Weir has not put it there"
+    )]
+    NoTable {
+        table: &'static str,
+        path: PathBuf,
+        found: Kind,
     },
     #[error("{action} {path}: {source}")]
     Pin {
@@ -74,16 +83,34 @@ pub(super) fn load(
     verify_layouts(object, bpffs, capacities)?;
     let mut loader = EbpfLoader::new();
     loader.override_global("NODE", config.as_bytes(), true);
-    loader.verifier_log_level(VerifierLogLevel::STATS);
+    // The log is asked for only after a refusal, so that its price is paid then.
+    loader.verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS);
     for table in TABLES {
         loader.map_pin_path(table.name, pin_path(bpffs, table));
     }
     for (table, entries) in capacities {
         loader.map_max_entries(table, *entries);
     }
-    let mut ebpf = loader
+    let fresh = NewPins::before(bpffs);
+    let loaded = loader
         .load(object)
-        .map_err(|error| LoadError::Tables(chain(&error)))?;
+        .map_err(|error| LoadError::Tables(chain(&error)))
+        .and_then(verify);
+    match loaded {
+        Ok((ebpf, verified)) => Ok(Loaded {
+            ebpf,
+            bpffs: bpffs.to_owned(),
+            verified,
+        }),
+        Err(error) => {
+            fresh.remove();
+            Err(error)
+        }
+    }
+}
+
+/// Every program through the verifier. With what it visited of each.
+fn verify(mut ebpf: Ebpf) -> Result<(Ebpf, BTreeMap<String, Option<u32>>), LoadError> {
     let mut verified = BTreeMap::new();
     for (name, program) in ebpf.programs_mut() {
         let refused = |reason| LoadError::Verifier {
@@ -99,18 +126,62 @@ pub(super) fn load(
                 ));
             }
         };
-        loaded.map_err(|error| refused(chain(&error)))?;
+        loaded.map_err(|error| refused(refusal(&error)))?;
         let visited = program
             .info()
             .ok()
             .and_then(|info| info.verified_instruction_count());
         verified.insert(name.to_owned(), visited);
     }
-    Ok(Loaded {
-        ebpf,
-        bpffs: bpffs.to_owned(),
-        verified,
-    })
+    Ok((ebpf, verified))
+}
+
+/// What the kernel says to a program, with the end of the verifier's log: the instruction that it
+/// stumbled over and why.
+fn refusal(error: &ProgramError) -> String {
+    const LINES: usize = 20;
+    let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    else {
+        return chain(error);
+    };
+    // aya shows the log as a quoted string.
+    let log = verifier_log.to_string();
+    let log = log
+        .trim_matches('"')
+        .replace("\\n", "\n")
+        .replace("\\t", "\t");
+    let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+    let end = &lines[lines.len().saturating_sub(LINES)..];
+    format!("{io_error}; the verifier's last words:\n{}", end.join("\n"))
+}
+
+/// The pins that are not there before a load and are after it. Those of a load that fails are of no
+/// use to anybody, and would be taken for tables of a version that ran.
+struct NewPins {
+    absent: Vec<PathBuf>,
+}
+
+impl NewPins {
+    fn before(bpffs: &Path) -> Self {
+        let pins = TABLES.iter().map(|table| pin_path(bpffs, table));
+        Self {
+            absent: pins.filter(|path| !path.exists()).collect(),
+        }
+    }
+
+    fn remove(self) {
+        for path in self.absent {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    warn!(path = %path.display(), %error, "a table without programs stays pinned");
+                }
+                _ => {}
+            }
+        }
+    }
 }
 
 /// Where a table is pinned: the version of its layout is part of the path.
@@ -119,6 +190,11 @@ pub fn pin_path(bpffs: &Path, table: &Table) -> PathBuf {
 }
 
 impl Loaded {
+    /// Where the tables are pinned.
+    pub(super) fn bpffs(&self) -> &Path {
+        &self.bpffs
+    }
+
     /// The descriptor of a program.
     ///
     /// # Errors
@@ -191,11 +267,20 @@ fn verify_layouts(
                 });
             }
         };
-        let found = sys::map_layout(pinned.as_fd()).map_err(|source| LoadError::Pin {
+        let unreadable = |source| LoadError::Pin {
             action: "inspect",
             path: path.clone(),
             source,
-        })?;
+        };
+        let kind = sys::kind(pinned.as_fd()).map_err(unreadable)?;
+        if kind != Kind::Map {
+            return Err(LoadError::NoTable {
+                table: table.name,
+                path,
+                found: kind,
+            });
+        }
+        let found = sys::map_layout(pinned.as_fd()).map_err(unreadable)?;
         let entries = capacities
             .iter()
             .find(|(name, _)| *name == table.name)

@@ -1,10 +1,9 @@
 //! Pinned maps as tables of typed rows.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -13,8 +12,12 @@ use crate::apply::{KernelTable, Stopped, TableError};
 
 /// Rows that go to the kernel in one call.
 const BATCH: usize = 1024;
-/// Rows that are read in one call. A bucket of a hash must fit.
-const READ_BATCH: usize = 4096;
+/// Rows that are read in one call at first. More when a bucket of a hash holds more.
+const READ_BATCH: usize = 1024;
+/// The kernel's own ENOTSUPP, which libc does not know: this kind of map has no batches.
+const ENOTSUPP: i32 = 524;
+/// Rows of one bucket that are believed.
+const MOST_ROOM: usize = 1 << 20;
 
 /// A map. What is written to it is there for every program at once.
 pub struct MapTable<K, V> {
@@ -80,6 +83,17 @@ impl<K: Plain, V: Plain> MapTable<K, V> {
             let count = (end - done) as u32;
             match sys::update_batch(self.map.as_fd(), k.as_bytes(), v.as_bytes(), count) {
                 Ok(()) => done = end,
+                Err((_, error)) if has_no_batches(&error) => {
+                    for (key, value) in k.iter().zip(v) {
+                        sys::update(self.map.as_fd(), key.as_bytes(), value.as_bytes()).map_err(
+                            |error| Stopped {
+                                done,
+                                cause: cause(error),
+                            },
+                        )?;
+                        done += 1;
+                    }
+                }
                 Err((written, error)) => {
                     return Err(Stopped {
                         done: done + written as usize,
@@ -94,16 +108,22 @@ impl<K: Plain, V: Plain> MapTable<K, V> {
 
 impl<K: Plain, V: Plain + PartialEq> KernelTable<K, V> for MapTable<K, V> {
     fn load(&mut self) -> Result<Vec<(K, V)>, TableError> {
-        let all = read_all(self.map.as_fd(), size_of::<K>(), size_of::<V>())?;
-        let rows = all.into_iter().filter_map(|(key, value)| {
-            let row = (
-                K::read_from_bytes(&key).ok()?,
-                V::read_from_bytes(&value).ok()?,
-            );
-            let is_there = self.shape == Shape::Keyed || value.iter().any(|byte| *byte != 0);
-            is_there.then_some(row)
-        });
-        Ok(rows.collect())
+        let mut rows = Vec::new();
+        let is_array = self.shape == Shape::Array;
+        for_each(
+            self.map.as_fd(),
+            size_of::<K>(),
+            size_of::<V>(),
+            |key, value| {
+                if is_array && is_zero(value) {
+                    return;
+                }
+                if let (Ok(key), Ok(value)) = (K::read_from_bytes(key), V::read_from_bytes(value)) {
+                    rows.push((key, value));
+                }
+            },
+        )?;
+        Ok(rows)
     }
 
     fn set(&mut self, rows: &[(K, V)]) -> Result<(), Stopped> {
@@ -143,26 +163,67 @@ fn cause(error: io::Error) -> TableError {
     }
 }
 
-/// Every row of a map as bytes. Rows that come and go meanwhile may be missed or seen twice; the last
-/// value seen is kept.
-pub(super) fn read_all(
-    map: std::os::fd::BorrowedFd<'_>,
+fn has_no_batches(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(ENOTSUPP | libc::EOPNOTSUPP))
+}
+
+fn is_zero(value: &[u8]) -> bool {
+    value.iter().all(|byte| *byte == 0)
+}
+
+/// Hands every row of a map to `row`, as bytes that are valid for the call. Rows that come and go
+/// meanwhile may be missed or seen twice.
+pub(super) fn for_each(
+    map: BorrowedFd<'_>,
     key_size: usize,
     value_size: usize,
-) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
-    let mut rows = BTreeMap::new();
+    mut row: impl FnMut(&[u8], &[u8]),
+) -> io::Result<()> {
+    let mut room = READ_BATCH;
     let mut cursor = Cursor::new(key_size);
-    let mut keys = vec![0; key_size * READ_BATCH];
-    let mut values = vec![0; value_size * READ_BATCH];
+    let mut keys = vec![0; key_size * room];
+    let mut values = vec![0; value_size * room];
     loop {
-        let (count, is_over) =
-            sys::lookup_batch(map, &mut cursor, &mut keys, &mut values, READ_BATCH as u32)?;
+        let read = sys::lookup_batch(map, &mut cursor, &mut keys, &mut values, room as u32);
+        let (count, is_over) = match read {
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && room < MOST_ROOM => {
+                room *= 2;
+                keys.resize(key_size * room, 0);
+                values.resize(value_size * room, 0);
+                continue;
+            }
+            Err(error) if has_no_batches(&error) => {
+                return for_each_key(map, key_size, value_size, row);
+            }
+            read => read?,
+        };
         let keys = keys.chunks_exact(key_size).take(count as usize);
         for (key, value) in keys.zip(values.chunks_exact(value_size)) {
-            rows.insert(key.to_vec(), value.to_vec());
+            row(key, value);
         }
         if is_over {
-            return Ok(rows);
+            return Ok(());
         }
     }
+}
+
+fn for_each_key(
+    map: BorrowedFd<'_>,
+    key_size: usize,
+    value_size: usize,
+    mut row: impl FnMut(&[u8], &[u8]),
+) -> io::Result<()> {
+    let (mut key, mut next) = (None, vec![0; key_size]);
+    let mut value = vec![0; value_size];
+    while sys::next_key(map, key.as_deref(), &mut next)? {
+        match sys::lookup(map, &next, &mut value) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            other => {
+                other?;
+                row(&next, &value);
+            }
+        }
+        key = Some(next.clone());
+    }
+    Ok(())
 }

@@ -1,6 +1,8 @@
 //! Everything privileged: the one BPF object, its programs on their hooks, its tables, netlink. Nothing
 //! outside of this folder calls aya or opens netlink.
 
+pub mod census;
+mod cleanup;
 mod counters;
 pub mod features;
 mod flows;
@@ -10,13 +12,14 @@ pub mod lock;
 mod map;
 pub mod netlink;
 pub mod object;
-
 mod ring;
 pub mod second_lock;
 mod sys;
+pub mod sysctl;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -27,8 +30,9 @@ use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation};
 
 use self::links::Links;
-use self::sys::AttachType;
+use self::sys::{AttachType, Seat};
 
+pub use self::cleanup::{Cleaned, cleanup};
 pub use self::counters::Counters;
 pub use self::flows::{Flows, is_expired};
 pub use self::links::{LinkError, Placed};
@@ -99,11 +103,13 @@ pub struct DeviceTables {
 }
 
 impl Kernel {
-    /// Loads the programs. Hooks stay as they are until they are asked for.
+    /// Loads the programs of an object, [`object::OBJECT`] but for tests. Hooks stay as they are until they
+    /// are asked for.
     ///
     /// # Errors
     /// See [`LoadError`]; and when the pin folder cannot be made.
     pub fn load(
+        object: &[u8],
         bpffs: &Path,
         cgroup: &Path,
         config: NodeConfig,
@@ -111,7 +117,7 @@ impl Kernel {
     ) -> Result<Self> {
         #[cfg(feature = "broken-detach-first")]
         links::detach_all(bpffs)?;
-        let loaded = load::load(object::OBJECT, bpffs, config, capacities)?;
+        let loaded = load::load(object, bpffs, config, capacities)?;
         let links = Links::open(bpffs)
             .with_context(|| format!("make the folder of links in {}", bpffs.display()))?;
         Ok(Self {
@@ -151,6 +157,7 @@ impl Kernel {
     /// # Errors
     /// The kernel refuses; then a side may still be protected, which is closed.
     pub fn open(&self, device: &str, ifindex: u32) -> Result<()> {
+        sysctl::set_pod_device(device)?;
         for (program, side) in POD_HOOKS {
             self.links
                 .place_on_device(self.loaded.program(program)?, device, ifindex, side)?;
@@ -169,11 +176,26 @@ impl Kernel {
         Ok(())
     }
 
+    /// What of ours is in the kernel beside and before these programs, given our devices by name and
+    /// interface index.
+    ///
+    /// # Errors
+    /// The kernel or the pin folder cannot be read.
+    pub fn census(&self, devices: &[(String, u32)]) -> Result<Vec<census::Found>> {
+        census::take(self.loaded.bpffs(), &self.cgroup, devices)
+    }
+
     /// Every hook that should hold a program, given the open devices with their interface indexes.
     pub fn hooks(&self, devices: impl IntoIterator<Item = (String, u32)>) -> Vec<Hook> {
-        let sockets = SOCKET_HOOKS.map(|(program, _)| {
+        let cgroup = std::fs::metadata(&self.cgroup)
+            .map(|found| found.ino())
+            .ok();
+        let sockets = SOCKET_HOOKS.map(|(program, attach_type)| {
             let pin = self.links.pin(program);
-            self.hook(program.to_owned(), program, &pin, |_| true)
+            let is_current = |info: &sys::LinkInfo| {
+                cgroup.is_some_and(|id| info.seat() == Seat::Cgroup(id, attach_type))
+            };
+            self.hook(program.to_owned(), program, &pin, is_current)
         });
         let pods = devices.into_iter().flat_map(|(device, ifindex)| {
             POD_HOOKS.map(|(program, side)| {
@@ -183,7 +205,9 @@ impl Kernel {
                     .unwrap_or_default()
                     .to_string_lossy()
                     .into_owned();
-                self.hook(name, program, &pin, |info| info.target[0] == ifindex)
+                self.hook(name, program, &pin, |info| {
+                    info.seat() == Seat::Device(ifindex, side)
+                })
             })
         });
         sockets.into_iter().chain(pods).collect()
@@ -201,7 +225,9 @@ impl Kernel {
                 Some("no link is pinned: the program is not attached".to_owned())
             }
             (Err(error), _) | (_, Err(error)) => Some(error.to_string()),
-            (Ok(info), _) if !is_current(&info) => Some("its device is gone".to_owned()),
+            (Ok(info), _) if !is_current(&info) => {
+                Some("its link is not on the device or cgroup any more".to_owned())
+            }
             (Ok(info), Ok(id)) if info.program != id => {
                 Some(format!("holds program {} instead of {id}", info.program))
             }
@@ -287,33 +313,4 @@ impl Kernel {
     ) -> io::Result<MapTable<K, V>> {
         MapTable::new(self.loaded.table(name)?, shape)
     }
-}
-
-/// Removes everything of ours from the kernel: links, tables, the second lock. Pods whose programs go
-/// are left without any; the caller has taken care of them.
-///
-/// # Errors
-/// Something cannot be removed; the rest was.
-pub fn cleanup(bpffs: &Path) -> Result<Vec<String>> {
-    let mut removed = Vec::new();
-    for folder in [bpffs.join("links"), bpffs.to_owned()] {
-        let entries = match std::fs::read_dir(&folder) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            entries => entries.with_context(|| format!("read {}", folder.display()))?,
-        };
-        for entry in entries {
-            let path = entry?.path();
-            if path.is_file() {
-                std::fs::remove_file(&path)
-                    .with_context(|| format!("remove {}", path.display()))?;
-                removed.push(path.display().to_string());
-            }
-        }
-        std::fs::remove_dir(&folder).with_context(|| format!("remove {}", folder.display()))?;
-    }
-    if second_lock::is_closed()? {
-        second_lock::open()?;
-        removed.push("the second lock (table inet weir)".into());
-    }
-    Ok(removed)
 }

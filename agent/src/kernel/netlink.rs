@@ -1,21 +1,27 @@
 //! The node's devices and addresses, through rtnetlink in the network namespace of the agent.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use futures::TryStreamExt;
-use rtnetlink::packet_route::address::AddressAttribute;
+use futures::{FutureExt, StreamExt, TryStreamExt};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressProtocol};
 use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
-use rtnetlink::{Handle, RouteMessageBuilder, new_connection};
+use rtnetlink::{
+    Handle, MulticastGroup, RouteMessageBuilder, new_connection, new_multicast_connection,
+};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use weir_cni::attachment::DEVICE_PREFIX;
 
 use crate::pods::Device;
+
+/// Who has put an address on a device (`IFA_PROTO`): we. The kernel's own are 1 to 3.
+const OUR_PROTOCOL: AddressProtocol = AddressProtocol::Other(0x57);
+/// Addresses change in bursts, when a device comes or goes: they are read once it is over.
+const BURST: Duration = Duration::from_millis(50);
 
 /// A connection that ends with the value.
 struct Netlink {
@@ -49,6 +55,13 @@ impl Netlink {
             found.insert(link.header.index, (name, mtu));
         }
         Ok(found)
+    }
+
+    async fn loopback(&self) -> Result<u32> {
+        let links = self.links().await?;
+        let lo = links.iter().find(|(_, (name, _))| name == "lo");
+        lo.map(|(index, _)| *index)
+            .context("the node has no loopback device")
     }
 
     async fn routes(&self) -> Result<Vec<RouteMessage>> {
@@ -137,7 +150,7 @@ pub async fn pod_devices() -> Result<Vec<Device>> {
     Ok(devices.into_values().collect())
 }
 
-/// Every address of the node itself, in no order. Those of loopback are not the node's to others.
+/// Every address of the node itself, sorted. Those of loopback are not the node's to others.
 ///
 /// # Errors
 /// The kernel does not answer.
@@ -171,7 +184,41 @@ pub async fn node_addresses() -> Result<Vec<IpAddr>> {
         });
         found.extend(ip.filter(|ip| !ip.is_loopback()));
     }
+    found.sort();
+    found.dedup();
     Ok(found)
+}
+
+/// Sends the node's addresses now and whenever they may have changed, until the other end is gone. What
+/// the kernel says is only the occasion to read them all: a message that was lost (ENOBUFS) loses
+/// nothing.
+///
+/// # Errors
+/// The kernel does not answer, or ends the conversation.
+pub async fn watch_node_addresses(to: mpsc::Sender<Vec<IpAddr>>) -> Result<()> {
+    let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+    let (connection, handle, mut news) =
+        new_multicast_connection(&groups).context("listen for changes of addresses")?;
+    let _open = Netlink {
+        handle,
+        driver: tokio::spawn(connection),
+    };
+    let mut said = None;
+    loop {
+        // After listening began, so that no change falls between.
+        let addresses = node_addresses().await?;
+        if said.as_ref() != Some(&addresses) {
+            if to.send(addresses.clone()).await.is_err() {
+                return Ok(());
+            }
+            said = Some(addresses);
+        }
+        news.next()
+            .await
+            .context("the kernel says nothing of addresses any more")?;
+        tokio::time::sleep(BURST).await;
+        while let Some(Some(_)) = news.next().now_or_never() {}
+    }
 }
 
 /// Puts these addresses on the loopback device, where weir-dns listens. Those that are there stay.
@@ -180,27 +227,57 @@ pub async fn node_addresses() -> Result<Vec<IpAddr>> {
 /// The kernel refuses.
 pub async fn add_loopback_addresses(addresses: &[IpAddr]) -> Result<()> {
     let netlink = Netlink::open()?;
-    let links = netlink.links().await?;
-    let lo = links
-        .iter()
-        .find(|(_, (name, _))| name == "lo")
-        .map(|(index, _)| *index);
-    let lo = lo.context("the node has no loopback device")?;
+    let lo = netlink.loopback().await?;
     for address in addresses {
         let length = if address.is_ipv4() { 32 } else { 128 };
-        let added = netlink
-            .handle
-            .address()
-            .add(lo, *address, length)
-            .execute()
-            .await;
-        match added {
+        let mut request = netlink.handle.address().add(lo, *address, length);
+        let attributes = &mut request.message_mut().attributes;
+        attributes.push(AddressAttribute::Protocol(OUR_PROTOCOL));
+        match request.execute().await {
             Err(rtnetlink::Error::NetlinkError(error))
                 if error.to_io().raw_os_error() == Some(libc::EEXIST) => {}
             other => other.with_context(|| format!("put {address} on the loopback device"))?,
         }
     }
     Ok(())
+}
+
+/// Takes off the loopback device what an agent has put there. Returns it.
+///
+/// # Errors
+/// The kernel refuses.
+pub async fn remove_loopback_addresses() -> Result<Vec<IpAddr>> {
+    let netlink = Netlink::open()?;
+    let lo = netlink.loopback().await?;
+    let mut addresses = netlink.handle.address().get().execute();
+    let mut ours = Vec::new();
+    while let Some(address) = addresses.try_next().await.context("list the addresses")? {
+        let is_ours = address
+            .attributes
+            .contains(&AddressAttribute::Protocol(OUR_PROTOCOL));
+        if address.header.index == lo && is_ours {
+            ours.push(address);
+        }
+    }
+    let mut removed = Vec::new();
+    for address in ours {
+        let ip = address
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                AddressAttribute::Address(ip) => Some(*ip),
+                _ => None,
+            });
+        netlink
+            .handle
+            .address()
+            .del(address)
+            .execute()
+            .await
+            .context("take an address off the loopback device")?;
+        removed.extend(ip);
+    }
+    Ok(removed)
 }
 
 /// The MTU of the device that the default route leaves through, in bytes; 1500 without one.
@@ -232,32 +309,6 @@ pub async fn default_mtu() -> Result<u32> {
         .map_or(ETHERNET, |(_, mtu)| *mtu);
     // Loopback's is 65536: more than a pod's device can have.
     Ok(if mtu > 65_535 { ETHERNET } else { mtu })
-}
-
-/// Settings of the node's own namespace without which pods have no network.
-///
-/// # Errors
-/// One cannot be written; the error names it.
-pub fn set_sysctls() -> Result<()> {
-    for (key, value) in [
-        ("net/ipv4/ip_forward", "1"),
-        ("net/ipv6/conf/all/forwarding", "1"),
-        ("net/ipv6/conf/default/accept_ra", "0"),
-    ] {
-        let path = Path::new("/proc/sys").join(key);
-        match fs::read_to_string(&path) {
-            Ok(current) if current.trim() == value => continue,
-            // A kernel without IPv6 has none of its settings.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && key.contains("ipv6") => {
-                continue;
-            }
-            _ => {}
-        }
-        fs::write(&path, value).with_context(|| {
-            format!("set {key} to {value}: allow it, or set it yourself before weir-agent starts")
-        })?;
-    }
-    Ok(())
 }
 
 fn is_link_local(ip: &IpAddr) -> bool {

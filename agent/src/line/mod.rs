@@ -9,11 +9,13 @@ mod views;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use weir_common::Addr;
@@ -35,7 +37,7 @@ use crate::zone_feed::ZoneFeed;
 pub use handle::{Ended, Handle, Work};
 pub use inputs::{Dirty, Inputs};
 pub use pods::NodeDatapath;
-pub use views::Sample;
+pub use views::{Sample, flows};
 
 type ServiceState = Services<
     MapTable<FrontendKey, Frontend>,
@@ -70,6 +72,10 @@ pub struct Published {
     pub rules: ArcSwap<RuleBook>,
     /// Every reason why the node is not ready.
     pub not_ready: ArcSwap<Vec<String>>,
+    /// What is wrong with the second lock.
+    pub lock_problem: ArcSwapOption<String>,
+    /// Packets that the second lock has dropped, when it was last looked at.
+    pub lock_drops: AtomicU64,
 }
 
 /// The one writer.
@@ -101,7 +107,8 @@ pub struct Line {
     closed: BTreeSet<Addr>,
 
     counters: Counters,
-    flows: Flows,
+    flows: Arc<Flows>,
+    sweep: Option<JoinHandle<()>>,
     zone: ZoneFeed,
     published: Arc<Published>,
     started: Instant,
@@ -156,7 +163,8 @@ impl Line {
                 .context("read the tables of policy")?,
             devices: Devices::resume(d.devices, d.pods).context("read the tables of pods")?,
             counters: kernel.counters().context("open the counters")?,
-            flows: kernel.flows().context("open the tables of flows")?,
+            flows: Arc::new(kernel.flows().context("open the tables of flows")?),
+            sweep: None,
             settings,
             kernel,
             inputs: Inputs::default(),
@@ -190,21 +198,23 @@ impl Line {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut batch = Vec::new();
+        let mut is_fed = true;
         self.publish_readiness();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                taken = changes.recv_many(&mut batch, BATCH) => {
+                taken = changes.recv_many(&mut batch, BATCH), if is_fed => {
                     if taken == 0 {
                         warn!("the source of objects has ended; what is known holds on");
-                        return self.idle(work, stop).await;
+                        is_fed = false;
                     }
                 }
                 Some(work) = work.recv() => work(&mut self),
                 _ = tick.tick() => self.tick(Instant::now()),
             }
             // What is there already belongs to this pass; nothing is waited for.
-            while batch.len() < BATCH
+            while is_fed
+                && batch.len() < BATCH
                 && let Ok(change) = changes.try_recv()
             {
                 batch.push(change);
@@ -216,18 +226,6 @@ impl Line {
                 work(&mut self);
             }
             self.pass(Instant::now());
-        }
-    }
-
-    /// Answers, and writes what is left, without a source.
-    async fn idle(mut self, mut work: mpsc::Receiver<Work>, stop: CancellationToken) {
-        let mut tick = tokio::time::interval(TICK);
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                Some(work) = work.recv() => work(&mut self),
-                _ = tick.tick() => self.tick(Instant::now()),
-            }
         }
     }
 
@@ -377,11 +375,31 @@ impl Line {
         self.hook_problems = problems;
     }
 
+    /// Beside the line: it takes a while, and nothing waits for it. One sweep at a time.
     fn sweep_flows(&mut self) {
+        if self
+            .sweep
+            .as_ref()
+            .is_some_and(|sweep| !sweep.is_finished())
+        {
+            return;
+        }
         let gone = std::mem::take(&mut self.closed);
-        if let Err(error) = self.flows.sweep(monotonic(), |addr| gone.contains(addr)) {
-            warn!(%error, "ended flows cannot be swept");
-            self.closed.extend(gone);
+        let flows = self.flows.clone();
+        self.sweep = Some(tokio::task::spawn_blocking(move || {
+            // An address that could not be swept now is swept with its flows' patience.
+            if let Err(error) = flows.sweep(monotonic(), |addr| gone.contains(addr)) {
+                warn!(%error, "ended flows cannot be swept");
+            }
+        }));
+    }
+
+    /// The node's own addresses, sorted: its traffic with its pods is always allowed.
+    pub fn know_addresses(&mut self, addresses: Vec<IpAddr>) {
+        if addresses != self.node_addresses {
+            info!(?addresses, "the node's addresses changed");
+            self.node_addresses = addresses;
+            self.inputs.mark_policy();
         }
     }
 
@@ -408,6 +426,11 @@ impl Line {
         self.open
             .values()
             .filter_map(|lease| Some((lease.device(), lease.devices()?.host_ifindex)))
+    }
+
+    /// Where flows are read without the line.
+    pub fn flow_tables(&self) -> Arc<Flows> {
+        self.flows.clone()
     }
 
     fn publish_names(&self) {
@@ -449,6 +472,9 @@ impl Line {
                 .iter()
                 .map(|(hook, p)| format!("hook {hook}: {p}")),
         );
+        if let Some(problem) = &*self.published.lock_problem.load() {
+            reasons.push(format!("second lock: {problem}"));
+        }
         reasons.extend(
             self.unapplied()
                 .into_iter()

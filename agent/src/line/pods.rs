@@ -14,6 +14,7 @@ use super::{Handle, Line, Published, Waiting};
 use crate::apply::{Outcome, PodLease, PolicyTarget, Status};
 use crate::compile::PodRules;
 use crate::compile::policy::Compiled;
+use crate::kernel::census::State;
 use crate::kernel::netlink;
 use crate::model::ObjectName;
 use crate::pods::{Datapath, Device, Devices, Lease, PodRef};
@@ -113,6 +114,53 @@ impl Line {
         }
         self.are_pods_resumed = true;
         self.desire_leases();
+    }
+
+    /// Lets nothing pass the devices that no lease explains: whoever is behind them has no policy.
+    pub fn protect_unexplained<'a>(&self, devices: impl IntoIterator<Item = &'a Device>) {
+        for Device { name, ifindex, .. } in devices {
+            match self.kernel.protect(name, *ifindex) {
+                Ok(()) => warn!(device = name, "a device of ours without a lease is closed"),
+                Err(error) => warn!(
+                    device = name,
+                    error = format!("{error:#}"),
+                    "a device of ours without a lease cannot be closed"
+                ),
+            }
+        }
+    }
+
+    /// Removes what an earlier agent left and no longer serves, and says what it found.
+    pub fn settle(&self, devices: &[Device]) {
+        let known: Vec<_> = devices
+            .iter()
+            .map(|device| (device.name.clone(), device.ifindex))
+            .collect();
+        let found = match self.kernel.census(&known) {
+            Ok(found) => found,
+            Err(error) => {
+                warn!(
+                    error = format!("{error:#}"),
+                    "what an earlier agent left is not known"
+                );
+                return;
+            }
+        };
+        let (current, others): (Vec<_>, Vec<_>) =
+            found.iter().partition(|it| it.state == State::Current);
+        info!(found = current.len(), "links and tables are in place");
+        for it in others {
+            let what = &it.what;
+            match it.state {
+                State::Stale | State::Stray | State::Unused => match it.remove() {
+                    Ok(()) => info!(what, state = ?it.state, "removed"),
+                    Err(error) => warn!(what, state = ?it.state, %error, "cannot be removed"),
+                },
+                State::InUse => info!(what, "of another version and still in use, left alone"),
+                State::Unknown => warn!(what, "not ours, left alone"),
+                State::Current => {}
+            }
+        }
     }
 
     /// The rows of a pod, then its real programs.

@@ -16,8 +16,9 @@ use weir_common::policy::{RuleId, RulesId};
 use super::pods::name_of;
 use super::{Line, monotonic};
 use crate::apply;
-use crate::compile::policy::{Direction, Report, RuleOwner};
+use crate::compile::policy::{Direction, Report, RuleBook, RuleOwner};
 use crate::events::{Names, protocol};
+use crate::kernel::Flows;
 use crate::model::{Kind, ObjectName, PodNetwork};
 use crate::watch::status::WatchStatus;
 
@@ -236,59 +237,6 @@ impl Line {
         rows
     }
 
-    /// `weir flows`.
-    ///
-    /// # Errors
-    /// The kernel refuses to read.
-    pub fn flows(&self, names: &Names) -> std::io::Result<Vec<FlowView>> {
-        let now = monotonic();
-        let all = self.flows.all()?;
-        // Entries that only lead to another one are not conversations of their own.
-        let flows = all
-            .iter()
-            .filter(|(_, flow)| flow.bits.load(Ordering::Relaxed) & FlowBits::TO_BACKEND == 0);
-        Ok(flows
-            .map(|(key, flow)| self.flow(key, flow, now, names))
-            .collect())
-    }
-
-    fn flow(&self, key: &FlowKey, flow: &Flow, now: Duration, names: &Names) -> FlowView {
-        let bits = flow.bits.load(Ordering::Relaxed);
-        let (opener, responder) = if bits & FlowBits::OPENER_IS_HIGH != 0 {
-            (key.high, key.low)
-        } else {
-            (key.low, key.high)
-        };
-        let both = FlowBits::OPENER_FIN | FlowBits::RESPONDER_FIN;
-        let state = if bits & FlowBits::RESET != 0 || bits & both == both {
-            "closed"
-        } else if bits & both != 0 {
-            "closing"
-        } else if bits & FlowBits::ANSWERED != 0 {
-            "open"
-        } else {
-            "opening"
-        };
-        let rule = |number: u32| {
-            let owner = self.compiled.book().owner(RuleId(number));
-            owner.map(ToString::to_string)
-        };
-        let age = |since: u64| now.saturating_sub(Duration::from_nanos(since)).as_secs();
-        FlowView {
-            source: names.end(socket(opener)),
-            destination: names.end(socket(responder)),
-            protocol: protocol(key.protocol),
-            state: state.to_owned(),
-            via: (bits & FlowBits::FROM_SERVICE != 0).then(|| socket(flow.nat.peer)),
-            packets: [0, 1].map(|i| flow.packets[i].load(Ordering::Relaxed)),
-            bytes: [0, 1].map(|i| flow.bytes[i].load(Ordering::Relaxed)),
-            age_seconds: age(flow.created),
-            idle_seconds: age(flow.seen.load(Ordering::Relaxed)),
-            egress_rule: rule(flow.egress_rule.load(Ordering::Relaxed)),
-            ingress_rule: rule(flow.ingress_rule.load(Ordering::Relaxed)),
-        }
-    }
-
     /// Exact drops, by reason.
     ///
     /// # Errors
@@ -355,8 +303,25 @@ impl Line {
             drifted_rows: self.drifted,
             dns_clients: self.zone.clients(),
             epoch: self.policies.epoch(),
+            second_lock_drops: self.published.lock_drops.load(Ordering::Relaxed),
         })
     }
+}
+
+/// `weir flows`. Reads the kernel's tables as a whole: not on the line's task.
+///
+/// # Errors
+/// The kernel refuses to read.
+pub fn flows(tables: &Flows, book: &RuleBook, names: &Names) -> std::io::Result<Vec<FlowView>> {
+    let now = monotonic();
+    let all = tables.all()?;
+    // Entries that only lead to another one are not conversations of their own.
+    let flows = all
+        .iter()
+        .filter(|(_, flow)| flow.bits.load(Ordering::Relaxed) & FlowBits::TO_BACKEND == 0);
+    Ok(flows
+        .map(|(key, flow)| view(key, flow, now, book, names))
+        .collect())
 }
 
 /// Figures of one moment.
@@ -375,8 +340,46 @@ pub struct Sample {
     pub drifted_rows: usize,
     pub dns_clients: usize,
     pub epoch: u32,
+    pub second_lock_drops: u64,
 }
 
 fn socket(peer: Peer) -> SocketAddr {
     SocketAddr::new(IpAddr::from(peer.addr), peer.port.into())
+}
+
+fn view(key: &FlowKey, flow: &Flow, now: Duration, book: &RuleBook, names: &Names) -> FlowView {
+    let bits = flow.bits.load(Ordering::Relaxed);
+    let (opener, responder) = if bits & FlowBits::OPENER_IS_HIGH != 0 {
+        (key.high, key.low)
+    } else {
+        (key.low, key.high)
+    };
+    let both = FlowBits::OPENER_FIN | FlowBits::RESPONDER_FIN;
+    let state = if bits & FlowBits::RESET != 0 || bits & both == both {
+        "closed"
+    } else if bits & both != 0 {
+        "closing"
+    } else if bits & FlowBits::ANSWERED != 0 {
+        "open"
+    } else {
+        "opening"
+    };
+    let rule = |number: u32| {
+        let owner = book.owner(RuleId(number));
+        owner.map(ToString::to_string)
+    };
+    let age = |since: u64| now.saturating_sub(Duration::from_nanos(since)).as_secs();
+    FlowView {
+        source: names.end(socket(opener)),
+        destination: names.end(socket(responder)),
+        protocol: protocol(key.protocol),
+        state: state.to_owned(),
+        via: (bits & FlowBits::FROM_SERVICE != 0).then(|| socket(flow.nat.peer)),
+        packets: [0, 1].map(|i| flow.packets[i].load(Ordering::Relaxed)),
+        bytes: [0, 1].map(|i| flow.bytes[i].load(Ordering::Relaxed)),
+        age_seconds: age(flow.created),
+        idle_seconds: age(flow.seen.load(Ordering::Relaxed)),
+        egress_rule: rule(flow.egress_rule.load(Ordering::Relaxed)),
+        ingress_rule: rule(flow.ingress_rule.load(Ordering::Relaxed)),
+    }
 }
