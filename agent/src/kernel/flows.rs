@@ -87,7 +87,12 @@ impl Flows {
     }
 
     fn rows(table: &OwnedFd) -> io::Result<impl Iterator<Item = (FlowKey, Flow)> + use<>> {
-        let rows = read_all(table.as_fd(), size_of::<FlowKey>(), size_of::<Flow>())?;
+        let rows = read_all(
+            table.as_fd(),
+            size_of::<FlowKey>(),
+            size_of::<Flow>(),
+            |_| true,
+        )?;
         Ok(rows.into_iter().filter_map(|(key, value)| {
             Some((
                 FlowKey::read_from_bytes(&key).ok()?,

@@ -94,14 +94,15 @@ impl<K: Plain, V: Plain> MapTable<K, V> {
 
 impl<K: Plain, V: Plain + PartialEq> KernelTable<K, V> for MapTable<K, V> {
     fn load(&mut self) -> Result<Vec<(K, V)>, TableError> {
-        let all = read_all(self.map.as_fd(), size_of::<K>(), size_of::<V>())?;
+        // Nearly all rows of an array are absent: they are left out before they cost anything.
+        let absent = vec![0; size_of::<V>()];
+        let is_there = |value: &[u8]| self.shape == Shape::Keyed || value != absent;
+        let all = read_all(self.map.as_fd(), size_of::<K>(), size_of::<V>(), is_there)?;
         let rows = all.into_iter().filter_map(|(key, value)| {
-            let row = (
+            Some((
                 K::read_from_bytes(&key).ok()?,
                 V::read_from_bytes(&value).ok()?,
-            );
-            let is_there = self.shape == Shape::Keyed || value.iter().any(|byte| *byte != 0);
-            is_there.then_some(row)
+            ))
         });
         Ok(rows.collect())
     }
@@ -143,12 +144,13 @@ fn cause(error: io::Error) -> TableError {
     }
 }
 
-/// Every row of a map as bytes. Rows that come and go meanwhile may be missed or seen twice; the last
+/// Every row of a map whose value is wanted, as bytes. Rows that come and go meanwhile may be missed or seen twice; the last
 /// value seen is kept.
 pub(super) fn read_all(
     map: std::os::fd::BorrowedFd<'_>,
     key_size: usize,
     value_size: usize,
+    is_wanted: impl Fn(&[u8]) -> bool,
 ) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     let mut rows = BTreeMap::new();
     let mut cursor = Cursor::new(key_size);
@@ -158,7 +160,8 @@ pub(super) fn read_all(
         let (count, is_over) =
             sys::lookup_batch(map, &mut cursor, &mut keys, &mut values, READ_BATCH as u32)?;
         let keys = keys.chunks_exact(key_size).take(count as usize);
-        for (key, value) in keys.zip(values.chunks_exact(value_size)) {
+        let both = keys.zip(values.chunks_exact(value_size));
+        for (key, value) in both.filter(|(_, value)| is_wanted(value)) {
             rows.insert(key.to_vec(), value.to_vec());
         }
         if is_over {
