@@ -6,6 +6,7 @@ pub mod binaries;
 pub mod bpffs;
 pub mod cache;
 pub mod cgroup;
+pub mod complaint;
 pub mod control_plane;
 pub mod debian;
 pub mod kubectl;

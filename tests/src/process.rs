@@ -67,6 +67,36 @@ impl Launch {
         self
     }
 
+    /// Started by another program, which gets `before`, then the program's path, then its arguments.
+    #[must_use]
+    pub fn through(
+        mut self,
+        launcher: &str,
+        before: impl IntoIterator<Item = String>,
+        program: &Path,
+    ) -> Self {
+        let mut args: Vec<OsString> = before.into_iter().map(OsString::from).collect();
+        args.push(program.into());
+        args.append(&mut self.args);
+        Self {
+            program: launcher.into(),
+            args,
+            ..self
+        }
+    }
+
+    /// With another value of an option that it has.
+    ///
+    /// # Panics
+    /// It has no such option: the test means something else than it says.
+    #[must_use]
+    pub fn instead(mut self, option: &str, value: impl AsRef<OsStr>) -> Self {
+        let at = self.args.iter().position(|a| a == option);
+        let at = at.unwrap_or_else(|| panic!("{} has no {option}", self.name));
+        self.args[at + 1] = value.as_ref().to_owned();
+        self
+    }
+
     #[must_use]
     pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         self.env

@@ -2,10 +2,11 @@
 //! the cluster's DNS Service. Nothing is broken here.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::load::Load;
 use crate::node::{Family, Node, NodeOptions, Pod};
 use crate::workloads::{Transport, Workload};
 
@@ -23,20 +24,23 @@ metadata: {name: shop}
 ---
 kind: Service
 apiVersion: v1
-metadata: {name: kube-dns, namespace: kube-system}
-spec:
-  clusterIP: 10.96.0.10
-  ports:
-    - {name: dns, port: 53, protocol: UDP}
-    - {name: dns-tcp, port: 53, protocol: TCP}
----
-kind: Service
-apiVersion: v1
 metadata: {name: web, namespace: shop}
 spec:
   clusterIP: 10.96.0.20
   selector: {app: web}
   ports: [{port: 80}]
+";
+
+/// The Service of the cluster's DNS; a node that writes it itself writes the same file.
+const CLUSTER: &str = "\
+kind: Service
+apiVersion: v1
+metadata: {name: kube-dns, namespace: kube-system, labels: {k8s-app: kube-dns}}
+spec:
+  clusterIP: 10.96.0.10
+  ports:
+    - {name: dns, port: 53, protocol: UDP}
+    - {name: dns-tcp, port: 53, protocol: TCP}
 ";
 
 /// A node with the application on it.
@@ -62,6 +66,7 @@ impl Shop {
     /// # Errors
     /// As [`Node::run_pod`].
     pub fn on(node: Node, backends: usize, clients: usize) -> Result<Self> {
+        node.write_manifest("cluster.yaml", CLUSTER)?;
         node.write_manifest("shop.yaml", MANIFESTS)?;
         let web = |i| {
             Workload::named("shop", &format!("web-{i}"))
@@ -102,6 +107,25 @@ impl Shop {
             }
         }
         Ok(())
+    }
+
+    /// Waits until weir-dns knows the Service.
+    ///
+    /// # Errors
+    /// It did not within ten seconds.
+    pub fn wait_for_names(&self) -> Result<()> {
+        let client = self.clients.first().context("the shop has no client")?;
+        let once = format!("--kind dns --target {DNS} --name {WEB_NAME} --rate 10 --seconds 0.1");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let tally = Load::start(client, &once)?.finish()?;
+            if tally.failed() == 0 {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                bail!("weir-dns does not know {WEB_NAME}: {tally:?}");
+            }
+        }
     }
 
     /// Connections that the backends have accepted since they started.

@@ -220,12 +220,27 @@ impl Line {
                 batch.push(change);
             }
             for change in batch.drain(..) {
+                self.log_quarantine(&change);
                 self.inputs.take(change);
             }
             while let Ok(work) = work.try_recv() {
                 work(&mut self);
             }
             self.pass(Instant::now());
+        }
+    }
+
+    /// One line when an object is quarantined, or for another reason, and one when it is released.
+    fn log_quarantine(&self, change: &Change) {
+        let known = self.inputs.quarantined();
+        match change {
+            Change::Quarantined { object, reason } if known.get(object) != Some(reason) => {
+                warn!(object, reason, "quarantined; its last good state holds");
+            }
+            Change::Released { object } if known.contains_key(object) => {
+                info!(object, "no longer quarantined");
+            }
+            _ => {}
         }
     }
 
