@@ -86,7 +86,7 @@ fn what_kubectl_does_reaches_the_kernel() {
 
     let port = r#"{"spec":{"ports":[{"port":81,"targetPort":8080}]}}"#;
     real.kubectl()
-        .run(&["patch", "service", "echo", "--patch", port])
+        .run(&["patch", "service", "echo", "--type=merge", "--patch", port])
         .unwrap();
     wait_for_services(&real, "echo is at 81 alone", SETTLE, |rows| {
         ports(rows, "default/echo") == [81] && backends_of(rows, "default/echo").len() == 3
@@ -306,8 +306,12 @@ fn application(real: &RealNode) -> std::sync::Arc<Pod> {
         let settled = real.node.wait_for_service(service, 2, SETTLE);
         settled.expect("two backends");
     }
-    real.wait_for_pods("default", "client", 1, SETTLE)
-        .expect("a client")
+    let client = real
+        .wait_for_pods("default", "client", 1, SETTLE)
+        .expect("a client");
+    // weir-dns refuses until it has the zone, and it may have started before there was one.
+    eventually("names are answered", || reaches(&client, "http://echo/"));
+    client
 }
 
 /// The names of the backends that answer so many requests; fails if one is not answered.
