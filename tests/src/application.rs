@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -24,7 +23,7 @@ const PATIENCE_SECONDS: &str = "1.5";
 /// A running application.
 #[derive(Debug)]
 pub struct Application {
-    pub pods: Vec<Arc<Pod>>,
+    pub pods: Vec<Pod>,
     pub objects: Vec<Value>,
 }
 
@@ -70,7 +69,7 @@ impl Application {
         for workload in workloads::expand(&objects)? {
             let pod = node.run_pod(workload)?;
             started(&pod);
-            pods.push(Arc::new(pod));
+            pods.push(pod);
         }
         Ok(Self { pods, objects })
     }
@@ -81,24 +80,7 @@ impl Application {
     /// There is none.
     pub fn pod(&self, id: &str) -> Result<&Pod> {
         let found = self.pods.iter().find(|p| p.workload.id() == id);
-        let pod = found.with_context(|| format!("the application has no pod {id}"))?;
-        Ok(pod)
-    }
-
-    /// The pod number `nth`, from 0, of those in a namespace with this label `app`: what a Deployment
-    /// makes on a real control plane has no name to know beforehand.
-    ///
-    /// # Errors
-    /// There are not so many.
-    pub fn pod_of(&self, namespace: &str, app: &str, nth: usize) -> Result<&Pod> {
-        let mut found = self
-            .pods
-            .iter()
-            .filter(|p| p.workload.is_of(namespace, app));
-        let pod = found.nth(nth).with_context(|| {
-            format!("the application has no pod {nth} of app {app} in {namespace}")
-        })?;
-        Ok(pod)
+        found.with_context(|| format!("the application has no pod {id}"))
     }
 
     /// Every TCP port of every Service that selects pods of the application.
@@ -218,7 +200,7 @@ impl Application {
                 }
             }
         }
-        let pods: Vec<_> = self.pods.iter().map(|pod| model_pod(pod)).collect();
+        let pods: Vec<_> = self.pods.iter().map(model_pod).collect();
         for pod in &pods {
             let name = pod.id.namespace.to_string();
             let namespace = namespaces

@@ -20,6 +20,19 @@ pub use crate::pod::{Family, Pod, Runtime};
 
 /// The address of the DNS Service in every test cluster.
 pub const CLUSTER_DNS: &str = "10.96.0.10";
+/// What every cluster has before anything is installed in it: the Service of its DNS.
+pub const CLUSTER: &str = r#"{
+  "apiVersion": "v1",
+  "kind": "Service",
+  "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": {"k8s-app": "kube-dns"}},
+  "spec": {
+    "clusterIP": "10.96.0.10",
+    "ports": [
+      {"name": "dns", "port": 53, "protocol": "UDP"},
+      {"name": "dns-tcp", "port": 53, "protocol": "TCP"}
+    ]
+  }
+}"#;
 /// Where the agent serves HTTP inside of its node's namespace.
 const HTTP: &str = "127.0.0.1:9660";
 /// How long an agent may take to become ready.
@@ -133,12 +146,16 @@ impl Node {
         netns.ip("-6 addr add 2001:db8::1/128 dev lo nodad")?;
         netns.ip("route add default dev lo src 192.0.2.1")?;
         netns.ip("-6 route add default dev lo src 2001:db8::1")?;
-        Ok(Self {
+        let node = Self {
             options,
             agent: None,
             dns: None,
             machine,
-        })
+        };
+        if matches!(node.options.source, Source::Manifests) {
+            node.write_manifest("cluster.yaml", CLUSTER)?;
+        }
+        Ok(node)
     }
 
     /// Starts the agent, without waiting for it.
