@@ -7,6 +7,7 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -17,17 +18,17 @@ use crate::node::{CLUSTER_DNS, binary};
 use crate::process::{Launch, Process};
 use crate::workloads::{Transport, Workload};
 
-/// A pod: a namespace that `weir-cni` filled, with an echo server in it.
-#[derive(Debug)]
+/// A pod: a namespace that `weir-cni` filled, with an echo server in it. Both go with the last clone.
+#[derive(Clone, Debug)]
 pub struct Pod {
     pub workload: Workload,
     pub addresses: Vec<IpAddr>,
     pub container_id: String,
     uid: String,
-    echo: Option<Process>,
+    echo: Option<Arc<Process>>,
     cgroup: PathBuf,
     resolv_conf: PathBuf,
-    netns: Netns,
+    netns: Arc<Netns>,
 }
 
 /// What runs the pods of one node, from any thread.
@@ -126,7 +127,7 @@ impl Runtime {
     /// # Errors
     /// The namespace cannot be made.
     pub fn declare_pod_as(&self, workload: Workload, uid: String) -> Result<Pod> {
-        let netns = Netns::new(&workload.name)?;
+        let netns = Arc::new(Netns::new(&workload.name)?);
         let container_id = netns.name().to_owned();
         let cgroup = self.cgroup.join(&container_id);
         fs::create_dir_all(&cgroup).with_context(|| format!("create {}", cgroup.display()))?;
@@ -202,7 +203,7 @@ impl Runtime {
         }
         let mut echo = launch.spawn()?;
         echo.wait_for_log("ready", Duration::from_secs(10))?;
-        pod.echo = Some(echo);
+        pod.echo = Some(Arc::new(echo));
         Ok(())
     }
 

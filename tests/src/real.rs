@@ -14,7 +14,7 @@ use crate::binaries::Binaries;
 use crate::control_plane::ControlPlane;
 use crate::kubectl::Kubectl;
 use crate::kubelet::{Kubelet, PodRuntime, RegisteredNode};
-use crate::node::{Node, NodeOptions, Pod, Runtime, Source};
+use crate::node::{CLUSTER, Node, NodeOptions, Pod, Runtime, Source};
 use crate::workloads;
 
 /// The role, the account and the binding, as a cluster would apply them.
@@ -36,7 +36,7 @@ pub struct RealNode {
 
 /// The pods that run, by uid.
 #[derive(Clone, Debug, Default)]
-struct Running(Arc<Mutex<BTreeMap<String, Arc<Pod>>>>);
+struct Running(Arc<Mutex<BTreeMap<String, Pod>>>);
 
 impl RealNode {
     /// Starts a control plane, and a node on it with the permissions of `deploy/`; returns when the agent
@@ -57,6 +57,7 @@ impl RealNode {
     pub fn prepare(plane: ControlPlane, name: &str, role: &str) -> Result<Self> {
         let address: IpAddr = ADDRESS.parse()?;
         let registered = RegisteredNode::register(&plane, name, &[address])?;
+        plane.kubectl().apply(CLUSTER)?;
         plane.kubectl().apply(role)?;
         let kubeconfig = plane.kubeconfig_of("kube-system", "weir-agent")?;
         let node = Node::prepare(NodeOptions {
@@ -122,7 +123,7 @@ impl RealNode {
 
     /// Every pod that runs, by namespace and name.
     #[must_use]
-    pub fn pods(&self) -> Vec<Arc<Pod>> {
+    pub fn pods(&self) -> Vec<Pod> {
         let mut pods: Vec<_> = self.running.lock().values().cloned().collect();
         pods.sort_by_key(|pod| pod.workload.id());
         pods
@@ -130,7 +131,7 @@ impl RealNode {
 
     /// The pods that run in a namespace with this label `app`, by name.
     #[must_use]
-    pub fn pods_of(&self, namespace: &str, app: &str) -> Vec<Arc<Pod>> {
+    pub fn pods_of(&self, namespace: &str, app: &str) -> Vec<Pod> {
         let mut pods = self.pods();
         pods.retain(|pod| pod.workload.is_of(namespace, app));
         pods
@@ -146,7 +147,7 @@ impl RealNode {
         app: &str,
         number: usize,
         within: Duration,
-    ) -> Result<Arc<Pod>> {
+    ) -> Result<Pod> {
         let deadline = Instant::now() + within;
         loop {
             let pods = self.pods_of(namespace, app);
@@ -181,7 +182,7 @@ impl RealNode {
 }
 
 impl Running {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Pod>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Pod>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -207,7 +208,7 @@ impl PodRuntime for Runner {
             return Err(e);
         }
         let addresses = pod.addresses.clone();
-        self.running.lock().insert(uid, Arc::new(pod));
+        self.running.lock().insert(uid, pod);
         Ok(addresses)
     }
 

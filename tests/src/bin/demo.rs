@@ -1,5 +1,6 @@
 //! `cargo xtask demo`: a node, an application, and a short story told with live results.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,10 +11,16 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use nix::sys::signal::{SigSet, Signal};
 use weir_tests::application::{Application, Cell, settle};
+use weir_tests::binaries::Binaries;
+use weir_tests::control_plane::ControlPlane;
 use weir_tests::node::{CLUSTER_DNS, Family, Node, NodeOptions, Pod, binary};
+use weir_tests::real::{CLUSTER_ROLE, RealNode};
+use weir_tests::workloads;
 
 /// Where `cargo xtask demo` starts, the root of the checkout.
 const SHOP: &str = "examples/shop";
+/// How long the controllers may take from one pod to the next.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Parser)]
 #[command(
@@ -24,6 +31,9 @@ struct Args {
     /// A folder of manifests instead of the example shop.
     #[arg(long)]
     manifests: Option<PathBuf>,
+    /// On a real control plane: etcd, API server and controller manager, with kubectl.
+    #[arg(long)]
+    kube: bool,
     /// Leave it running, and say how to look around, until Ctrl-C.
     #[arg(long)]
     keep: bool,
@@ -33,6 +43,8 @@ static STOPPED: AtomicBool = AtomicBool::new(false);
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    // Building them takes minutes the first time; a Ctrl-C meanwhile has nothing to clean up.
+    let binaries = args.kube.then(Binaries::ready).transpose()?;
     // Every thread leaves these signals to the one below: a Ctrl-C unwinds and cleans up.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
@@ -48,14 +60,18 @@ fn main() -> Result<()> {
     if !folder.is_dir() {
         bail!("{} is not a folder", folder.display());
     }
-    let ended = story(&args, &folder);
+    let ended = match &binaries {
+        None => alone(&args, &folder),
+        Some(binaries) => on_control_plane(&args, &folder, binaries),
+    };
     if STOPPED.load(Ordering::SeqCst) {
         return Ok(());
     }
     ended
 }
 
-fn story(args: &Args, folder: &Path) -> Result<()> {
+/// The story without an API server: the folder's manifests are the cluster.
+fn alone(args: &Args, folder: &Path) -> Result<()> {
     heading(
         "A node: a network namespace with a bpffs, a cgroup, weir-agent and weir-dns of its own",
     );
@@ -63,18 +79,87 @@ fn story(args: &Args, folder: &Path) -> Result<()> {
         Node::start(NodeOptions::named("demo"))
     })?;
     heading("The application: weir-cni gives each pod its addresses");
-    let application = Application::start_with(&node, folder, |pod| {
-        let addresses: Vec<_> = pod.addresses.iter().map(ToString::to_string).collect();
-        println!("  {:44} {}", pod.workload.id(), addresses.join("  "));
+    let application = Application::start_with(&node, folder, show_pod)?;
+    story(args, folder, &mut node, &application)?;
+    if args.keep {
+        heading("It stays until Ctrl-C. To look around:");
+        look_around(&node, &application)?;
+        println!("  # change the manifests in {}", node.manifests().display());
+        wait_for_stop();
+    }
+    println!("\nDone; everything is taken down again.");
+    Ok(())
+}
+
+/// The same story on a real control plane: kubectl says what should be, the real controllers make the
+/// pods, a played kubelet runs them.
+fn on_control_plane(args: &Args, folder: &Path, binaries: &Binaries) -> Result<()> {
+    heading("A control plane: etcd, kube-apiserver and kube-controller-manager");
+    let plane = step("start it", || ControlPlane::start(binaries))?;
+    check_stop()?;
+    heading("A node on it: its agent reads six kinds of objects and may do nothing else");
+    let mut real = step("register the node, apply deploy/clusterrole.yaml", || {
+        RealNode::prepare(plane, "demo", CLUSTER_ROLE)
     })?;
-    step("services are programmed", || settle(&node, &application))?;
+    step("start agent and DNS", || real.start_node())?;
+    check_stop()?;
+    heading("The application: kubectl apply, and weir-cni gives each pod its addresses");
+    step("kubectl apply", || real.apply_folder(folder))?;
+    let objects = workloads::objects(folder)?;
+    let expected = workloads::expand(&objects)?.len();
+    let pods = pods_of_controllers(&real, expected)?;
+    let application = Application { pods, objects };
+    story(args, folder, &mut real.node, &application)?;
+    if args.keep {
+        heading("It stays until Ctrl-C. To look around:");
+        look_around(&real.node, &application)?;
+        println!(
+            "  # what the cluster knows, and what to change:\n  ip netns exec {} {} --kubeconfig {} get pods,services,endpointslices -A",
+            real.plane.machine().netns().name(),
+            binaries.kubectl.display(),
+            real.plane.admin().display(),
+        );
+        wait_for_stop();
+    }
+    println!("\nDone; everything is taken down again.");
+    Ok(())
+}
+
+/// Waits for so many pods, showing each as it runs.
+fn pods_of_controllers(real: &RealNode, expected: usize) -> Result<Vec<Pod>> {
+    let mut shown = BTreeSet::new();
+    let mut progress = Instant::now();
+    loop {
+        check_stop()?;
+        let pods = real.pods();
+        for pod in &pods {
+            if shown.insert(pod.workload.id()) {
+                show_pod(pod);
+                progress = Instant::now();
+            }
+        }
+        if pods.len() == expected {
+            return Ok(pods);
+        }
+        if progress.elapsed() > PATIENCE {
+            bail!(
+                "{} of {expected} pods run, and no other started in {PATIENCE:?}",
+                pods.len()
+            );
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn story(args: &Args, folder: &Path, node: &mut Node, application: &Application) -> Result<()> {
+    step("services are programmed", || settle(node, application))?;
     check_stop()?;
 
     if args.manifests.is_none() {
-        shop(&mut node, &application)?;
+        shop(node, application)?;
     }
     check_stop()?;
-    matrix(&application, folder)?;
+    matrix(application, folder)?;
 
     heading("What the kernel dropped, and why");
     show(node.weir("drops"), 14)?;
@@ -89,20 +174,17 @@ fn story(args: &Args, folder: &Path) -> Result<()> {
     {
         println!("  {line}");
     }
-    if args.keep {
-        keep(&node, &application)?;
-    }
-    println!("\nDone; everything is taken down again.");
     Ok(())
 }
 
 /// The part of the story that knows the shop.
 fn shop(node: &mut Node, application: &Application) -> Result<()> {
-    let frontend = application.pod("shop/frontend-0")?;
-    let alice = application.pod("customers/alice")?;
-    let mallory = application.pod("default/mallory")?;
+    let frontend = pod_of(application, "shop", "frontend", 0)?;
+    let alice = pod_of(application, "customers", "customer", 0)?;
+    let mallory = pod_of(application, "default", "customer", 0)?;
 
-    heading("Names, asked with dig in the pod shop/frontend-0");
+    let name = frontend.workload.id();
+    heading(&format!("Names, asked with dig in the pod {name}"));
     for question in [
         "catalog A",
         "catalog AAAA",
@@ -119,7 +201,9 @@ fn shop(node: &mut Node, application: &Application) -> Result<()> {
 
     heading("30 requests of customers/alice to http://frontend.shop, by backend");
     balanced(alice, "http://frontend.shop/", 30)?;
-    heading("30 requests of shop/frontend-0 to http://catalog, by backend");
+    heading(&format!(
+        "30 requests of {name} to http://catalog, by backend"
+    ));
     balanced(frontend, "http://catalog/", 30)?;
     check_stop()?;
 
@@ -141,7 +225,7 @@ fn shop(node: &mut Node, application: &Application) -> Result<()> {
     heading("The agent is killed with SIGKILL; the kernel goes on");
     node.kill_agent()?;
     println!("  weir-agent is dead");
-    let target = application.pod("shop/frontend-1")?;
+    let target = pod_of(application, "shop", "frontend", 1)?;
     load(
         alice,
         "http",
@@ -308,14 +392,13 @@ fn show(mut command: Command, lines: usize) -> Result<()> {
     Ok(())
 }
 
-fn keep(node: &Node, application: &Application) -> Result<()> {
+fn look_around(node: &Node, application: &Application) -> Result<()> {
     let netns = node.machine().netns().name();
     let socket = node.machine().dir().join("run/admin.sock");
     let pod = application
         .pods
         .first()
         .context("the application has no pod")?;
-    heading("It stays until Ctrl-C. To look around:");
     println!(
         "  {} --socket {} status",
         binary("weir").display(),
@@ -331,11 +414,32 @@ fn keep(node: &Node, application: &Application) -> Result<()> {
         "  ip netns exec {} curl http://SERVICE-ADDRESS/   # weir services lists them",
         pod.netns().name()
     );
-    println!("  # change the manifests in {}", node.manifests().display());
+    Ok(())
+}
+
+fn wait_for_stop() {
     while !STOPPED.load(Ordering::SeqCst) {
         std::thread::sleep(Duration::from_millis(100));
     }
-    Ok(())
+}
+
+/// The pod number `nth`, from 0, of those in a namespace with this label `app`: a Deployment of a real
+/// control plane gives its pods names that nobody knows beforehand.
+fn pod_of<'a>(
+    application: &'a Application,
+    namespace: &str,
+    app: &str,
+    nth: usize,
+) -> Result<&'a Pod> {
+    let pods = application.pods.iter();
+    pods.filter(|pod| pod.workload.is_of(namespace, app))
+        .nth(nth)
+        .with_context(|| format!("no pod number {nth} of app {app} runs in {namespace}"))
+}
+
+fn show_pod(pod: &Pod) {
+    let addresses: Vec<_> = pod.addresses.iter().map(ToString::to_string).collect();
+    println!("  {:44} {}", pod.workload.id(), addresses.join("  "));
 }
 
 fn heading(text: &str) {
