@@ -46,10 +46,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     let settings = Arc::new(settings);
     let missing = features::missing(&features::probe(&settings.bpffs, &settings.cgroup));
     if !missing.is_empty() {
-        bail!(
-            "this node lacks what Weir needs:\n  {}",
-            missing.join("\n  ")
-        );
+        bail!("this node lacks what Weir needs: {}", missing.join("; "));
     }
     let _only = lock::lock(&settings.run_dir)?;
     let sockets = Sockets::open(&settings).await?;

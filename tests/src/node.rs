@@ -1,25 +1,38 @@
-//! A node: a machine with its agent, its DNS and its pods, all as real processes of the real binaries. A
-//! played kubelet calls `weir-cni` and starts an echo server per pod.
+//! A node: a machine with its agent and its DNS, real processes of the real binaries. Its pods are
+//! `pod.rs`.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::machine::Machine;
-use crate::netns::Netns;
+use crate::pod::{PodObjects, write_whole};
 use crate::process::{Launch, Process};
-use crate::workloads::{Transport, Workload};
+use crate::workloads::Workload;
+
+pub use crate::pod::{Family, Pod, Runtime};
 
 /// The address of the DNS Service in every test cluster.
 pub const CLUSTER_DNS: &str = "10.96.0.10";
+/// What every cluster has before anything is installed in it: the Service of its DNS.
+pub const CLUSTER: &str = r#"{
+  "apiVersion": "v1",
+  "kind": "Service",
+  "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": {"k8s-app": "kube-dns"}},
+  "spec": {
+    "clusterIP": "10.96.0.10",
+    "ports": [
+      {"name": "dns", "port": 53, "protocol": "UDP"},
+      {"name": "dns-tcp", "port": 53, "protocol": "TCP"}
+    ]
+  }
+}"#;
 /// Where the agent serves HTTP inside of its node's namespace.
 const HTTP: &str = "127.0.0.1:9660";
 /// How long an agent may take to become ready.
@@ -78,19 +91,6 @@ pub struct Node {
     machine: Machine,
 }
 
-/// A pod: a namespace that `weir-cni` filled, with an echo server in it.
-#[derive(Debug)]
-pub struct Pod {
-    pub workload: Workload,
-    pub addresses: Vec<IpAddr>,
-    pub container_id: String,
-    uid: String,
-    echo: Option<Process>,
-    cgroup: PathBuf,
-    resolv_conf: PathBuf,
-    netns: Netns,
-}
-
 /// A program built with this test, in `WEIR_BIN_DIR` or beside the test's own folder.
 #[must_use]
 pub fn binary(name: &str) -> PathBuf {
@@ -146,12 +146,16 @@ impl Node {
         netns.ip("-6 addr add 2001:db8::1/128 dev lo nodad")?;
         netns.ip("route add default dev lo src 192.0.2.1")?;
         netns.ip("-6 route add default dev lo src 2001:db8::1")?;
-        Ok(Self {
+        let node = Self {
             options,
             agent: None,
             dns: None,
             machine,
-        })
+        };
+        if matches!(node.options.source, Source::Manifests) {
+            node.write_manifest("cluster.yaml", CLUSTER)?;
+        }
+        Ok(node)
     }
 
     /// Starts the agent, without waiting for it.
@@ -237,21 +241,22 @@ impl Node {
     /// It ended, or took too long; the error shows why and the end of its log.
     pub fn wait_ready(&mut self) -> Result<()> {
         let answer = Cell::new(String::new());
-        let netns = &self.machine.netns();
+        let machine = &self.machine;
         let agent = self.agent.as_mut().context("no agent was started")?;
         agent
             .wait_until("ready", PATIENCE, || {
-                let asked = netns
-                    .command("curl")
-                    .args(["-s", "-w", "%{http_code}", &format!("http://{HTTP}/readyz")])
-                    .output();
-                let said = asked.map(|o| String::from_utf8_lossy(&o.stdout).into_owned());
-                let said = said.unwrap_or_else(|e| e.to_string());
-                let ready = said.ends_with("200");
+                let (code, said) = readyz(machine);
                 answer.set(said);
-                ready
+                code == "200"
             })
             .with_context(|| format!("/readyz said {:?}", answer.take()))
+    }
+
+    /// What /readyz says, each reason on its line; "ok" from a node that is ready. Empty if nobody
+    /// answers.
+    #[must_use]
+    pub fn readyz(&self) -> String {
+        readyz(&self.machine).1
     }
 
     /// The agent's process.
@@ -398,256 +403,94 @@ impl Node {
         Ok(String::from_utf8(page.stdout)?)
     }
 
-    /// Runs `weir-cni`, as a container runtime would: in the node's namespace, configuration on stdin.
-    ///
-    /// # Errors
-    /// The program cannot be started. What it says and how it ends is in the output.
-    pub fn cni(&self, verb: &str, env: &[(&str, &str)], config: &Value) -> Result<Output> {
-        let mut command = self.machine.netns().command(binary("weir-cni"));
-        command
-            .env("CNI_COMMAND", verb)
-            .env("CNI_PATH", "/opt/cni/bin");
-        command.envs(env.iter().copied());
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("start weir-cni")?;
-        let mut stdin = child.stdin.take().context("weir-cni has a stdin")?;
-        // A plugin that refuses early may close its stdin before it has read all.
-        if let Err(e) = stdin.write_all(config.to_string().as_bytes())
-            && e.kind() != std::io::ErrorKind::BrokenPipe
-        {
-            return Err(e).context("write the configuration");
+    /// What runs this node's pods. Any thread may have it; it must not outlive the node.
+    #[must_use]
+    pub fn runtime(&self) -> Runtime {
+        Runtime {
+            node: self.options.name.clone(),
+            netns: self.machine.netns().path(),
+            cgroup: self.machine.cgroup().path().to_owned(),
+            dir: self.machine.dir().to_owned(),
+            objects: match self.options.source {
+                Source::Manifests => PodObjects::Here(self.manifests().join("pods")),
+                Source::Kube { .. } => PodObjects::Elsewhere,
+            },
         }
-        drop(stdin);
-        child.wait_with_output().context("wait for weir-cni")
     }
 
-    /// The network configuration that `weir-cni` gets on this node.
+    /// [`Runtime::cni`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn cni(&self, verb: &str, env: &[(&str, &str)], config: &Value) -> Result<Output> {
+        self.runtime().cni(verb, env, config)
+    }
+
+    /// [`Runtime::cni_config`].
     #[must_use]
     pub fn cni_config(&self, version: &str) -> Value {
-        json!({
-            "cniVersion": version,
-            "name": "weir",
-            "type": "weir-cni",
-            "agentSocket": self.machine.dir().join("run/cni.sock"),
-            "releasedDir": self.machine.dir().join("state/released"),
-        })
+        self.runtime().cni_config(version)
     }
 
-    /// Runs a pod: its object first (from manifests), then `weir-cni ADD`, then its echo server.
+    /// [`Runtime::run_pod`].
     ///
     /// # Errors
-    /// The plugin refused, or a port cannot be served.
+    /// As there.
     pub fn run_pod(&self, workload: Workload) -> Result<Pod> {
-        let mut pod = self.declare_pod(workload)?;
-        self.add_pod(&mut pod)?;
-        self.start_echo(&mut pod)?;
-        Ok(pod)
+        self.runtime().run_pod(workload)
     }
 
-    /// Makes a pod's namespace and its object, and gives it no network yet.
+    /// [`Runtime::declare_pod`].
     ///
     /// # Errors
-    /// The namespace cannot be made.
+    /// As there.
     pub fn declare_pod(&self, workload: Workload) -> Result<Pod> {
-        let uid = format!(
-            "uid-{}-{}",
-            workload.namespace,
-            crate::run::unique_name("pod")
-        );
-        self.declare_pod_as(workload, uid)
+        self.runtime().declare_pod(workload)
     }
 
-    /// As [`Self::declare_pod`], for a pod that an API server has given its uid.
+    /// [`Runtime::declare_pod_as`].
     ///
     /// # Errors
-    /// The namespace cannot be made.
+    /// As there.
     pub fn declare_pod_as(&self, workload: Workload, uid: String) -> Result<Pod> {
-        let netns = Netns::new(&workload.name)?;
-        let container_id = netns.name().to_owned();
-        let cgroup = self.machine.cgroup().child(&container_id)?;
-        let resolv_conf = self
-            .machine
-            .dir()
-            .join("pods")
-            .join(format!("{container_id}.resolv"));
-        fs::write(
-            &resolv_conf,
-            format!(
-                "search {}.svc.cluster.local svc.cluster.local cluster.local\n\
-                 nameserver {CLUSTER_DNS}\noptions ndots:5\n",
-                workload.namespace
-            ),
-        )?;
-        if matches!(self.options.source, Source::Manifests) {
-            let manifest = workload.manifest(&uid, &self.options.name);
-            write_whole(&self.pod_manifest(&workload), &manifest.to_string())?;
-        }
-        Ok(Pod {
-            workload,
-            addresses: Vec::new(),
-            container_id,
-            uid,
-            echo: None,
-            cgroup,
-            resolv_conf,
-            netns,
-        })
+        self.runtime().declare_pod_as(workload, uid)
     }
 
-    /// `weir-cni ADD` for a pod.
+    /// [`Runtime::add_pod`].
     ///
     /// # Errors
-    /// The plugin refused; the error is what it said.
+    /// As there.
     pub fn add_pod(&self, pod: &mut Pod) -> Result<Value> {
-        let config = self.cni_config("1.1.0");
-        let env = pod.cni_env();
-        let env: Vec<_> = env.iter().map(|(k, v)| (*k, v.as_str())).collect();
-        let output = self.cni("ADD", &env, &config)?;
-        let said = String::from_utf8_lossy(&output.stdout);
-        if !output.status.success() {
-            let noise = String::from_utf8_lossy(&output.stderr);
-            bail!("weir-cni ADD for {}: {said} {noise}", pod.workload.id());
-        }
-        let result: Value = serde_json::from_str(&said).context("the result of ADD")?;
-        pod.addresses = result["ips"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|ip| ip["address"].as_str()?.split('/').next()?.parse().ok())
-            .collect();
-        Ok(result)
+        self.runtime().add_pod(pod)
     }
 
-    /// Starts the echo server of a pod's ports.
+    /// [`Runtime::start_echo`].
     ///
     /// # Errors
-    /// A port cannot be served.
+    /// As there.
     pub fn start_echo(&self, pod: &mut Pod) -> Result<()> {
-        let log = self
-            .machine
-            .dir()
-            .join("pods")
-            .join(format!("{}.log", pod.container_id));
-        let mut launch = Launch::new(&pod.workload.name, binary("weir-echo"))
-            .in_netns(&pod.netns)
-            .in_cgroup(&pod.cgroup)
-            .log_to(&log)
-            .args(["--name", &pod.workload.name]);
-        for port in &pod.workload.ports {
-            let option = match port.transport {
-                Transport::Tcp => "--tcp",
-                Transport::Udp => "--udp",
-            };
-            launch = launch.arg(option).arg(port.number.to_string());
-        }
-        let mut echo = launch.spawn()?;
-        echo.wait_for_log("ready", Duration::from_secs(10))?;
-        pod.echo = Some(echo);
-        Ok(())
+        self.runtime().start_echo(pod)
     }
 
-    /// `weir-cni DEL` for a pod; its processes end and its object goes.
+    /// [`Runtime::delete_pod`], and the pod's processes end.
     ///
     /// # Errors
-    /// The plugin failed, which it never should.
+    /// As there.
     pub fn delete_pod(&self, pod: Pod) -> Result<()> {
-        let env = pod.cni_env();
-        let env: Vec<_> = env.iter().map(|(k, v)| (*k, v.as_str())).collect();
-        let output = self.cni("DEL", &env, &self.cni_config("1.1.0"))?;
-        if !output.status.success() {
-            bail!("weir-cni DEL: {}", String::from_utf8_lossy(&output.stdout));
+        self.runtime().delete_pod(&pod)
+    }
+}
+
+/// The status code of /readyz, and its page.
+fn readyz(machine: &Machine) -> (String, String) {
+    let url = format!("http://{HTTP}/readyz");
+    let mut curl = machine.netns().command("curl");
+    match curl.args(["-s", "-w", "%{http_code}", &url]).output() {
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            let (page, code) = said.split_at(said.len().saturating_sub(3));
+            (code.to_owned(), page.trim().to_owned())
         }
-        if matches!(self.options.source, Source::Manifests) {
-            fs::remove_file(self.pod_manifest(&pod.workload)).context("remove the pod's object")?;
-        }
-        Ok(())
+        Err(e) => (String::new(), e.to_string()),
     }
-
-    fn pod_manifest(&self, workload: &Workload) -> PathBuf {
-        let file = format!("{}.{}.yaml", workload.namespace, workload.name);
-        self.manifests().join("pods").join(file)
-    }
-}
-
-impl Pod {
-    /// A command in the pod, with the pod's resolver: what `kubectl exec` would run.
-    #[must_use]
-    pub fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--", "sh", "-c"]);
-        // The mount namespace is the command's own; the machine's /etc stays as it is.
-        command.arg(
-            r#"echo $$ >"$0/cgroup.procs" && net=$1 resolv=$2 && shift 2 && exec nsenter --net="$net" \
-               unshare --mount sh -c 'mount --bind "$0" /etc/resolv.conf && exec "$@"' "$resolv" "$@""#,
-        );
-        command
-            .arg(&self.cgroup)
-            .arg(self.netns.path())
-            .arg(&self.resolv_conf)
-            .arg(program);
-        command
-    }
-
-    /// A long-running process in the pod.
-    #[must_use]
-    pub fn launch(&self, name: &str, program: impl AsRef<std::ffi::OsStr>) -> Launch {
-        Launch::new(name, program)
-            .in_netns(&self.netns)
-            .in_cgroup(&self.cgroup)
-    }
-
-    /// The pod's namespace.
-    #[must_use]
-    pub fn netns(&self) -> &Netns {
-        &self.netns
-    }
-
-    /// Its first address of this family.
-    ///
-    /// # Errors
-    /// It has none.
-    pub fn address(&self, family: Family) -> Result<IpAddr> {
-        let wanted = |a: &&IpAddr| a.is_ipv4() == (family == Family::V4);
-        let found = self.addresses.iter().find(wanted).copied();
-        found.with_context(|| format!("{} has no {family:?} address", self.workload.id()))
-    }
-
-    /// What a runtime tells the plugin about it.
-    #[must_use]
-    pub fn cni_env(&self) -> BTreeMap<&'static str, String> {
-        let Workload {
-            namespace, name, ..
-        } = &self.workload;
-        BTreeMap::from([
-            ("CNI_CONTAINERID", self.container_id.clone()),
-            ("CNI_NETNS", self.netns.path().display().to_string()),
-            ("CNI_IFNAME", "eth0".to_owned()),
-            (
-                "CNI_ARGS",
-                format!(
-                    "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};\
-                     K8S_POD_UID={};K8S_POD_INFRA_CONTAINER_ID={}",
-                    self.uid, self.container_id
-                ),
-            ),
-        ])
-    }
-}
-
-/// An address family.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Family {
-    V4,
-    V6,
-}
-
-/// Writes beside and renames, so that a watcher never sees half a file.
-fn write_whole(path: &Path, text: &str) -> Result<()> {
-    let beside = path.with_extension("tmp");
-    fs::write(&beside, text).with_context(|| format!("write {}", beside.display()))?;
-    fs::rename(&beside, path).with_context(|| format!("rename to {}", path.display()))
 }

@@ -74,6 +74,12 @@ impl Workload {
         format!("{}/{}", self.namespace, self.name)
     }
 
+    /// Is it in this namespace, with this label `app`? What a controller makes has no name to rely on.
+    #[must_use]
+    pub fn is_of(&self, namespace: &str, app: &str) -> bool {
+        self.namespace == namespace && self.labels.get("app").is_some_and(|a| a == app)
+    }
+
     /// The Pod object of it, bound to a node.
     #[must_use]
     pub fn manifest(&self, uid: &str, node: &str) -> Value {
@@ -168,6 +174,17 @@ pub fn expand(objects: &[Value]) -> Result<Vec<Workload>> {
         }
     }
     Ok(pods)
+}
+
+/// The workload of one Pod object.
+///
+/// # Errors
+/// It has no name, or a port that no echo server can serve.
+pub fn of_pod(pod: &Value) -> Result<Workload> {
+    let metadata = &pod["metadata"];
+    let name = metadata["name"].as_str().context("a pod without a name")?;
+    let namespace = metadata["namespace"].as_str().unwrap_or("default");
+    workload(namespace, name.to_owned(), pod)
 }
 
 fn workload(namespace: &str, name: String, template: &Value) -> Result<Workload> {

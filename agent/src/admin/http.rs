@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
 use tokio::time::timeout;
 use weir_cli::views::{Drops, EndpointView, FlowView, PolicyView, ServiceView, Status, Verify};
+
+use crate::export::text_of;
 
 /// How long an answer may take before the agent counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -66,11 +68,18 @@ pub fn probes<P: Probes>(of: Arc<P>) -> Router {
         )
         .route(
             "/metrics",
-            get(|State(of): State<Arc<P>>| async move {
+            get(|State(of): State<Arc<P>>, headers: HeaderMap| async move {
                 const OPEN_METRICS: &str =
                     "application/openmetrics-text; version=1.0.0; charset=utf-8";
+                const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+                let accepted = headers.get(header::ACCEPT).and_then(|a| a.to_str().ok());
+                let reads_open_metrics =
+                    accepted.is_some_and(|a| a.contains("application/openmetrics-text"));
                 match in_time(of.metrics()).await {
-                    Ok(page) => ([(header::CONTENT_TYPE, OPEN_METRICS)], page).into_response(),
+                    Ok(page) if reads_open_metrics => {
+                        ([(header::CONTENT_TYPE, OPEN_METRICS)], page).into_response()
+                    }
+                    Ok(page) => ([(header::CONTENT_TYPE, TEXT)], text_of(&page)).into_response(),
                     Err(stuck) => (StatusCode::SERVICE_UNAVAILABLE, stuck).into_response(),
                 }
             }),

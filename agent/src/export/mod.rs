@@ -1,5 +1,7 @@
 //! What happened, for machines: Prometheus.
 
 mod metrics;
+mod text;
 
 pub use metrics::encode;
+pub use text::text_of;

@@ -161,6 +161,16 @@ impl Links {
     }
 }
 
+/// What an agent must never do: between this and the next attachment nothing is balanced or judged.
+#[cfg(feature = "broken-detach-first")]
+pub(super) fn detach_all(bpffs: &Path) -> io::Result<()> {
+    tracing::warn!("built with broken-detach-first: detaching every program");
+    match fs::read_dir(bpffs.join("links")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        pins => pins?.try_for_each(|pin| fs::remove_file(pin?.path())),
+    }
+}
+
 fn label(pin: &Path) -> String {
     pin.file_name()
         .map_or_else(String::new, |name| name.to_string_lossy().into_owned())

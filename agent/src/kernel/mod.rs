@@ -109,6 +109,8 @@ impl Kernel {
         config: NodeConfig,
         capacities: Capacities<'_>,
     ) -> Result<Self> {
+        #[cfg(feature = "broken-detach-first")]
+        links::detach_all(bpffs)?;
         let loaded = load::load(object::OBJECT, bpffs, config, capacities)?;
         let links = Links::open(bpffs)
             .with_context(|| format!("make the folder of links in {}", bpffs.display()))?;

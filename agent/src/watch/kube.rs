@@ -264,7 +264,7 @@ fn answer<K: WireKind>(verb: &str, status: &kube::core::Status) -> Option<(Cause
             Cause::Forbidden,
             format!(
                 "not allowed to {verb} {plural}: add apiGroups [\"{group}\"], resources [\"{plural}\"], \
-                 verbs [\"list\", \"watch\"] to the ClusterRole weir (the API server says: {said})"
+                 verbs [\"list\", \"watch\"] to the ClusterRole weir-agent (the API server says: {said})"
             ),
         )),
         401 => Some((

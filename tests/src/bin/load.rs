@@ -34,6 +34,9 @@ struct Args {
     /// An attempt that takes longer has failed, in milliseconds.
     #[arg(long, default_value_t = 1000)]
     patience: u64,
+    /// An attempt that failed is made once more after this many milliseconds, as a resolver would.
+    #[arg(long)]
+    retry_after: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -56,6 +59,7 @@ async fn main() -> Result<()> {
     // A late tick is made up for, so that the count stated is the count made.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let attempts = (f64::from(args.rate) * args.seconds).round() as u64;
+    let start = Instant::now();
     let mut running = JoinSet::new();
     let mut outcomes: BTreeMap<String, u64> = BTreeMap::new();
     let mut slowest = Duration::ZERO;
@@ -67,7 +71,7 @@ async fn main() -> Result<()> {
     };
     for _ in 0..attempts {
         ticks.tick().await;
-        running.spawn(attempt(args.clone()));
+        running.spawn(attempts_of_one(args.clone()));
         while let Some(ended) = running.try_join_next() {
             count(ended)?;
         }
@@ -81,9 +85,24 @@ async fn main() -> Result<()> {
             "attempted": attempts,
             "outcomes": outcomes,
             "slowest_ms": slowest.as_millis() as u64,
+            "took_ms": start.elapsed().as_millis() as u64,
         })
     );
     Ok(())
+}
+
+async fn attempts_of_one(args: Args) -> (String, Duration) {
+    let first = attempt(args.clone()).await;
+    let Some(pause) = args.retry_after.filter(|_| first.0 != "ok") else {
+        return first;
+    };
+    tokio::time::sleep(Duration::from_millis(pause)).await;
+    let (second, took) = attempt(args).await;
+    let outcome = match second.as_str() {
+        "ok" => "ok after a retry".to_owned(),
+        failed => format!("{failed}, twice"),
+    };
+    (outcome, took)
 }
 
 async fn attempt(args: Args) -> (String, Duration) {

@@ -297,7 +297,7 @@ async fn a_missing_permission_is_said_once(verb: &'static str) {
         error,
         format!(
             "not allowed to {verb} networkpolicies: add apiGroups [\"networking.k8s.io\"], resources \
-             [\"networkpolicies\"], verbs [\"list\", \"watch\"] to the ClusterRole weir (the API server \
+             [\"networkpolicies\"], verbs [\"list\", \"watch\"] to the ClusterRole weir-agent (the API server \
              says: networkpolicies is forbidden: User \"weir\" cannot {verb} resource \"networkpolicies\")"
         )
     );

@@ -1,0 +1,124 @@
+//! The smallest application worth breaking things under: a Service with backends, clients that ask it,
+//! the cluster's DNS Service. Nothing is broken here.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::node::{Family, Node, NodeOptions, Pod};
+use crate::workloads::{Transport, Workload};
+
+/// The Service `shop/web`.
+pub const WEB: &str = "10.96.0.20:80";
+/// The Service that weir-dns answers.
+pub const DNS: &str = "10.96.0.10:53";
+/// The name of the Service `shop/web`.
+pub const WEB_NAME: &str = "web.shop.svc.cluster.local.";
+
+const MANIFESTS: &str = "\
+kind: Namespace
+apiVersion: v1
+metadata: {name: shop}
+---
+kind: Service
+apiVersion: v1
+metadata: {name: kube-dns, namespace: kube-system}
+spec:
+  clusterIP: 10.96.0.10
+  ports:
+    - {name: dns, port: 53, protocol: UDP}
+    - {name: dns-tcp, port: 53, protocol: TCP}
+---
+kind: Service
+apiVersion: v1
+metadata: {name: web, namespace: shop}
+spec:
+  clusterIP: 10.96.0.20
+  selector: {app: web}
+  ports: [{port: 80}]
+";
+
+/// A node with the application on it.
+#[derive(Debug)]
+pub struct Shop {
+    // Pods go before the node that they are on.
+    pub clients: Vec<Pod>,
+    pub backends: Vec<Pod>,
+    pub node: Node,
+}
+
+impl Shop {
+    /// Starts the node and its pods; returns when the Service has all of its backends.
+    ///
+    /// # Errors
+    /// As [`Node::start`] and [`Node::run_pod`].
+    pub fn open(options: NodeOptions, backends: usize, clients: usize) -> Result<Self> {
+        Self::on(Node::start(options)?, backends, clients)
+    }
+
+    /// As [`Self::open`], on a node that runs.
+    ///
+    /// # Errors
+    /// As [`Node::run_pod`].
+    pub fn on(node: Node, backends: usize, clients: usize) -> Result<Self> {
+        node.write_manifest("shop.yaml", MANIFESTS)?;
+        let web = |i| {
+            Workload::named("shop", &format!("web-{i}"))
+                .label("app", "web")
+                .port(Transport::Tcp, 80)
+        };
+        let client = |i| Workload::named("shop", &format!("client-{i}")).label("app", "client");
+        let run = |workload| node.run_pod(workload);
+        let backends: Vec<_> = (0..backends).map(web).map(run).collect::<Result<_>>()?;
+        let clients = (0..clients).map(client).map(run).collect::<Result<_>>()?;
+        node.wait_for_service("shop/web", backends.len(), Duration::from_secs(10))?;
+        Ok(Self {
+            clients,
+            backends,
+            node,
+        })
+    }
+
+    /// One request of the first client to the Service, and one to a backend's own address.
+    ///
+    /// # Errors
+    /// One was not answered.
+    pub fn still_serves(&self) -> Result<()> {
+        let client = self.clients.first().context("the shop has no client")?;
+        let backend = self.backends.first().context("the shop has no backend")?;
+        let direct = format!("{}:80", backend.address(Family::V4)?);
+        for target in [WEB, &direct] {
+            let asked = client
+                .command("curl")
+                .args(["-sS", "--max-time", "3", &format!("http://{target}/")])
+                .output()?;
+            if !asked.status.success() {
+                bail!(
+                    "{target}: curl ended with {}: {}",
+                    asked.status,
+                    String::from_utf8_lossy(&asked.stderr).trim()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Connections that the backends have accepted since they started.
+    ///
+    /// # Errors
+    /// A pod's counters cannot be read.
+    pub fn accepted(&self) -> Result<u64> {
+        let of = |pod: &Pod| -> Result<u64> {
+            let path = PathBuf::from("/proc/thread-self/net/snmp");
+            let text = pod.netns().run(|| std::fs::read_to_string(&path))??;
+            let mut lines = text.lines().filter(|l| l.starts_with("Tcp:"));
+            let names = lines.next().context("no names of TCP counters")?;
+            let values = lines.next().context("no TCP counters")?;
+            let mut both = names.split(' ').zip(values.split(' '));
+            let found = both.find(|(name, _)| *name == "PassiveOpens");
+            Ok(found.context("no PassiveOpens")?.1.parse()?)
+        };
+        self.backends.iter().map(of).sum()
+    }
+}
