@@ -22,5 +22,6 @@ pub mod process;
 pub mod real;
 pub mod run;
 pub mod shop;
+pub mod traffic;
 pub mod vm;
 pub mod workloads;
