@@ -23,5 +23,6 @@ pub mod process;
 pub mod real;
 pub mod run;
 pub mod shop;
+pub mod traffic;
 pub mod vm;
 pub mod workloads;

@@ -1,0 +1,397 @@
+//! Ring 4: NetworkPolicy between real pods, in both families, packet by packet.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use serde_json::Value;
+use weir_tests::node::{Family, Node, NodeOptions, Pod};
+use weir_tests::traffic::{
+    Answer, Conversation, PATIENCE, SILENCE, any, ask_tcp, ask_udp, drops, eventually, exchange,
+    is_echoed, recent_drops, udp_socket,
+};
+use weir_tests::workloads::{Transport, Workload};
+
+/// How long a change of a manifest may take until packets meet it.
+const SOON: Duration = Duration::from_secs(1);
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+const DENY_SERVER: &str = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: server, namespace: a}
+spec:
+  podSelector: {matchLabels: {app: server}}
+  policyTypes: [Ingress]
+";
+
+/// A policy of the server with these ingress rules, in YAML's flow style.
+fn allow(ingress: &str) -> String {
+    format!("{DENY_SERVER}  ingress: {ingress}\n")
+}
+
+/// A server with two TCP ports and a UDP port, and three clients in two namespaces.
+struct Town {
+    node: Node,
+    server: Pod,
+    clients: Vec<Pod>,
+}
+
+impl Town {
+    fn start(name: &str) -> Self {
+        let node = Node::start(NodeOptions::named(name)).unwrap();
+        let namespaces = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a, labels: {team: a}}\n---\n\
+                          apiVersion: v1\nkind: Namespace\nmetadata: {name: b, labels: {team: b}}\n";
+        node.write_manifest("namespaces.yaml", namespaces).unwrap();
+        let server = Workload::named("a", "server")
+            .port(Transport::Tcp, 80)
+            .port(Transport::Tcp, 81)
+            .port(Transport::Udp, 80);
+        let server = node.run_pod(server).unwrap();
+        let clients = [("a", "friend"), ("b", "friend"), ("b", "stranger")];
+        let clients = clients.map(|(ns, app)| node.run_pod(Workload::named(ns, app)).unwrap());
+        Self {
+            node,
+            server,
+            clients: clients.into(),
+        }
+    }
+
+    fn policy(&self, text: &str) {
+        self.node.write_manifest("policy.yaml", text).unwrap();
+    }
+
+    fn server(&self, family: Family, port: u16) -> SocketAddr {
+        SocketAddr::new(self.server.address(family).unwrap(), port)
+    }
+
+    /// Who reaches TCP 80, TCP 81 and UDP 80 of the server; a letter for each, a dash for silence.
+    fn reach(&self, family: Family) -> Vec<String> {
+        let asks: [(fn(&_, _, _) -> Answer, u16, char); 3] =
+            [(ask_tcp, 80, 't'), (ask_tcp, 81, 'T'), (ask_udp, 80, 'u')];
+        let reach = |client: &Pod| {
+            let letters = asks.map(|(ask, port, letter)| {
+                match ask(client.netns(), self.server(family, port), SILENCE) {
+                    Answer::By(name) if name == "server" => letter,
+                    Answer::Silence => '-',
+                    other => panic!("{}: {other:?}", client.workload.id()),
+                }
+            });
+            letters.iter().collect()
+        };
+        std::thread::scope(|scope| {
+            let reach = &reach;
+            let running: Vec<_> = self
+                .clients
+                .iter()
+                .map(|c| scope.spawn(move || reach(c)))
+                .collect();
+            running.into_iter().map(|r| r.join().unwrap()).collect()
+        })
+    }
+
+    fn expect(&self, what: &str, expected: [&str; 3]) {
+        for family in FAMILIES {
+            // One look takes up to three silences, and may have begun before the change.
+            let patience = SOON + 3 * SILENCE;
+            eventually(what, patience, || self.reach(family), |r| *r == expected).unwrap();
+            assert_eq!(self.reach(family), expected, "{what}, and it stays so");
+        }
+    }
+}
+
+#[test]
+fn each_kind_of_peer_and_port_admits_whom_it_names() {
+    let town = Town::start("peers");
+    let friend = "podSelector: {matchLabels: {app: friend}}";
+    let team_b = "namespaceSelector: {matchLabels: {team: b}}";
+    // Clients: a/friend, b/friend, b/stranger.
+    let cases = [
+        ("no policy", String::new(), ["tTu", "tTu", "tTu"]),
+        (
+            "default deny",
+            DENY_SERVER.to_owned(),
+            ["---", "---", "---"],
+        ),
+        (
+            "pods of the namespace",
+            allow(&format!("[{{from: [{{{friend}}}]}}]")),
+            ["tTu", "---", "---"],
+        ),
+        (
+            "a namespace",
+            allow(&format!("[{{from: [{{{team_b}}}]}}]")),
+            ["---", "tTu", "tTu"],
+        ),
+        (
+            "pods of a namespace",
+            allow(&format!("[{{from: [{{{team_b}, {friend}}}]}}]")),
+            ["---", "tTu", "---"],
+        ),
+        (
+            "either",
+            allow(&format!("[{{from: [{{{team_b}}}, {{{friend}}}]}}]")),
+            ["tTu", "tTu", "tTu"],
+        ),
+        (
+            "a port for all",
+            allow("[{ports: [{port: 81}]}]"),
+            ["-T-", "-T-", "-T-"],
+        ),
+        (
+            "ports by peer",
+            allow(&format!(
+                "[{{from: [{{{friend}}}], ports: [{{port: 80, protocol: UDP}}]}}, {{from: [{{{team_b}}}], ports: [{{port: 80}}]}}]"
+            )),
+            ["--u", "t--", "t--"],
+        ),
+        ("an empty rule", allow("[{}]"), ["tTu", "tTu", "tTu"]),
+    ];
+    for (what, policy, expected) in cases {
+        town.policy(&policy);
+        town.expect(what, expected);
+    }
+}
+
+#[test]
+fn egress_is_judged_too_and_replies_are_not() {
+    let town = Town::start("egress");
+    // Nobody of b may send, but to the server's port 80.
+    town.policy(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: out, namespace: b}\n\
+         spec:\n  podSelector: {}\n  policyTypes: [Egress]\n  egress:\n  - to:\n    \
+         - {namespaceSelector: {}, podSelector: {matchLabels: {app: server}}}\n    ports: [{port: 80}]\n",
+    );
+    town.expect("egress of b", ["tTu", "t--", "t--"]);
+    // The server may send nothing of its own, and its answers go out.
+    town.policy(&DENY_SERVER.replace("Ingress", "Egress"));
+    town.expect("replies", ["tTu", "tTu", "tTu"]);
+    for family in FAMILIES {
+        let client = SocketAddr::new(town.clients[0].address(family).unwrap(), 9);
+        let sent = ask_udp(town.server.netns(), client, SILENCE);
+        assert_eq!(sent, Answer::Silence, "what the server opens itself");
+    }
+}
+
+#[test]
+fn a_policy_cuts_what_is_established_and_its_removal_lets_new_through() {
+    let town = Town::start("cuts");
+    let client = town.clients[0].netns();
+    for family in FAMILIES {
+        let target = town.server(family, 80);
+        let mut tcp = Conversation::open_in(client, target, SILENCE).unwrap();
+        let udp = udp_socket(client, any(target), SILENCE).unwrap();
+        udp.connect(target).unwrap();
+        for _ in 0..10 {
+            assert_eq!(tcp.ask().unwrap(), "server");
+            assert_eq!(exchange(&udp).unwrap(), "server");
+        }
+        town.policy(DENY_SERVER);
+        let cut = eventually(
+            "cut",
+            SOON + 2 * SILENCE,
+            || [tcp.ask(), exchange(&udp)],
+            |both| {
+                let is_silent = |r: &std::io::Result<String>| {
+                    r.as_ref().is_err_and(|e| e.kind() == ErrorKind::WouldBlock)
+                };
+                both.iter().all(is_silent)
+            },
+        )
+        .unwrap();
+        assert!(cut.iter().all(Result::is_err));
+        assert!(exchange(&udp).is_err(), "and it stays cut");
+        town.policy("");
+        eventually(
+            "open again",
+            SOON + SILENCE,
+            || ask_tcp(client, target, SILENCE),
+            |a| *a == Answer::By("server".into()),
+        )
+        .unwrap();
+        eventually(
+            "the old socket too",
+            SOON + SILENCE,
+            || exchange(&udp).ok(),
+            |a| a.is_some(),
+        )
+        .unwrap();
+    }
+}
+
+#[test]
+fn a_change_of_a_pods_labels_changes_what_it_may() {
+    let town = Town::start("labels");
+    town.policy(&allow(
+        "[{from: [{podSelector: {matchLabels: {vip: 'yes'}}}]}]",
+    ));
+    town.expect("nobody is a vip", ["---", "---", "---"]);
+    let file = "pods/a.friend.yaml";
+    let text = std::fs::read_to_string(town.node.manifests().join(file)).unwrap();
+    let mut object: Value = serde_json::from_str(&text).unwrap();
+    object["metadata"]["labels"]["vip"] = "yes".into();
+    town.node.write_manifest(file, &object.to_string()).unwrap();
+    town.expect("a/friend is", ["tTu", "---", "---"]);
+    town.node.write_manifest(file, &text).unwrap();
+    town.expect("and no more", ["---", "---", "---"]);
+}
+
+#[test]
+fn the_node_always_reaches_its_isolated_pods() {
+    let town = Town::start("node");
+    town.policy(&DENY_SERVER.replace("[Ingress]", "[Ingress, Egress]"));
+    town.expect("isolated", ["---", "---", "---"]);
+    for family in FAMILIES {
+        for (ask, port) in [
+            (ask_tcp as fn(&_, _, _) -> _, 80),
+            (ask_tcp, 81),
+            (ask_udp, 80),
+        ] {
+            let answer = ask(
+                town.node.machine().netns(),
+                town.server(family, port),
+                PATIENCE,
+            );
+            assert_eq!(answer, Answer::By("server".into()), "{family:?} {port}");
+        }
+    }
+}
+
+#[test]
+fn an_echo_request_needs_a_rule_without_ports() {
+    let town = Town::start("echo");
+    for (what, policy, expected) in [
+        ("not isolated", String::new(), true),
+        ("isolated", DENY_SERVER.to_owned(), false),
+        ("ports", allow("[{ports: [{port: 80}]}]"), false),
+        ("any port", allow("[{}]"), true),
+    ] {
+        town.policy(&policy);
+        for family in FAMILIES {
+            let address = town.server(family, 0).ip();
+            let echoed = || is_echoed(town.clients[0].netns(), address, SILENCE).unwrap();
+            eventually(what, SOON + SILENCE, echoed, |e| *e == expected)
+                .unwrap_or_else(|e| panic!("{what} {family:?}: {e}"));
+        }
+    }
+}
+
+/// Sends so many datagrams to a port of the server, and returns how many the kernel took.
+fn burst(
+    town: &Town,
+    netns: &weir_tests::netns::Netns,
+    from: IpAddr,
+    family: Family,
+    count: u64,
+) -> u64 {
+    let socket = udp_socket(netns, SocketAddr::new(from, 0), SILENCE).unwrap();
+    let target = town.server(family, 80);
+    (0..count)
+        .filter(|_| socket.send_to(b"x", target).is_ok())
+        .count() as u64
+}
+
+#[test]
+fn every_denied_datagram_is_counted_and_explained() {
+    let town = Town::start("counted");
+    town.policy(DENY_SERVER);
+    town.expect("isolated", ["---", "---", "---"]);
+    const BURST: u64 = 1_000;
+    for family in FAMILIES {
+        let client = &town.clients[2];
+        let before = drops(&town.node, "ingress_denied").unwrap();
+        let from = client.address(family).unwrap();
+        let sent = burst(&town, client.netns(), from, family, BURST);
+        assert_eq!(sent, BURST);
+        let dropped = drops(&town.node, "ingress_denied").unwrap() - before;
+        assert_eq!(
+            dropped, BURST,
+            "{family:?}: {BURST} sent, {dropped} counted"
+        );
+    }
+    let explained = recent_drops(&town.node, "ingress_denied").unwrap();
+    let last = explained.last().unwrap();
+    let why = last["why"].as_str().unwrap();
+    assert!(why.contains("a/server"), "names the policy: {last}");
+    let text = last.to_string();
+    assert!(text.contains("stranger"), "names the sender: {text}");
+    // The words of the command line carry the same.
+    let said = town.node.weir("drops").output().unwrap();
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(
+        said.contains("ingress_denied") && said.contains("a/server"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_pod_cannot_send_as_another() {
+    let town = Town::start("spoofs");
+    const BURST: u64 = 100;
+    let client = &town.clients[0];
+    let netns = client.netns();
+    for (family, stolen) in [
+        (Family::V4, "10.244.1.200"),
+        (Family::V6, "fd00:10:244:1::200"),
+    ] {
+        let length = if family == Family::V4 { 32 } else { 128 };
+        let nodad = if family == Family::V6 { "nodad" } else { "" };
+        netns
+            .ip(&format!("addr add {stolen}/{length} dev eth0 {nodad}"))
+            .unwrap();
+        let before = drops(&town.node, "spoofed_address").unwrap();
+        let sent = burst(&town, netns, stolen.parse().unwrap(), family, BURST);
+        let dropped = drops(&town.node, "spoofed_address").unwrap() - before;
+        assert_eq!(
+            (sent, dropped),
+            (BURST, BURST),
+            "{family:?}: a second address"
+        );
+    }
+    let mac = netns.ip("-o link show eth0").unwrap();
+    netns.ip("link set eth0 address 02:00:00:00:00:99").unwrap();
+    for family in FAMILIES {
+        let before = drops(&town.node, "spoofed_mac").unwrap();
+        let sent = burst(&town, netns, client.address(family).unwrap(), family, BURST);
+        let dropped = drops(&town.node, "spoofed_mac").unwrap() - before;
+        // A changed device may announce itself too.
+        assert_eq!(sent, BURST);
+        assert!(
+            dropped >= BURST,
+            "{family:?}: another MAC: {dropped} of {sent}; was {mac}"
+        );
+    }
+}
+
+#[test]
+fn frames_that_no_pod_may_send_are_dropped_with_their_reason() {
+    let town = Town::start("frames");
+    let netns = town.clients[1].netns();
+    // A neighbour that is not there: the pod's kernel asks for it with ARP.
+    netns.ip("addr add 192.0.2.50/24 dev eth0").unwrap();
+    // A tagged device over the pod's own.
+    netns
+        .ip("link add link eth0 name tagged type vlan id 5")
+        .unwrap();
+    netns.ip("addr add 198.51.100.1/24 dev tagged").unwrap();
+    netns.ip("link set tagged up").unwrap();
+    netns
+        .ip("neigh add 198.51.100.2 lladdr 02:00:00:00:00:01 dev tagged")
+        .unwrap();
+    for (reason, to) in [
+        ("not_ip", "192.0.2.51:9"),
+        ("vlan_tagged", "198.51.100.2:9"),
+    ] {
+        let target: SocketAddr = to.parse().unwrap();
+        let before = drops(&town.node, reason).unwrap();
+        let socket = udp_socket(netns, any(target), SILENCE).unwrap();
+        socket.send_to(b"x", target).unwrap();
+        eventually(
+            reason,
+            SOON,
+            || drops(&town.node, reason).unwrap(),
+            |n| *n > before,
+        )
+        .unwrap();
+    }
+}
