@@ -1,5 +1,7 @@
 //! Ring 4: Services of type ClusterIP, from real sockets to real sockets, at the socket and packet by packet.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
+
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
