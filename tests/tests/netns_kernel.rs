@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
 use serde_json::Value;
 use weir_agent::apply::{KernelTable, TableError};
 use weir_agent::kernel::census::State;
@@ -86,6 +87,13 @@ fn links(pins: &Path) -> BTreeMap<String, (u64, u64)> {
         .collect()
 }
 
+/// The programs at a side of a device of this thread's namespace, in their order.
+fn programs_of(device: &str, side: TcAttachType) -> Vec<String> {
+    let (_, programs) = SchedClassifier::query_tcx(device, side).unwrap();
+    let name = |it: &ProgramInfo| it.name_as_str().unwrap().to_owned();
+    programs.iter().map(name).collect()
+}
+
 fn output(command: &mut Command) -> String {
     let said = command.output().unwrap();
     assert!(
@@ -162,16 +170,10 @@ fn ours_runs_before_what_is_there_already() {
             earlier.open(DEVICE, index).unwrap();
             let ours = load(&machine, &pins(&machine));
             ours.protect(DEVICE, index).unwrap();
-            let said = output(Command::new("bpftool").args(["-j", "net", "show", "dev", DEVICE]));
-            let said: Value = serde_json::from_str(&said).unwrap();
-            let ingress: Vec<&Value> = said[0]["tc"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .filter(|program| program["kind"] == "tcx/ingress")
-                .map(|program| &program["name"])
-                .collect();
-            assert_eq!(ingress, ["weir_protect", "weir_from_pod"], "{said}");
+            assert_eq!(
+                programs_of(DEVICE, TcAttachType::Ingress),
+                ["weir_protect", "weir_from_pod"]
+            );
         })
         .unwrap();
 }
@@ -457,8 +459,8 @@ fn the_second_lock_drops_and_counts_what_no_program_has_passed() {
         assert_ne!(generation, now, "{wrong}");
         assert_eq!(close(), Lock::Open, "{wrong}");
         assert_eq!(drops(), 0, "{wrong}");
-        assert_eq!(node.run(second_lock::open).unwrap().is_ok(), true);
-        close();
+        assert!(node.run(second_lock::open).unwrap().unwrap(), "{wrong}");
+        assert_eq!(close(), Lock::Open, "{wrong}");
     }
     let quiet = || node.run(second_lock::generation).unwrap().unwrap();
     assert_eq!(quiet(), quiet());
@@ -467,7 +469,7 @@ fn the_second_lock_drops_and_counts_what_no_program_has_passed() {
 #[test]
 fn reverse_paths_are_filtered_everywhere_but_on_pods_devices() {
     let netns = Netns::new("paths").unwrap();
-    netns.ip("link add eth0 type dummy").unwrap();
+    netns.ip("link add eth0 type veth peer name eth1").unwrap();
     netns
         .set_sysctl("net.ipv4.conf.all.rp_filter", "1")
         .unwrap();
@@ -515,6 +517,11 @@ fn a_second_agent_is_refused() {
 }
 
 fn start_agent(node: &mut Node) {
+    // What an agent before it has said must not be taken for its own words.
+    let log = node.machine().dir().join("agent.log");
+    if log.exists() {
+        std::fs::remove_file(log).unwrap();
+    }
     node.start_agent().unwrap();
     let agent = node.agent().unwrap();
     agent.wait_for_log("weir-agent runs", PATIENCE).unwrap();
@@ -566,7 +573,6 @@ fn remains(machine: &Machine) -> String {
     [
         listing(machine.bpffs().path()).join("\n"),
         output(netns.command("nft").args(["list", "ruleset"])),
-        output(netns.command("bpftool").args(["net", "show"])),
         output(Command::new("bpftool").args(["cgroup", "show"]).arg(cgroup)),
         netns.ip("-o addr show dev lo").unwrap(),
         netns.ip("-o link show").unwrap(),
@@ -586,13 +592,11 @@ fn cleanup_leaves_nothing() {
         .ip(&format!("route add 10.244.1.9/32 dev {DEVICE}"))
         .unwrap();
     start_agent(&mut node);
-    let closed = output(
-        node.machine()
-            .netns()
-            .command("bpftool")
-            .args(["net", "show"]),
-    );
-    assert_eq!(closed.matches("weir_protect").count(), 2, "{closed}");
+    for side in [TcAttachType::Ingress, TcAttachType::Egress] {
+        let netns = node.machine().netns();
+        let programs = netns.run(|| programs_of(DEVICE, side)).unwrap();
+        assert_eq!(programs, ["weir_protect"], "{side:?}");
+    }
 
     let run = node.machine().dir().join("run");
     let mut cleanup = node.machine().netns().command(binary("weir-agent"));
