@@ -1,6 +1,8 @@
 //! What the agent puts into a kernel and takes out again, on machines made of namespaces: links, tables,
 //! the second lock, the census and cleanup. What programs decide is not here. Needs root.
 
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::UdpSocket;
@@ -49,9 +51,8 @@ fn add_device(netns: &Netns) -> u32 {
     netns
         .ip(&format!("link add {DEVICE} type veth peer name far"))
         .unwrap();
-    let path = format!("/sys/class/net/{DEVICE}/ifindex");
-    let read = || nix::net::if_::if_nametoindex(DEVICE);
-    netns.run(read).unwrap().expect(&path)
+    let index = || nix::net::if_::if_nametoindex(DEVICE);
+    netns.run(index).unwrap().unwrap()
 }
 
 /// Every file below a folder, and the folder.
