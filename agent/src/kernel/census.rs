@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use aya::programs::loaded_programs;
+use tracing::debug;
 use weir_common::table::TABLES;
 
 use super::links::{Links, pinned_link};
@@ -69,7 +70,7 @@ impl Found {
     /// The kernel refuses.
     pub fn remove(&self) -> io::Result<()> {
         let removed = match &self.place {
-            Place::Pin(path) => fs::remove_file(path),
+            Place::Pin(path) => unpin(path),
             Place::Link(id) => sys::link_by_id(*id).and_then(|it| sys::detach_link(it.as_fd())),
             Place::Program(id, Target::Device(index), side) => sys::program_by_id(*id)
                 .and_then(|it| sys::detach_program(it.as_fd(), Carrier::Device(*index), *side)),
@@ -85,6 +86,17 @@ impl Found {
             other => other,
         }
     }
+}
+
+/// The kernel takes a link that nobody holds off its hook in its own time; a detached one is off at once.
+fn unpin(path: &Path) -> io::Result<()> {
+    if let Ok(object) = sys::open_pinned(path)
+        && sys::kind(object.as_fd())? == Kind::Link
+        && let Err(error) = sys::detach_link(object.as_fd())
+    {
+        debug!(path = %path.display(), %error, "is off already");
+    }
+    fs::remove_file(path)
 }
 
 /// Looks at the pin folder, at the hooks of the cgroup and at those of these devices, given by name and

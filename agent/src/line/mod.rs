@@ -362,29 +362,31 @@ impl Line {
             .into_iter()
             .filter_map(|hook| Some((hook.name, hook.problem?)))
             .collect();
-        for (hook, problem) in &problems {
-            if self.hook_problems.get(hook) != Some(problem) {
-                warn!(
-                    hook,
-                    problem, "a hook does not hold our program; putting it back"
-                );
-            }
+        let is_new =
+            |(hook, problem): &(&String, &String)| self.hook_problems.get(*hook) != Some(*problem);
+        let news: Vec<_> = problems.iter().filter(is_new).collect();
+        for (hook, problem) in &news {
+            warn!(
+                hook,
+                problem, "a hook does not hold our program; putting it back"
+            );
         }
-        if !problems.is_empty() {
-            if let Err(error) = self.kernel.place_socket_hooks() {
-                warn!(
-                    error = format!("{error:#}"),
-                    "socket hooks cannot be put back"
-                );
+        let say = |what: &str, error: anyhow::Error| {
+            // Once, not at every audit.
+            if !news.is_empty() {
+                warn!(what, error = format!("{error:#}"), "cannot be put back");
             }
-            for (device, ifindex) in self.open_devices().collect::<Vec<_>>() {
-                if let Err(error) = self.kernel.open(&device, ifindex) {
-                    warn!(
-                        device,
-                        error = format!("{error:#}"),
-                        "a pod's programs cannot be put back"
-                    );
-                }
+        };
+        let devices: Vec<_> = self.open_devices().collect();
+        let of_device = |device: &str| problems.keys().any(|hook| hook.starts_with(device));
+        if problems.keys().any(|hook| hook.starts_with("weir_"))
+            && let Err(error) = self.kernel.place_socket_hooks()
+        {
+            say("socket hooks", error);
+        }
+        for (device, ifindex) in devices.iter().filter(|(device, _)| of_device(device)) {
+            if let Err(error) = self.kernel.open(device, *ifindex) {
+                say(device, error);
             }
         }
         self.hook_problems = problems;

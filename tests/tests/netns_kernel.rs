@@ -1,0 +1,627 @@
+//! What the agent puts into a kernel and takes out again, on machines made of namespaces: links, tables,
+//! the second lock, the census and cleanup. What programs decide is not here. Needs root.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
+use serde_json::Value;
+use weir_agent::apply::{KernelTable, TableError};
+use weir_agent::kernel::census::State;
+use weir_agent::kernel::object::OBJECT;
+use weir_agent::kernel::second_lock::{self, Lock};
+use weir_agent::kernel::{Capacities, Kernel, LoadError, lock, pin_path, sysctl};
+use weir_common::node::NodeConfig;
+use weir_common::service::{Frontend, FrontendKey};
+use weir_common::table::TABLES;
+use weir_tests::machine::Machine;
+use weir_tests::netns::{End, Netns, link};
+use weir_tests::node::{Node, NodeOptions, binary};
+
+/// The node's end of a pair, by a name that is ours.
+const DEVICE: &str = "weir0000000001";
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn pins(machine: &Machine) -> PathBuf {
+    machine.bpffs().path().join("weir")
+}
+
+fn load(machine: &Machine, pins: &Path) -> Kernel {
+    try_load(machine, pins, OBJECT, &[]).unwrap()
+}
+
+fn try_load(
+    machine: &Machine,
+    pins: &Path,
+    object: &[u8],
+    capacities: Capacities<'_>,
+) -> anyhow::Result<Kernel> {
+    let (cgroup, config) = (machine.cgroup().path(), NodeConfig::default());
+    Kernel::load(object, pins, cgroup, config, capacities)
+}
+
+/// Adds the pair; its interface index.
+fn add_device(netns: &Netns) -> u32 {
+    netns
+        .ip(&format!("link add {DEVICE} type veth peer name far"))
+        .unwrap();
+    let index = || nix::net::if_::if_nametoindex(DEVICE);
+    netns.run(index).unwrap().unwrap()
+}
+
+/// Every file below a folder, and the folder.
+fn listing(folder: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    if let Ok(entries) = std::fs::read_dir(folder) {
+        found.push(folder.display().to_string());
+        for entry in entries.map(Result::unwrap) {
+            if entry.file_type().unwrap().is_dir() {
+                found.extend(listing(&entry.path()));
+            } else {
+                found.push(entry.path().display().to_string());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Pinned links: name, number of the link, number of its program.
+fn links(pins: &Path) -> BTreeMap<String, (u64, u64)> {
+    let folder = listing(&pins.join("links"));
+    folder
+        .iter()
+        .skip(1)
+        .map(|pin| {
+            let said = output(Command::new("bpftool").args(["-j", "link", "show", "pinned", pin]));
+            let link: Value = serde_json::from_str(&said).unwrap();
+            let name = Path::new(pin).file_name().unwrap().to_str().unwrap();
+            let number = |what: &str| link[what].as_u64().unwrap();
+            (name.to_owned(), (number("id"), number("prog_id")))
+        })
+        .collect()
+}
+
+/// The programs at a side of a device of this thread's namespace, in their order.
+fn programs_of(device: &str, side: TcAttachType) -> Vec<String> {
+    let (_, programs) = SchedClassifier::query_tcx(device, side).unwrap();
+    let name = |it: &ProgramInfo| it.name_as_str().unwrap().to_owned();
+    programs.iter().map(name).collect()
+}
+
+fn output(command: &mut Command) -> String {
+    let said = command.output().unwrap();
+    assert!(
+        said.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&said.stderr)
+    );
+    String::from_utf8(said.stdout).unwrap()
+}
+
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_link_keeps_its_number_when_its_program_is_replaced() {
+    let machine = Machine::new("replace").unwrap();
+    let pins = pins(&machine);
+    let index = add_device(machine.netns());
+    machine
+        .netns()
+        .run(|| {
+            let first = load(&machine, &pins);
+            first.protect(DEVICE, index).unwrap();
+            first.place_socket_hooks().unwrap();
+            let before = links(&pins);
+            assert_eq!(before.len(), 10, "{before:?}");
+            drop(first);
+            assert_eq!(links(&pins), before, "its maker is gone");
+            let second = load(&machine, &pins);
+            second.open(DEVICE, index).unwrap();
+            second.place_socket_hooks().unwrap();
+            let after = links(&pins);
+            for (name, (link, program)) in &before {
+                assert_eq!(after[name].0, *link, "{name}");
+                assert_ne!(after[name].1, *program, "{name}");
+            }
+            let hooks = second.hooks([(DEVICE.to_owned(), index)]);
+            assert_eq!(hooks.len(), 10);
+            assert!(hooks.iter().all(|h| h.problem.is_none()), "{hooks:?}");
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_hook_on_another_cgroup_is_a_problem() {
+    let machine = Machine::new("cgroup").unwrap();
+    let pins = pins(&machine);
+    let kernel = load(&machine, &pins);
+    kernel.place_socket_hooks().unwrap();
+    let child = machine.cgroup().child("other").unwrap();
+    let other = Kernel::load(OBJECT, &pins, &child, NodeConfig::default(), &[]).unwrap();
+    let problems = |kernel: &Kernel| {
+        let hooks = kernel.hooks([]).into_iter();
+        hooks.filter(|hook| hook.problem.is_some()).count()
+    };
+    assert_eq!(problems(&other), 8);
+    other.place_socket_hooks().unwrap();
+    assert_eq!(problems(&other), 0);
+}
+
+#[test]
+fn ours_runs_before_what_is_there_already() {
+    let machine = Machine::new("first").unwrap();
+    let index = add_device(machine.netns());
+    machine
+        .netns()
+        .run(|| {
+            let earlier = load(&machine, &machine.bpffs().path().join("earlier"));
+            earlier.open(DEVICE, index).unwrap();
+            let ours = load(&machine, &pins(&machine));
+            ours.protect(DEVICE, index).unwrap();
+            assert_eq!(
+                programs_of(DEVICE, TcAttachType::Ingress),
+                ["weir_protect", "weir_from_pod"]
+            );
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_table_of_another_layout_is_refused_by_name_and_left_alone() {
+    let machine = Machine::new("layout").unwrap();
+    let pins = pins(&machine);
+    std::fs::create_dir(&pins).unwrap();
+    let table = TABLES.iter().find(|t| t.name == "FRONTENDS").unwrap();
+    let path = pin_path(&pins, table);
+    let create = "type hash key 20 value 256 entries 65536 name FRONTENDS";
+    output(
+        Command::new("bpftool")
+            .args(["map", "create"])
+            .arg(&path)
+            .args(create.split(' ')),
+    );
+    let error = try_load(&machine, &pins, OBJECT, &[]).unwrap_err();
+    let error: LoadError = error.downcast().unwrap();
+    let said = error.to_string();
+    assert!(
+        matches!(
+            error,
+            LoadError::Layout {
+                table: "FRONTENDS",
+                ..
+            }
+        ) && said.contains("value 256 B"),
+        "{said}"
+    );
+    assert_eq!(listing(&pins).len(), 2, "{:?}", listing(&pins));
+}
+
+#[test]
+fn a_pin_that_is_no_table_is_refused() {
+    let machine = Machine::new("kind").unwrap();
+    let pins = pins(&machine);
+    let kernel = load(&machine, &pins);
+    let (program, _) = kernel.programs()["weir_protect"];
+    let table = TABLES.iter().find(|t| t.name == "LIVE").unwrap();
+    let path = pin_path(&pins, table);
+    std::fs::remove_file(&path).unwrap();
+    let id = program.to_string();
+    output(
+        Command::new("bpftool")
+            .args(["prog", "pin", "id", &id])
+            .arg(&path),
+    );
+    let error = try_load(&machine, &pins, OBJECT, &[]).unwrap_err();
+    assert!(
+        matches!(
+            error.downcast_ref(),
+            Some(LoadError::NoTable { table: "LIVE", .. })
+        ),
+        "{error:#}"
+    );
+}
+
+#[test]
+fn a_refused_program_leaves_no_new_pins_and_the_old_ones_running() {
+    let machine = Machine::new("refused").unwrap();
+    let pins = pins(&machine);
+    let first = load(&machine, &pins);
+    first.place_socket_hooks().unwrap();
+    drop(first);
+    // A table that the next version adds.
+    std::fs::remove_file(pins.join("EVENT_LIMITS_v1")).unwrap();
+    let (files, before) = (listing(&pins), links(&pins));
+    // Every `exit` becomes a jump to itself.
+    let exit: [u8; 8] = [0x95, 0, 0, 0, 0, 0, 0, 0];
+    let endless: [u8; 8] = [0x05, 0, 0xff, 0xff, 0, 0, 0, 0];
+    let mut object = OBJECT.to_vec();
+    for instruction in object.chunks_exact_mut(8) {
+        if *instruction == exit {
+            instruction.copy_from_slice(&endless);
+        }
+    }
+    let error = try_load(&machine, &pins, &object, &[]).unwrap_err();
+    let error: LoadError = error.downcast().unwrap();
+    let said = error.to_string();
+    assert!(matches!(error, LoadError::Verifier { .. }), "{said}");
+    assert!(said.contains("processed"), "the verifier is quoted: {said}");
+    assert!(said.lines().count() <= 21, "{said}");
+    assert_eq!(listing(&pins), files);
+    assert_eq!(links(&pins), before);
+}
+
+#[test]
+fn a_full_table_says_how_far_it_came() {
+    let machine = Machine::new("full").unwrap();
+    let kernel = try_load(&machine, &pins(&machine), OBJECT, &[("FRONTENDS", 16)]).unwrap();
+    let mut tables = kernel.service_tables().unwrap();
+    let rows: Vec<(FrontendKey, Frontend)> = (1..=40u16)
+        .map(|port| {
+            let key = FrontendKey {
+                port: port.into(),
+                ..Default::default()
+            };
+            (key, Frontend::default())
+        })
+        .collect();
+    let stopped = tables.frontends.set(&rows).unwrap_err();
+    assert!(matches!(stopped.cause, TableError::Full), "{stopped}");
+    assert!(stopped.done > 0);
+    assert_eq!(tables.frontends.load().unwrap().len(), stopped.done);
+    let keys: Vec<_> = rows.iter().map(|(key, _)| *key).collect();
+    tables.frontends.remove(&keys).unwrap();
+    assert_eq!(tables.frontends.load().unwrap(), []);
+}
+
+#[test]
+fn a_row_of_zeros_is_absent_from_an_array() {
+    let machine = Machine::new("array").unwrap();
+    let kernel = load(&machine, &pins(&machine));
+    let mut epoch = kernel.policy_tables().unwrap().epoch;
+    assert_eq!(epoch.load().unwrap(), []);
+    epoch.set(&[(0, 7)]).unwrap();
+    assert_eq!(epoch.load().unwrap(), [(0, 7)]);
+    epoch.remove(&[0]).unwrap();
+    assert_eq!(epoch.load().unwrap(), []);
+}
+
+#[test]
+fn strays_are_found_and_removed() {
+    let machine = Machine::new("stray").unwrap();
+    let index = add_device(machine.netns());
+    let devices = [(DEVICE.to_owned(), index)];
+    machine
+        .netns()
+        .run(|| {
+            let other = load(&machine, &machine.bpffs().path().join("other"));
+            other.protect(DEVICE, index).unwrap();
+            other.place_socket_hooks().unwrap();
+            let ours = load(&machine, &pins(&machine));
+            ours.open(DEVICE, index).unwrap();
+            ours.place_socket_hooks().unwrap();
+            let strays = || {
+                let mut found = ours.census(&devices).unwrap();
+                found.retain(|it| it.state == State::Stray);
+                found
+            };
+            assert_eq!(strays().len(), 10, "{:?}", strays());
+            for stray in strays() {
+                stray.remove().unwrap();
+            }
+            assert_eq!(strays().len(), 0);
+            let hooks = ours.hooks(devices.clone());
+            assert!(hooks.iter().all(|h| h.problem.is_none()), "{hooks:?}");
+            let lost = other.hooks(devices.clone());
+            assert!(lost.iter().all(|h| h.problem.is_some()), "{lost:?}");
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_device_that_went_leaves_a_stale_pin_and_its_successor_gets_a_link() {
+    let machine = Machine::new("stale").unwrap();
+    let netns = machine.netns();
+    let index = add_device(netns);
+    let kernel = netns.run(|| load(&machine, &pins(&machine))).unwrap();
+    let open = |index| netns.run(|| kernel.open(DEVICE, index)).unwrap().unwrap();
+    let stale = || {
+        let mut found = netns.run(|| kernel.census(&[])).unwrap().unwrap();
+        found.retain(|it| it.state == State::Stale);
+        found
+    };
+    open(index);
+    netns.ip(&format!("link del {DEVICE}")).unwrap();
+    let successor = add_device(netns);
+    open(successor);
+    let hooks = kernel.hooks([(DEVICE.to_owned(), successor)]);
+    assert!(
+        hooks
+            .iter()
+            .filter(|h| h.name.starts_with(DEVICE))
+            .all(|h| h.problem.is_none())
+    );
+    netns.ip(&format!("link del {DEVICE}")).unwrap();
+    assert_eq!(stale().len(), 2, "{:?}", stale());
+    for it in stale() {
+        it.remove().unwrap();
+    }
+    assert_eq!(links(&pins(&machine)).len(), 0);
+}
+
+#[test]
+fn a_table_of_another_version_goes_only_when_nothing_uses_it() {
+    let machine = Machine::new("tables").unwrap();
+    let pins = pins(&machine);
+    let kernel = load(&machine, &pins);
+    let table = TABLES.iter().find(|t| t.name == "LIVE").unwrap();
+    let used = pins.join("LIVE_v0");
+    output(
+        Command::new("bpftool")
+            .args(["map", "pin", "pinned"])
+            .arg(pin_path(&pins, table))
+            .arg(&used),
+    );
+    let unused = pins.join("FORMER_v3");
+    let create = "type array key 4 value 4 entries 1 name FORMER";
+    output(
+        Command::new("bpftool")
+            .args(["map", "create"])
+            .arg(&unused)
+            .args(create.split(' ')),
+    );
+    let found = kernel.census(&[]).unwrap();
+    let state_of = |path: &Path| {
+        let it = found
+            .iter()
+            .find(|it| it.what.ends_with(path.to_str().unwrap()));
+        it.unwrap().state
+    };
+    assert_eq!(state_of(&used), State::InUse);
+    assert_eq!(state_of(&unused), State::Unused);
+    assert_eq!(state_of(&pin_path(&pins, table)), State::Current);
+}
+
+#[test]
+fn the_second_lock_drops_and_counts_what_no_program_has_passed() {
+    let machine = Machine::new("lock").unwrap();
+    let (node, pod) = (machine.netns(), Netns::new("pod").unwrap());
+    let (near, far) = (["192.0.2.1/24"], ["192.0.2.2/24"]);
+    link(
+        End {
+            netns: node,
+            device: DEVICE,
+            addresses: &near,
+        },
+        End {
+            netns: &pod,
+            device: "eth0",
+            addresses: &far,
+        },
+    )
+    .unwrap();
+    let heard = node
+        .run(|| UdpSocket::bind("192.0.2.1:53").unwrap())
+        .unwrap();
+    heard.set_nonblocking(true).unwrap();
+    let mouth = pod.run(|| UdpSocket::bind("192.0.2.2:0").unwrap()).unwrap();
+    let speak = || mouth.send_to(b"hello", "192.0.2.1:53").unwrap();
+    let hears = || match heard.recv(&mut [0; 16]) {
+        Ok(_) => true,
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::WouldBlock);
+            false
+        }
+    };
+    let state = || node.run(second_lock::state).unwrap().unwrap();
+    let close = || node.run(second_lock::close).unwrap().unwrap();
+    let drops = || match state() {
+        Lock::Closed { drops } => drops,
+        Lock::Open => panic!("the lock is open"),
+    };
+    until("an open lock lets packets pass", || {
+        speak();
+        hears()
+    });
+    while hears() {}
+
+    assert_eq!(close(), Lock::Open);
+    assert_eq!(drops(), 0);
+    speak();
+    until("the packet is counted", || drops() == 1);
+    assert!(!hears());
+    assert_eq!(
+        close(),
+        Lock::Closed { drops: 1 },
+        "a lock that is right counts on"
+    );
+
+    for wrong in [
+        "flush chain inet weir prerouting",
+        "insert rule inet weir prerouting accept",
+        "delete table inet weir",
+    ] {
+        let generation = node.run(second_lock::generation).unwrap().unwrap();
+        let mut nft = node.command("nft");
+        output(nft.args(wrong.split(' ')));
+        let now = node.run(second_lock::generation).unwrap().unwrap();
+        assert_ne!(generation, now, "{wrong}");
+        assert_eq!(close(), Lock::Open, "{wrong}");
+        assert_eq!(drops(), 0, "{wrong}");
+        assert!(node.run(second_lock::open).unwrap().unwrap(), "{wrong}");
+        assert_eq!(close(), Lock::Open, "{wrong}");
+    }
+    let quiet = || node.run(second_lock::generation).unwrap().unwrap();
+    assert_eq!(quiet(), quiet());
+}
+
+#[test]
+fn reverse_paths_are_filtered_everywhere_but_on_pods_devices() {
+    let netns = Netns::new("paths").unwrap();
+    netns.ip("link add eth0 type veth peer name eth1").unwrap();
+    netns
+        .set_sysctl("net.ipv4.conf.all.rp_filter", "1")
+        .unwrap();
+    netns
+        .set_sysctl("net.ipv4.conf.eth0.rp_filter", "2")
+        .unwrap();
+    netns.run(sysctl::set_node).unwrap().unwrap();
+    add_device(&netns);
+    netns
+        .run(|| sysctl::set_pod_device(DEVICE))
+        .unwrap()
+        .unwrap();
+    for (device, expected) in [
+        ("all", "0"),
+        ("lo", "1"),
+        ("eth0", "2"),
+        ("default", "1"),
+        (DEVICE, "0"),
+    ] {
+        let path = format!("/proc/sys/net/ipv4/conf/{device}/rp_filter");
+        let found = netns
+            .run(|| std::fs::read_to_string(&path).unwrap())
+            .unwrap();
+        assert_eq!(found.trim(), expected, "{device}");
+    }
+}
+
+#[test]
+fn a_second_agent_is_refused() {
+    let node = Node::prepare(NodeOptions::named("second")).unwrap();
+    let _first = lock::lock(&node.machine().dir().join("run")).unwrap();
+    let mut second = node.agent_launch().spawn().unwrap();
+    let status = second.wait(PATIENCE).unwrap();
+    assert!(!status.success());
+    let said = second.log();
+    assert!(
+        said.contains("another weir-agent serves this node"),
+        "{said}"
+    );
+    assert_eq!(
+        listing(&pins(node.machine())).len(),
+        0,
+        "it has changed nothing"
+    );
+}
+
+fn start_agent(node: &mut Node) {
+    // What an agent before it has said must not be taken for its own words.
+    let log = node.machine().dir().join("agent.log");
+    if log.exists() {
+        std::fs::remove_file(log).unwrap();
+    }
+    node.start_agent().unwrap();
+    let agent = node.agent().unwrap();
+    agent.wait_for_log("weir-agent runs", PATIENCE).unwrap();
+}
+
+#[test]
+fn what_an_agent_pinned_outlives_it_and_serves_the_next() {
+    let mut node = Node::prepare(NodeOptions::named("outlive")).unwrap();
+    start_agent(&mut node);
+    let before = links(&pins(node.machine()));
+    assert_eq!(before.len(), 8);
+    node.kill_agent().unwrap();
+    assert_eq!(links(&pins(node.machine())), before);
+    start_agent(&mut node);
+    let after = links(&pins(node.machine()));
+    for (name, (link, program)) in &before {
+        assert_eq!(after[name].0, *link, "{name}");
+        assert_ne!(after[name].1, *program, "{name}");
+    }
+}
+
+#[test]
+fn an_agent_closes_the_lock_again_and_notices_a_new_address() {
+    let mut node = Node::prepare(NodeOptions::named("audit")).unwrap();
+    start_agent(&mut node);
+    let netns = node.machine().netns();
+    output(
+        netns
+            .command("nft")
+            .args(["flush", "chain", "inet", "weir", "prerouting"]),
+    );
+    netns.ip("addr add 198.51.100.7/32 dev lo").unwrap();
+    let agent = node.agent().unwrap();
+    agent.wait_for_log("it is closed again", PATIENCE).unwrap();
+    agent.wait_for_log("198.51.100.7", PATIENCE).unwrap();
+    let state = node.machine().netns().run(second_lock::state).unwrap();
+    assert_eq!(state.unwrap(), Lock::Closed { drops: 0 });
+    let metrics = node.metrics().unwrap();
+    assert!(
+        metrics.contains("weir_second_lock_drops_total 0"),
+        "{metrics}"
+    );
+}
+
+/// Everything of a machine's kernel that Weir could have left something in.
+fn remains(machine: &Machine) -> String {
+    let netns = machine.netns();
+    let cgroup = machine.cgroup().path();
+    [
+        listing(machine.bpffs().path()).join("\n"),
+        output(netns.command("nft").args(["list", "ruleset"])),
+        output(Command::new("bpftool").args(["cgroup", "show"]).arg(cgroup)),
+        netns.ip("-o addr show dev lo").unwrap(),
+        netns.ip("-o link show").unwrap(),
+    ]
+    .join("\n----\n")
+}
+
+#[test]
+fn cleanup_leaves_nothing() {
+    let mut node = Node::prepare(NodeOptions::named("cleanup")).unwrap();
+    let before = remains(node.machine());
+    // A device of an attachment that no lease explains, in use: it is closed.
+    add_device(node.machine().netns());
+    let netns = node.machine().netns();
+    netns.ip(&format!("link set {DEVICE} up")).unwrap();
+    netns
+        .ip(&format!("route add 10.244.1.9/32 dev {DEVICE}"))
+        .unwrap();
+    start_agent(&mut node);
+    for side in [TcAttachType::Ingress, TcAttachType::Egress] {
+        let netns = node.machine().netns();
+        let programs = netns.run(|| programs_of(DEVICE, side)).unwrap();
+        assert_eq!(programs, ["weir_protect"], "{side:?}");
+    }
+
+    let run = node.machine().dir().join("run");
+    let mut cleanup = node.machine().netns().command(binary("weir-agent"));
+    cleanup
+        .arg("cleanup")
+        .arg("--bpffs")
+        .arg(pins(node.machine()))
+        .arg("--cgroup")
+        .arg(node.machine().cgroup().path())
+        .arg("--run-dir")
+        .arg(&run);
+    let refused = cleanup.output().unwrap();
+    assert!(!refused.status.success(), "an agent runs");
+    node.kill_agent().unwrap();
+    let said = output(&mut cleanup);
+    assert_eq!(remains(node.machine()), before, "{said}");
+    for what in [
+        format!("removed device {DEVICE}"),
+        "weir_connect4".to_owned(),
+        "FRONTENDS_v1".to_owned(),
+        "169.254.53.53 of lo".to_owned(),
+        "the second lock".to_owned(),
+    ] {
+        assert!(said.contains(&what), "{what}: {said}");
+    }
+    assert_eq!(output(&mut cleanup), "", "nothing is left to remove");
+}
