@@ -46,10 +46,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     let settings = Arc::new(settings);
     let missing = features::missing(&features::probe(&settings.bpffs, &settings.cgroup));
     if !missing.is_empty() {
-        bail!(
-            "this node lacks what Weir needs: {}",
-            missing.join("; ")
-        );
+        bail!("this node lacks what Weir needs: {}", missing.join("; "));
     }
     let _only = lock::lock(&settings.run_dir)?;
     let sockets = Sockets::open(&settings).await?;
@@ -102,6 +99,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     pods.reconcile()
         .await
         .context("bring leases and devices together")?;
+    let present = netlink::pod_devices().await?;
+    line.ask(move |line| line.forget_strays(&present)).await?;
     for lease in leases.all().values() {
         if let (Some(addresses), Some(pod)) = (&source.addresses, &lease.pod) {
             let name = crate::model::ObjectName::new(pod.namespace.as_str(), pod.name.as_str());

@@ -122,6 +122,25 @@ impl Links {
         }
     }
 
+    /// Removes the pins of pods' devices that are not there; returns the names of the pins.
+    ///
+    /// # Errors
+    /// The folder cannot be read, or a pin not be removed.
+    pub(super) fn remove_strays(&self, is_there: impl Fn(&str) -> bool) -> io::Result<Vec<String>> {
+        let mut strays = Vec::new();
+        for pin in fs::read_dir(&self.folder)? {
+            let pin = pin?;
+            let name = pin.file_name().to_string_lossy().into_owned();
+            let sides = ["-in", "-out"];
+            let device = sides.iter().find_map(|side| name.strip_suffix(side));
+            if device.is_some_and(|device| !is_there(device)) {
+                fs::remove_file(pin.path())?;
+                strays.push(name);
+            }
+        }
+        Ok(strays)
+    }
+
     /// What is pinned for a hook.
     pub(super) fn info(&self, pin: &Path) -> io::Result<LinkInfo> {
         sys::link_info(sys::open_pinned(pin)?.as_fd())

@@ -169,6 +169,15 @@ impl Kernel {
         Ok(())
     }
 
+    /// Takes away what an agent that was killed left of devices that are gone; returns the pins' names.
+    ///
+    /// # Errors
+    /// A pin cannot be removed.
+    pub fn forget_strays(&self, is_there: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+        let removed = self.links.remove_strays(is_there);
+        removed.context("remove the links of devices that are gone")
+    }
+
     /// Every hook that should hold a program, given the open devices with their interface indexes.
     pub fn hooks(&self, devices: impl IntoIterator<Item = (String, u32)>) -> Vec<Hook> {
         let sockets = SOCKET_HOOKS.map(|(program, _)| {

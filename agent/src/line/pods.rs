@@ -115,6 +115,16 @@ impl Line {
         self.desire_leases();
     }
 
+    /// An agent that is killed between a device's end and its programs' leaves their pins behind.
+    pub fn forget_strays(&self, present: &[Device]) {
+        let is_there = |name: &str| present.iter().any(|device| device.name == name);
+        match self.kernel.forget_strays(is_there) {
+            Ok(strays) if strays.is_empty() => {}
+            Ok(strays) => info!(?strays, "removed links of devices that are gone"),
+            Err(error) => warn!(error = format!("{error:#}"), "stray links stay"),
+        }
+    }
+
     /// The rows of a pod, then its real programs.
     fn open_pod(&mut self, lease: Arc<Lease>) -> Result<()> {
         let devices = lease
