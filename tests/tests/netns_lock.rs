@@ -81,6 +81,7 @@ fn the_second_lock_drops_and_counts_what_no_program_has_passed() {
         Lock::Closed { drops: 1 },
         "a lock that is right counts on"
     );
+    assert_eq!(drops(), 1, "it was not written again");
 
     for wrong in [
         "flush chain inet weir prerouting",
