@@ -1,14 +1,12 @@
 //! What the agent puts into a kernel and takes out again, on machines made of namespaces: links, tables,
-//! the second lock, the census and cleanup. What programs decide is not here. Needs root.
+//! the census and cleanup. What programs decide is not here. Needs root.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
-use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
 use serde_json::Value;
@@ -16,12 +14,12 @@ use weir_agent::apply::{KernelTable, TableError};
 use weir_agent::kernel::census::State;
 use weir_agent::kernel::object::OBJECT;
 use weir_agent::kernel::second_lock::{self, Lock};
-use weir_agent::kernel::{Capacities, Kernel, LoadError, lock, pin_path, sysctl};
+use weir_agent::kernel::{Capacities, Kernel, LoadError, lock, pin_path};
 use weir_common::node::NodeConfig;
 use weir_common::service::{Frontend, FrontendKey};
 use weir_common::table::TABLES;
 use weir_tests::machine::Machine;
-use weir_tests::netns::{End, Netns, link};
+use weir_tests::netns::Netns;
 use weir_tests::node::{Node, NodeOptions, binary};
 
 /// The node's end of a pair, by a name that is ours.
@@ -105,14 +103,6 @@ fn output(command: &mut Command) -> String {
     String::from_utf8(said.stdout).unwrap()
 }
 
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 #[test]
 fn a_link_keeps_its_number_when_its_program_is_replaced() {
     let machine = Machine::new("replace").unwrap();
@@ -153,7 +143,10 @@ fn a_hook_on_another_cgroup_is_a_problem() {
     let other = Kernel::load(OBJECT, &pins, &child, NodeConfig::default(), &[]).unwrap();
     let problems = |kernel: &Kernel| {
         let hooks = kernel.hooks([]).into_iter();
-        hooks.filter(|hook| hook.problem.is_some()).count()
+        hooks
+            .filter_map(|hook| hook.problem)
+            .filter(|problem| problem.contains("not on the device or cgroup"))
+            .count()
     };
     assert_eq!(problems(&other), 8);
     other.place_socket_hooks().unwrap();
@@ -392,110 +385,6 @@ fn a_table_of_another_version_goes_only_when_nothing_uses_it() {
     assert_eq!(state_of(&used), State::InUse);
     assert_eq!(state_of(&unused), State::Unused);
     assert_eq!(state_of(&pin_path(&pins, table)), State::Current);
-}
-
-#[test]
-fn the_second_lock_drops_and_counts_what_no_program_has_passed() {
-    let machine = Machine::new("lock").unwrap();
-    let (node, pod) = (machine.netns(), Netns::new("pod").unwrap());
-    let (near, far) = (["192.0.2.1/24"], ["192.0.2.2/24"]);
-    link(
-        End {
-            netns: node,
-            device: DEVICE,
-            addresses: &near,
-        },
-        End {
-            netns: &pod,
-            device: "eth0",
-            addresses: &far,
-        },
-    )
-    .unwrap();
-    let heard = node
-        .run(|| UdpSocket::bind("192.0.2.1:53").unwrap())
-        .unwrap();
-    heard.set_nonblocking(true).unwrap();
-    let mouth = pod.run(|| UdpSocket::bind("192.0.2.2:0").unwrap()).unwrap();
-    let speak = || mouth.send_to(b"hello", "192.0.2.1:53").unwrap();
-    let hears = || match heard.recv(&mut [0; 16]) {
-        Ok(_) => true,
-        Err(error) => {
-            assert_eq!(error.kind(), ErrorKind::WouldBlock);
-            false
-        }
-    };
-    let state = || node.run(second_lock::state).unwrap().unwrap();
-    let close = || node.run(second_lock::close).unwrap().unwrap();
-    let drops = || match state() {
-        Lock::Closed { drops } => drops,
-        Lock::Open => panic!("the lock is open"),
-    };
-    until("an open lock lets packets pass", || {
-        speak();
-        hears()
-    });
-    while hears() {}
-
-    assert_eq!(close(), Lock::Open);
-    assert_eq!(drops(), 0);
-    speak();
-    until("the packet is counted", || drops() == 1);
-    assert!(!hears());
-    assert_eq!(
-        close(),
-        Lock::Closed { drops: 1 },
-        "a lock that is right counts on"
-    );
-
-    for wrong in [
-        "flush chain inet weir prerouting",
-        "insert rule inet weir prerouting accept",
-        "delete table inet weir",
-    ] {
-        let generation = node.run(second_lock::generation).unwrap().unwrap();
-        let mut nft = node.command("nft");
-        output(nft.args(wrong.split(' ')));
-        let now = node.run(second_lock::generation).unwrap().unwrap();
-        assert_ne!(generation, now, "{wrong}");
-        assert_eq!(close(), Lock::Open, "{wrong}");
-        assert_eq!(drops(), 0, "{wrong}");
-        assert!(node.run(second_lock::open).unwrap().unwrap(), "{wrong}");
-        assert_eq!(close(), Lock::Open, "{wrong}");
-    }
-    let quiet = || node.run(second_lock::generation).unwrap().unwrap();
-    assert_eq!(quiet(), quiet());
-}
-
-#[test]
-fn reverse_paths_are_filtered_everywhere_but_on_pods_devices() {
-    let netns = Netns::new("paths").unwrap();
-    netns.ip("link add eth0 type veth peer name eth1").unwrap();
-    netns
-        .set_sysctl("net.ipv4.conf.all.rp_filter", "1")
-        .unwrap();
-    netns
-        .set_sysctl("net.ipv4.conf.eth0.rp_filter", "2")
-        .unwrap();
-    netns.run(sysctl::set_node).unwrap().unwrap();
-    add_device(&netns);
-    netns
-        .run(|| sysctl::set_pod_device(DEVICE))
-        .unwrap()
-        .unwrap();
-    for (device, expected) in [
-        ("all", "0"),
-        ("lo", "1"),
-        ("eth0", "2"),
-        ("default", "1"),
-        (DEVICE, "0"),
-    ] {
-        let path = format!("/proc/sys/net/ipv4/conf/{device}/rp_filter");
-        let found = netns
-            .run(|| std::fs::read_to_string(&path).unwrap())
-            .unwrap();
-        assert_eq!(found.trim(), expected, "{device}");
-    }
 }
 
 #[test]
