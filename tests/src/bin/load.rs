@@ -63,8 +63,12 @@ async fn main() -> Result<()> {
     let mut running = JoinSet::new();
     let mut outcomes: BTreeMap<String, u64> = BTreeMap::new();
     let mut slowest = Duration::ZERO;
+    let mut failures: BTreeMap<u64, u64> = BTreeMap::new();
     let mut count = |ended: Result<(String, Duration), tokio::task::JoinError>| -> Result<()> {
         let (outcome, took) = ended.context("an attempt's task")?;
+        if !outcome.starts_with("ok") {
+            *failures.entry(start.elapsed().as_secs()).or_default() += 1;
+        }
         *outcomes.entry(outcome).or_default() += 1;
         slowest = slowest.max(took);
         Ok(())
@@ -85,6 +89,7 @@ async fn main() -> Result<()> {
             "attempted": attempts,
             "outcomes": outcomes,
             "slowest_ms": slowest.as_millis() as u64,
+            "failures_by_second": failures,
             "took_ms": start.elapsed().as_millis() as u64,
         })
     );
