@@ -104,7 +104,11 @@ impl Kubelet {
                     running: BTreeMap::new(),
                     unsettled: BTreeSet::new(),
                 };
-                work.run(stopped).await
+                // Dropped where it waits: an API server that does not answer holds nobody up.
+                tokio::select! {
+                    ended = work.run() => ended,
+                    _ = stopped => Ok(()),
+                }
             })
         })?;
         Ok(Self {
@@ -156,14 +160,13 @@ struct Work<R> {
 }
 
 impl<R: PodRuntime> Work<R> {
-    async fn run(mut self, mut stopped: oneshot::Receiver<()>) -> Result<()> {
+    async fn run(mut self) -> Result<()> {
         let watch = watcher(self.pods.clone(), watcher::Config::default()).default_backoff();
         let mut events = pin!(watch);
         let mut listed = BTreeSet::new();
         let mut retry = tokio::time::interval(RETRY);
         loop {
             tokio::select! {
-                _ = &mut stopped => return Ok(()),
                 event = events.next() => match event.context("a watch without end")? {
                     Ok(Event::Init) => listed.clear(),
                     Ok(Event::InitApply(pod)) => {

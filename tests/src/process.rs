@@ -4,6 +4,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{LazyLock, mpsc};
@@ -158,6 +159,8 @@ impl Launch {
     /// `setpriv`, `sh`, `nsenter` and the program are one process: each replaces the one before.
     fn command(&self) -> Command {
         let mut command = Command::new("setpriv");
+        // A Ctrl-C is for the one who started it, who then takes it down in order.
+        command.process_group(0);
         command.args(["--pdeathsig", "KILL", "--", "sh", "-c", ENTER, "weirt"]);
         command.arg(std::process::id().to_string());
         command.arg(

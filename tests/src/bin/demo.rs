@@ -348,7 +348,7 @@ fn balanced(pod: &Pod, url: &str, requests: usize) -> Result<()> {
         *counts.entry(backend).or_default() += 1;
     }
     for (backend, count) in counts {
-        println!("  {backend:20} {count:3}  {}", "▇".repeat(count));
+        println!("  {backend:28} {count:3}  {}", "▇".repeat(count));
     }
     Ok(())
 }
