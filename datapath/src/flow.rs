@@ -172,7 +172,10 @@ pub fn proceed<T: Tables>(
             Ok(judgement) if !opens_back => record(flow, &judgement, epoch),
             Ok(_) => {}
             Err(reason) => {
-                if !opens_back {
+                // A TCP flow keeps its entry, and with it who opened it. Without one, what the other side
+                // sends again would open a flow of its own, and the denied packets would be its replies.
+                // It stays of an old epoch, so every packet is judged.
+                if !opens_back && scratch.trace.tuple.protocol != Protocol::TCP {
                     tables.forget(&scratch.key);
                 }
                 return Err(reason);

@@ -236,6 +236,20 @@ impl<D: Datapath> Pods<D> {
             Ok(Request::Attach { host_ifindex }) => host_ifindex,
             ended => return Err(out_of_turn(ended)),
         };
+        if cfg!(feature = "broken-open-first") {
+            frames
+                .write(&Reply::Ok)
+                .await
+                .map_err(|_| Reply::Released)?;
+            let ended = frames.read().await;
+            self.open(lease, host_ifindex, deadline)
+                .await
+                .map_err(|error| refuse(Refusal::NotReady, format!("{error:#}")))?;
+            return match ended {
+                Ok(Request::Done) => Ok(()),
+                ended => Err(out_of_turn(ended)),
+            };
+        }
         let opened = tokio::select! {
             opened = self.open(lease, host_ifindex, deadline) => opened,
             () = frames.ended() => return Err(Reply::Released),
