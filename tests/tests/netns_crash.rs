@@ -396,6 +396,9 @@ fn a_full_disk_refuses_pods_with_a_clear_message_and_lets_them_go() {
         .node
         .declare_pod(Workload::named("full", "late"))
         .unwrap();
+    shop.node
+        .wait_for_pod("full/late", Duration::from_secs(10))
+        .unwrap();
     let refused = (0..20)
         // Pages that the store has at hand may hold a lease or two more.
         .map(|_| {
