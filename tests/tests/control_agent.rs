@@ -1,6 +1,8 @@
 //! The agent on a real control plane: what kubectl does reaches the kernel, through outages too. What the
 //! API may refuse is `control_permission.rs`.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
+
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 

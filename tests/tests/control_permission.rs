@@ -1,6 +1,8 @@
 //! What the agent says when the API server does not let it in, or not everywhere. What it does with what
 //! it is told is `control_agent.rs`.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
+
 use std::fs;
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,7 @@
 //! The real control plane, driven by kubectl and a played kubelet with no network behind it.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};

@@ -1,4 +1,5 @@
 //! Ring 3.
+#![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 use aya::EbpfLoader;
 #[test]
 fn every_program_passes_the_verifier() {

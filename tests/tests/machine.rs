@@ -1,6 +1,8 @@
 //! Machines, namespaces and processes of the tests themselves: that they are separate, and that
 //! nothing of them stays.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;

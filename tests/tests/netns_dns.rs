@@ -1,5 +1,7 @@
 //! Ring 4: the cluster's DNS address, asked from a pod, answered by weir-dns of the node.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
+
 use std::process::Command;
 
 use weir_tests::node::{CLUSTER_DNS, Node, NodeOptions};

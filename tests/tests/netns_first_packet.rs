@@ -2,6 +2,8 @@
 //! whose program somebody removed is closed. Seen failing with the feature `broken-open-first` of the
 //! agent, see `agent/Cargo.toml`.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
+
 use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

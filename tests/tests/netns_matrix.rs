@@ -1,5 +1,7 @@
 //! Ring 4: every pod of an application to every Service, by name, against a naive reading of its policies.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
+
 use std::path::{Path, PathBuf};
 
 use weir_tests::application::{Application, Cell, settle};

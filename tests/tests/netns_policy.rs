@@ -1,5 +1,7 @@
 //! Ring 4: NetworkPolicy between real pods, in both families, packet by packet.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
+
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
