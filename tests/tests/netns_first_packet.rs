@@ -15,8 +15,8 @@ use weir_tests::traffic::{PATIENCE, SILENCE, any, drops, eventually, udp_socket}
 use weir_tests::workloads::Workload;
 
 /// Pods that are started one after the other in each namespace, and such namespaces.
-const STARTS: u64 = 500;
-const NAMESPACES: usize = 2;
+const STARTS: u64 = 250;
+const NAMESPACES: usize = 4;
 /// What each start sends at least, after its network is there.
 const SENT: u64 = 20;
 const SINK: u16 = 9;
@@ -68,7 +68,7 @@ impl Sink {
 const MUTED_MARK: u8 = b'm';
 const FREE_MARK: u8 = b'f';
 
-/// Sends in a tight loop until so many were taken by the kernel after `is_up`, from before there is any
+/// Sends every few dozen microseconds until so many were taken by the kernel after `is_up`, from before there is any
 /// address. Returns how many it took in all.
 fn send_from_the_start(sockets: &[(UdpSocket, SocketAddr)], mark: u8, is_up: &AtomicBool) -> u64 {
     let (mut sent, mut after) = (0, 0);
@@ -82,7 +82,7 @@ fn send_from_the_start(sockets: &[(UdpSocket, SocketAddr)], mark: u8, is_up: &At
             }
         }
         // There are few cores, and the agent needs one.
-        std::thread::yield_now();
+        std::thread::sleep(Duration::from_micros(20));
     }
     assert!(after >= SENT, "the pod's network came: {after} sent");
     sent
@@ -221,6 +221,20 @@ fn a_pod_whose_program_is_removed_is_closed_and_repaired() {
                     }
                 }
                 assert_eq!(removed, 2, "one for each pod");
+                // The kernel takes the program off a little after its link. Until then it judges.
+                let is_caught = || {
+                    let before = sink.received(mark + 50);
+                    socket.send_to(&[mark + 50], target).unwrap();
+                    std::thread::sleep(Duration::from_millis(20));
+                    sink.received(mark + 50) == before
+                };
+                eventually(
+                    "the program is off",
+                    Duration::from_secs(1),
+                    is_caught,
+                    |c| *c,
+                )
+                .unwrap();
                 burst(mark + 100);
                 // What would come has come: a datagram between two pods takes microseconds.
                 std::thread::sleep(SILENCE);
