@@ -163,6 +163,8 @@ fn lose_nothing(shop: &mut Shop, rate: u32, seconds: u32, when: Kill) {
     shop.node.wait_ready().unwrap();
     let ready = ready(&mut shop.node) - ready_before;
     println!("{when:?}: {rate}/s, {kills} kills, {ready} agents became ready: {ended:?}");
+    // Whose loss it is, if there is one: the datapath counts every packet that it drops.
+    println!("weir drops since the node began: {:?}", drops(&shop.node));
     assert!(kills >= 3, "only {kills} kills");
     assert_eq!(ended.connections.failed(), 0, "{:?}", ended.connections);
     assert_eq!(ended.lookups.failed(), 0, "{:?}", ended.lookups);
@@ -177,6 +179,17 @@ fn lose_nothing(shop: &mut Shop, rate: u32, seconds: u32, when: Kill) {
         "links and tables are the same ones"
     );
     assert_verified(&shop.node);
+}
+
+/// Packets dropped, by reason.
+fn drops(node: &Node) -> BTreeMap<String, u64> {
+    let drops = node.ask("drops").unwrap();
+    let totals = drops["totals"].as_array().unwrap().iter();
+    let counted = totals.map(|t| {
+        let reason = t["reason"].as_str().unwrap().to_owned();
+        (reason, t["packets"].as_u64().unwrap())
+    });
+    counted.filter(|(_, packets)| *packets > 0).collect()
 }
 
 /// How many agents have become ready since the node was made.

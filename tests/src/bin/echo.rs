@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use axum::Router;
 use axum::extract::ConnectInfo;
 use clap::Parser;
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::{TcpListener, TcpSocket, UdpSocket};
 use tokio::task::JoinSet;
 
 #[derive(Debug, Parser)]
@@ -28,9 +28,7 @@ async fn main() -> Result<()> {
     let args = Args::parse();
     let mut servers = JoinSet::new();
     for port in args.tcp {
-        let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
-            .await
-            .with_context(|| format!("listen on TCP port {port}"))?;
+        let listener = listen(port).with_context(|| format!("listen on TCP port {port}"))?;
         servers.spawn(serve_http(listener, args.name.clone()));
     }
     for port in args.udp {
@@ -45,6 +43,15 @@ async fn main() -> Result<()> {
     }
     // A pod without ports still lives until it is ended.
     std::future::pending().await
+}
+
+/// With room for seconds of connections: a server that waits for a busy core must not lose any.
+fn listen(port: u16) -> std::io::Result<TcpListener> {
+    const BACKLOG: u32 = 4096;
+    let socket = TcpSocket::new_v6()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind((Ipv6Addr::UNSPECIFIED, port).into())?;
+    socket.listen(BACKLOG)
 }
 
 async fn serve_http(listener: TcpListener, name: String) -> Result<()> {
