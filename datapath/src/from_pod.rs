@@ -138,15 +138,8 @@ fn forward<F: L3, P: Packet, T: Tables>(
     {
         let backend = &scratch.trace.tuple.source();
         let asked = &found.flow.nat.peer;
-        nat::replace::<F>(
-            packet,
-            tables,
-            Side::Source,
-            protocol,
-            body.offset,
-            backend,
-            asked,
-        )?;
+        let side = Side::Source;
+        nat::replace::<F>(packet, tables, side, protocol, transport, backend, asked)?;
     }
     Ok(deliver(packet, tables, device))
 }

@@ -1,18 +1,21 @@
 //! What the tests stand on: machines made of namespaces, processes, a real control plane, virtual
-//! machines. No test is here; they are in `tests/tests`.
+//! machines, packets and tables in memory. No test is here; they are in `tests/tests`.
 
 pub mod application;
 pub mod binaries;
 pub mod bpffs;
+pub mod bytes;
 pub mod cache;
 pub mod cgroup;
 pub mod complaint;
 pub mod control_plane;
 pub mod debian;
+pub mod frames;
 pub mod kubectl;
 pub mod kubelet;
 pub mod load;
 pub mod machine;
+pub mod mix;
 pub mod netns;
 pub mod node;
 pub mod not_run;
@@ -23,6 +26,8 @@ pub mod process;
 pub mod real;
 pub mod run;
 pub mod shop;
+pub mod tables;
 pub mod traffic;
 pub mod vm;
 pub mod workloads;
+pub mod world;

@@ -1,30 +1,443 @@
-//! Ring 3.
-#![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
-use aya::EbpfLoader;
+//! Ring 3: the programs in the running kernel, against the same decisions on the host. Needs root. Runs
+//! in a network namespace of its own.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd as _;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, lpm_trie};
+use aya::programs::{CgroupAttachMode, Program, SchedClassifier, TestRun as _, TestRunOptions};
+use aya::{Ebpf, EbpfLoader};
+use weir_agent::kernel::object::OBJECT;
+use weir_common::DropReason;
+use weir_common::counter::Counter;
+use weir_common::event::Hook;
+use weir_common::flow::{Flow, FlowKey};
+use weir_common::service::Generation;
+use weir_common::table::TABLES;
+use weir_datapath::{Scratch, Verdict, from_pod, to_pod};
+use weir_tests::bytes::Bytes;
+use weir_tests::mix::{Arrival, Mix};
+use weir_tests::tables::{Memory, copy};
+use weir_tests::world::{FAMILIES, PODS, SHARED, world};
+use zerocopy::{Immutable, IntoBytes, transmute};
+
+/// Loads the object with maps of its own.
+fn load() -> Result<Ebpf> {
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "this test loads programs: run it as root"
+    );
+    EbpfLoader::new().load(OBJECT).context("load the object")
+}
+
+/// Runs something in a network namespace that ends with it.
+fn in_own_namespace<T: Send + 'static>(
+    run: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let thread = std::thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+            .context("unshare; is this root?")?;
+        run()
+    });
+    thread.join().map_err(|_| anyhow!("the test panicked"))?
+}
+
 #[test]
-fn every_program_passes_the_verifier() {
-    let mut ebpf = EbpfLoader::new()
-        .load(weir_agent::kernel::object::OBJECT)
-        .unwrap();
-    let names: Vec<String> = ebpf.programs().map(|(n, _)| n.to_owned()).collect();
-    for name in names {
-        let program = ebpf.program_mut(&name).unwrap();
-        let r = match program {
-            aya::programs::Program::SchedClassifier(p) => p
-                .load()
-                .map(|()| p.info().unwrap().verified_instruction_count()),
-            aya::programs::Program::CgroupSockAddr(p) => p
-                .load()
-                .map(|()| p.info().unwrap().verified_instruction_count()),
-            _ => panic!(),
+fn every_program_passes_the_verifier() -> Result<()> {
+    let mut ebpf = load()?;
+    let mut visited = BTreeMap::new();
+    for (name, program) in ebpf.programs_mut() {
+        match program {
+            Program::SchedClassifier(program) => program.load(),
+            Program::CgroupSockAddr(program) => program.load(),
+            _ => bail!("{name} is of an unexpected kind"),
+        }
+        .with_context(|| format!("load {name}"))?;
+        assert!(name.len() <= 15, "the kernel cuts the name {name}");
+        visited.insert(
+            name.to_owned(),
+            program.info()?.verified_instruction_count(),
+        );
+    }
+    println!("instructions that the verifier visited:");
+    for (name, visited) in &visited {
+        println!("  {name:15} {visited:?}");
+    }
+    assert_eq!(visited.len(), 11, "{visited:?}");
+    Ok(())
+}
+
+#[test]
+fn the_object_has_the_tables_that_both_sides_agree_on() -> Result<()> {
+    let object = aya_obj::Object::parse(OBJECT).map_err(|error| anyhow!("{error}"))?;
+    let mut ours: Vec<&str> = object
+        .maps
+        .keys()
+        .map(String::as_str)
+        // Memory of programs that is not kept, sections of the object, and aya-log's.
+        .filter(|name| !name.starts_with('.') && !matches!(*name, "SCRATCH" | "AYA_LOGS"))
+        .collect();
+    let mut named: Vec<&str> = TABLES.iter().map(|table| table.name).collect();
+    ours.sort_unstable();
+    named.sort_unstable();
+    assert_eq!(ours, named);
+    Ok(())
+}
+
+#[test]
+fn socket_programs_attach_to_a_cgroup() -> Result<()> {
+    let mut ebpf = load()?;
+    let folder = std::path::PathBuf::from(format!(
+        "/sys/fs/cgroup/unified/weir-kernel-{}",
+        std::process::id()
+    ));
+    std::fs::create_dir(&folder).context("make a cgroup")?;
+    let mut attach = || -> Result<usize> {
+        let cgroup = std::fs::File::open(&folder)?;
+        let mut attached = 0;
+        for (name, program) in ebpf.programs_mut() {
+            let Program::CgroupSockAddr(program) = program else {
+                continue;
+            };
+            program.load()?;
+            program
+                .attach(cgroup.as_fd(), CgroupAttachMode::Single)
+                .with_context(|| format!("attach {name}"))?;
+            attached += 1;
+        }
+        Ok(attached)
+    };
+    let attached = attach();
+    drop(ebpf);
+    std::fs::remove_dir(&folder)?;
+    assert_eq!(attached?, 8);
+    Ok(())
+}
+
+#[test]
+fn host_and_kernel_agree_on_random_packets() -> Result<()> {
+    let number = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .and_then(|value| value.parse().ok())
+    };
+    let seed = number("WEIR_SEED").unwrap_or_else(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        now.map_or(0, |now| now.as_nanos() as u64)
+    });
+    let each = number("WEIR_PACKETS").unwrap_or(100_000) as usize;
+    println!("WEIR_SEED={seed} WEIR_PACKETS={each}");
+    in_own_namespace(move || agree(seed, each)).with_context(|| format!("WEIR_SEED={seed}"))
+}
+
+/// What the programs of one hook answered.
+#[derive(Default)]
+struct Tally {
+    run: usize,
+    pass: usize,
+    redirect: usize,
+    drops: BTreeMap<u8, u64>,
+    refused: usize,
+}
+
+fn agree(seed: u64, each: usize) -> Result<()> {
+    let mut kernel = Kernel::new()?;
+    let mut memory = world();
+    // The only service with a choice: the two sides would draw different numbers.
+    let shared = FAMILIES.map(|family| SHARED.addr(family));
+    memory
+        .frontends
+        .retain(|key, _| !shared.contains(&key.addr));
+    kernel.write_all(&memory)?;
+    let mut mix = Mix::new(seed);
+    let mut scratch = Scratch::default();
+    let mut tallies: BTreeMap<(u8, usize), Tally> = BTreeMap::new();
+    let start = Instant::now();
+    let mut step = 0;
+    while FAMILIES.len() * 2 > tallies.values().filter(|tally| tally.run >= each).count() {
+        step += 1;
+        if step % 500 == 0 {
+            change(&mut memory, &mut mix);
+            kernel.write_changing(&memory)?;
+        }
+        let hook = [Hook::FROM_POD, Hook::TO_POD][mix.below(2)];
+        let family = mix.below(2);
+        let Arrival { hook, packet } = mix.arrival(hook, FAMILIES[family]);
+        let tally = tallies.entry((hook.0, family)).or_default();
+        if kernel_refuses(&packet.frame) {
+            tally.refused += 1;
+            continue;
+        }
+        tally.run += 1;
+        scratch.trace = Default::default();
+        let mut after = packet.clone();
+        let verdict = if hook == Hook::FROM_POD {
+            from_pod(&mut after, &memory, &mut scratch)
+        } else {
+            to_pod(&mut after, &memory, &mut scratch)
         };
-        match r {
-            Ok(n) => println!("{name} {n:?}"),
-            Err(e) => {
-                let s = format!("{e:?}");
-                let s = s.replace("\\n", "\n");
-                println!("{name} FAILED {}", &s[s.len().saturating_sub(4000)..]);
+        match verdict {
+            Verdict::Pass => tally.pass += 1,
+            Verdict::Redirect(_) => tally.redirect += 1,
+            Verdict::Drop(reason) => *tally.drops.entry(reason as u8).or_default() += 1,
+        }
+        let (answer, frame, mark) = kernel.run(hook, &packet)?;
+        let wanted = match verdict {
+            Verdict::Pass => -1,
+            Verdict::Redirect(_) => 7,
+            Verdict::Drop(_) => 2,
+        };
+        ensure!(
+            answer == wanted && frame == after.frame && mark == after.mark,
+            "step {step}, {}: {packet:02x?}\nhost {verdict:?} {after:02x?}\nkernel {answer} \
+             {frame:02x?} mark {mark:#x}",
+            hook.label(),
+        );
+        mix.became(verdict, scratch.trace.tuple, &after);
+    }
+    let elapsed = start.elapsed();
+    ensure!(
+        elapsed.as_secs() < 100,
+        "{elapsed:?}: the host's clock stands still, the kernel's flows have become idle"
+    );
+    kernel.same_drops(&tallies)?;
+    kernel.same_counters(&memory)?;
+    let flows = kernel.same_flows("FLOWS", &memory.flows.borrow())?;
+    let half_open = kernel.same_flows("HALF_OPEN", &memory.half_open.borrow())?;
+    for ((hook, family), tally) in &tallies {
+        println!(
+            "{} {:?}: {} packets, {} passed, {} redirected, {} the kernel would not run, dropped:",
+            Hook(*hook).label(),
+            FAMILIES[*family],
+            tally.run,
+            tally.pass,
+            tally.redirect,
+            tally.refused
+        );
+        for (reason, count) in &tally.drops {
+            let label = DropReason::from_number(*reason).map_or("?", DropReason::label);
+            println!("  {count:7} {label}");
+        }
+    }
+    println!("{flows} flows and {half_open} half-open ones agree; {elapsed:?}");
+    Ok(())
+}
+
+/// Changes what the agent would change: policy with its epoch, the life of a backend.
+fn change(memory: &mut Memory, mix: &mut Mix) {
+    match mix.below(3) {
+        0 => {
+            let mut keys: Vec<_> = memory.verdicts.keys().copied().collect();
+            keys.sort_unstable();
+            let key = keys[mix.below(keys.len())];
+            if let Some(row) = memory.verdicts.get_mut(&key) {
+                row.action.0 = mix.below(3) as u8;
+            }
+            memory.epoch += 1;
+        }
+        1 => memory.epoch += 1,
+        _ => {
+            let mut ids: Vec<_> = memory.live.keys().copied().collect();
+            ids.sort_unstable();
+            let id = ids[mix.below(ids.len())];
+            // Backend 3 stays gone, so that a run never has two to choose from at random.
+            if id % 10 != 3 {
+                let generation = memory.live.entry(id).or_default();
+                // Mostly another backend under the same number; now and then none.
+                let is_replaced = generation.is_usable() && mix.below(4) > 0;
+                *generation = Generation(generation.0 + if is_replaced { 2 } else { 1 });
             }
         }
+    }
+}
+
+/// `BPF_PROG_TEST_RUN` takes no IP frame shorter than its header.
+fn kernel_refuses(frame: &[u8]) -> bool {
+    let shortest = match frame.get(12..14) {
+        Some([0x08, 0x00]) => 34,
+        Some([0x86, 0xdd]) => 54,
+        _ => 14,
+    };
+    frame.len() < shortest
+}
+
+/// A key or a row as a map takes it.
+fn bytes<const N: usize>(row: &(impl IntoBytes + Immutable)) -> [u8; N] {
+    let mut bytes = [0; N];
+    bytes.copy_from_slice(row.as_bytes());
+    bytes
+}
+
+/// The programs with their maps.
+struct Kernel {
+    ebpf: Ebpf,
+}
+
+/// `struct __sk_buff`, and where its fields are that matter here.
+const CONTEXT: usize = 192;
+const MARK: usize = 8;
+const IFINDEX: usize = 40;
+
+impl Kernel {
+    fn new() -> Result<Self> {
+        for (_, ifindex) in PODS {
+            let (name, index) = (format!("pod{ifindex}"), ifindex.to_string());
+            let status = Command::new("ip")
+                .args(["link", "add", &name, "index", &index])
+                .args(["type", "veth", "peer", "name", &format!("in{ifindex}")])
+                .status()
+                .context("run ip")?;
+            ensure!(status.success(), "make device {name}");
+        }
+        let mut ebpf = load()?;
+        for name in ["weir_from_pod", "weir_to_pod"] {
+            let program: &mut SchedClassifier = ebpf.program_mut(name).context(name)?.try_into()?;
+            program.load()?;
+        }
+        Ok(Self { ebpf })
+    }
+
+    fn run(&self, hook: Hook, packet: &Bytes) -> Result<(i32, Vec<u8>, u32)> {
+        let name = if hook == Hook::FROM_POD {
+            "weir_from_pod"
+        } else {
+            "weir_to_pod"
+        };
+        let program: &SchedClassifier = self.ebpf.program(name).context(name)?.try_into()?;
+        let mut context = [0; CONTEXT];
+        context[IFINDEX..IFINDEX + 4].copy_from_slice(&packet.ifindex.to_ne_bytes());
+        let mut context_after = [0; CONTEXT];
+        let mut frame = vec![0; packet.frame.len()];
+        let result = program
+            .test_run(TestRunOptions {
+                data_in: Some(&packet.frame),
+                data_out: Some(&mut frame),
+                ctx_in: Some(&context),
+                ctx_out: Some(&mut context_after),
+                ..TestRunOptions::default()
+            })
+            .with_context(|| format!("run {name} on {packet:02x?}"))?;
+        let mut mark = [0; 4];
+        mark.copy_from_slice(&context_after[MARK..MARK + 4]);
+        Ok((result.return_value as i32, frame, u32::from_ne_bytes(mark)))
+    }
+
+    fn map(&mut self, name: &str) -> Result<&mut Map> {
+        self.ebpf
+            .map_mut(name)
+            .with_context(|| format!("map {name}"))
+    }
+
+    /// Every table that the agent fills.
+    fn write_all(&mut self, memory: &Memory) -> Result<()> {
+        let mut map: HashMap<_, [u8; 20], [u8; 20]> = self.map("FRONTENDS")?.try_into()?;
+        for (key, row) in &memory.frontends {
+            map.insert(bytes(key), bytes(row), 0)?;
+        }
+        let mut map: Array<_, [u8; 24]> = self.map("BACKENDS")?.try_into()?;
+        for (index, row) in &memory.backends {
+            map.set(*index, bytes(row), 0)?;
+        }
+        let mut map: HashMap<_, u32, [u8; 56]> = self.map("DEVICES")?.try_into()?;
+        for (index, row) in &memory.devices {
+            map.insert(*index, bytes(&**row), 0)?;
+        }
+        let mut map: HashMap<_, [u8; 16], [u8; 8]> = self.map("PODS")?.try_into()?;
+        for (addr, row) in &memory.pods {
+            map.insert(addr.0, bytes(row), 0)?;
+        }
+        let mut map: HashMap<_, [u8; 16], u32> = self.map("CLASSES")?.try_into()?;
+        for (addr, class) in &memory.classes {
+            map.insert(addr.0, class.0, 0)?;
+        }
+        let mut map: lpm_trie::LpmTrie<_, [u8; 8], [u8; 8]> = self.map("PORTS")?.try_into()?;
+        for (key, row) in &memory.ports {
+            let mut data = [0; 8];
+            data.copy_from_slice(&key.as_bytes()[4..]);
+            map.insert(&lpm_trie::Key::new(key.prefix_len, data), bytes(row), 0)?;
+        }
+        self.write_changing(memory)
+    }
+
+    /// Those that [`change`] changes.
+    fn write_changing(&mut self, memory: &Memory) -> Result<()> {
+        let mut map: HashMap<_, [u8; 8], [u8; 12]> = self.map("VERDICTS")?.try_into()?;
+        for (key, row) in &memory.verdicts {
+            map.insert(bytes(key), bytes(row), 0)?;
+        }
+        let mut map: Array<_, u32> = self.map("LIVE")?.try_into()?;
+        for (id, generation) in &memory.live {
+            map.set(*id, generation.0, 0)?;
+        }
+        let mut map: Array<_, u32> = self.map("EPOCH")?.try_into()?;
+        map.set(0, memory.epoch, 0)?;
+        Ok(())
+    }
+
+    fn same_drops(&mut self, tallies: &BTreeMap<(u8, usize), Tally>) -> Result<()> {
+        let map: PerCpuArray<_, [u64; 2]> = self.map("DROPS")?.try_into()?;
+        for reason in DropReason::ALL {
+            let kernel: u64 = map
+                .get(&u32::from(*reason as u8), 0)?
+                .iter()
+                .map(|d| d[0])
+                .sum();
+            let host: u64 = tallies
+                .values()
+                .filter_map(|tally| tally.drops.get(&(*reason as u8)))
+                .sum();
+            ensure!(kernel == host, "{reason:?}: kernel {kernel}, host {host}");
+        }
+        Ok(())
+    }
+
+    fn same_counters(&mut self, memory: &Memory) -> Result<()> {
+        let map: PerCpuArray<_, u64> = self.map("COUNTERS")?.try_into()?;
+        for counter in Counter::ALL {
+            // Events are the glue's, which the host does not have.
+            if matches!(counter, Counter::EventsLost | Counter::EventsLimited) {
+                continue;
+            }
+            let kernel: u64 = map.get(&(*counter as u32), 0)?.iter().sum();
+            let host = memory.counted(*counter);
+            println!("  {host:7} {}", counter.metric());
+            ensure!(kernel == host, "{counter:?}: kernel {kernel}, host {host}");
+        }
+        Ok(())
+    }
+
+    /// Are the flows of a table the same, all but their times? Returns how many there are.
+    fn same_flows(
+        &mut self,
+        name: &str,
+        host: &std::collections::HashMap<FlowKey, std::rc::Rc<Flow>>,
+    ) -> Result<usize> {
+        let map: HashMap<&mut MapData, [u8; 40], [u8; 104]> = self.map(name)?.try_into()?;
+        let mut seen = 0;
+        for row in map.iter() {
+            let (key, flow) = row?;
+            let key: FlowKey = transmute!(key);
+            let ours = host
+                .get(&key)
+                .with_context(|| format!("{name}: only in kernel: {key:?}"))?;
+            // Behind the times of creation and of the latest packet.
+            let ours: [u8; 104] = transmute!(copy(ours));
+            ensure!(
+                ours[16..] == flow[16..],
+                "{name}: {key:?}\nhost   {:02x?}\nkernel {:02x?}",
+                &ours[16..],
+                &flow[16..]
+            );
+            seen += 1;
+        }
+        ensure!(
+            seen == host.len(),
+            "{name}: kernel {seen}, host {}",
+            host.len()
+        );
+        Ok(seen)
     }
 }

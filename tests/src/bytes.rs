@@ -1,0 +1,101 @@
+//! A packet as bytes, with the checksum arithmetic that the kernel does on an skb without offload.
+
+use weir_common::DropReason;
+use weir_common::node::{PASSED_MARK, PASSED_MASK};
+use weir_datapath::Packet;
+use weir_datapath::packet::{Changed, Delta, Zero};
+
+/// A frame on a device.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Bytes {
+    pub frame: Vec<u8>,
+    pub ifindex: u32,
+    pub mark: u32,
+    pub vlan: Vlan,
+}
+
+/// Whether the kernel has taken a VLAN tag out of the frame.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Vlan {
+    None,
+    Stripped,
+}
+
+impl Bytes {
+    pub fn new(ifindex: u32, frame: Vec<u8>) -> Self {
+        Self {
+            frame,
+            ifindex,
+            mark: 0,
+            vlan: Vlan::None,
+        }
+    }
+}
+
+impl Packet for Bytes {
+    fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    fn len(&self) -> u32 {
+        u32::try_from(self.frame.len()).unwrap_or(u32::MAX)
+    }
+
+    fn has_stripped_vlan(&self) -> bool {
+        self.vlan == Vlan::Stripped
+    }
+
+    fn pull(&mut self, _len: u32) -> Result<(), DropReason> {
+        Ok(())
+    }
+
+    fn load<const N: usize>(&self, offset: usize) -> Result<[u8; N], DropReason> {
+        self.frame
+            .get(offset..)
+            .and_then(<[u8]>::first_chunk)
+            .copied()
+            .ok_or(DropReason::Malformed)
+    }
+
+    fn store<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Result<(), DropReason> {
+        self.frame
+            .get_mut(offset..offset + N)
+            .ok_or(DropReason::WriteFailed)?
+            .copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn fix_checksum(
+        &mut self,
+        offset: usize,
+        changed: Changed,
+        delta: Delta,
+    ) -> Result<(), DropReason> {
+        let field = self
+            .frame
+            .get_mut(offset..offset + 2)
+            .ok_or(DropReason::WriteFailed)?;
+        let zero = match changed {
+            Changed::Header => Zero::IsSum,
+            Changed::V4Addresses(zero) | Changed::V6Addresses(zero) | Changed::Ports(zero) => zero,
+        };
+        let old = u16::from_ne_bytes([field[0], field[1]]);
+        if old == 0 && zero == Zero::IsAbsent {
+            return Ok(());
+        }
+        let mut sum = u64::from(delta.0) + u64::from(!u32::from(old));
+        while sum >> 16 != 0 {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        let mut new = !(sum as u16);
+        if new == 0 && zero == Zero::IsAbsent {
+            new = 0xffff;
+        }
+        field.copy_from_slice(&new.to_ne_bytes());
+        Ok(())
+    }
+
+    fn mark_passed(&mut self) {
+        self.mark = (self.mark & !PASSED_MASK) | PASSED_MARK;
+    }
+}

@@ -1,0 +1,275 @@
+//! Random frames that know the [`world`](crate::world): most of them begin or continue conversations,
+//! some answer what was let through before, some are spoiled in one place.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+
+use proptest::prelude::RngExt;
+use proptest::test_runner::{RngAlgorithm, TestRng};
+use weir_common::Protocol;
+use weir_common::event::Hook;
+use weir_datapath::Verdict;
+use weir_datapath::tuple::Tuple;
+
+use crate::bytes::Bytes;
+use crate::frames::{ACK, Echo, FIN, Ip, L3, RST, SYN, Transport};
+use crate::world::{CHANGING, Family, Host, NEAR, PODS, REMOTE, SERVICE_PORT};
+
+/// A source of frames, the same for the same seed.
+#[derive(Debug)]
+pub struct Mix {
+    rng: TestRng,
+    /// What was let through lately: as it left, and from which pod's device.
+    passed: VecDeque<(Tuple, Vec<u8>, u32)>,
+}
+
+/// A frame and the program that it meets.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    pub hook: Hook,
+    pub packet: Bytes,
+}
+
+const HOSTS: [Host; 14] = [
+    Host::A,
+    Host::B,
+    Host::C,
+    Host::D,
+    Host::Far,
+    Host::Farther,
+    Host::Node,
+    Host::World,
+    Host::Service(1),
+    Host::Service(2),
+    Host::Service(3),
+    Host::Service(4),
+    Host::Service(5),
+    Host::Service(6),
+];
+
+impl Mix {
+    pub fn new(seed: u64) -> Self {
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&seed.to_le_bytes());
+        Self {
+            rng: TestRng::from_seed(RngAlgorithm::ChaCha, &bytes),
+            passed: VecDeque::new(),
+        }
+    }
+
+    /// A number below a bound.
+    pub fn below(&mut self, bound: usize) -> usize {
+        self.rng.random_range(0..bound)
+    }
+
+    fn one_of<T: Copy>(&mut self, all: &[T]) -> T {
+        all[self.below(all.len())]
+    }
+
+    /// The next frame for a program, in a family.
+    pub fn arrival(&mut self, hook: Hook, family: Family) -> Arrival {
+        let answer = if self.below(3) == 0 {
+            self.answer(hook, family)
+        } else {
+            None
+        };
+        let (ifindex, mut ip, transport) = answer.unwrap_or_else(|| self.question(hook, family));
+        if family == Family::V4 && self.below(8) == 0 {
+            ip.options = 4 * (1 + self.below(10));
+        }
+        let mut frame = ip.frame(&transport);
+        if self.below(6) == 0 {
+            self.spoil(&mut frame, family);
+        }
+        Arrival {
+            hook,
+            packet: Bytes::new(ifindex, frame),
+        }
+    }
+
+    /// Tells what became of a frame.
+    pub fn became(&mut self, verdict: Verdict, tuple: Tuple, after: &Bytes) {
+        if matches!(verdict, Verdict::Drop(_)) {
+            return;
+        }
+        if self.passed.len() == 64 {
+            self.passed.pop_front();
+        }
+        self.passed
+            .push_back((tuple, after.frame[L3..].to_vec(), after.ifindex));
+    }
+
+    /// A packet that nothing came before.
+    fn question(&mut self, hook: Hook, family: Family) -> (u32, Ip, Transport) {
+        let (pod, ifindex) = self.one_of(&PODS);
+        let is_asking = hook == Hook::FROM_POD && self.below(3) == 0;
+        let other = if is_asking {
+            self.one_of(&[NEAR, NEAR, REMOTE, REMOTE, CHANGING])
+        } else {
+            self.one_of(&HOSTS)
+        };
+        let mut ip = if hook == Hook::FROM_POD {
+            Ip::between(pod.ip(family), other.ip(family))
+        } else {
+            Ip::between(other.ip(family), pod.ip(family))
+        };
+        ip.source_mac = pod.mac();
+        if self.below(20) == 0 {
+            ip.source = self.one_of(&HOSTS).ip(family);
+        }
+        if self.below(20) == 0 {
+            ip.destination = self.one_of(&HOSTS).ip(family);
+        }
+        let mut ports = (
+            self.one_of(&[1000, 1001, 1002, 1003, 1004, 1005, 8080, 80, 0]),
+            self.one_of(&[80, 80, 80, 8080, 8080, 1000, 53, 1, 0]),
+        );
+        if is_asking {
+            ports.1 = SERVICE_PORT;
+        }
+        (ifindex, ip, self.transport(ports))
+    }
+
+    /// An answer to something that was let through, where the answer would come by.
+    fn answer(&mut self, hook: Hook, family: Family) -> Option<(u32, Ip, Transport)> {
+        if self.passed.is_empty() {
+            return None;
+        }
+        let at = self.below(self.passed.len());
+        let (tuple, packet, sent_by) = self.passed[at].clone();
+        let back = tuple.reversed();
+        let (source, destination) = (IpAddr::from(back.source), IpAddr::from(back.destination));
+        let has_family = |ip: IpAddr| ip.is_ipv4() == (family == Family::V4);
+        if !has_family(source) || !has_family(destination) {
+            return None;
+        }
+        let pod = |ip: IpAddr| PODS.iter().find(|(pod, _)| pod.ip(family) == ip);
+        let (device, mac) = if hook == Hook::FROM_POD {
+            let (pod, ifindex) = pod(source)?;
+            (*ifindex, pod.mac())
+        } else {
+            (sent_by, [2, 0, 0, 0, 0, 9])
+        };
+        let mut ip = Ip::between(source, destination);
+        ip.source_mac = mac;
+        let ports = (back.source_port.into(), back.destination_port.into());
+        let transport = if self.below(6) == 0 {
+            let length = self.one_of(&[28, 48, 60, 100]);
+            Transport::Unreachable {
+                quoted: packet.iter().copied().take(length).collect(),
+            }
+        } else {
+            match tuple.protocol {
+                Protocol::TCP => Transport::Tcp {
+                    ports,
+                    flags: self.one_of(&[SYN | ACK, SYN | ACK, ACK, ACK, FIN | ACK, RST, SYN]),
+                    payload: self.payload(),
+                },
+                Protocol::UDP => Transport::Udp {
+                    ports,
+                    payload: self.payload(),
+                },
+                Protocol::ICMP => Transport::Echo {
+                    way: self.one_of(&[Echo::Reply, Echo::Reply, Echo::Request]),
+                    identifier: tuple.source_port.into(),
+                },
+                Protocol::SCTP => Transport::Sctp { ports },
+                other => Transport::Other {
+                    protocol: other.0,
+                    payload: self.payload(),
+                },
+            }
+        };
+        Some((device, ip, transport))
+    }
+
+    fn transport(&mut self, ports: (u16, u16)) -> Transport {
+        match self.below(16) {
+            0..=6 => Transport::Tcp {
+                ports,
+                flags: self.one_of(&[SYN, SYN, SYN, ACK, FIN | ACK, RST, RST | ACK, SYN | ACK, 0]),
+                payload: self.payload(),
+            },
+            7..=11 => Transport::Udp {
+                ports,
+                payload: self.payload(),
+            },
+            12 => Transport::Sctp { ports },
+            13 => Transport::Other {
+                protocol: self.one_of(&[1, 4, 41, 47, 58, 99, 255]),
+                payload: self.payload(),
+            },
+            14 => Transport::Echo {
+                way: self.one_of(&[Echo::Request, Echo::Reply]),
+                identifier: ports.0,
+            },
+            _ => Transport::Unreachable {
+                quoted: self.payload(),
+            },
+        }
+    }
+
+    fn payload(&mut self) -> Vec<u8> {
+        let length = self.one_of(&[0, 1, 2, 7, 24, 60, 200]);
+        (0..length).map(|_| self.rng.random()).collect()
+    }
+
+    fn spoil(&mut self, frame: &mut Vec<u8>, family: Family) {
+        match self.below(9) {
+            0 => {
+                let length = self.below(frame.len()) + 1;
+                frame.truncate(length);
+            }
+            1 => {
+                let at = self.below(frame.len());
+                frame[at] = self.rng.random();
+            }
+            2 => {
+                let at = self.below(frame.len().min(64));
+                frame[at] ^= 1 << self.below(8);
+            }
+            3 => {
+                let ethertype: u16 = self.one_of(&[0x8100, 0x88a8, 0x9100, 0x0806, 0x0800, 0x86dd]);
+                frame[12..14].copy_from_slice(&ethertype.to_be_bytes());
+            }
+            4 => frame[6 + self.below(6)] ^= 1 << self.below(8),
+            // A fragment; an extension header.
+            5 if family == Family::V4 => {
+                frame[L3 + 6] = self.one_of(&[0x20, 0x3f, 0x00]);
+                frame[L3 + 7] = self.one_of(&[0, 1, 0xff]);
+            }
+            5 => frame[L3 + 6] = self.one_of(&[0, 43, 44, 50, 51, 59, 60, 135, 253]),
+            // The length of the header; the version.
+            6 => frame[L3] = self.rng.random(),
+            // Martians, and IPv4-mapped addresses.
+            7 => {
+                let source = usize::from(self.below(2) == 0);
+                if family == Family::V4 {
+                    frame[L3 + 16 - 4 * source] = self.one_of(&[0, 127, 224, 239, 240, 255]);
+                } else {
+                    let at = L3 + 24 - 16 * source;
+                    let start: [u8; 12] = self.one_of(&[
+                        [0; 12],
+                        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff],
+                        [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+                    ]);
+                    frame[at..at + 12].copy_from_slice(&start);
+                }
+            }
+            // No checksum, or one that is the other spelling of zero.
+            _ => {
+                let header = if family == Family::V4 {
+                    usize::from(frame[L3] & 0xf) * 4
+                } else {
+                    40
+                };
+                let protocol = frame[L3 + if family == Family::V4 { 9 } else { 6 }];
+                let at = L3 + header + if protocol == 6 { 16 } else { 6 };
+                let value = self.one_of(&[0, 0xff]);
+                if let Some(field) = frame.get_mut(at..at + 2) {
+                    field.fill(value);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! A small cluster as the datapath's tables hold it, the same in both families: three pods on this node,
+//! one whose device is missing, two elsewhere, the node itself, a stranger, and services of every kind.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::rc::Rc;
+
+use weir_common::device::{Device, LocalPod};
+use weir_common::policy::{
+    Action, Class, PortKey, PortRow, RuleId, RulesId, VerdictKey, VerdictRow,
+};
+use weir_common::service::{Backend, Frontend, FrontendKey, Generation, Scope, Segment};
+use weir_common::{Addr, Mac, Port, Protocol};
+
+use crate::tables::Memory;
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+/// Who has an address.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Host {
+    /// A pod of this node; isolated both ways.
+    A,
+    /// A pod of this node; no policy.
+    B,
+    /// A pod of this node; isolated both ways, and closed to most.
+    C,
+    /// A pod of this node that is being set up: its address is known, its device is not.
+    D,
+    /// Pods of other nodes.
+    Far,
+    Farther,
+    /// This node.
+    Node,
+    /// Outside of the cluster.
+    World,
+    /// A service, by number.
+    Service(u8),
+}
+
+/// Backed by B.
+pub const NEAR: Host = Host::Service(1);
+/// Backed by a pod of another node.
+pub const REMOTE: Host = Host::Service(2);
+/// Without a backend.
+pub const EMPTY: Host = Host::Service(3);
+/// Its first backend is gone, its second is not.
+pub const CHANGING: Host = Host::Service(4);
+/// Backed by A and C.
+pub const SHARED: Host = Host::Service(5);
+/// Backed by A alone.
+pub const OWN: Host = Host::Service(6);
+
+/// Where services are, and where their backends listen.
+pub const SERVICE_PORT: u16 = 80;
+pub const BACKEND_PORT: u16 = 8080;
+
+/// The pods with a device, and its interface index.
+pub const PODS: [(Host, u32); 3] = [(Host::A, 1001), (Host::B, 1002), (Host::C, 1003)];
+
+impl Host {
+    pub fn ip(self, family: Family) -> IpAddr {
+        let (a, b) = match self {
+            Self::A => (0, 1),
+            Self::B => (0, 2),
+            Self::C => (0, 3),
+            Self::D => (0, 4),
+            Self::Far => (1, 1),
+            Self::Farther => (1, 2),
+            Self::Node => (0, 254),
+            Self::World => (200, 1),
+            Self::Service(number) => (96, number),
+        };
+        match family {
+            Family::V4 => Ipv4Addr::new(10, a, 0, b).into(),
+            Family::V6 => Ipv6Addr::new(0xfd00, u16::from(a), 0, 0, 0, 0, 0, u16::from(b)).into(),
+        }
+    }
+
+    pub fn addr(self, family: Family) -> Addr {
+        self.ip(family).into()
+    }
+
+    /// Interface index of a pod with a device.
+    pub fn ifindex(self) -> Option<u32> {
+        let found = PODS.iter().find(|(pod, _)| *pod == self);
+        found.map(|(_, ifindex)| *ifindex)
+    }
+
+    /// The Ethernet address of a pod.
+    pub fn mac(self) -> [u8; 6] {
+        [2, 0, 0, 0, 0, self.ifindex().unwrap_or(0) as u8]
+    }
+}
+
+/// Rules of A and of C.
+pub const A_IN: RulesId = RulesId(1);
+pub const A_OUT: RulesId = RulesId(2);
+pub const C_IN: RulesId = RulesId(3);
+pub const C_OUT: RulesId = RulesId(4);
+
+/// The class of the pods that have one of their own.
+pub const CLASS: fn(Host) -> Class = |host| match host {
+    Host::A => Class(16),
+    Host::B => Class(17),
+    Host::C => Class(18),
+    Host::Far => Class(19),
+    Host::Node => Class::OWN_NODE,
+    _ => Class::WORLD,
+};
+
+/// The tables.
+pub fn world() -> Memory {
+    let mut memory = Memory::default();
+    for (host, ifindex) in PODS {
+        let (ingress, egress) = match host {
+            Host::A => (A_IN, A_OUT),
+            Host::C => (C_IN, C_OUT),
+            _ => (RulesId::OPEN, RulesId::OPEN),
+        };
+        let device = Device {
+            ipv4: host.addr(Family::V4),
+            ipv6: host.addr(Family::V6),
+            mac: Mac(host.mac()),
+            ingress,
+            egress,
+            ..Device::default()
+        };
+        memory.devices.insert(ifindex, Rc::new(device));
+    }
+    for family in FAMILIES {
+        for (host, ifindex) in PODS.into_iter().chain([(Host::D, 1004)]) {
+            let pod = LocalPod { ifindex, flags: 0 };
+            memory.pods.insert(host.addr(family), pod);
+        }
+        for host in [Host::A, Host::B, Host::C, Host::Far, Host::Node] {
+            memory.classes.insert(host.addr(family), CLASS(host));
+        }
+    }
+    policy(&mut memory);
+    services(&mut memory);
+    memory.epoch = 1;
+    memory
+}
+
+fn policy(memory: &mut Memory) {
+    let all = [Host::A, Host::B, Host::C, Host::Far, Host::World];
+    for (rules, rows) in [
+        (A_IN, [1, 1, 2, 1, 0]),
+        (A_OUT, [1, 1, 2, 1, 2]),
+        (C_IN, [2, 1, 1, 2, 0]),
+        (C_OUT, [2, 0, 1, 2, 0]),
+    ] {
+        for (host, action) in all.into_iter().zip(rows) {
+            // C knows nothing of strangers: no row, which is closed too.
+            if (rules, host) == (C_OUT, Host::World) {
+                continue;
+            }
+            let class = CLASS(host);
+            let row = VerdictRow {
+                action: Action(action),
+                ports: 7,
+                rule: RuleId(rules.0 * 100 + class.0),
+                ..VerdictRow::default()
+            };
+            memory.verdicts.insert(VerdictKey { rules, class }, row);
+        }
+    }
+    let mut port = |key, action, rule| {
+        let row = PortRow {
+            action,
+            rule: RuleId(rule),
+            ..PortRow::default()
+        };
+        memory.ports.insert(key, row);
+    };
+    let tcp = |port: u16| PortKey::exact(7, Protocol::TCP, Port::from(port));
+    port(tcp(BACKEND_PORT), Action::ALLOW, 1001);
+    port(PortKey::any(7, Protocol::UDP), Action::ALLOW, 1002);
+    let denied = PortKey::exact(7, Protocol::UDP, Port::from(53));
+    port(denied, Action::DENY, 1003);
+    let range = PortKey {
+        prefix_len: PortKey::ONE_PORT - 3,
+        ..tcp(1000)
+    };
+    port(range, Action::ALLOW, 1004);
+}
+
+fn services(memory: &mut Memory) {
+    // Number of the backend, who it is, how often it has changed.
+    let backends = [
+        (1, Host::B, 0),
+        (2, Host::Far, 2),
+        (3, Host::Farther, 1),
+        (4, Host::A, 0),
+        (5, Host::C, 4),
+    ];
+    for (id, _, generation) in backends {
+        memory.live.insert(id, Generation(generation));
+    }
+    let runs: [(Host, &[u32]); 6] = [
+        (NEAR, &[1]),
+        (REMOTE, &[2]),
+        (EMPTY, &[]),
+        (CHANGING, &[3, 2]),
+        (SHARED, &[4, 5]),
+        (OWN, &[4]),
+    ];
+    let mut start = 10;
+    for family in FAMILIES {
+        for (host, run) in runs {
+            let segment = Segment {
+                start,
+                len: run.len() as u32,
+            };
+            for id in run {
+                let backend = backends.iter().find(|backend| backend.0 == *id);
+                let Some((_, host, _)) = backend else {
+                    continue;
+                };
+                let row = Backend {
+                    addr: host.addr(family),
+                    port: Port::from(BACKEND_PORT),
+                    flags: 0,
+                    // The families share no number: a backend is an address.
+                    id: id + if family == Family::V6 { 10 } else { 0 },
+                };
+                memory.backends.insert(start, row);
+                start += 1;
+            }
+            for protocol in [Protocol::TCP, Protocol::UDP] {
+                let key = FrontendKey {
+                    addr: host.addr(family),
+                    port: Port::from(SERVICE_PORT),
+                    protocol,
+                    scope: Scope::INTERNAL,
+                };
+                let frontend = Frontend {
+                    service: start + u32::from(protocol.0),
+                    segment,
+                    ..Frontend::default()
+                };
+                memory.frontends.insert(key, frontend);
+            }
+        }
+    }
+    for (id, _, generation) in backends {
+        memory.live.insert(id + 10, Generation(generation));
+    }
+}
