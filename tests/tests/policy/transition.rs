@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use proptest::prelude::*;
+use weir_agent::compile::PolicyRows;
 use weir_agent::compile::policy::{Compiled, Direction, compile};
-use weir_agent::compile::policy_rows::PolicyRows;
 use weir_agent::model::{ObjectName, Pod, Policy};
 use weir_common::policy::{Class, RulesId, VerdictKey};
 use weir_tests::oracle::Cluster;

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use weir_agent::compile::policy::Direction;
-use weir_agent::compile::policy_rows::{PodRules, PolicyRows};
+use weir_agent::compile::{PodRules, PolicyRows};
 use weir_agent::model::ObjectName;
 use weir_common::policy::{Action, Class, PortKey, RuleId, RulesId, VerdictKey};
 use weir_common::{Addr, Port, Protocol};
