@@ -31,18 +31,6 @@ spec:
   ports: [{port: 80}]
 ";
 
-/// The Service of the cluster's DNS; a node that writes it itself writes the same file.
-const CLUSTER: &str = "\
-kind: Service
-apiVersion: v1
-metadata: {name: kube-dns, namespace: kube-system, labels: {k8s-app: kube-dns}}
-spec:
-  clusterIP: 10.96.0.10
-  ports:
-    - {name: dns, port: 53, protocol: UDP}
-    - {name: dns-tcp, port: 53, protocol: TCP}
-";
-
 /// A node with the application on it.
 #[derive(Debug)]
 pub struct Shop {
@@ -66,7 +54,6 @@ impl Shop {
     /// # Errors
     /// As [`Node::run_pod`].
     pub fn on(node: Node, backends: usize, clients: usize) -> Result<Self> {
-        node.write_manifest("cluster.yaml", CLUSTER)?;
         node.write_manifest("shop.yaml", MANIFESTS)?;
         let web = |i| {
             Workload::named("shop", &format!("web-{i}"))

@@ -137,8 +137,8 @@ fn a_kubeconfig_that_cannot_be_used_ends_the_agent_with_its_name() {
         let log = agent.log();
         assert!(!ended.success(), "{log}");
         // The log goes on from the attempt before.
-        let all = log.lines().filter(|line| line.starts_with("weir-agent: "));
-        let last = all.last().unwrap_or_default();
+        let mut all = log.lines().filter(|line| line.starts_with("weir-agent: "));
+        let last = all.next_back().unwrap_or_default();
         assert!(last.contains(said), "{said:?} is not in {last:?}");
     }
 }
