@@ -1,6 +1,6 @@
 //! Ring 4: a pod that sends before it has a network gets nothing past a policy that denies it, and a pod
-//! whose program somebody removed is closed. Seen failing with the feature `broken-open-first` of the
-//! agent, see `agent/Cargo.toml`.
+//! whose program somebody removed is closed. With `broken-open-first` (`agent/Cargo.toml`) the first
+//! was seen failing: of 1,505,046 datagrams of 1,000 starts 211,141 arrived.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
