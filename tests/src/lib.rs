@@ -1,6 +1,7 @@
 //! What the tests stand on. No test is here; they are in `tests/tests`.
 
 pub mod bytes;
+pub mod edges;
 pub mod frames;
 pub mod mix;
 pub mod tables;

@@ -19,6 +19,7 @@ use weir_common::service::Generation;
 use weir_common::table::TABLES;
 use weir_datapath::{Scratch, Verdict, from_pod, to_pod};
 use weir_tests::bytes::Bytes;
+use weir_tests::edges::{Edge, edges};
 use weir_tests::mix::{Arrival, Mix};
 use weir_tests::tables::{Memory, copy};
 use weir_tests::world::{FAMILIES, PODS, SHARED, world};
@@ -133,6 +134,56 @@ fn host_and_kernel_agree_on_random_packets() -> Result<()> {
     in_own_namespace(move || agree(seed, each)).with_context(|| format!("WEIR_SEED={seed}"))
 }
 
+#[test]
+fn host_and_kernel_agree_on_every_edge() -> Result<()> {
+    in_own_namespace(|| {
+        let mut kernel = Kernel::new()?;
+        kernel.write_all(&world())?;
+        let mut run = 0;
+        for edge in edges() {
+            let Edge {
+                name,
+                arrival,
+                verdict,
+            } = edge;
+            if kernel_refuses(&arrival.packet.frame) {
+                continue;
+            }
+            run += 1;
+            let (memory, mut scratch, mut after) =
+                (world(), Scratch::default(), arrival.packet.clone());
+            let host = if arrival.hook == Hook::FROM_POD {
+                from_pod(&mut after, &memory, &mut scratch)
+            } else {
+                to_pod(&mut after, &memory, &mut scratch)
+            };
+            ensure!(host == verdict, "{name}: host {host:?}, wanted {verdict:?}");
+            let (answer, frame, mark) = kernel.run(arrival.hook, &arrival.packet)?;
+            ensure!(
+                answer == action(verdict),
+                "{name}: kernel {answer}, wanted {verdict:?}"
+            );
+            ensure!(
+                frame == after.frame && mark == after.mark,
+                "{name}: host {after:02x?}\nkernel {frame:02x?} mark {mark:#x}"
+            );
+            kernel.forget_flows()?;
+        }
+        println!("{run} edges agree");
+        ensure!(run > 120, "only {run} edges were run");
+        Ok(())
+    })
+}
+
+/// What a program returns for a verdict.
+fn action(verdict: Verdict) -> i32 {
+    match verdict {
+        Verdict::Pass => -1,
+        Verdict::Redirect(_) => 7,
+        Verdict::Drop(_) => 2,
+    }
+}
+
 /// What the programs of one hook answered.
 #[derive(Default)]
 struct Tally {
@@ -185,13 +236,8 @@ fn agree(seed: u64, each: usize) -> Result<()> {
             Verdict::Drop(reason) => *tally.drops.entry(reason as u8).or_default() += 1,
         }
         let (answer, frame, mark) = kernel.run(hook, &packet)?;
-        let wanted = match verdict {
-            Verdict::Pass => -1,
-            Verdict::Redirect(_) => 7,
-            Verdict::Drop(_) => 2,
-        };
         ensure!(
-            answer == wanted && frame == after.frame && mark == after.mark,
+            answer == action(verdict) && frame == after.frame && mark == after.mark,
             "step {step}, {}: {packet:02x?}\nhost {verdict:?} {after:02x?}\nkernel {answer} \
              {frame:02x?} mark {mark:#x}",
             hook.label(),
@@ -374,6 +420,17 @@ impl Kernel {
         }
         let mut map: Array<_, u32> = self.map("EPOCH")?.try_into()?;
         map.set(0, memory.epoch, 0)?;
+        Ok(())
+    }
+
+    fn forget_flows(&mut self) -> Result<()> {
+        for name in ["FLOWS", "HALF_OPEN"] {
+            let mut map: HashMap<_, [u8; 40], [u8; 104]> = self.map(name)?.try_into()?;
+            let keys: Vec<_> = map.keys().collect::<Result<_, _>>()?;
+            for key in keys {
+                map.remove(&key)?;
+            }
+        }
         Ok(())
     }
 
