@@ -4,5 +4,6 @@ pub mod bytes;
 pub mod edges;
 pub mod frames;
 pub mod mix;
+pub mod programs;
 pub mod tables;
 pub mod world;
