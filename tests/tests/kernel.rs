@@ -7,9 +7,9 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, lpm_trie};
+use aya::Ebpf;
+use aya::maps::{HashMap, MapData, PerCpuArray};
 use aya::programs::{CgroupAttachMode, Program, SchedClassifier, TestRun as _, TestRunOptions};
-use aya::{Ebpf, EbpfLoader};
 use weir_agent::kernel::object::OBJECT;
 use weir_common::DropReason;
 use weir_common::counter::Counter;
@@ -19,35 +19,16 @@ use weir_common::service::Generation;
 use weir_common::table::TABLES;
 use weir_datapath::{Scratch, Verdict, from_pod, to_pod};
 use weir_tests::bytes::Bytes;
+use weir_tests::edges::{Edge, edges};
 use weir_tests::mix::{Arrival, Mix};
+use weir_tests::programs::{self, in_own_namespace};
 use weir_tests::tables::{Memory, copy};
 use weir_tests::world::{FAMILIES, PODS, SHARED, world};
-use zerocopy::{Immutable, IntoBytes, transmute};
-
-/// Loads the object with maps of its own.
-fn load() -> Result<Ebpf> {
-    ensure!(
-        nix::unistd::geteuid().is_root(),
-        "this test loads programs: run it as root"
-    );
-    EbpfLoader::new().load(OBJECT).context("load the object")
-}
-
-/// Runs something in a network namespace that ends with it.
-fn in_own_namespace<T: Send + 'static>(
-    run: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let thread = std::thread::spawn(move || {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
-            .context("unshare; is this root?")?;
-        run()
-    });
-    thread.join().map_err(|_| anyhow!("the test panicked"))?
-}
+use zerocopy::transmute;
 
 #[test]
 fn every_program_passes_the_verifier() -> Result<()> {
-    let mut ebpf = load()?;
+    let mut ebpf = programs::load()?;
     let mut visited = BTreeMap::new();
     for (name, program) in ebpf.programs_mut() {
         match program {
@@ -89,7 +70,7 @@ fn the_object_has_the_tables_that_both_sides_agree_on() -> Result<()> {
 
 #[test]
 fn socket_programs_attach_to_a_cgroup() -> Result<()> {
-    let mut ebpf = load()?;
+    let mut ebpf = programs::load()?;
     let folder = std::path::PathBuf::from(format!(
         "/sys/fs/cgroup/unified/weir-kernel-{}",
         std::process::id()
@@ -133,6 +114,56 @@ fn host_and_kernel_agree_on_random_packets() -> Result<()> {
     in_own_namespace(move || agree(seed, each)).with_context(|| format!("WEIR_SEED={seed}"))
 }
 
+#[test]
+fn host_and_kernel_agree_on_every_edge() -> Result<()> {
+    in_own_namespace(|| {
+        let mut kernel = Kernel::new()?;
+        programs::write_all(&mut kernel.ebpf, &world())?;
+        let mut run = 0;
+        for edge in edges() {
+            let Edge {
+                name,
+                arrival,
+                verdict,
+            } = edge;
+            if kernel_refuses(&arrival.packet.frame) {
+                continue;
+            }
+            run += 1;
+            let (memory, mut scratch, mut after) =
+                (world(), Scratch::default(), arrival.packet.clone());
+            let host = if arrival.hook == Hook::FROM_POD {
+                from_pod(&mut after, &memory, &mut scratch)
+            } else {
+                to_pod(&mut after, &memory, &mut scratch)
+            };
+            ensure!(host == verdict, "{name}: host {host:?}, wanted {verdict:?}");
+            let (answer, frame, mark) = kernel.run(arrival.hook, &arrival.packet)?;
+            ensure!(
+                answer == action(verdict),
+                "{name}: kernel {answer}, wanted {verdict:?}"
+            );
+            ensure!(
+                frame == after.frame && mark == after.mark,
+                "{name}: host {after:02x?}\nkernel {frame:02x?} mark {mark:#x}"
+            );
+            kernel.forget_flows()?;
+        }
+        println!("{run} edges agree");
+        ensure!(run > 120, "only {run} edges were run");
+        Ok(())
+    })
+}
+
+/// What a program returns for a verdict.
+fn action(verdict: Verdict) -> i32 {
+    match verdict {
+        Verdict::Pass => -1,
+        Verdict::Redirect(_) => 7,
+        Verdict::Drop(_) => 2,
+    }
+}
+
 /// What the programs of one hook answered.
 #[derive(Default)]
 struct Tally {
@@ -151,7 +182,7 @@ fn agree(seed: u64, each: usize) -> Result<()> {
     memory
         .frontends
         .retain(|key, _| !shared.contains(&key.addr));
-    kernel.write_all(&memory)?;
+    programs::write_all(&mut kernel.ebpf, &memory)?;
     let mut mix = Mix::new(seed);
     let mut scratch = Scratch::default();
     let mut tallies: BTreeMap<(u8, usize), Tally> = BTreeMap::new();
@@ -161,7 +192,7 @@ fn agree(seed: u64, each: usize) -> Result<()> {
         step += 1;
         if step % 500 == 0 {
             change(&mut memory, &mut mix);
-            kernel.write_changing(&memory)?;
+            programs::write_changing(&mut kernel.ebpf, &memory)?;
         }
         let hook = [Hook::FROM_POD, Hook::TO_POD][mix.below(2)];
         let family = mix.below(2);
@@ -185,13 +216,8 @@ fn agree(seed: u64, each: usize) -> Result<()> {
             Verdict::Drop(reason) => *tally.drops.entry(reason as u8).or_default() += 1,
         }
         let (answer, frame, mark) = kernel.run(hook, &packet)?;
-        let wanted = match verdict {
-            Verdict::Pass => -1,
-            Verdict::Redirect(_) => 7,
-            Verdict::Drop(_) => 2,
-        };
         ensure!(
-            answer == wanted && frame == after.frame && mark == after.mark,
+            answer == action(verdict) && frame == after.frame && mark == after.mark,
             "step {step}, {}: {packet:02x?}\nhost {verdict:?} {after:02x?}\nkernel {answer} \
              {frame:02x?} mark {mark:#x}",
             hook.label(),
@@ -264,13 +290,6 @@ fn kernel_refuses(frame: &[u8]) -> bool {
     frame.len() < shortest
 }
 
-/// A key or a row as a map takes it.
-fn bytes<const N: usize>(row: &(impl IntoBytes + Immutable)) -> [u8; N] {
-    let mut bytes = [0; N];
-    bytes.copy_from_slice(row.as_bytes());
-    bytes
-}
-
 /// The programs with their maps.
 struct Kernel {
     ebpf: Ebpf,
@@ -292,7 +311,7 @@ impl Kernel {
                 .context("run ip")?;
             ensure!(status.success(), "make device {name}");
         }
-        let mut ebpf = load()?;
+        let mut ebpf = programs::load()?;
         for name in ["weir_from_pod", "weir_to_pod"] {
             let program: &mut SchedClassifier = ebpf.program_mut(name).context(name)?.try_into()?;
             program.load()?;
@@ -325,60 +344,20 @@ impl Kernel {
         Ok((result.return_value as i32, frame, u32::from_ne_bytes(mark)))
     }
 
-    fn map(&mut self, name: &str) -> Result<&mut Map> {
-        self.ebpf
-            .map_mut(name)
-            .with_context(|| format!("map {name}"))
-    }
-
-    /// Every table that the agent fills.
-    fn write_all(&mut self, memory: &Memory) -> Result<()> {
-        let mut map: HashMap<_, [u8; 20], [u8; 20]> = self.map("FRONTENDS")?.try_into()?;
-        for (key, row) in &memory.frontends {
-            map.insert(bytes(key), bytes(row), 0)?;
+    fn forget_flows(&mut self) -> Result<()> {
+        for name in ["FLOWS", "HALF_OPEN"] {
+            let mut map: HashMap<_, [u8; 40], [u8; 104]> =
+                programs::map(&mut self.ebpf, name)?.try_into()?;
+            let keys: Vec<_> = map.keys().collect::<Result<_, _>>()?;
+            for key in keys {
+                map.remove(&key)?;
+            }
         }
-        let mut map: Array<_, [u8; 24]> = self.map("BACKENDS")?.try_into()?;
-        for (index, row) in &memory.backends {
-            map.set(*index, bytes(row), 0)?;
-        }
-        let mut map: HashMap<_, u32, [u8; 56]> = self.map("DEVICES")?.try_into()?;
-        for (index, row) in &memory.devices {
-            map.insert(*index, bytes(&**row), 0)?;
-        }
-        let mut map: HashMap<_, [u8; 16], [u8; 8]> = self.map("PODS")?.try_into()?;
-        for (addr, row) in &memory.pods {
-            map.insert(addr.0, bytes(row), 0)?;
-        }
-        let mut map: HashMap<_, [u8; 16], u32> = self.map("CLASSES")?.try_into()?;
-        for (addr, class) in &memory.classes {
-            map.insert(addr.0, class.0, 0)?;
-        }
-        let mut map: lpm_trie::LpmTrie<_, [u8; 8], [u8; 8]> = self.map("PORTS")?.try_into()?;
-        for (key, row) in &memory.ports {
-            let mut data = [0; 8];
-            data.copy_from_slice(&key.as_bytes()[4..]);
-            map.insert(&lpm_trie::Key::new(key.prefix_len, data), bytes(row), 0)?;
-        }
-        self.write_changing(memory)
-    }
-
-    /// Those that [`change`] changes.
-    fn write_changing(&mut self, memory: &Memory) -> Result<()> {
-        let mut map: HashMap<_, [u8; 8], [u8; 12]> = self.map("VERDICTS")?.try_into()?;
-        for (key, row) in &memory.verdicts {
-            map.insert(bytes(key), bytes(row), 0)?;
-        }
-        let mut map: Array<_, u32> = self.map("LIVE")?.try_into()?;
-        for (id, generation) in &memory.live {
-            map.set(*id, generation.0, 0)?;
-        }
-        let mut map: Array<_, u32> = self.map("EPOCH")?.try_into()?;
-        map.set(0, memory.epoch, 0)?;
         Ok(())
     }
 
     fn same_drops(&mut self, tallies: &BTreeMap<(u8, usize), Tally>) -> Result<()> {
-        let map: PerCpuArray<_, [u64; 2]> = self.map("DROPS")?.try_into()?;
+        let map: PerCpuArray<_, [u64; 2]> = programs::map(&mut self.ebpf, "DROPS")?.try_into()?;
         for reason in DropReason::ALL {
             let kernel: u64 = map
                 .get(&u32::from(*reason as u8), 0)?
@@ -395,7 +374,7 @@ impl Kernel {
     }
 
     fn same_counters(&mut self, memory: &Memory) -> Result<()> {
-        let map: PerCpuArray<_, u64> = self.map("COUNTERS")?.try_into()?;
+        let map: PerCpuArray<_, u64> = programs::map(&mut self.ebpf, "COUNTERS")?.try_into()?;
         for counter in Counter::ALL {
             // Events are the glue's, which the host does not have.
             if matches!(counter, Counter::EventsLost | Counter::EventsLimited) {
@@ -415,7 +394,8 @@ impl Kernel {
         name: &str,
         host: &std::collections::HashMap<FlowKey, std::rc::Rc<Flow>>,
     ) -> Result<usize> {
-        let map: HashMap<&mut MapData, [u8; 40], [u8; 104]> = self.map(name)?.try_into()?;
+        let map: HashMap<&mut MapData, [u8; 40], [u8; 104]> =
+            programs::map(&mut self.ebpf, name)?.try_into()?;
         let mut seen = 0;
         for row in map.iter() {
             let (key, flow) = row?;
