@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, sendto};
 use serde_json::Value;
+use weir_tests::netns::Netns;
 use weir_tests::node::{Family, Node, NodeOptions, Pod};
 use weir_tests::traffic::{
     Answer, Conversation, PATIENCE, SILENCE, any, ask_tcp, ask_udp, drops, eventually, exchange,
@@ -71,7 +72,8 @@ impl Town {
 
     /// Who reaches TCP 80, TCP 81 and UDP 80 of the server; a letter for each, a dash for silence.
     fn reach(&self, family: Family) -> Vec<String> {
-        let asks: [(fn(&_, _, _) -> Answer, u16, char); 3] =
+        type Ask = fn(&Netns, SocketAddr, Duration) -> Answer;
+        let asks: [(Ask, u16, char); 3] =
             [(ask_tcp, 80, 't'), (ask_tcp, 81, 'T'), (ask_udp, 80, 'u')];
         let reach = |client: &Pod| {
             let letters = asks.map(|(ask, port, letter)| {
