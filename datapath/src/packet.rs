@@ -3,6 +3,10 @@
 use weir_common::DropReason;
 
 /// A frame with its Ethernet header. Offsets and lengths are in bytes from its start.
+#[expect(
+    clippy::len_without_is_empty,
+    reason = "a frame has an Ethernet header: it is never empty"
+)]
 pub trait Packet {
     /// Interface index of the device that the program sits on.
     fn ifindex(&self) -> u32;

@@ -2,6 +2,10 @@
 #![no_std]
 #![no_main]
 #![allow(unreachable_pub, reason = "programs are reached by their ELF symbols")]
+#![allow(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key by value is copied onto a stack of 512 bytes"
+)]
 
 mod events;
 mod maps;

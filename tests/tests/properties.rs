@@ -82,8 +82,8 @@ proptest! {
             }
             prop_assert_eq!(before.len(), after.frame.len());
             let may = may_change(before, family);
-            for at in 0..before.len() {
-                prop_assert!(before[at] == after.frame[at] || may(at), "step {}, byte {}", step, at);
+            for (at, (was, is)) in before.iter().zip(&after.frame).enumerate() {
+                prop_assert!(was == is || may(at), "step {}, byte {}", step, at);
             }
             if is_whole(before, family) && checksums_are_right(before) {
                 prop_assert!(checksums_are_right(&after.frame), "step {}: {:02x?}", step, after.frame);
