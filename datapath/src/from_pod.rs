@@ -7,7 +7,7 @@ use weir_common::counter::Counter;
 use weir_common::flow::Peer;
 use weir_common::{DropReason, Protocol};
 
-use crate::flow::{self, Count, Fit, Seen, Sender, Through};
+use crate::flow::{self, Count, Fit, Found, Seen, Sender, Through};
 use crate::icmp;
 use crate::l3::{self, Extent, Family, L3, Side};
 use crate::l4::{self, Segment};
@@ -97,7 +97,8 @@ fn forward<F: L3, P: Packet, T: Tables>(
         count: Count::Here,
     };
 
-    let target = target(tables, scratch, segment)?.merged(&scratch.merge);
+    let (target, met) = target(tables, scratch, segment)?;
+    let target = target.merged(&scratch.merge);
     let tuple = &mut scratch.trace.tuple;
     let (through, service) = if target == Target::DIRECT {
         (Through::Nothing, None)
@@ -105,8 +106,12 @@ fn forward<F: L3, P: Packet, T: Tables>(
         tuple.set_destination(&scratch.nat.peer);
         (Through::Service, Some(&scratch.asked))
     };
-    tuple.write_key(&mut scratch.key);
-    let mut found = flow::find(tables, tuple, &scratch.key);
+    let mut found = if target == Target::DIRECT {
+        met
+    } else {
+        tuple.write_key(&mut scratch.key);
+        flow::find(tables, tuple, &scratch.key)
+    };
     if let Some(flow) = &found {
         match flow.fit(tables, tuple.protocol, segment, service) {
             Fit::Yes => {}
@@ -162,19 +167,22 @@ impl Target {
     }
 }
 
+/// The flow of a packet that goes where it says, if it is known.
+type Met<T> = Option<Found<<T as Tables>::FlowRef>>;
+
 #[inline(always)]
 fn target<T: Tables>(
     tables: &T,
     scratch: &mut Scratch,
     segment: Segment,
-) -> Result<Target, DropReason> {
+) -> Result<(Target, Met<T>), DropReason> {
     let tuple = &scratch.trace.tuple;
     let protocol = tuple.protocol;
     let is_syn = segment.is_syn();
     scratch.asked = tuple.destination();
     tuple.write_key(&mut scratch.key);
-    let found = flow::find(tables, tuple, &scratch.key);
-    if let Some(found) = &found {
+    let met = flow::find(tables, tuple, &scratch.key);
+    if let Some(found) = &met {
         if found.leads_to_backend() {
             if found.sender == Sender::Responder {
                 return Err(DropReason::NoFlow);
@@ -183,7 +191,7 @@ fn target<T: Tables>(
             if service::is_current(tables, scratch.nat.backend, scratch.nat.generation) {
                 if !(is_syn && is_over(tables, scratch)) {
                     flow::touch(tables, &found.flow);
-                    return Ok(Target::REMEMBERED);
+                    return Ok((Target::REMEMBERED, None));
                 }
             } else if protocol == Protocol::TCP && !is_syn {
                 return Err(DropReason::BackendGone);
@@ -192,18 +200,19 @@ fn target<T: Tables>(
             || found.is_from_service()
             || (found.table == FlowTable::Answered && !is_syn)
         {
-            return Ok(Target::DIRECT);
+            return Ok((Target::DIRECT, met));
         }
         // What is left is a lead to nowhere, or a flow that nobody has answered: its address may have
         // become a service's since.
     }
     let Some(frontend) = service::frontend(tables, &scratch.asked, protocol) else {
-        if let Some(found) = &found
+        if let Some(found) = &met
             && found.leads_to_backend()
         {
             tables.forget(&scratch.key);
+            return Ok((Target::DIRECT, None));
         }
-        return Ok(Target::DIRECT);
+        return Ok((Target::DIRECT, met));
     };
     let mut candidates = Candidates::new(tables, &frontend);
     let mut fits = false;
@@ -226,10 +235,10 @@ fn target<T: Tables>(
     if !fits {
         return Err(DropReason::NatCollision);
     }
-    if found.is_some() {
+    if met.is_some() {
         tables.forget(&scratch.key);
     }
-    Ok(Target::CHOSEN)
+    Ok((Target::CHOSEN, None))
 }
 
 /// Can the packet go to the backend of `nat` without being taken for another conversation's?

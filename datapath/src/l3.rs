@@ -146,6 +146,15 @@ fn end(
     Ok(end)
 }
 
+/// [`Addr::v4`] in two words: what is read in words soon after should be written in words, or the read
+/// waits for the writes.
+#[inline(always)]
+fn mapped(octets: [u8; 4]) -> Addr {
+    let low = 0xffff_0000_0000 | u64::from(u32::from_be_bytes(octets));
+    let [a, b, c, d, e, f, g, h] = low.to_be_bytes();
+    Addr([0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d, e, f, g, h])
+}
+
 impl L3 for V4 {
     const ICMP: Protocol = Protocol::ICMP;
     const FOREIGN_ICMP: Protocol = Protocol::ICMPV6;
@@ -153,8 +162,8 @@ impl L3 for V4 {
     #[inline(always)]
     fn addresses(packet: &impl Packet, offset: usize, tuple: &mut Tuple) -> Result<(), DropReason> {
         let [a, b, c, d, e, f, g, h] = packet.load::<8>(offset + 12)?;
-        tuple.source = Addr::v4([a, b, c, d]);
-        tuple.destination = Addr::v4([e, f, g, h]);
+        tuple.source = mapped([a, b, c, d]);
+        tuple.destination = mapped([e, f, g, h]);
         Ok(())
     }
 
