@@ -51,6 +51,11 @@ pub(crate) fn for_tests() -> Vec<Package> {
         .map(program(Way::Install))
         .into_iter()
         .chain(unpacked.map(program(Way::Unpack)))
+        // What `bench` measures the CNI plugin against.
+        .chain([Package::file(
+            "containernetworking-plugins".to_owned(),
+            PathBuf::from("/usr/lib/cni/bridge"),
+        )])
         .collect()
 }
 
