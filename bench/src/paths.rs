@@ -38,6 +38,13 @@ impl Place for Pod {
     }
 }
 
+/// A client that connects thousands of times must not run out of ports: each waits a minute after it is
+/// closed.
+fn give_ports(client: &Netns) -> Result<()> {
+    client.set_sysctl("net.ipv4.ip_local_port_range", "1024 65000")?;
+    client.set_sysctl("net.ipv4.tcp_tw_reuse", "1")
+}
+
 /// Measures from a place to a target.
 fn measure(
     place: &dyn Place,
@@ -92,6 +99,7 @@ impl WeirPlace {
         // A policy each way, so that judging is part of what is measured.
         node.write_manifest("policy.yaml", POLICY)?;
         let client = node.run_pod(Workload::named("bench", "client"))?;
+        give_ports(client.netns())?;
         // The pod declares the port; the bench's own server answers on it.
         let mut server =
             node.declare_pod(Workload::named("bench", "server").port(Transport::Tcp, PORT))?;
@@ -136,6 +144,7 @@ impl PlainPlace {
         let router = Netns::new("router")?;
         let client = Netns::new("client")?;
         let server = Netns::new("server")?;
+        give_ports(&client)?;
         router.set_sysctl("net.ipv4.ip_forward", "1")?;
         for (pod, net) in [(&client, "10.200.1"), (&server, "10.200.2")] {
             netns::link(
