@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tokio::net::{TcpListener, UnixListener};
@@ -23,7 +23,7 @@ use crate::config::{Settings, Source};
 use crate::events::{self, Explainer, Names, Recent};
 use crate::export;
 use crate::kernel::second_lock::Lock;
-use crate::kernel::{Kernel, Ring, features, lock, netlink, object, second_lock, sysctl};
+use crate::kernel::{Kernel, Ring, clock, features, lock, netlink, object, second_lock, sysctl};
 use crate::line::{self, Handle, Line, NodeDatapath, Parts, Published};
 use crate::model::Change;
 use crate::pods::{self, Leases, Places, Pods};
@@ -348,7 +348,7 @@ async fn explain(
                     names: published.names.load_full(),
                     rules: published.rules.load_full(),
                 };
-                recent.push(events::explain(&event, boot_time(), &words));
+                recent.push(events::explain(&event, clock::monotonic_start(), &words));
             }
             Err(error) if !unknown => {
                 unknown = true;
@@ -372,16 +372,6 @@ impl Explainer for Words {
     fn names(&self) -> &Names {
         &self.names
     }
-}
-
-/// The wall clock's time at which the monotonic clock read zero, as of now.
-fn boot_time() -> SystemTime {
-    let since = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
-        .map(Duration::from)
-        .unwrap_or_default();
-    SystemTime::now()
-        .checked_sub(since)
-        .unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 async fn serve_zone(zone: ZoneFeed, settings: Arc<Settings>) {

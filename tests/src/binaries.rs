@@ -6,6 +6,7 @@ use std::process::Command;
 
 use crate::cache::{Cache, run_slowly};
 use crate::debian;
+use crate::not_run::not_run;
 
 const GO_MOD: &str = include_str!("../gomod/go.mod");
 const GO_MODULE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/gomod");
@@ -57,6 +58,22 @@ impl Binaries {
             kube_controller_manager: program("kube-controller-manager")?,
             kubectl: program("kubectl")?,
         })
+    }
+}
+
+/// [`Binaries::ready`] for a test of this name; reports it as not run on a machine that has no toolchain.
+///
+/// # Panics
+/// They cannot be built though there is one.
+#[must_use]
+pub fn ready_or_not_run(test: &str) -> Option<Binaries> {
+    match Binaries::ready() {
+        Ok(binaries) => Some(binaries),
+        Err(e @ (Unavailable::NoGo { .. } | Unavailable::NoEtcd { .. })) => {
+            not_run(test, &e);
+            None
+        }
+        Err(e) => panic!("{e}"),
     }
 }
 

@@ -6,10 +6,11 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use weir_tests::binaries::{Binaries, Unavailable};
+use weir_agent::watch::kube::Timing;
+use weir_tests::binaries::ready_or_not_run;
 use weir_tests::node::Pod;
-use weir_tests::not_run::not_run;
 use weir_tests::real::RealNode;
 use weir_tests::workloads::{Transport, Workload};
 
@@ -17,27 +18,9 @@ use weir_tests::workloads::{Transport, Workload};
 const SETTLE: Duration = Duration::from_secs(30);
 /// How long the agent may take, from when it can reach the API server, to know what it missed.
 const CATCH_UP: Duration = Duration::from_secs(15);
+const ECHO: &str = include_str!("manifests/echo.yaml");
 
-const ECHO: &str = "
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: echo}
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: echo}}
-  template:
-    metadata: {labels: {app: echo}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers: [{name: echo, image: echo, ports: [{containerPort: 8080}]}]
----
-apiVersion: v1
-kind: Service
-metadata: {name: echo}
-spec:
-  selector: {app: echo}
-  ports: [{port: 80, targetPort: 8080}]
----
+const MORE: &str = "
 apiVersion: v1
 kind: Service
 metadata: {name: doomed}
@@ -209,16 +192,25 @@ fn deletions_behind_a_cut_are_seen_without_another_write() {
     assert_clean(&real);
 }
 
-/// The API server comes back with no memory of the revision at which the agent was: a watch from there is
-/// answered 410 Gone, and only a list can tell what is gone.
+/// The API server comes back with no memory of the revision at which the agent was, and only a list can
+/// tell what is gone. The agent is stopped until the server has ended its watches as it does at their time,
+/// so that it asks to go on from there, and is answered 410 Gone.
 #[test]
 fn deletions_before_a_compaction_are_seen() {
     let Some(mut real) = real_node("deletions_before_a_compaction_are_seen") else {
         return;
     };
     let client = application(&real);
+    let fell_behind = "watch fell behind";
+    assert!(!real.node.agent().unwrap().log().contains(fell_behind));
 
-    real.cut().unwrap();
+    let watches = open_watches(&real);
+    real.node.agent().unwrap().signal(Signal::SIGSTOP).unwrap();
+    let deadline = Instant::now() + Timing::default().watch + SETTLE;
+    while open_watches(&real) > watches - 6 {
+        assert!(Instant::now() < deadline, "the server ends no watch");
+        std::thread::sleep(Duration::from_secs(1));
+    }
     real.run("delete service doomed").unwrap();
     real.run("annotate service echo later=1").unwrap();
     real.plane.compact().unwrap();
@@ -230,7 +222,9 @@ fn deletions_before_a_compaction_are_seen() {
         "20 of 20 answered"
     );
 
-    real.mend().unwrap();
+    let agent = real.node.agent().unwrap();
+    agent.signal(Signal::SIGCONT).unwrap();
+    agent.wait_for_log(fell_behind, CATCH_UP).unwrap();
     wait_for_services(&real, "doomed is gone", CATCH_UP, |rows| {
         ports(rows, "default/doomed").is_empty()
     });
@@ -284,19 +278,15 @@ fn pods_that_the_agent_knows_start_without_the_api_server() {
 }
 
 fn real_node(test: &str) -> Option<RealNode> {
-    match Binaries::ready() {
-        Ok(binaries) => Some(RealNode::start(&binaries, "n1").expect("a node on a control plane")),
-        Err(e @ (Unavailable::NoGo { .. } | Unavailable::NoEtcd { .. })) => {
-            not_run(test, &e);
-            None
-        }
-        Err(e) => panic!("{e}"),
-    }
+    let binaries = ready_or_not_run(test)?;
+    Some(RealNode::start(&binaries, "n1").expect("a node on a control plane"))
 }
 
 /// Applies the application, waits until the kernel has it, and returns its client.
 fn application(real: &RealNode) -> Pod {
-    real.kubectl().apply(ECHO).expect("apply");
+    for manifests in [ECHO, MORE] {
+        real.kubectl().apply(manifests).expect("apply");
+    }
     for service in ["default/echo", "default/doomed"] {
         let settled = real.node.wait_for_service(service, 2, SETTLE);
         settled.expect("two backends");
@@ -366,6 +356,22 @@ fn problems(real: &RealNode) -> Vec<String> {
     inputs
         .filter_map(|input| Some(input["problem"].as_str()?.to_owned()))
         .collect()
+}
+
+/// How many watches of all objects of the agent's kinds the API server serves, to whomever.
+fn open_watches(real: &RealNode) -> u32 {
+    let page = real.run("get --raw /metrics").expect("metrics");
+    let is_watch = |line: &&str| {
+        let kinds = "services endpointslices pods namespaces nodes networkpolicies";
+        line.starts_with("apiserver_longrunning_requests{")
+            && line.contains("scope=\"cluster\"")
+            && line.contains("verb=\"WATCH\"")
+            && kinds
+                .split(' ')
+                .any(|kind| line.contains(&format!("resource=\"{kind}\"")))
+    };
+    let count = |line: &str| line.rsplit(' ').next()?.parse::<u32>().ok();
+    page.lines().filter(is_watch).filter_map(count).sum()
 }
 
 /// Rows that nothing points to any more stay for a grace period.

@@ -6,10 +6,9 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use weir_tests::binaries::{Binaries, Unavailable};
+use weir_tests::binaries::ready_or_not_run;
 use weir_tests::control_plane::ControlPlane;
 use weir_tests::node::Source;
-use weir_tests::not_run::not_run;
 use weir_tests::real::{CLUSTER_ROLE, RealNode};
 
 /// How long the agent may take to come to its conclusion, at the end of a run of failures too.
@@ -144,14 +143,8 @@ fn a_kubeconfig_that_cannot_be_used_ends_the_agent_with_its_name() {
 }
 
 fn control_plane(test: &str) -> Option<ControlPlane> {
-    match Binaries::ready() {
-        Ok(binaries) => Some(ControlPlane::start(&binaries).expect("a control plane")),
-        Err(e @ (Unavailable::NoGo { .. } | Unavailable::NoEtcd { .. })) => {
-            not_run(test, &e);
-            None
-        }
-        Err(e) => panic!("{e}"),
-    }
+    let binaries = ready_or_not_run(test)?;
+    Some(ControlPlane::start(&binaries).expect("a control plane"))
 }
 
 fn warnings(log: &str) -> Vec<String> {

@@ -8,35 +8,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use k8s_openapi::api::core::v1::Pod;
-use weir_tests::binaries::{Binaries, Unavailable};
+use weir_tests::binaries::ready_or_not_run;
 use weir_tests::control_plane::ControlPlane;
 use weir_tests::kubelet::{Kubelet, PodRuntime, RegisteredNode, client};
 use weir_tests::netns::Netns;
-use weir_tests::not_run::not_run;
 
 /// How long the controllers may take for anything.
 const SETTLE: Duration = Duration::from_secs(30);
 
-const ECHO: &str = "
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: echo}
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: echo}}
-  template:
-    metadata: {labels: {app: echo}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers: [{name: echo, image: echo, ports: [{containerPort: 8080}]}]
----
-apiVersion: v1
-kind: Service
-metadata: {name: echo}
-spec:
-  selector: {app: echo}
-  ports: [{port: 80, targetPort: 8080}]
-";
+const ECHO: &str = include_str!("manifests/echo.yaml");
 
 /// Gives pods addresses that lead nowhere.
 struct Nowhere {
@@ -156,14 +136,8 @@ fn a_service_account_may_do_what_is_bound_to_it() {
 const VERSION: &str = "jsonpath={.metadata.resourceVersion}";
 
 fn control_plane(test: &str) -> Option<ControlPlane> {
-    match Binaries::ready() {
-        Ok(binaries) => Some(ControlPlane::start(&binaries).expect("a control plane")),
-        Err(e @ (Unavailable::NoGo { .. } | Unavailable::NoEtcd { .. })) => {
-            not_run(test, &e);
-            None
-        }
-        Err(e) => panic!("{e}"),
-    }
+    let binaries = ready_or_not_run(test)?;
+    Some(ControlPlane::start(&binaries).expect("a control plane"))
 }
 
 fn kubelet(plane: &ControlPlane) -> Kubelet {

@@ -96,12 +96,14 @@ where
         self.desire_devices();
     }
 
-    /// Will the next [`Devices::write`] change what holds for a pod that passes packets already?
-    pub fn changes_rules(&self) -> bool {
-        self.devices
-            .to_write()
-            .iter()
-            .any(|(ifindex, _)| self.devices.actual(ifindex).is_some())
+    /// Will the next [`Devices::write`] change what flows were judged by, or where they lead? Only the row
+    /// of a device that had none is news to no flow.
+    pub fn outdates_flows(&self) -> bool {
+        let replaces_device = |(ifindex, _): &(u32, Device)| self.devices.actual(ifindex).is_some();
+        self.devices.to_write().iter().any(replaces_device)
+            || !self.devices.to_remove().is_empty()
+            || !self.pods.to_write().is_empty()
+            || !self.pods.to_remove().is_empty()
     }
 
     /// Writes the difference: an address leads nowhere before its device loses its row, and a device
@@ -284,6 +286,36 @@ mod tests {
         }]);
         other.write();
         assert!(devices.rows().is_empty());
+    }
+
+    #[test]
+    fn a_flow_is_outdated_by_every_change_but_the_row_of_a_new_device() {
+        let mut subject = Devices::resume(FakeTable::empty(8), FakeTable::empty(8)).unwrap();
+        let elsewhere = PodLease {
+            ifindex: 150,
+            ..lease(1)
+        };
+        let steps: [(&str, &[PodLease], u32, bool); 6] = [
+            ("an address leads to a pod", &[lease(1)], 7, true),
+            (
+                "its rules are known: nothing passed before",
+                &[lease(1)],
+                7,
+                false,
+            ),
+            ("other rules", &[lease(1)], 8, true),
+            ("nothing new", &[lease(1)], 8, false),
+            ("the address leads to another device", &[elsewhere], 8, true),
+            ("the pod is gone", &[], 8, true),
+        ];
+        for (at, (what, leases, ingress, outdated)) in steps.into_iter().enumerate() {
+            subject.desire_leases(leases.iter().cloned());
+            if at > 0 {
+                subject.desire_rules(&rules(1, ingress));
+            }
+            assert_eq!(subject.outdates_flows(), outdated, "{what}");
+            subject.write();
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 pub mod census;
 mod cleanup;
+pub mod clock;
 mod counters;
 pub mod features;
 mod flows;

@@ -28,7 +28,7 @@ use crate::compile::policy::{self, Compiled, NodeView, Retained, RuleBook};
 use crate::compile::service::{self, DnsRedirect};
 use crate::config::Settings;
 use crate::events::Names;
-use crate::kernel::{Counters, Flows, Kernel, MapTable};
+use crate::kernel::{Counters, Flows, Kernel, MapTable, clock};
 use crate::model::{Change, ObjectName};
 use crate::pods::{Attachment, Lease, PodRef};
 use crate::watch::status::Health;
@@ -330,10 +330,10 @@ impl Line {
         };
         let kept = self.retained.observe(snapshot);
         let compiled = policy::compile(snapshot, &node, &kept, &self.compiled);
-        // Words first: an event must not carry a number that nobody can explain.
-        self.published
-            .rules
-            .store(Arc::new(compiled.book().clone()));
+        // Words first: an event must not carry a number that nobody can explain. Until the kernel is there,
+        // and until events that wait are read, numbers of before are seen too.
+        let words = compiled.book().with_earlier(self.compiled.book());
+        self.published.rules.store(Arc::new(words));
         let before = std::mem::replace(&mut self.compiled, compiled);
         self.write_policy(&before, now);
     }
@@ -405,7 +405,7 @@ impl Line {
         let flows = self.flows.clone();
         self.sweep = Some(tokio::task::spawn_blocking(move || {
             // An address that could not be swept now is swept with its flows' patience.
-            if let Err(error) = flows.sweep(monotonic(), |addr| gone.contains(addr)) {
+            if let Err(error) = flows.sweep(clock::monotonic(), |addr| gone.contains(addr)) {
                 warn!(%error, "ended flows cannot be swept");
             }
         }));
@@ -520,11 +520,4 @@ impl Line {
         }
         all
     }
-}
-
-/// The clock that kernel programs read.
-fn monotonic() -> Duration {
-    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
-        .map(Duration::from)
-        .unwrap_or_default()
 }

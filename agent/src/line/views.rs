@@ -13,12 +13,12 @@ use weir_common::counter::{Counter, Drops};
 use weir_common::flow::{Flow, FlowBits, FlowKey, Peer};
 use weir_common::policy::{RuleId, RulesId};
 
+use super::Line;
 use super::pods::name_of;
-use super::{Line, monotonic};
 use crate::apply;
 use crate::compile::policy::{Direction, Report, RuleBook, RuleOwner};
 use crate::events::{Names, protocol};
-use crate::kernel::Flows;
+use crate::kernel::{Flows, clock};
 use crate::model::{Kind, ObjectName, PodNetwork};
 use crate::watch::status::WatchStatus;
 
@@ -313,7 +313,7 @@ impl Line {
 /// # Errors
 /// The kernel refuses to read.
 pub fn flows(tables: &Flows, book: &RuleBook, names: &Names) -> std::io::Result<Vec<FlowView>> {
-    let now = monotonic();
+    let now = clock::monotonic();
     let all = tables.all()?;
     // Entries that only lead to another one are not conversations of their own.
     let flows = all

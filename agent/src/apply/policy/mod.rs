@@ -227,7 +227,7 @@ where
         A: KernelTable<Addr, LocalPod>,
     {
         devices.desire_rules(&self.pods);
-        if self.changes_a_judgement() || devices.changes_rules() {
+        if self.changes_a_judgement() || devices.outdates_flows() {
             self.epoch_due = EpochDue::Yes;
         }
         finish("PORTS", self.ports.write(), rows)?;

@@ -42,6 +42,13 @@ impl RuleBook {
         self.0.get(&rule)
     }
 
+    /// Both books in one, to explain what is seen while one compilation takes the other's place.
+    pub fn with_earlier(&self, earlier: &Self) -> Self {
+        let mut both = earlier.clone();
+        both.0.extend(self.0.clone());
+        both
+    }
+
     /// All of them, in the order of the numbers.
     pub fn iter(&self) -> impl Iterator<Item = (RuleId, &RuleOwner)> {
         self.0.iter().map(|(rule, owner)| (*rule, owner))
