@@ -1,14 +1,15 @@
 //! Row 14: how long a container runtime waits for `weir-cni`, beside the bridge plugin that it replaces.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use serde_json::json;
+use serde_json::{Value, json};
 use weir_tests::netns::Netns;
-use weir_tests::node::{Node, NodeOptions};
+use weir_tests::node::{Node, NodeOptions, Pod, binary};
 use weir_tests::workloads::Workload;
 
 use crate::report::{Row, Target};
@@ -23,15 +24,22 @@ pub(crate) fn add_and_del(pods: usize) -> Result<Vec<Row>> {
     let peer = Peer::make()?;
     let (mut add, mut del) = (Vec::new(), Vec::new());
     let (mut peer_add, mut peer_del) = (Vec::new(), Vec::new());
+    let ours = binary("weir-cni");
+    let config = node.cni_config("1.1.0");
+    let run = |verb: &str, pod: &Pod| {
+        timed(node.machine().netns(), &ours, verb, &pod.cni_env(), &config)
+    };
     for n in 0..pods {
-        let mut pod = node.declare_pod(Workload::named("bench", &format!("p{n}")))?;
+        let pod = node.declare_pod(Workload::named("bench", &format!("p{n}")))?;
         let namespace = Netns::new("peer")?;
         // The agent must know the pod, as it would long before a kubelet gets here.
         node.wait_for_pod(&pod.workload.id(), Duration::from_secs(5))?;
-        add.push(timed(|| node.add_pod(&mut pod).map(drop))?);
-        peer_add.push(timed(|| peer.run("ADD", &namespace))?);
-        del.push(timed(|| node.delete_pod(pod))?);
-        peer_del.push(timed(|| peer.run("DEL", &namespace))?);
+        add.push(run("ADD", &pod)?);
+        peer_add.push(peer.run("ADD", &namespace)?);
+        del.push(run("DEL", &pod)?);
+        peer_del.push(peer.run("DEL", &namespace)?);
+        // Once more, to take its object away, too.
+        node.delete_pod(pod)?;
     }
     Ok(vec![
         row(
@@ -72,7 +80,7 @@ impl Peer {
         })
     }
 
-    fn run(&self, verb: &str, pod: &Netns) -> Result<()> {
+    fn run(&self, verb: &str, pod: &Netns) -> Result<u64> {
         let config = json!({
             "cniVersion": "1.0.0",
             "name": "bench",
@@ -87,33 +95,47 @@ impl Peer {
                 "routes": [{"dst": "0.0.0.0/0"}],
             },
         });
-        let mut command: Command = self.node.command(format!("{PLUGINS}/bridge"));
-        let mut child = command
-            .env("CNI_COMMAND", verb)
-            .env("CNI_CONTAINERID", pod.name())
-            .env("CNI_NETNS", pod.path())
-            .env("CNI_IFNAME", "eth0")
-            .env("CNI_PATH", PLUGINS)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        child
-            .stdin
-            .take()
-            .context("stdin")?
-            .write_all(config.to_string().as_bytes())?;
-        let output = child.wait_with_output()?;
-        if !output.status.success() {
-            bail!("bridge {verb}: {}", String::from_utf8_lossy(&output.stdout));
-        }
-        Ok(())
+        let env = BTreeMap::from([
+            ("CNI_CONTAINERID", pod.name().to_owned()),
+            ("CNI_NETNS", pod.path().display().to_string()),
+            ("CNI_IFNAME", "eth0".to_owned()),
+        ]);
+        let program = Path::new(PLUGINS).join("bridge");
+        timed(&self.node, &program, verb, &env, &config)
     }
 }
 
-fn timed(work: impl FnOnce() -> Result<()>) -> Result<u64> {
-    let start = Instant::now();
-    work()?;
-    Ok(start.elapsed().as_nanos() as u64)
+/// Nanoseconds from the start of a plugin to its end, started as a runtime does it: directly, in the node's
+/// namespace.
+fn timed(
+    node: &Netns,
+    program: &Path,
+    verb: &str,
+    env: &BTreeMap<&'static str, String>,
+    config: &Value,
+) -> Result<u64> {
+    let config = config.to_string();
+    node.run(|| {
+        let start = Instant::now();
+        let mut child = Command::new(program)
+            .env("CNI_COMMAND", verb)
+            .env("CNI_PATH", PLUGINS)
+            .envs(env)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("start {}", program.display()))?;
+        let mut stdin = child.stdin.take().context("a plugin has a stdin")?;
+        stdin.write_all(config.as_bytes())?;
+        drop(stdin);
+        let output = child.wait_with_output()?;
+        let took = start.elapsed();
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stdout);
+            bail!("{} {verb}: {said}", program.display());
+        }
+        Ok(took.as_nanos() as u64)
+    })?
 }
 
 fn row(what: &str, ours: Vec<u64>, peer: Vec<u64>, target: Target) -> Result<Row> {
@@ -159,6 +181,6 @@ fn row(what: &str, ours: Vec<u64>, peer: Vec<u64>, target: Target) -> Result<Row
         },
         control_p01: None,
         target,
-        note: "starting the command from outside is part of both".to_owned(),
+        note: "each started directly by the bench, in the node's namespace".to_owned(),
     })
 }
