@@ -9,7 +9,7 @@ fn main() -> anyhow::Result<()> {
             root_dir: "../ebpf",
             ..Default::default()
         }],
-        aya_build::Toolchain::Nightly,
+        aya_build::Toolchain::Custom(include_str!("../ebpf/TOOLCHAIN").trim()),
     )
     .context("build the BPF object; `cargo xtask setup` installs what it needs")
 }

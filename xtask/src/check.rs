@@ -36,7 +36,7 @@ fn bpf_lints(workspace: &Workspace) -> Command {
     let mut command = Command::new("rustup");
     command.args([
         "run",
-        "nightly",
+        setup::bpf_toolchain(),
         "cargo",
         "clippy",
         "--package",

@@ -31,18 +31,25 @@ pub(crate) fn host_components() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The installed nightly, whatever its date; the newest one if there is none.
+/// The toolchain that compiles BPF programs. It has a date: a nightly of another day may have another LLVM,
+/// for which Debian has no packages, or another opinion on our lints.
+pub(crate) fn bpf_toolchain() -> &'static str {
+    include_str!("../../../ebpf/TOOLCHAIN").trim()
+}
+
+/// The nightly of our date, with what compiling for BPF takes.
 pub(crate) fn nightly() -> anyhow::Result<Nightly> {
+    let name = bpf_toolchain();
     let installed = printed(Command::new("rustup").args(["toolchain", "list"]))
         .context("run `rustup toolchain list`: Weir is built with rustup, https://rustup.rs")?;
-    if !installed.lines().any(|line| line.starts_with("nightly-")) {
-        step("rustup toolchain install nightly", || {
+    if !installed.lines().any(|line| line.starts_with(name)) {
+        step(&format!("rustup toolchain install {name}"), || {
             let mut rustup = Command::new("rustup");
-            rustup.args(["toolchain", "install", "nightly", "--profile", "minimal"]);
+            rustup.args(["toolchain", "install", name, "--profile", "minimal"]);
             run(rustup.args(["--component", "rust-src", "--component", "clippy"]))
         })?;
     }
-    let sysroot = sysroot(&["run", "nightly"])?;
+    let sysroot = sysroot(&["run", name])?;
     let parts = [
         (
             "rust-src",
@@ -53,10 +60,10 @@ pub(crate) fn nightly() -> anyhow::Result<Nightly> {
     for (component, proof) in parts {
         if !proof.exists() {
             step(
-                &format!("rustup component add {component} for nightly"),
+                &format!("rustup component add {component} for {name}"),
                 || {
                     let mut rustup = Command::new("rustup");
-                    run(rustup.args(["component", "add", component, "--toolchain", "nightly"]))
+                    run(rustup.args(["component", "add", component, "--toolchain", name]))
                 },
             )?;
         }
@@ -78,9 +85,9 @@ impl Linker {
         let llvm = nightly.llvm;
         if !(21..=23).contains(&llvm) {
             bail!(
-                "the nightly toolchain is built with LLVM {llvm}, and bpf-linker {LINKER} knows \
-                 LLVM 21 to 23: install a nightly with one of those \
-                 (`rustup toolchain install nightly-YYYY-MM-DD`, then link it as `nightly`)"
+                "{} is built with LLVM {llvm}, and bpf-linker {LINKER} knows LLVM 21 to 23: name \
+                 another date in ebpf/TOOLCHAIN",
+                bpf_toolchain()
             );
         }
         Ok(Self { llvm })
