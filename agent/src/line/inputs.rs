@@ -28,6 +28,8 @@ pub struct Dirty {
     pub namespaces: bool,
     /// Who has which address.
     pub names: bool,
+    /// A Node.
+    pub nodes: bool,
 }
 
 impl Inputs {
@@ -124,6 +126,7 @@ impl Inputs {
             Kind::Pod | Kind::Node => {
                 self.dirty.policy = true;
                 self.dirty.names = true;
+                self.dirty.nodes |= id.kind == Kind::Node;
             }
             Kind::Namespace => {
                 self.dirty.policy = true;

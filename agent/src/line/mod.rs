@@ -3,6 +3,7 @@
 
 mod handle;
 mod inputs;
+mod nodes;
 mod pods;
 mod views;
 
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use arc_swap::{ArcSwap, ArcSwapOption};
+use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -72,6 +74,8 @@ pub struct Published {
     pub rules: ArcSwap<RuleBook>,
     /// Every reason why the node is not ready.
     pub not_ready: ArcSwap<Vec<String>>,
+    /// The pod CIDRs of this node's Node object; none before it has some.
+    pub pod_cidrs: watch::Sender<Vec<IpNet>>,
     /// What is wrong with the second lock.
     pub lock_problem: ArcSwapOption<String>,
     /// Packets that the second lock has dropped, when it was last looked at.
@@ -86,6 +90,7 @@ pub struct Line {
     inputs: Inputs,
     health: watch::Receiver<Health>,
     node_addresses: Vec<IpAddr>,
+    ranges: watch::Receiver<Vec<IpNet>>,
 
     services: ServiceState,
     policies: PolicyState,
@@ -131,6 +136,8 @@ pub struct Parts {
     pub kernel: Kernel,
     pub health: watch::Receiver<Health>,
     pub node_addresses: Vec<IpAddr>,
+    /// What addresses of pods are leased from.
+    pub ranges: watch::Receiver<Vec<IpNet>>,
     pub zone: ZoneFeed,
     pub published: Arc<Published>,
 }
@@ -146,6 +153,7 @@ impl Line {
             kernel,
             health,
             node_addresses,
+            ranges,
             zone,
             published,
         } = parts;
@@ -170,6 +178,7 @@ impl Line {
             inputs: Inputs::default(),
             health,
             node_addresses,
+            ranges,
             compiled: Compiled::default(),
             retained: Retained::default(),
             policy_after: None,
@@ -258,6 +267,7 @@ impl Line {
         if dirty.names {
             self.publish_names();
         }
+        self.pass_nodes(&dirty);
         self.answer_waiting();
         self.publish_readiness();
     }
@@ -484,6 +494,7 @@ impl Line {
                 reasons.push(format!("{kind} objects are not synced yet{trouble}"));
             }
         }
+        reasons.extend(self.lacks_range());
         reasons.extend(
             self.hook_problems
                 .iter()
