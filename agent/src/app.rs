@@ -18,10 +18,12 @@ use weir_common::policy::RuleId;
 use weir_dns::feed::Peer;
 
 use crate::admin::{self, Local, Probes, Refusal};
+use crate::apply::routes;
 use crate::compile::policy::RuleBook;
 use crate::config::{PodCidrs, Settings, Source};
 use crate::events::{self, Explainer, Names, Recent};
 use crate::export;
+use crate::kernel::netlink::routes::KernelRoutes;
 use crate::kernel::second_lock::Lock;
 use crate::kernel::{Kernel, Ring, features, lock, netlink, object, second_lock, sysctl};
 use crate::line::{self, Handle, Line, NodeDatapath, Parts, Published};
@@ -41,6 +43,8 @@ const RECORDS: usize = 1024;
 const RESCAN: Duration = Duration::from_secs(5);
 /// How often the second lock is looked at.
 const LOCK_AUDIT: Duration = Duration::from_secs(5);
+/// How often routes are looked at although nothing was heard of them.
+const ROUTE_AUDIT: Duration = Duration::from_secs(30);
 /// After how long something that ended by an error is begun again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -136,6 +140,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     .await?;
     tasks.spawn(keep_second_lock(published.clone()));
     tasks.spawn(follow_addresses(line.clone()));
+    tasks.spawn(keep_routes(KernelRoutes::open()?, published.clone()));
     source.spawn(changes, &mut tasks);
     tasks.spawn(pods.serve(sockets.cni));
 
@@ -316,6 +321,30 @@ async fn keep_second_lock(published: Arc<Published>) {
         }
     })
     .await;
+}
+
+/// Routes to other nodes' pods. When the agent ends they stay.
+async fn keep_routes(table: KernelRoutes, published: Arc<Published>) {
+    let (to, news) = mpsc::channel(1);
+    let watch = async {
+        while let Err(error) = netlink::routes::watch(to.clone()).await {
+            warn!(
+                error = format!("{error:#}"),
+                "changes of routes are followed again"
+            );
+            tokio::time::sleep(RETRY).await;
+        }
+    };
+    let wanted = published.routes.subscribe();
+    let keep = routes::keep(table, wanted, news, ROUTE_AUDIT, |report| {
+        let report = Arc::new(report);
+        let before = published.route_report.swap(report.clone());
+        routes::log(&before, &report);
+    });
+    tokio::select! {
+        () = watch => {}
+        () = keep => {}
+    }
 }
 
 async fn follow_addresses(line: Handle) {

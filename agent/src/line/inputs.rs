@@ -28,7 +28,7 @@ pub struct Dirty {
     pub namespaces: bool,
     /// Who has which address.
     pub names: bool,
-    /// A Node.
+    /// A Node, or whether all of them have been said.
     pub nodes: bool,
 }
 
@@ -49,7 +49,10 @@ impl Inputs {
                     self.mark(&id, before);
                 }
             }
-            Change::Synced(kind) => self.snapshot.mark_synced(kind),
+            Change::Synced(kind) => {
+                self.snapshot.mark_synced(kind);
+                self.dirty.nodes |= kind == Kind::Node;
+            }
             Change::Quarantined { object, reason } => {
                 self.quarantined.insert(object, reason);
             }

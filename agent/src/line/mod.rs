@@ -25,6 +25,7 @@ use weir_common::device::{Device, LocalPod};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation};
 
+use crate::apply::routes::{RouteReport, Wanted};
 use crate::apply::{Devices, Policies, PolicyTarget, ServiceChange, Services};
 use crate::compile::policy::{self, Compiled, NodeView, Retained, RuleBook};
 use crate::compile::service::{self, DnsRedirect};
@@ -76,6 +77,12 @@ pub struct Published {
     pub not_ready: ArcSwap<Vec<String>>,
     /// The pod CIDRs of this node's Node object; none before it has some.
     pub pod_cidrs: watch::Sender<Vec<IpNet>>,
+    /// The routes that this node should have.
+    pub routes: watch::Sender<Wanted>,
+    /// What became of them.
+    pub route_report: ArcSwap<RouteReport>,
+    /// Why a pod cannot be started here; the first of the reasons why the node is not ready.
+    pub closed_to_pods: ArcSwap<Vec<String>>,
     /// What is wrong with the second lock.
     pub lock_problem: ArcSwapOption<String>,
     /// Packets that the second lock has dropped, when it was last looked at.
@@ -208,6 +215,7 @@ impl Line {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut batch = Vec::new();
         let mut is_fed = true;
+        self.publish_routes();
         self.publish_readiness();
         loop {
             tokio::select! {
@@ -470,6 +478,10 @@ impl Line {
 
     fn publish_readiness(&self) {
         let not_ready = self.not_ready();
+        let closed = self.closed_to_pods();
+        if **self.published.closed_to_pods.load() != closed {
+            self.published.closed_to_pods.store(Arc::new(closed));
+        }
         if **self.published.not_ready.load() != not_ready {
             match not_ready.first() {
                 None => info!("ready"),
@@ -481,6 +493,14 @@ impl Line {
 
     /// Every reason why the node is not ready.
     pub fn not_ready(&self) -> Vec<String> {
+        let mut reasons = self.closed_to_pods();
+        reasons.extend(self.published.route_report.load().lines().cloned());
+        reasons
+    }
+
+    /// Those reasons for which no pod is started here. Pods that some other node does not reach are better
+    /// than none.
+    fn closed_to_pods(&self) -> Vec<String> {
         let mut reasons: Vec<String> = Vec::new();
         if !self.is_complete {
             let health = self.health.borrow();

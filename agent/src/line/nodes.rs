@@ -1,7 +1,14 @@
-//! The nodes' side of the line: which ranges this node's pods get their addresses from. What is leased of
-//! them is `pods`'.
+//! The nodes' side of the line: which ranges this node's pods get their addresses from, and where those of
+//! other nodes are reached. Leases are `pods`', and the kernel's routes are `apply::routes`'.
+
+use std::collections::BTreeMap;
+
+use weir_cli::views::{Nodes, UnreachableNode};
 
 use super::{Dirty, Line};
+use crate::apply::Deletes;
+use crate::apply::routes::Wanted;
+use crate::compile::route;
 use crate::config::PodCidrs;
 use crate::model::Kind;
 
@@ -10,6 +17,49 @@ impl Line {
     pub(super) fn pass_nodes(&mut self, dirty: &Dirty) {
         if dirty.nodes {
             self.publish_pod_cidrs();
+        }
+        if dirty.nodes || self.ranges.has_changed().unwrap_or_default() {
+            self.publish_routes();
+        }
+    }
+
+    /// No route goes before every Node has been said.
+    pub(super) fn publish_routes(&mut self) {
+        let own = self.ranges.borrow_and_update().clone();
+        let snapshot = self.inputs.snapshot();
+        let nodes = snapshot.nodes.values().map(|node| &**node);
+        let wanted = Wanted {
+            plan: route::compile(nodes, &self.settings.node, &own),
+            deletes: if snapshot.missing().any(|kind| kind == Kind::Node) {
+                Deletes::Held
+            } else {
+                Deletes::Allowed
+            },
+        };
+        self.published.routes.send_if_modified(|last| {
+            let is_new = *last != wanted;
+            *last = wanted;
+            is_new
+        });
+    }
+
+    /// How many nodes are known, and whose pods are not reached.
+    pub(super) fn nodes(&self) -> Nodes {
+        let wanted = self.published.routes.borrow();
+        let mut reasons: BTreeMap<_, _> = wanted
+            .plan
+            .problems
+            .iter()
+            .map(|problem| (problem.node.clone(), problem.reason.clone()))
+            .collect();
+        reasons.extend(self.published.route_report.load().unreachable.clone());
+        let unreachable = reasons.into_iter().map(|(node, reason)| UnreachableNode {
+            node: node.to_string(),
+            reason,
+        });
+        Nodes {
+            known: self.inputs.snapshot().nodes.len(),
+            unreachable: unreachable.collect(),
         }
     }
 
