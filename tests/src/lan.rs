@@ -53,6 +53,10 @@ impl Lan {
             addresses,
         };
         link(here, there)?;
+        // What forwards between nodes has to pass the strictest filter that distributions set.
+        machine
+            .netns()
+            .set_sysctl(&format!("net.ipv4.conf.{DEVICE}.rp_filter"), "1")?;
         self.switch.ip(&format!("link set {port} master br0"))?;
         Ok(())
     }

@@ -156,9 +156,9 @@ fn ingress_is_judged_by_the_real_source_where_the_pod_is() {
         assert_eq!(ask_both(other, target, SILENCE), silent);
     }
     let explained = recent_drops(&pair.nodes[1], "ingress_denied").unwrap();
-    let said = explained.iter().map(ToString::to_string);
+    let mut said = explained.iter().map(ToString::to_string);
     let named = |it: &String| it.contains("a/stranger") && it.contains("a/friends");
-    assert!(said.clone().any(|it| named(&it)), "{:?}", said.last());
+    assert!(said.any(|it| named(&it)), "{explained:?}");
 }
 
 #[test]
