@@ -145,7 +145,7 @@ fn a_node_that_begins_to_forward_goes_on_listening_to_its_routers() {
     }
     netns.run(sysctl::set_node).unwrap().unwrap();
     netns.run(sysctl::set_node).unwrap().unwrap();
-    netns.ip("link add late type dummy").unwrap();
+    netns.ip("link add late type veth peer name other").unwrap();
     for (setting, expected) in [
         ("eth0/accept_ra", "2"),
         ("eth1/accept_ra", "0"),
