@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use weir_tests::lan::{Pair, Place};
@@ -382,17 +382,33 @@ fn a_node_waits_for_its_ranges() {
     node.write_manifest(&file, &half.to_string()).unwrap();
     node.wait_ready().unwrap();
     node.add_pod(&mut pod).unwrap();
-    assert_eq!(
-        pod.addresses,
-        ["10.244.1.2".parse::<std::net::IpAddr>().unwrap()]
-    );
+    assert_eq!(pod.addresses, ["10.244.1.2".parse::<IpAddr>().unwrap()]);
     node.write_manifest(&file, &place.object().to_string())
         .unwrap();
     let netns = node.machine().netns();
     let joined = || has_route(netns, &place.pod_cidrs[1]);
     eventually("the second range", SOON, joined, |is| *is).unwrap();
-    let both = node.run_pod(Workload::named("a", "both")).unwrap();
+    let both = node.run_pod(web("a", "both")).unwrap();
     assert_eq!(both.addresses.len(), 2, "{:?}", both.addresses);
+
+    // The Node was deleted and made anew, with other ranges: what runs goes on and is named.
+    let mut moved = place.clone();
+    moved.pod_cidrs = ["10.244.9.0/24".into(), "fd00:10:244:9::/64".into()];
+    node.write_manifest(&file, &moved.object().to_string())
+        .unwrap();
+    let named = "and 1 others have addresses outside of this node's pod CIDRs";
+    eventually("named", SOON, || node.readyz(), |it| it.contains(named)).unwrap();
+    assert_eq!(
+        ask_both(netns, port_80(&both, Family::V4), PATIENCE),
+        by("both")
+    );
+    let new = node.run_pod(web("a", "new")).unwrap();
+    let address = new.address(Family::V4).unwrap();
+    assert_eq!(address, "10.244.9.2".parse::<IpAddr>().unwrap());
+    for old in [pod, both] {
+        node.delete_pod(old).unwrap();
+    }
+    eventually("ready", 2 * SOON, || node.readyz(), |it| it == "ok").unwrap();
 }
 
 #[test]

@@ -494,6 +494,7 @@ impl Line {
     /// Every reason why the node is not ready.
     pub fn not_ready(&self) -> Vec<String> {
         let mut reasons = self.closed_to_pods();
+        reasons.extend(self.left_behind());
         reasons.extend(self.published.route_report.load().lines().cloned());
         reasons
     }

@@ -2,9 +2,11 @@
 //! other nodes are reached. Leases are `pods`', and the kernel's routes are `apply::routes`'.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use weir_cli::views::{Nodes, UnreachableNode};
 
+use super::pods::name_of;
 use super::{Dirty, Line};
 use crate::apply::Deletes;
 use crate::apply::routes::Wanted;
@@ -74,6 +76,25 @@ impl Line {
             said.clone_from(&own.pod_cidrs);
             is_new
         });
+    }
+
+    /// Pods that were started when this node had another range: other nodes have no route to them.
+    pub(super) fn left_behind(&self) -> Option<String> {
+        let ranges = self.ranges.borrow();
+        if ranges.is_empty() || self.settings.pod_cidrs != PodCidrs::OfNode {
+            return None;
+        }
+        let is_outside = |ip: &IpAddr| !ranges.iter().any(|range| range.contains(ip));
+        let mut pods = self
+            .open
+            .values()
+            .filter(|lease| lease.addresses.iter().any(is_outside));
+        let first = name_of(pods.next()?);
+        let others = pods.count();
+        Some(format!(
+            "pod {first} and {others} others have addresses outside of this node's pod CIDRs: other nodes \
+             reach them again when they have been replaced"
+        ))
     }
 
     /// Why no pod can be given an address, when it is for want of a range.
