@@ -18,15 +18,17 @@ use weir_common::policy::RuleId;
 use weir_dns::feed::Peer;
 
 use crate::admin::{self, Local, Probes, Refusal};
+use crate::apply::routes;
 use crate::compile::policy::RuleBook;
-use crate::config::{Settings, Source};
+use crate::config::{PodCidrs, Settings, Source};
 use crate::events::{self, Explainer, Names, Recent};
 use crate::export;
+use crate::kernel::netlink::routes::KernelRoutes;
 use crate::kernel::second_lock::Lock;
 use crate::kernel::{Kernel, Ring, clock, features, lock, netlink, object, second_lock, sysctl};
 use crate::line::{self, Handle, Line, NodeDatapath, Parts, Published};
 use crate::model::Change;
-use crate::pods::{self, Leases, Places, Pods};
+use crate::pods::{self, Leases, Places, Pods, Ranges};
 use crate::watch::controllers::Surroundings;
 use crate::watch::kube::{Credentials, KubeOptions, KubeSource, Timing, connect};
 use crate::watch::manifests::{ManifestsOptions, ManifestsSource, PodAddresses};
@@ -41,6 +43,8 @@ const RECORDS: usize = 1024;
 const RESCAN: Duration = Duration::from_secs(5);
 /// How often the second lock is looked at.
 const LOCK_AUDIT: Duration = Duration::from_secs(5);
+/// How often routes are looked at although nothing was heard of them.
+const ROUTE_AUDIT: Duration = Duration::from_secs(30);
 /// After how long something that ended by an error is begun again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -82,6 +86,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     // compile → apply → kernel: one task writes.
     let mut tasks = JoinSet::new();
     let source = Running::prepare(&settings).await?;
+    let leases = Arc::new(open_leases(&settings)?);
     let zone = ZoneFeed::new(settings.dns.domain.as_str());
     let published = Arc::new(Published::default());
     let (line, work) = Handle::new();
@@ -91,6 +96,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
         kernel,
         health: source.health.clone(),
         node_addresses: netlink::node_addresses().await?,
+        ranges: leases.ranges(),
         zone: zone.clone(),
         published: published.clone(),
     })?;
@@ -99,7 +105,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
 
     // The pods of this node: those that an earlier agent opened, and only then what the cluster says
     // and what the plugin asks for.
-    let leases = Arc::new(open_leases(&settings)?);
+    if settings.pod_cidrs == PodCidrs::OfNode {
+        let (leases, published) = (leases.clone(), published.clone());
+        tasks.spawn(follow_pod_cidrs(leases, published, line.clone()));
+    }
     let datapath = NodeDatapath::new(line.clone(), published.clone(), source.addresses.clone());
     let mtu = match settings.mtu {
         0 => netlink::default_mtu().await?,
@@ -131,6 +140,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     .await?;
     tasks.spawn(keep_second_lock(published.clone()));
     tasks.spawn(follow_addresses(line.clone()));
+    tasks.spawn(keep_routes(KernelRoutes::open()?, published.clone()));
     source.spawn(changes, &mut tasks);
     tasks.spawn(pods.serve(sockets.cni));
 
@@ -259,11 +269,35 @@ fn open_leases(settings: &Settings) -> Result<Leases> {
         store: settings.state_dir.join("leases.redb"),
         released: settings.state_dir.join("released"),
     };
-    Ok(Leases::open(
-        places,
-        &settings.pod_cidrs,
-        boot_id.trim().to_owned(),
-    )?)
+    let ranges = match &settings.pod_cidrs {
+        PodCidrs::Given(cidrs) => Ranges::Given(cidrs),
+        PodCidrs::OfNode => Ranges::LastServed,
+    };
+    Ok(Leases::open(places, ranges, boot_id.trim().to_owned())?)
+}
+
+/// Leases from the ranges of this node's Node object, as soon as and whenever they are known.
+async fn follow_pod_cidrs(leases: Arc<Leases>, published: Arc<Published>, line: Handle) {
+    let mut said = published.pod_cidrs.subscribe();
+    loop {
+        let cidrs = said.borrow_and_update().clone();
+        if !cidrs.is_empty() {
+            let leases = leases.clone();
+            let served = tokio::task::spawn_blocking(move || leases.serve(&cidrs)).await;
+            if let Ok(Err(error)) = served {
+                warn!(%error, "the pod CIDRs of this node's Node cannot be served; trying again");
+                tokio::time::sleep(RETRY).await;
+                said.mark_changed();
+            }
+            // Whether the node is ready is judged again after any work.
+            if line.tell(|_| {}).await.is_err() {
+                return;
+            }
+        }
+        if said.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 async fn keep_second_lock(published: Arc<Published>) {
@@ -287,6 +321,30 @@ async fn keep_second_lock(published: Arc<Published>) {
         }
     })
     .await;
+}
+
+/// Routes to other nodes' pods. When the agent ends they stay.
+async fn keep_routes(table: KernelRoutes, published: Arc<Published>) {
+    let (to, news) = mpsc::channel(1);
+    let watch = async {
+        while let Err(error) = netlink::routes::watch(to.clone()).await {
+            warn!(
+                error = format!("{error:#}"),
+                "changes of routes are followed again"
+            );
+            tokio::time::sleep(RETRY).await;
+        }
+    };
+    let wanted = published.routes.subscribe();
+    let keep = routes::keep(table, wanted, news, ROUTE_AUDIT, |report| {
+        let report = Arc::new(report);
+        let before = published.route_report.swap(report.clone());
+        routes::log(&before, &report);
+    });
+    tokio::select! {
+        () = watch => {}
+        () = keep => {}
+    }
 }
 
 async fn follow_addresses(line: Handle) {

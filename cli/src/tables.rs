@@ -20,9 +20,14 @@ pub(crate) fn status(status: &Status) -> String {
         out.push_str(&format!("NOT READY: {reason}\n"));
     }
     out.push_str(&format!(
-        "{} pods, {} services, {} policies\n\n",
-        status.pods, status.services, status.policies
+        "{} nodes, {} pods, {} services, {} policies\n",
+        status.nodes.known, status.pods, status.services, status.policies
     ));
+    for unreachable in &status.nodes.unreachable {
+        let (node, reason) = (&unreachable.node, &unreachable.reason);
+        out.push_str(&format!("NOT REACHED: pods of node {node}: {reason}\n"));
+    }
+    out.push('\n');
     let mut inputs = table(&["INPUT", "OBJECTS", "STATE"]);
     for input in &status.inputs {
         let state = match (&input.problem, input.synced) {

@@ -16,11 +16,29 @@ pub struct Status {
     pub inputs: Vec<Input>,
     pub tables: Vec<TableFill>,
     pub programs: Vec<ProgramInfo>,
+    pub nodes: Nodes,
     pub pods: usize,
     pub services: usize,
     pub policies: usize,
     /// Objects that exist and could not be understood or applied; the last good state of each holds.
     pub quarantined: Vec<Quarantined>,
+}
+
+/// The nodes of the cluster, as this one sees them.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Nodes {
+    /// This one included.
+    pub known: usize,
+    /// Those whose pods have no route from here.
+    pub unreachable: Vec<UnreachableNode>,
+}
+
+/// A node whose pods have no route from here.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct UnreachableNode {
+    pub node: String,
+    /// In words.
+    pub reason: String,
 }
 
 /// One kind of object that the agent reads.

@@ -14,6 +14,7 @@ pub mod edges;
 pub mod frames;
 pub mod kubectl;
 pub mod kubelet;
+pub mod lan;
 pub mod load;
 pub mod machine;
 pub mod mix;

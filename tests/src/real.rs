@@ -61,7 +61,8 @@ impl RealNode {
         plane.kubectl().apply(role)?;
         let kubeconfig = plane.kubeconfig_of("kube-system", "weir-agent")?;
         let node = Node::prepare(NodeOptions {
-            pod_cidrs: registered.pod_cidrs.clone(),
+            // Those of the Node object, as in any cluster.
+            pod_cidrs: Vec::new(),
             source: Source::Kube {
                 kubeconfig,
                 api_server: ControlPlane::url(),

@@ -277,6 +277,48 @@ fn pods_that_the_agent_knows_start_without_the_api_server() {
     real.node.delete_pod(again).unwrap();
 }
 
+#[test]
+fn routes_hold_while_an_agent_starts_without_the_api_server() {
+    let Some(mut real) = real_node("routes_hold_while_an_agent_starts_without_the_api_server")
+    else {
+        return;
+    };
+    let other = json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": "n2"},
+        "spec": {"podCIDR": "10.244.77.0/24", "podCIDRs": ["10.244.77.0/24"]},
+        "status": {"addresses": [{"type": "InternalIP", "address": "10.210.0.12"}]},
+    });
+    real.kubectl().apply(&other.to_string()).unwrap();
+    let routes = |real: &RealNode| {
+        let shown = real.node.machine().netns().ip("route show proto 87");
+        shown.expect("ip route")
+    };
+    eventually("a route to n2", || {
+        routes(&real).contains("10.244.77.0/24 via 10.210.0.12")
+    });
+    eventually("ready", || real.node.readyz() == "ok");
+    let before = routes(&real);
+    assert_eq!(before.lines().count(), 2, "n2's and its own: {before}");
+
+    real.plane.stop_api_server().unwrap();
+    real.node.kill_agent().unwrap();
+    real.node.start_agent().unwrap();
+    let waits = "Node objects are not synced yet: ";
+    eventually("the agent runs and is not answered", || {
+        real.node.readyz().contains(waits)
+    });
+    let reasons = real.node.readyz();
+    assert!(!reasons.contains("CIDR"), "the range is known: {reasons}");
+    assert_eq!(routes(&real), before);
+
+    real.plane.start_api_server().unwrap();
+    real.run("delete node n2").unwrap();
+    eventually("the route is gone", || routes(&real).lines().count() == 1);
+    eventually("ready again", || real.node.readyz() == "ok");
+}
+
 fn real_node(test: &str) -> Option<RealNode> {
     let binaries = ready_or_not_run(test)?;
     Some(RealNode::start(&binaries, "n1").expect("a node on a control plane"))

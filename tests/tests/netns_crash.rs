@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use nix::mount::{MsFlags, mount};
 use serde_json::Value;
-use weir_agent::pods::{Leases, Places};
+use weir_agent::pods::{Leases, Places, Ranges};
 use weir_tests::complaint::complaint;
 use weir_tests::node::{Family, Node, NodeOptions, Pod, binary};
 use weir_tests::shop::Shop;
@@ -132,7 +132,7 @@ fn leftovers(node: &mut Node) -> Vec<String> {
         .iter()
         .map(|c| c.parse().unwrap())
         .collect();
-    let leases = Leases::open(places, &cidrs, "a test".into()).unwrap();
+    let leases = Leases::open(places, Ranges::Given(&cidrs), "a test".into()).unwrap();
     left.extend(leases.all().keys().map(|lease| format!("lease {lease}")));
     left
 }

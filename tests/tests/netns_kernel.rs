@@ -466,6 +466,8 @@ fn remains(machine: &Machine) -> String {
         output(Command::new("bpftool").args(["cgroup", "show"]).arg(cgroup)),
         netns.ip("-o addr show dev lo").unwrap(),
         netns.ip("-o link show").unwrap(),
+        netns.ip("-4 route show").unwrap(),
+        netns.ip("-6 route show").unwrap(),
     ]
     .join("\n----\n")
 }
@@ -508,6 +510,7 @@ fn cleanup_leaves_nothing() {
         "weir_connect4".to_owned(),
         "FRONTENDS_v1".to_owned(),
         "169.254.53.53 of lo".to_owned(),
+        "route to 10.244.1.0/24".to_owned(),
         "the second lock".to_owned(),
     ] {
         assert!(said.contains(&what), "{what}: {said}");

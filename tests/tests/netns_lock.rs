@@ -134,3 +134,28 @@ fn reverse_paths_are_filtered_everywhere_but_on_pods_devices() {
         assert_eq!(found.trim(), expected, "{device}");
     }
 }
+
+#[test]
+fn a_node_that_begins_to_forward_goes_on_listening_to_its_routers() {
+    let netns = Netns::new("routers").unwrap();
+    netns.ip("link add eth0 type veth peer name eth1").unwrap();
+    for (device, value) in [("eth0", "1"), ("eth1", "0")] {
+        let key = format!("net.ipv6.conf.{device}.accept_ra");
+        netns.set_sysctl(&key, value).unwrap();
+    }
+    netns.run(sysctl::set_node).unwrap().unwrap();
+    netns.run(sysctl::set_node).unwrap().unwrap();
+    netns.ip("link add late type veth peer name other").unwrap();
+    for (setting, expected) in [
+        ("eth0/accept_ra", "2"),
+        ("eth1/accept_ra", "0"),
+        ("late/accept_ra", "0"),
+        ("eth0/forwarding", "1"),
+    ] {
+        let path = format!("/proc/sys/net/ipv6/conf/{setting}");
+        let found = netns
+            .run(|| std::fs::read_to_string(&path).unwrap())
+            .unwrap();
+        assert_eq!(found.trim(), expected, "{setting}");
+    }
+}

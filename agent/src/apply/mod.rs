@@ -5,6 +5,7 @@ mod delta;
 mod devices;
 pub mod fake;
 mod policy;
+pub mod routes;
 mod services;
 mod status;
 mod table;

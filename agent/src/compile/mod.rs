@@ -3,6 +3,7 @@
 
 pub mod policy;
 mod policy_rows;
+pub mod route;
 pub mod service;
 mod service_plan;
 pub mod zone;

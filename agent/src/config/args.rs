@@ -69,8 +69,9 @@ pub struct RunArgs {
     #[arg(long, env = "WEIR_KUBE_API_SERVER")]
     pub kube_api_server: Option<String>,
 
-    /// The addresses of this node's pods: one range of each family. Repeat for dual stack.
-    #[arg(long = "pod-cidr", required = true)]
+    /// The addresses of this node's pods: one range of each family. Repeat for dual stack. Without it, those
+    /// of this node's Node object (spec.podCIDRs), which are waited for.
+    #[arg(long = "pod-cidr")]
     pub pod_cidrs: Vec<IpNet>,
     /// With --manifests: where Services without a cluster IP get one. One range of each family.
     #[arg(long = "service-cidr", default_value = "10.96.0.0/16")]

@@ -4,4 +4,4 @@ mod args;
 mod settings;
 
 pub use args::{Args, CleanupArgs, Command, DoctorArgs, LogFormat, RunArgs};
-pub use settings::{ConfigError, DnsSettings, Settings, Source};
+pub use settings::{ConfigError, DnsSettings, PodCidrs, Settings, Source};

@@ -15,7 +15,7 @@ use crate::model::ObjectName;
 pub struct Settings {
     pub node: Arc<str>,
     pub source: Source,
-    pub pod_cidrs: Vec<IpNet>,
+    pub pod_cidrs: PodCidrs,
     pub mtu: u32,
     pub dns: DnsSettings,
     pub bpffs: PathBuf,
@@ -24,6 +24,15 @@ pub struct Settings {
     pub state_dir: PathBuf,
     pub http: SocketAddr,
     pub debug_bpf: bool,
+}
+
+/// Where the addresses of this node's pods come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PodCidrs {
+    /// One range, or one of each family.
+    Given(Vec<IpNet>),
+    /// `spec.podCIDRs` of this node's Node object.
+    OfNode,
 }
 
 /// Where objects come from.
@@ -115,7 +124,11 @@ impl TryFrom<&RunArgs> for Settings {
         Ok(Self {
             node: args.node_name.as_str().into(),
             source,
-            pod_cidrs: args.pod_cidrs.clone(),
+            pod_cidrs: if args.pod_cidrs.is_empty() {
+                PodCidrs::OfNode
+            } else {
+                PodCidrs::Given(args.pod_cidrs.clone())
+            },
             mtu: args.mtu,
             dns: DnsSettings {
                 addresses: args.dns_addresses.clone(),
@@ -221,10 +234,17 @@ mod tests {
     }
 
     #[test]
+    fn without_a_range_the_node_object_says_it() {
+        let settings = settings("--manifests /").unwrap();
+        assert_eq!(settings.pod_cidrs, PodCidrs::OfNode);
+    }
+
+    #[test]
     fn dual_stack_is_one_range_of_each_family() {
         let settings =
             settings("--pod-cidr 10.1.0.0/24 --pod-cidr fd00:1::/64 --manifests /").unwrap();
-        assert_eq!(settings.pod_cidrs.len(), 2);
+        let ranges = ["10.1.0.0/24", "fd00:1::/64"].map(|it| it.parse().unwrap());
+        assert_eq!(settings.pod_cidrs, PodCidrs::Given(ranges.into()));
         assert_eq!(
             settings.dns.service,
             ObjectName::new("kube-system", "kube-dns")

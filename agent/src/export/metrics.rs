@@ -81,6 +81,12 @@ impl Collector for Page {
             capacity,
         )?;
         for (name, help, value) in [
+            ("nodes", "Nodes known.", sample.nodes),
+            (
+                "unreachable_nodes",
+                "Nodes whose pods have no route from here.",
+                sample.unreachable_nodes,
+            ),
             ("pods", "Pods of this node that are open.", sample.pods),
             ("services", "Services known.", sample.services),
             ("policies", "NetworkPolicies known.", sample.policies),

@@ -27,8 +27,8 @@ impl Cleaned {
     }
 }
 
-/// Removes the pods' devices, all links, programs and tables, the DNS addresses of the loopback device
-/// and the second lock, in this order: no pod is ever open without its policy. Goes on after a failure.
+/// Removes the pods' devices, all links, programs and tables, the DNS addresses of the loopback device,
+/// routes and the second lock, in this order: no pod is ever open without its policy. Goes on after a failure.
 ///
 /// # Errors
 /// The kernel cannot be asked what there is.
@@ -62,6 +62,14 @@ pub async fn cleanup(bpffs: &Path, cgroup: &Path) -> Result<Cleaned> {
             cleaned.removed.extend(words);
         }
         Err(error) => cleaned.left.push(format!("addresses of lo: {error:#}")),
+    }
+    match netlink::routes::remove_ours().await {
+        Ok(routes) => {
+            for (to, outcome) in routes {
+                cleaned.note(format!("route to {to}"), outcome);
+            }
+        }
+        Err(error) => cleaned.left.push(format!("routes: {error:#}")),
     }
     match second_lock::open() {
         Ok(true) => cleaned

@@ -1,5 +1,7 @@
 //! The node's devices and addresses, through rtnetlink in the network namespace of the agent.
 
+pub mod routes;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;

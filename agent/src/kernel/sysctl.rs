@@ -1,18 +1,21 @@
 //! Settings of the node's own network namespace, through /proc/sys. Written only where they differ.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use weir_cni::attachment::is_device;
 
 const IPV4_DEVICES: &str = "/proc/sys/net/ipv4/conf";
+const IPV6_DEVICES: &str = "/proc/sys/net/ipv6/conf";
 
-/// Settings without which pods have no network.
+/// Settings without which pods have no network: the node forwards, between its pods and to other nodes.
 ///
 /// # Errors
 /// One cannot be written; the error names it.
 pub fn set_node() -> Result<()> {
+    keep_listening_to_routers()?;
     for (key, value) in [
         ("net/ipv4/ip_forward", "1"),
         ("net/ipv6/conf/all/forwarding", "1"),
@@ -36,6 +39,31 @@ pub fn set_node() -> Result<()> {
 /// The device is not there, or the setting cannot be written.
 pub fn set_pod_device(device: &str) -> Result<()> {
     set(&reverse_path_filter(device), "0")
+}
+
+/// A device that has its addresses and its default route from a router (`accept_ra` 1) would lose them as
+/// soon as the node forwards; 2 is the same for one that forwards. Devices to come listen to nobody.
+fn keep_listening_to_routers() -> Result<()> {
+    let setting = |device: &str, key: &str| Path::new(IPV6_DEVICES).join(device).join(key);
+    let devices = match fs::read_dir(IPV6_DEVICES) {
+        // A kernel without IPv6.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        devices => devices.with_context(|| format!("list {IPV6_DEVICES}"))?,
+    };
+    for device in devices {
+        let name = device?.file_name();
+        let name = name.to_string_lossy();
+        if name == "all" || name == "default" || is_device(&name) {
+            continue;
+        }
+        let accepts = setting(&name, "accept_ra");
+        let forwards = read(&setting(&name, "forwarding"));
+        // A device that went meanwhile listens to nobody.
+        if let (Ok(1), Ok(0)) = (read(&accepts), forwards) {
+            set(&accepts, "2")?;
+        }
+    }
+    Ok(())
 }
 
 /// The kernel takes the larger of a device's value and that of `all`. So that pods' devices can be

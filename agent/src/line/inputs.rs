@@ -28,6 +28,8 @@ pub struct Dirty {
     pub namespaces: bool,
     /// Who has which address.
     pub names: bool,
+    /// A Node, or whether all of them have been said.
+    pub nodes: bool,
 }
 
 impl Inputs {
@@ -47,7 +49,10 @@ impl Inputs {
                     self.mark(&id, before);
                 }
             }
-            Change::Synced(kind) => self.snapshot.mark_synced(kind),
+            Change::Synced(kind) => {
+                self.snapshot.mark_synced(kind);
+                self.dirty.nodes |= kind == Kind::Node;
+            }
             Change::Quarantined { object, reason } => {
                 self.quarantined.insert(object, reason);
             }
@@ -124,6 +129,7 @@ impl Inputs {
             Kind::Pod | Kind::Node => {
                 self.dirty.policy = true;
                 self.dirty.names = true;
+                self.dirty.nodes |= id.kind == Kind::Node;
             }
             Kind::Namespace => {
                 self.dirty.policy = true;

@@ -3,6 +3,7 @@
 
 mod handle;
 mod inputs;
+mod nodes;
 mod pods;
 mod views;
 
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use arc_swap::{ArcSwap, ArcSwapOption};
+use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +25,7 @@ use weir_common::device::{Device, LocalPod};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation};
 
+use crate::apply::routes::{RouteReport, Wanted};
 use crate::apply::{Devices, Policies, PolicyTarget, ServiceChange, Services};
 use crate::compile::policy::{self, Compiled, NodeView, Retained, RuleBook};
 use crate::compile::service::{self, DnsRedirect};
@@ -72,6 +75,14 @@ pub struct Published {
     pub rules: ArcSwap<RuleBook>,
     /// Every reason why the node is not ready.
     pub not_ready: ArcSwap<Vec<String>>,
+    /// The pod CIDRs of this node's Node object; none before it has some.
+    pub pod_cidrs: watch::Sender<Vec<IpNet>>,
+    /// The routes that this node should have.
+    pub routes: watch::Sender<Wanted>,
+    /// What became of them.
+    pub route_report: ArcSwap<RouteReport>,
+    /// Why a pod cannot be started here; the first of the reasons why the node is not ready.
+    pub closed_to_pods: ArcSwap<Vec<String>>,
     /// What is wrong with the second lock.
     pub lock_problem: ArcSwapOption<String>,
     /// Packets that the second lock has dropped, when it was last looked at.
@@ -86,6 +97,7 @@ pub struct Line {
     inputs: Inputs,
     health: watch::Receiver<Health>,
     node_addresses: Vec<IpAddr>,
+    ranges: watch::Receiver<Vec<IpNet>>,
 
     services: ServiceState,
     policies: PolicyState,
@@ -131,6 +143,8 @@ pub struct Parts {
     pub kernel: Kernel,
     pub health: watch::Receiver<Health>,
     pub node_addresses: Vec<IpAddr>,
+    /// What addresses of pods are leased from.
+    pub ranges: watch::Receiver<Vec<IpNet>>,
     pub zone: ZoneFeed,
     pub published: Arc<Published>,
 }
@@ -146,6 +160,7 @@ impl Line {
             kernel,
             health,
             node_addresses,
+            ranges,
             zone,
             published,
         } = parts;
@@ -170,6 +185,7 @@ impl Line {
             inputs: Inputs::default(),
             health,
             node_addresses,
+            ranges,
             compiled: Compiled::default(),
             retained: Retained::default(),
             policy_after: None,
@@ -199,6 +215,7 @@ impl Line {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut batch = Vec::new();
         let mut is_fed = true;
+        self.publish_routes();
         self.publish_readiness();
         loop {
             tokio::select! {
@@ -258,6 +275,7 @@ impl Line {
         if dirty.names {
             self.publish_names();
         }
+        self.pass_nodes(&dirty);
         self.answer_waiting();
         self.publish_readiness();
     }
@@ -460,6 +478,10 @@ impl Line {
 
     fn publish_readiness(&self) {
         let not_ready = self.not_ready();
+        let closed = self.closed_to_pods();
+        if **self.published.closed_to_pods.load() != closed {
+            self.published.closed_to_pods.store(Arc::new(closed));
+        }
         if **self.published.not_ready.load() != not_ready {
             match not_ready.first() {
                 None => info!("ready"),
@@ -471,6 +493,15 @@ impl Line {
 
     /// Every reason why the node is not ready.
     pub fn not_ready(&self) -> Vec<String> {
+        let mut reasons = self.closed_to_pods();
+        reasons.extend(self.left_behind());
+        reasons.extend(self.published.route_report.load().lines().cloned());
+        reasons
+    }
+
+    /// Those reasons for which no pod is started here. Pods that some other node does not reach are better
+    /// than none.
+    fn closed_to_pods(&self) -> Vec<String> {
         let mut reasons: Vec<String> = Vec::new();
         if !self.is_complete {
             let health = self.health.borrow();
@@ -484,6 +515,7 @@ impl Line {
                 reasons.push(format!("{kind} objects are not synced yet{trouble}"));
             }
         }
+        reasons.extend(self.lacks_range());
         reasons.extend(
             self.hook_problems
                 .iter()

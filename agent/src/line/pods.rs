@@ -41,7 +41,7 @@ impl NodeDatapath {
 
 impl Datapath for NodeDatapath {
     fn ready(&self) -> Result<(), String> {
-        match self.published.not_ready.load().first() {
+        match self.published.closed_to_pods.load().first() {
             None => Ok(()),
             Some(reason) => Err(reason.clone()),
         }

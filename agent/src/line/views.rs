@@ -62,6 +62,7 @@ impl Line {
             inputs: inputs.into(),
             tables: self.fills(),
             programs: self.programs(),
+            nodes: self.nodes(),
             pods: self.open.len(),
             services: snapshot.services.len(),
             policies: snapshot.policies.len(),
@@ -289,7 +290,10 @@ impl Line {
     /// The kernel refuses to read.
     pub fn sample(&self) -> std::io::Result<Sample> {
         let snapshot = self.inputs.snapshot();
+        let nodes = self.nodes();
         Ok(Sample {
+            nodes: nodes.known,
+            unreachable_nodes: nodes.unreachable.len(),
             counters: self.counters.all()?,
             drops: self.counters.drops()?,
             fills: self.fills(),
@@ -330,6 +334,8 @@ pub struct Sample {
     pub counters: Vec<(Counter, u64)>,
     pub drops: Vec<(DropReason, Drops)>,
     pub fills: Vec<TableFill>,
+    pub nodes: usize,
+    pub unreachable_nodes: usize,
     pub pods: usize,
     pub services: usize,
     pub policies: usize,

@@ -14,6 +14,8 @@ pub struct Node {
     pub labels: Labels,
     /// Internal and external addresses, in the order of `status.addresses`.
     pub addresses: Vec<IpAddr>,
+    /// Those of type InternalIP among them: where other nodes reach it, at most one of each family.
+    pub internal: Vec<IpAddr>,
     /// `spec.podCIDRs`: at most one of each family.
     pub pod_cidrs: Vec<IpNet>,
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ipnet::IpNet;
 use thiserror::Error;
 use tokio::sync::watch;
-use tracing::warn;
+use tracing::{info, warn};
 use weir_cni::attachment::Attachment;
 use weir_cni::wire::{Add, Macs};
 
@@ -29,9 +29,20 @@ pub struct Places {
     pub released: PathBuf,
 }
 
+/// Which ranges addresses are leased from.
+#[derive(Clone, Copy, Debug)]
+pub enum Ranges<'a> {
+    /// These: somebody has decided.
+    Given(&'a [IpNet]),
+    /// Those of the last [`Leases::serve`]; none before the first.
+    LastServed,
+}
+
 /// Why there is no lease.
 #[derive(Debug, Error)]
 pub enum LeaseError {
+    #[error("this node has no pod CIDR yet")]
+    NoRange,
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -63,6 +74,7 @@ pub struct Leases {
     boot_id: String,
     state: Mutex<State>,
     table: watch::Sender<Arc<LeaseTable>>,
+    ranges: watch::Sender<Vec<IpNet>>,
 }
 
 #[derive(Debug)]
@@ -88,14 +100,20 @@ enum Written {
 }
 
 impl Leases {
-    /// Reads the leases of `places`. Leases outside of `cidrs` (it was changed) stay until they are
+    /// Reads the leases of `places`. Leases outside of `ranges` (they were changed) stay until they are
     /// released. `boot_id` is `/proc/sys/kernel/random/boot_id`.
     ///
     /// # Errors
     /// When the ranges make no sense, or the store cannot be read: without it nothing is leased.
-    pub fn open(places: Places, cidrs: &[IpNet], boot_id: String) -> Result<Self, LeaseError> {
-        let mut pools = Pools::new(cidrs)?;
+    pub fn open(places: Places, ranges: Ranges<'_>, boot_id: String) -> Result<Self, LeaseError> {
+        let mut pools = Pools::default();
+        if let Ranges::Given(cidrs) = ranges {
+            pools.serve(cidrs)?;
+        }
         let (store, contents) = Store::open(&places.store)?;
+        if matches!(ranges, Ranges::LastServed) && !contents.ranges.is_empty() {
+            pools.serve(&contents.ranges)?;
+        }
         let next_order = contents.freed.last().map_or(0, |(order, _)| order + 1);
         for (order, address) in &contents.freed {
             pools.free(*address, *order);
@@ -108,6 +126,7 @@ impl Leases {
             leases.insert(lease.attachment.clone(), Arc::new(lease));
         }
         let table = watch::Sender::new(Arc::new(leases.clone()));
+        let ranges = watch::Sender::new(pools.ranges());
         let state = Mutex::new(State {
             store,
             written: Written::Everything,
@@ -122,7 +141,48 @@ impl Leases {
             boot_id,
             state,
             table,
+            ranges,
         })
+    }
+
+    /// The ranges that addresses are leased from, IPv4 first; none before there are some.
+    pub fn ranges(&self) -> watch::Receiver<Vec<IpNet>> {
+        self.ranges.subscribe()
+    }
+
+    /// Leases addresses of these ranges from now on, and of no other; those that are leased stay. When it
+    /// returns, an agent that starts knows the ranges by [`Ranges::LastServed`].
+    ///
+    /// # Errors
+    /// When the ranges make no sense, or the store does not take them. Nothing is changed then.
+    pub fn serve(&self, cidrs: &[IpNet]) -> Result<(), LeaseError> {
+        let mut state = self.state();
+        let mut pools = Pools::default();
+        pools.serve(cidrs)?;
+        let ranges = pools.ranges();
+        let before = state.pools.ranges();
+        if ranges == before && state.written == Written::Everything {
+            return Ok(());
+        }
+        state.write(&[Change::Serve(&ranges)])?;
+        let State { pools, freed, .. } = &mut *state;
+        pools.serve(&ranges)?;
+        for (order, address) in freed {
+            if !pools.is_used(*address) {
+                pools.free(*address, *order);
+            }
+        }
+        if before.iter().any(|range| !ranges.contains(range)) {
+            warn!(
+                ?before,
+                ?ranges,
+                "the pod CIDRs changed; what is leased of the former stays until its pods end"
+            );
+        } else {
+            info!(?ranges, "pod CIDRs");
+        }
+        self.ranges.send_replace(ranges);
+        Ok(())
     }
 
     /// All leases as they are now.
@@ -149,7 +209,7 @@ impl Leases {
         if state.written == Written::Unknown {
             state.write(&[])?;
         }
-        state.pools.next()?;
+        state.next()?;
         Ok(())
     }
 
@@ -167,7 +227,7 @@ impl Leases {
         if let Some(other) = state.leases.keys().find(|other| other.device() == device) {
             return Err(LeaseError::Clash(add.attachment, other.clone()));
         }
-        let addresses = state.pools.next()?;
+        let addresses = state.next()?;
         let lease = Arc::new(Lease {
             attachment: add.attachment,
             network: add.network,
@@ -309,6 +369,15 @@ impl Leases {
 }
 
 impl State {
+    /// One address of each family, which are not taken yet.
+    fn next(&mut self) -> Result<Vec<IpAddr>, LeaseError> {
+        let next = self.pools.next()?;
+        if next.is_empty() {
+            return Err(LeaseError::NoRange);
+        }
+        Ok(next)
+    }
+
     /// Makes `changes` durable. After a failure the file is brought to what memory holds first, in
     /// the same transaction: the failed one may have reached the disk all the same.
     fn write(&mut self, changes: &[Change<'_>]) -> Result<(), StoreError> {

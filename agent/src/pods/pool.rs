@@ -21,14 +21,14 @@ pub struct Exhausted {
 /// Pod CIDRs that cannot be served.
 #[derive(Clone, Debug, Eq, PartialEq, Error)]
 pub enum InvalidCidr {
-    #[error("no pod CIDR is configured")]
+    #[error("there is no pod CIDR")]
     Absent,
     #[error("{0} and {1} are of the same family; a node has one pod CIDR of each family")]
     SameFamily(IpNet, IpNet),
 }
 
-/// All addresses this node hands out: one pool for each family.
-#[derive(Debug)]
+/// All addresses this node hands out: one pool for each family that it has a range of.
+#[derive(Debug, Default)]
 pub(super) struct Pools {
     pools: Vec<Pool>,
     used: HashSet<IpAddr>,
@@ -48,9 +48,12 @@ struct Pool {
 }
 
 impl Pools {
+    /// Hands out addresses of these ranges from now on, and of no other. What is used stays used; what is
+    /// free again, and in which order, has to be said anew.
+    ///
     /// # Errors
-    /// When there is none, or two of one family.
-    pub(super) fn new(cidrs: &[IpNet]) -> Result<Self, InvalidCidr> {
+    /// When there is none, or two of one family. Nothing is changed then.
+    pub(super) fn serve(&mut self, cidrs: &[IpNet]) -> Result<(), InvalidCidr> {
         let mut pools: Vec<Pool> = Vec::new();
         for cidr in cidrs {
             let cidr = cidr.trunc();
@@ -66,10 +69,13 @@ impl Pools {
             return Err(InvalidCidr::Absent);
         }
         pools.sort_by_key(|pool| pool.cidr.addr().is_ipv6());
-        Ok(Self {
-            pools,
-            used: HashSet::new(),
-        })
+        self.pools = pools;
+        Ok(())
+    }
+
+    /// The ranges, IPv4 first; none before there are some.
+    pub(super) fn ranges(&self) -> Vec<IpNet> {
+        self.pools.iter().map(|pool| pool.cidr).collect()
     }
 
     /// One address of each family, which are not taken yet.
@@ -190,7 +196,9 @@ mod tests {
 
     fn pools(cidrs: &[&str]) -> Pools {
         let cidrs: Vec<IpNet> = cidrs.iter().map(|it| it.parse().unwrap()).collect();
-        Pools::new(&cidrs).unwrap()
+        let mut pools = Pools::default();
+        pools.serve(&cidrs).unwrap();
+        pools
     }
 
     fn drain(pools: &mut Pools, at_most: usize) -> Vec<String> {
@@ -247,11 +255,13 @@ mod tests {
     fn a_node_has_at_most_one_range_of_each_family() {
         let parse = |text: &str| text.parse::<IpNet>().unwrap();
         let (one, two) = (parse("10.0.0.0/24"), parse("10.1.0.0/24"));
-        assert_eq!(Pools::new(&[]).unwrap_err(), InvalidCidr::Absent);
+        let mut pools = pools(&["10.2.0.0/24"]);
+        assert_eq!(pools.serve(&[]), Err(InvalidCidr::Absent));
         assert_eq!(
-            Pools::new(&[one, parse("fd00::/64"), two]).unwrap_err(),
-            InvalidCidr::SameFamily(one, two)
+            pools.serve(&[one, parse("fd00::/64"), two]),
+            Err(InvalidCidr::SameFamily(one, two))
         );
+        assert_eq!(pools.ranges(), [parse("10.2.0.0/24")], "as before");
     }
 
     #[test]

@@ -483,6 +483,7 @@ fn refuse(reason: Refusal, message: impl Into<String>) -> Reply {
 
 fn refuse_lease(error: &LeaseError) -> Reply {
     let reason = match error {
+        LeaseError::NoRange => Refusal::NotReady,
         LeaseError::Exhausted(_) => Refusal::Exhausted,
         LeaseError::Exists(_) => Refusal::Exists,
         LeaseError::NotFound(_) => Refusal::NotFound,

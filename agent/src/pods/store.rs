@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
 use redb::{
     CommitError, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError,
     TableDefinition, TableError, TransactionError,
@@ -24,6 +25,8 @@ const FORMAT: u64 = 1;
 const LEASES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("leases");
 /// The addresses that are free again, in the order in which they were freed.
 const FREED: TableDefinition<'_, u64, &str> = TableDefinition::new("freed");
+/// The pod CIDRs that were last served, when the cluster said them. Absent before the first.
+const RANGES: TableDefinition<'_, u64, &str> = TableDefinition::new("ranges");
 
 /// Why leases cannot be read or written.
 #[derive(Debug, Error)]
@@ -54,6 +57,8 @@ pub(super) enum Change<'a> {
     Forget {
         order: u64,
     },
+    /// These pod CIDRs are served, and no other.
+    Serve(&'a [IpNet]),
 }
 
 /// Everything that is on disk.
@@ -61,6 +66,7 @@ pub(super) enum Change<'a> {
 pub(super) struct Contents {
     pub(super) leases: Vec<Lease>,
     pub(super) freed: Vec<(u64, IpAddr)>,
+    pub(super) ranges: Vec<IpNet>,
 }
 
 #[derive(Debug)]
@@ -252,6 +258,13 @@ fn commit<'a>(
                 Change::Forget { order } => {
                     freed.remove(order)?;
                 }
+                Change::Serve(ranges) => {
+                    transaction.delete_table(RANGES)?;
+                    let mut table = transaction.open_table(RANGES)?;
+                    for (i, range) in (0..).zip(ranges) {
+                        table.insert(i, range.to_string().as_str())?;
+                    }
+                }
             }
         }
     }
@@ -297,6 +310,18 @@ fn read(db: &Database) -> Result<Contents, Failure> {
             .parse()
             .map_err(|error| Failure::Contents(format!("freed {}: {error}", address.value())))?;
         contents.freed.push((order.value(), address));
+    }
+    match transaction.open_table(RANGES) {
+        Err(TableError::TableDoesNotExist(_)) => {}
+        table => {
+            for entry in table?.iter()? {
+                let (_, range) = entry?;
+                let parsed = range.value().parse();
+                contents.ranges.push(parsed.map_err(|error| {
+                    Failure::Contents(format!("range {}: {error}", range.value()))
+                })?);
+            }
+        }
     }
     Ok(contents)
 }

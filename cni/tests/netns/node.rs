@@ -15,7 +15,7 @@ use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
-use weir_agent::pods::{self, Leases, Places, Pods, Settings};
+use weir_agent::pods::{self, Leases, Places, Pods, Ranges, Settings};
 
 use crate::fake::Fake;
 
@@ -203,7 +203,7 @@ impl Node {
             store: self.dir.path().join("state/leases.redb"),
             released: self.released_dir(),
         };
-        let leases = Arc::new(Leases::open(places, &cidrs, "boot".into()).unwrap());
+        let leases = Arc::new(Leases::open(places, Ranges::Given(&cidrs), "boot".into()).unwrap());
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()

@@ -156,6 +156,7 @@ pub(super) fn snapshot(cluster: &Cluster) -> Snapshot {
             name: name.into(),
             labels: Labels::new(),
             addresses: addresses.map(ip).to_vec(),
+            internal: Vec::new(),
             pod_cidrs: Vec::new(),
         })));
     }

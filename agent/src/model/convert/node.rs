@@ -1,6 +1,9 @@
 //! Node and Namespace.
 
+use std::net::IpAddr;
 use std::sync::Arc;
+
+use ipnet::IpNet;
 
 use super::{Converted, Invalid, Problem, cidr, labels, name, unicast};
 use crate::model::{Namespace, NamespacePhase, Node, Object};
@@ -29,12 +32,20 @@ pub fn node(wire: wire::Node) -> Result<Converted, Invalid> {
     let meta = wire.metadata;
     let mut problems = Vec::new();
     let mut addresses = Vec::new();
+    let mut internal: Vec<IpAddr> = Vec::new();
     for (i, address) in wire.status.addresses.iter().enumerate() {
         if !matches!(address.kind.as_str(), "InternalIP" | "ExternalIP") {
             continue;
         }
         match unicast(&address.address) {
-            Ok(ip) => addresses.push(ip),
+            Ok(ip) => {
+                addresses.push(ip);
+                // The first of a family is the node's own choice, as for the pods in its network.
+                let is_first = internal.iter().all(|it| it.is_ipv4() != ip.is_ipv4());
+                if address.kind == "InternalIP" && is_first {
+                    internal.push(ip);
+                }
+            }
             Err(reason) => problems.push(Problem {
                 part: format!("address {i}"),
                 reason,
@@ -46,10 +57,19 @@ pub fn node(wire: wire::Node) -> Result<Converted, Invalid> {
     } else {
         wire.spec.pod_cidrs.as_slice()
     };
-    let mut pod_cidrs = Vec::new();
+    let mut pod_cidrs: Vec<IpNet> = Vec::new();
     for (i, text) in texts.iter().enumerate().filter(|(_, t)| !t.is_empty()) {
         match cidr(text) {
-            Ok(net) => pod_cidrs.push(net),
+            Ok(net) => {
+                let same = |it: &&IpNet| it.addr().is_ipv4() == net.addr().is_ipv4();
+                match pod_cidrs.iter().find(same) {
+                    None => pod_cidrs.push(net),
+                    Some(first) => problems.push(Problem {
+                        part: format!("pod CIDR {i}"),
+                        reason: format!("{net} is of the same family as {first}, which counts"),
+                    }),
+                }
+            }
             Err(reason) => problems.push(Problem {
                 part: format!("pod CIDR {i}"),
                 reason,
@@ -61,6 +81,7 @@ pub fn node(wire: wire::Node) -> Result<Converted, Invalid> {
             name: name("metadata.name", &meta.name)?,
             labels: labels(meta.labels),
             addresses,
+            internal,
             pod_cidrs,
         }))),
         problems,

@@ -24,7 +24,7 @@ fn places(dir: &Path) -> Places {
 
 fn open_with(dir: &Path, cidrs: &[&str]) -> Result<Leases, LeaseError> {
     let cidrs: Vec<IpNet> = cidrs.iter().map(|it| it.parse().unwrap()).collect();
-    Leases::open(places(dir), &cidrs, "boot-1".into())
+    Leases::open(places(dir), Ranges::Given(&cidrs), "boot-1".into())
 }
 
 fn open(dir: &Path) -> Leases {
@@ -151,6 +151,48 @@ fn a_changed_range_leaves_existing_leases() {
     let leases = open(dir.path());
     assert_eq!(leases.all().len(), 1);
     assert_eq!(lease(&leases, 3).unwrap().to_string(), "10.0.0.3");
+}
+
+#[test]
+fn ranges_come_late_one_by_one_and_outlive_a_kill() {
+    let open = |dir: &Path| Leases::open(places(dir), Ranges::LastServed, "boot-1".into()).unwrap();
+    let texts = |lease: &Lease| -> Vec<String> {
+        lease.addresses.iter().map(ToString::to_string).collect()
+    };
+    let range = |text: &str| text.parse::<IpNet>().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let leases = open(dir.path());
+    assert!(matches!(leases.check(), Err(LeaseError::NoRange)));
+    assert!(matches!(lease(&leases, 1), Err(LeaseError::NoRange)));
+
+    let v4 = range("10.0.0.0/29");
+    leases.serve(&[v4]).unwrap();
+    let first = leases.lease(add(1), MACS, 1).unwrap();
+    assert_eq!(texts(&first), ["10.0.0.2"]);
+    let freed = leases.lease(add(2), MACS, 1).unwrap();
+    assert_eq!(texts(&freed), ["10.0.0.3"]);
+    leases.release([&attachment(2)]);
+
+    // A second family joins; what was free stays behind what never was used.
+    let v6 = range("fd00::/64");
+    leases.serve(&[v6, v4]).unwrap();
+    let both = leases.lease(add(3), MACS, 1).unwrap();
+    assert_eq!(texts(&both), ["10.0.0.4", "fd00::2"]);
+    assert!(leases.serve(&[v4, range("10.1.0.0/24")]).is_err());
+    assert_eq!(*leases.ranges().borrow(), [v4, v6], "as before");
+
+    let dir = kill(leases, dir);
+    let leases = open(dir.path());
+    assert_eq!(*leases.ranges().borrow(), [v4, v6]);
+    assert_eq!(leases.all().len(), 2);
+    let next = leases.lease(add(4), MACS, 1).unwrap();
+    assert_eq!(texts(&next), ["10.0.0.5", "fd00::3"]);
+
+    // The node got another range: leases stay, and new ones are of the new.
+    leases.serve(&[range("10.9.0.0/29")]).unwrap();
+    let moved = leases.lease(add(5), MACS, 1).unwrap();
+    assert_eq!(texts(&moved), ["10.9.0.2"]);
+    assert_eq!(leases.all().len(), 4);
 }
 
 #[test]

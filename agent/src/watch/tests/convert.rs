@@ -475,15 +475,27 @@ fn a_pod_has_the_ports_of_its_containers_and_sidecars() {
 fn nodes_and_namespaces_are_what_they_say() {
     let node = json!({
         "metadata": {"name": "n", "labels": {"a": "b"}},
-        "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd00::/64"]},
-        "status": {"addresses": [{"type": "Hostname", "address": "n"}, {"type": "InternalIP", "address": "192.168.0.1"}, {"type": "ExternalIP", "address": "x"}]},
+        "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd00::/64", "10.2.0.0/24"]},
+        "status": {"addresses": [
+            {"type": "Hostname", "address": "n"}, {"type": "InternalIP", "address": "192.168.0.1"},
+            {"type": "ExternalIP", "address": "x"}, {"type": "ExternalIP", "address": "192.0.2.1"},
+            {"type": "InternalIP", "address": "192.168.0.2"}, {"type": "InternalIP", "address": "fd01::1"},
+        ]},
     });
     let found = decode::<wire::Node, _>(&node).1.unwrap();
-    assert_eq!(found.problems[0].part, "address 2");
+    let parts: Vec<_> = found.problems.iter().map(|p| p.part.as_str()).collect();
+    assert_eq!(parts, ["address 2", "pod CIDR 2"]);
     let Some(Object::Node(node)) = found.object else {
         panic!("it is a node");
     };
-    assert_eq!((node.addresses.len(), node.pod_cidrs.len()), (1, 2));
+    assert_eq!((node.addresses.len(), node.pod_cidrs.len()), (4, 2));
+    let internal: Vec<_> = node.internal.iter().map(ToString::to_string).collect();
+    assert_eq!(internal, ["192.168.0.1", "fd01::1"], "one of each family");
+    let old = json!({"metadata": {"name": "n"}, "spec": {"podCIDR": "10.1.0.0/24"}});
+    let Some(Object::Node(old)) = decode::<wire::Node, _>(&old).1.unwrap().object else {
+        panic!("it is a node");
+    };
+    assert_eq!(old.pod_cidrs, ["10.1.0.0/24".parse().unwrap()]);
     let namespace = json!({"metadata": {"name": "n"}, "status": {"phase": "Terminating"}});
     let found = decode::<wire::Namespace, _>(&namespace).1.unwrap().object;
     assert!(matches!(found, Some(Object::Namespace(n)) if n.phase == NamespacePhase::Terminating));
