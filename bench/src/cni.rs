@@ -26,9 +26,8 @@ pub(crate) fn add_and_del(pods: usize) -> Result<Vec<Row>> {
     let (mut peer_add, mut peer_del) = (Vec::new(), Vec::new());
     let ours = binary("weir-cni");
     let config = node.cni_config("1.1.0");
-    let run = |verb: &str, pod: &Pod| {
-        timed(node.machine().netns(), &ours, verb, &pod.cni_env(), &config)
-    };
+    let run =
+        |verb: &str, pod: &Pod| timed(node.machine().netns(), &ours, verb, &pod.cni_env(), &config);
     for n in 0..pods {
         let pod = node.declare_pod(Workload::named("bench", &format!("p{n}")))?;
         let namespace = Netns::new("peer")?;
