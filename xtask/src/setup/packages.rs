@@ -75,6 +75,17 @@ pub(crate) fn for_linker(llvm: u32) -> Vec<Package> {
     ]
 }
 
+/// What compiling and packing an image takes.
+pub(crate) fn for_image() -> Vec<Package> {
+    [
+        ("musl-tools", "musl-gcc"),
+        ("binutils", "readelf"),
+        ("nftables", "nft"),
+    ]
+    .map(|(name, program)| Package::new(name, Proof::Program(program), Way::Install))
+    .into()
+}
+
 pub(crate) fn missing(workspace: &Workspace, needed: Vec<Package>) -> Vec<Package> {
     needed
         .into_iter()

@@ -31,6 +31,17 @@ pub(crate) fn host_components() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The standard library for another target than the machine's own.
+pub(crate) fn target(target: &str) -> anyhow::Result<()> {
+    let installed = sysroot(&[])?.join("lib/rustlib").join(target).join("lib");
+    if installed.exists() {
+        return Ok(());
+    }
+    step(&format!("rustup target add {target}"), || {
+        run(Command::new("rustup").args(["target", "add", target]))
+    })
+}
+
 /// The installed nightly, whatever its date; the newest one if there is none.
 pub(crate) fn nightly() -> anyhow::Result<Nightly> {
     let installed = printed(Command::new("rustup").args(["toolchain", "list"]))
