@@ -44,6 +44,7 @@ pub(crate) fn for_tests() -> Vec<Package> {
         ("qemu-system-x86", "qemu-system-x86_64"),
         ("busybox-static", "busybox"),
         ("cpio", "cpio"),
+        ("libcap2-bin", "setcap"),
     ];
     let unpacked = [("etcd-server", "etcd"), ("prometheus", "promtool")];
     let program = |way| move |(name, program)| Package::new(name, Proof::Program(program), way);
