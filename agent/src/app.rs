@@ -1,7 +1,7 @@
 //! The agent's table of contents: what it is made of, in the order in which things flow.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -23,6 +23,7 @@ use crate::compile::policy::RuleBook;
 use crate::config::{PodCidrs, Settings, Source};
 use crate::events::{self, Explainer, Names, Recent};
 use crate::export;
+use crate::install;
 use crate::kernel::netlink::routes::KernelRoutes;
 use crate::kernel::second_lock::Lock;
 use crate::kernel::{Kernel, Ring, clock, features, lock, netlink, object, second_lock, sysctl};
@@ -143,6 +144,9 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     tasks.spawn(keep_routes(KernelRoutes::open()?, published.clone()));
     source.spawn(changes, &mut tasks);
     tasks.spawn(pods.serve(sockets.cni));
+    if let Some(folder) = &settings.cni_conf_dir {
+        tasks.spawn(announce_network(folder.clone(), &settings, line.clone()));
+    }
 
     // kernel → events → export
     let recent = Arc::new(Recent::default());
@@ -373,6 +377,25 @@ async fn follow_addresses(line: Handle) {
         () = watch => {}
         () = tell => {}
     }
+}
+
+/// Tells the container runtime of the network, once pods can have it.
+fn announce_network(
+    folder: PathBuf,
+    settings: &Settings,
+    line: Handle,
+) -> impl Future<Output = ()> + use<> {
+    let network = install::Network {
+        agent_socket: settings.run_dir.join("cni.sock"),
+        released_dir: settings.state_dir.join("released"),
+    };
+    install::keep_announced(folder, network, install::Pace::default(), move || {
+        let line = line.clone();
+        async move {
+            let not_ready = line.ask(|line| line.not_ready()).await;
+            not_ready.is_ok_and(|reasons| reasons.is_empty())
+        }
+    })
 }
 
 async fn read_ring(ring: Ring, records: mpsc::Sender<Vec<u8>>) {

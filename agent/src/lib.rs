@@ -8,6 +8,7 @@ pub mod compile;
 pub mod config;
 pub mod events;
 pub mod export;
+pub mod install;
 pub mod kernel;
 pub mod line;
 pub mod model;

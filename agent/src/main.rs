@@ -7,14 +7,17 @@ use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
-use weir_agent::config::{Args, CleanupArgs, Command, LogFormat, RunArgs, Settings};
+use weir_agent::config::{Args, CleanupArgs, Command, InstallArgs, LogFormat, RunArgs, Settings};
+use weir_agent::install::{self, Installed, Leases, PLUGIN, Places};
 use weir_agent::{app, kernel, watch};
 
 fn main() -> ExitCode {
     let ended = match Args::parse().command {
         Command::Run(args) => run(&args),
         Command::Doctor(args) => return doctor(&args.bpffs, &args.cgroup),
+        Command::Install(args) => install(&args),
         Command::Cleanup(args) => cleanup(&args),
+        Command::Wait => wait(),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -52,22 +55,67 @@ fn run(args: &RunArgs) -> Result<()> {
     })
 }
 
-/// Says what is gone, and fails if something is left.
+fn install(args: &InstallArgs) -> Result<()> {
+    let plugin = match &args.plugin {
+        Some(path) => path.clone(),
+        None => std::env::current_exe()
+            .context("find the path of this program")?
+            .with_file_name(PLUGIN),
+    };
+    match install::install(&plugin, &args.cni_bin_dir)? {
+        Installed::Now(path) => println!("installed {}", path.display()),
+        Installed::Already(path) => println!("{} is there already", path.display()),
+    }
+    Ok(())
+}
+
+/// Says what is gone, and fails if something is left. The network configuration goes first, so that no
+/// pod is started meanwhile; the plugin after the kernel's side.
 fn cleanup(args: &CleanupArgs) -> Result<()> {
     let _only = kernel::lock::lock(&args.run_dir)?;
+    let places = Places {
+        cni_conf_dir: args.cni_conf_dir.clone(),
+        cni_bin_dir: args.cni_bin_dir.clone(),
+        run_dir: args.run_dir.clone(),
+        zone_socket: args.zone_socket.clone(),
+        state_dir: args.state_dir.clone(),
+    };
+    let leases = match args.leases {
+        true => Leases::Removed,
+        false => Leases::Kept,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("start the runtime")?;
     let kernel = &args.kernel;
+    let closed = install::close(&places);
     let cleaned = runtime.block_on(kernel::cleanup(&kernel.bpffs, &kernel.cgroup))?;
-    for what in cleaned.removed {
+    let files = install::remove(&places, leases);
+    for what in [closed.removed, cleaned.removed, files.removed].concat() {
         println!("removed {what}");
     }
-    if !cleaned.left.is_empty() {
-        anyhow::bail!("some things are left:\n  {}", cleaned.left.join("\n  "));
+    let left = [closed.left, cleaned.left, files.left].concat();
+    if !left.is_empty() {
+        anyhow::bail!("some things are left:\n  {}", left.join("\n  "));
     }
     Ok(())
+}
+
+fn wait() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(())
+    })
 }
 
 fn start_log(args: &RunArgs) -> Result<()> {

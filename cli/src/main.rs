@@ -59,6 +59,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
+    /// Removes everything of Weir from this node; pods lose their network. The agent must be stopped.
+    Cleanup {
+        /// Options that `weir-agent cleanup` takes.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -112,7 +118,8 @@ async fn run(args: &Args) -> Result<ExitCode> {
             true
         }
         Command::Verify => show(args, "/v1/verify", tables::verify).await?.is_clean(),
-        Command::Doctor { options } => return doctor(options),
+        Command::Doctor { options } => return agent("doctor", options),
+        Command::Cleanup { options } => return agent("cleanup", options),
     };
     Ok(if ok {
         ExitCode::SUCCESS
@@ -140,12 +147,12 @@ async fn show<T: DeserializeOwned>(
     Ok(value)
 }
 
-/// The agent's binary holds the probes; it lies beside this one.
-fn doctor(options: &[String]) -> Result<ExitCode> {
+/// The agent's binary holds what needs privilege; it lies beside this one.
+fn agent(command: &str, options: &[String]) -> Result<ExitCode> {
     let here = std::env::current_exe().context("find the path of this command")?;
     let agent = here.with_file_name("weir-agent");
     let error = std::process::Command::new(&agent)
-        .arg("doctor")
+        .arg(command)
         .args(options)
         .exec();
     Err(error).with_context(|| format!("start {}", agent.display()))

@@ -54,7 +54,11 @@ impl Kubectl {
         self.run_with_input(&["apply", "-f", "-"], yaml)
     }
 
-    fn run_with_input(&self, args: &[&str], input: &str) -> Result<String> {
+    /// Runs kubectl with this on its stdin and returns its stdout.
+    ///
+    /// # Errors
+    /// As [`Kubectl::run`].
+    pub fn run_with_input(&self, args: &[&str], input: &str) -> Result<String> {
         let mut command = crate::netns::command_in(&self.netns, &self.program);
         command
             .arg(format!("--kubeconfig={}", self.kubeconfig.display()))

@@ -18,7 +18,7 @@ use crate::node::{CLUSTER, Node, NodeOptions, Pod, Runtime, Source};
 use crate::workloads;
 
 /// The role, the account and the binding, as a cluster would apply them.
-pub const CLUSTER_ROLE: &str = include_str!("../../deploy/clusterrole.yaml");
+pub const CLUSTER_ROLE: &str = include_str!("../../deploy/helm/weir/templates/rbac.yaml");
 
 /// The node's device towards the control plane, and its address there.
 const DEVICE: &str = "eth0";

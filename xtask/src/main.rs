@@ -5,6 +5,7 @@ mod build;
 mod census;
 mod check;
 mod command;
+mod image;
 mod run;
 mod setup;
 mod test;
@@ -63,6 +64,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Pack static programs into an image archive, without a container engine.
+    Image(image::Options),
     /// Load every program in the kernels of the virtual machine ring, with its output shown.
     Vm,
 }
@@ -105,6 +108,7 @@ fn start(task: Task) -> anyhow::Result<ExitCode> {
         }
         Task::Demo { arguments } => return run::demo(&workspace, arguments),
         Task::Bench { arguments } => return run::bench(&workspace, arguments),
+        Task::Image(options) => image::run(&workspace, options)?,
         Task::Vm => return run::vm(&workspace),
     }
     Ok(ExitCode::SUCCESS)

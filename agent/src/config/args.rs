@@ -21,9 +21,26 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Say what this node offers and what is missing, and change nothing.
     Doctor(DoctorArgs),
-    /// Remove everything that Weir left in this node's kernel, the pods' devices included: pods lose
-    /// their network.
+    /// Put the CNI plugin where the container runtime looks for it. The network configuration, which
+    /// makes the runtime use it, is written by `run` when the node is ready.
+    Install(InstallArgs),
+    /// Remove everything that Weir left on this node, the pods' devices included: pods lose their
+    /// network. Leases stay unless asked for.
     Cleanup(CleanupArgs),
+    /// Do nothing until told to stop: what a DaemonSet runs when its work is done.
+    #[command(hide = true)]
+    Wait,
+}
+
+/// Options of `install`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct InstallArgs {
+    /// Where the container runtime looks for CNI plugins.
+    #[arg(long, default_value = "/opt/cni/bin")]
+    pub cni_bin_dir: PathBuf,
+    /// The plugin; weir-cni beside this program if not given.
+    #[arg(long)]
+    pub plugin: Option<PathBuf>,
 }
 
 /// Options of `cleanup`.
@@ -31,9 +48,24 @@ pub enum Command {
 pub struct CleanupArgs {
     #[command(flatten)]
     pub kernel: DoctorArgs,
-    /// Where the agent keeps its lock: one that runs must be stopped first.
+    /// Where the agent keeps its sockets and its lock: one that runs must be stopped first.
     #[arg(long, default_value = "/run/weir")]
     pub run_dir: PathBuf,
+    /// Where weir-dns was given its zone.
+    #[arg(long, default_value = "/run/weir-dns/zone.sock")]
+    pub zone_socket: PathBuf,
+    /// Where the container runtime looks for network configurations.
+    #[arg(long, default_value = "/etc/cni/net.d")]
+    pub cni_conf_dir: PathBuf,
+    /// Where the container runtime looks for CNI plugins.
+    #[arg(long, default_value = "/opt/cni/bin")]
+    pub cni_bin_dir: PathBuf,
+    /// Where the agent keeps its leases.
+    #[arg(long, default_value = "/var/lib/weir")]
+    pub state_dir: PathBuf,
+    /// Remove the leases too: this node's pods will not keep their addresses.
+    #[arg(long)]
+    pub leases: bool,
 }
 
 /// Where a node keeps what the agent needs.
@@ -102,6 +134,11 @@ pub struct RunArgs {
     /// Leases; kept over a reboot.
     #[arg(long, default_value = "/var/lib/weir")]
     pub state_dir: PathBuf,
+
+    /// Write the network configuration 05-weir.conflist into this folder once the node is ready for
+    /// pods. Without it, somebody else has to tell the container runtime.
+    #[arg(long)]
+    pub cni_conf_dir: Option<PathBuf>,
 
     /// Where /metrics, /healthz and /readyz are served.
     #[arg(long, default_value = "127.0.0.1:9660")]

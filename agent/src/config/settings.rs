@@ -22,6 +22,8 @@ pub struct Settings {
     pub cgroup: PathBuf,
     pub run_dir: PathBuf,
     pub state_dir: PathBuf,
+    /// Where the container runtime is told of the network, if by us.
+    pub cni_conf_dir: Option<PathBuf>,
     pub http: SocketAddr,
     pub debug_bpf: bool,
 }
@@ -144,6 +146,7 @@ impl TryFrom<&RunArgs> for Settings {
             cgroup: args.kernel.cgroup.clone(),
             run_dir: args.run_dir.clone(),
             state_dir: args.state_dir.clone(),
+            cni_conf_dir: args.cni_conf_dir.clone(),
             http: args.http,
             debug_bpf: args.debug_bpf,
         })

@@ -38,7 +38,7 @@ pub enum State {
     Stale,
     /// A program of ours at one of our hooks, beside the pinned link: what it decides counts too.
     Stray,
-    /// A table of another version that no program uses.
+    /// A table of another version that no program uses, as far as we may know.
     Unused,
     /// A table of another version that some program still uses.
     InUse,
@@ -131,7 +131,15 @@ pub fn take(bpffs: &Path, cgroup: &Path, devices: &[(String, u32)]) -> Result<Ve
             place: Place::Pin(path),
         });
     }
-    let links = sys::links().context("list the links")?;
+    let links = match sys::links() {
+        // Numbering all of the kernel's links takes CAP_SYS_ADMIN. Without it strays are not found; what
+        // is pinned is, and that is what agents leave.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            debug!("links and programs that nothing pins cannot be looked for");
+            Vec::new()
+        }
+        links => links.context("list the links")?,
+    };
     for (_, hook) in SOCKET_HOOKS {
         let attached = sys::attached(Carrier::Cgroup(folder.as_fd()), hook)
             .with_context(|| format!("ask for the programs of {}", cgroup.display()))?;

@@ -9,6 +9,18 @@ use weir_cni::attachment::is_device;
 
 const IPV4_DEVICES: &str = "/proc/sys/net/ipv4/conf";
 const IPV6_DEVICES: &str = "/proc/sys/net/ipv6/conf";
+/// Where a container has its node's /proc/sys/net: the one at the usual place a runtime makes read-only,
+/// whoever runs there. Either shows the namespace of who reads it.
+const OF_THE_NODE: &str = "/host";
+
+/// The file to use for a setting, by its usual path.
+fn at(path: &Path) -> PathBuf {
+    let of_the_node = Path::new(OF_THE_NODE).join(path.strip_prefix("/").unwrap_or(path));
+    match of_the_node.exists() {
+        true => of_the_node,
+        false => path.to_owned(),
+    }
+}
 
 /// Settings without which pods have no network: the node forwards, between its pods and to other nodes.
 ///
@@ -73,7 +85,8 @@ fn move_reverse_path_filter() -> Result<()> {
     if all == 0 {
         return Ok(());
     }
-    let devices = fs::read_dir(IPV4_DEVICES).with_context(|| format!("list {IPV4_DEVICES}"))?;
+    let devices = at(Path::new(IPV4_DEVICES));
+    let devices = fs::read_dir(devices).with_context(|| format!("list {IPV4_DEVICES}"))?;
     for device in devices {
         let name = device?.file_name();
         let name = name.to_string_lossy();
@@ -95,12 +108,14 @@ fn reverse_path_filter(device: &str) -> PathBuf {
 }
 
 fn read(path: &Path) -> Result<u32> {
+    let path = &at(path);
     let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     let number = text.trim().parse();
     number.with_context(|| format!("{} holds no number", path.display()))
 }
 
 fn set(path: &Path, value: &str) -> Result<()> {
+    let path = &at(path);
     if fs::read_to_string(path).is_ok_and(|current| current.trim() == value) {
         return Ok(());
     }

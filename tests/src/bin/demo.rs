@@ -98,7 +98,7 @@ fn on_control_plane(args: &Args, folder: &Path, binaries: &Binaries) -> Result<(
     let plane = step("start it", || ControlPlane::start(binaries))?;
     check_stop()?;
     heading("A node on it: its agent reads six kinds of objects and may do nothing else");
-    let mut real = step("register the node, apply deploy/clusterrole.yaml", || {
+    let mut real = step("register the node, apply the agent's role", || {
         RealNode::prepare(plane, "demo", CLUSTER_ROLE)
     })?;
     step("start agent and DNS", || real.start_node())?;

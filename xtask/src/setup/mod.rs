@@ -9,6 +9,18 @@ pub(crate) use toolchain::{bpf_toolchain, cargo_deny};
 use crate::command::step;
 use crate::workspace::Workspace;
 
+/// What the programs of an image need beside all that: another standard library, and a C compiler for
+/// the dependencies that are not Rust.
+pub(crate) fn image(workspace: &Workspace, target: &str) -> anyhow::Result<()> {
+    run(workspace)?;
+    toolchain::target(target)?;
+    let missing = packages::missing(workspace, packages::for_image());
+    if !missing.is_empty() {
+        packages::install(workspace, &missing)?;
+    }
+    Ok(())
+}
+
 /// Rust first: which LLVM packages are needed depends on the nightly.
 pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
     toolchain::host_components()?;

@@ -44,6 +44,7 @@ pub(crate) fn for_tests() -> Vec<Package> {
         ("qemu-system-x86", "qemu-system-x86_64"),
         ("busybox-static", "busybox"),
         ("cpio", "cpio"),
+        ("libcap2-bin", "setcap"),
     ];
     let unpacked = [("etcd-server", "etcd"), ("prometheus", "promtool")];
     let program = |way| move |(name, program)| Package::new(name, Proof::Program(program), way);
@@ -73,6 +74,17 @@ pub(crate) fn for_linker(llvm: u32) -> Vec<Package> {
             PathBuf::from("/usr/include/zstd.h"),
         ),
     ]
+}
+
+/// What compiling and packing an image takes.
+pub(crate) fn for_image() -> Vec<Package> {
+    [
+        ("musl-tools", "musl-gcc"),
+        ("binutils", "readelf"),
+        ("nftables", "nft"),
+    ]
+    .map(|(name, program)| Package::new(name, Proof::Program(program), Way::Install))
+    .into()
 }
 
 pub(crate) fn missing(workspace: &Workspace, needed: Vec<Package>) -> Vec<Package> {

@@ -31,6 +31,17 @@ pub(crate) fn host_components() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The standard library for another target than the machine's own.
+pub(crate) fn target(target: &str) -> anyhow::Result<()> {
+    let installed = sysroot(&[])?.join("lib/rustlib").join(target).join("lib");
+    if installed.exists() {
+        return Ok(());
+    }
+    step(&format!("rustup target add {target}"), || {
+        run(Command::new("rustup").args(["target", "add", target]))
+    })
+}
+
 /// The toolchain that compiles BPF programs. It has a date: a nightly of another day may have another LLVM,
 /// for which Debian has no packages, or another opinion on our lints.
 pub(crate) fn bpf_toolchain() -> &'static str {

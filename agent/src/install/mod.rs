@@ -1,0 +1,12 @@
+//! What Weir puts on a node's disk for the container runtime: the CNI plugin, then the network
+//! configuration that makes the runtime call it; and how both go again. Nothing here touches the
+//! kernel, and no file that is not ours is renamed or removed.
+
+mod file;
+mod network;
+mod plugin;
+mod removal;
+
+pub use network::{FILE, Network, Pace, announce, keep_announced};
+pub use plugin::{Installed, PLUGIN, install};
+pub use removal::{Leases, Places, Removed, close, remove};

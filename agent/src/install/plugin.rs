@@ -1,0 +1,62 @@
+//! Putting the CNI plugin where the container runtime looks for it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::file;
+
+/// The plugin's name, as the network configuration calls it.
+pub const PLUGIN: &str = "weir-cni";
+const MODE: u32 = 0o755;
+
+/// What came of it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Installed {
+    /// The same plugin is there already; it was not touched.
+    Already(PathBuf),
+    /// A plugin that runs meanwhile goes on with the old file.
+    Now(PathBuf),
+}
+
+/// Copies the plugin at `from` into `folder`, whole or not at all, and compares what it wrote.
+///
+/// # Errors
+/// The plugin cannot be read, or the folder not written.
+pub fn install(from: &Path, folder: &Path) -> Result<Installed> {
+    let bytes = fs::read(from).with_context(|| format!("read the plugin {}", from.display()))?;
+    let to = folder.join(PLUGIN);
+    if file::is(&to, &bytes, MODE).with_context(|| format!("look at {}", to.display()))? {
+        return Ok(Installed::Already(to));
+    }
+    fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    file::put(&to, &bytes, MODE).with_context(|| format!("install {}", to.display()))?;
+    Ok(Installed::Now(to))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plugin_is_installed_once_and_again_when_it_differs() {
+        let folder = tempfile::tempdir().unwrap();
+        let from = folder.path().join("image");
+        let to = folder.path().join("opt/cni/bin");
+        fs::write(&from, "one").unwrap();
+        let installed = to.join(PLUGIN);
+        let first = install(&from, &to).unwrap();
+        assert_eq!(first, Installed::Now(installed.clone()));
+        let again = install(&from, &to).unwrap();
+        assert_eq!(again, Installed::Already(installed.clone()));
+        fs::write(&from, "two").unwrap();
+        assert_eq!(
+            install(&from, &to).unwrap(),
+            Installed::Now(installed.clone())
+        );
+        assert_eq!(fs::read(&installed).unwrap(), b"two");
+        install(&folder.path().join("nothing"), &to).unwrap_err();
+        assert_eq!(fs::read(&installed).unwrap(), b"two");
+    }
+}

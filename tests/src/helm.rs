@@ -1,0 +1,68 @@
+//! Helm, built once from its Go module, for rendering the chart of `deploy/`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::binaries::{Unavailable, find};
+use crate::cache::{Cache, run_slowly};
+
+/// Pinned: another version may render other blank lines.
+const VERSION: &str = "v4.3.1";
+
+/// A helm that asks no cluster anything.
+#[derive(Debug, Clone)]
+pub struct Helm {
+    program: PathBuf,
+}
+
+impl Helm {
+    /// The one in the cache. Builds it the first time on a machine, which takes minutes.
+    ///
+    /// # Errors
+    /// There is no Go to build it with, or the build fails.
+    pub fn ready() -> Result<Self, Unavailable> {
+        let cache = Cache::open(&format!("helm-{VERSION}"))?;
+        let program = cache.dir.join("helm");
+        if !program.exists() {
+            let go = find("go", &["/usr/local/go/bin"]).ok_or_else(|| Unavailable::NoGo {
+                program: "helm".into(),
+            })?;
+            // go moves what it built into place when it is complete.
+            let mut build = Command::new(go);
+            build
+                .current_dir(&cache.dir)
+                .env("GOBIN", &cache.dir)
+                .env("CGO_ENABLED", "0")
+                .env("GOFLAGS", "")
+                .args(["install", "-trimpath"])
+                .arg(format!("helm.sh/helm/v4/cmd/helm@{VERSION}"));
+            run_slowly(&format!("build helm {VERSION}"), &mut build)?;
+        }
+        Ok(Self { program })
+    }
+
+    /// Objects as YAML: the chart's, with these values (`KEY=VALUE`).
+    ///
+    /// # Errors
+    /// The chart cannot be rendered; the error says why.
+    pub fn template(&self, chart: &Path, values: &[&str]) -> Result<String> {
+        let mut helm = Command::new(&self.program);
+        helm.arg("template").arg("weir").arg(chart);
+        helm.args(["--namespace", "kube-system"]);
+        for value in values {
+            helm.args(["--set", value]);
+        }
+        // Neither a kubeconfig of whoever runs this nor plugins of theirs.
+        let output = helm
+            .env("KUBECONFIG", "/dev/null")
+            .env("HELM_PLUGINS", "/nonexistent")
+            .output()
+            .context("start helm")?;
+        if !output.status.success() {
+            bail!("helm: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8(output.stdout)?)
+    }
+}

@@ -1,0 +1,134 @@
+//! `cargo xtask image`: our programs, linked statically, in one image archive that a container runtime
+//! imports. What is in the image is here; how it is packed is in `layer` and `archive`, what of the
+//! machine goes along is in `nft`.
+
+mod archive;
+mod layer;
+mod nft;
+
+use std::env::consts::ARCH;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, bail};
+
+use self::archive::Image;
+use self::layer::{File, Privilege};
+use crate::build::cargo;
+use crate::command::{self, step};
+use crate::setup;
+use crate::workspace::Workspace;
+
+/// The registry part is a name that no registry has: the image is loaded, never pulled.
+const REPOSITORY: &str = "weir.local/weir";
+
+/// The programs, with the package that each is of.
+const PROGRAMS: [(&str, &str, Privilege); 4] = [
+    ("weir-agent", "weir-agent", Privilege::None),
+    ("weir-cni", "weir-cni", Privilege::None),
+    // It never is root, so it can have its port only by the file's own capability.
+    ("weir-dns", "weir-dns", Privilege::BindPorts),
+    ("weir", "weir-cli", Privilege::None),
+];
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// The image's name, `[REGISTRY/]REPOSITORY:TAG`. `weir.local/weir:VERSION` if not given.
+    #[arg(long)]
+    tag: Option<String>,
+    /// The archive to write. `target/image/weir-ARCH.tar` if not given.
+    #[arg(long)]
+    output: Option<PathBuf>,
+    /// The cargo profile to build with.
+    #[arg(long, default_value = "image")]
+    profile: String,
+}
+
+pub(crate) fn run(workspace: &Workspace, options: Options) -> anyhow::Result<()> {
+    let name = options
+        .tag
+        .unwrap_or_else(|| format!("{REPOSITORY}:{}", env!("CARGO_PKG_VERSION")));
+    let (_, tag) = archive::split(&name)?;
+    let target = format!("{ARCH}-unknown-linux-musl");
+    let output = options
+        .output
+        .unwrap_or_else(|| workspace.target().join(format!("image/weir-{ARCH}.tar")));
+    setup::image(workspace, &target)?;
+    step("build the image's programs", || {
+        let mut cargo = cargo(workspace);
+        cargo.args(["build", "--bins", "--target", &target]);
+        cargo.args(["--profile", &options.profile]);
+        for (_, package, _) in PROGRAMS {
+            cargo.args(["--package", package]);
+        }
+        command::run(&mut cargo)
+    })?;
+    let folder = match options.profile.as_str() {
+        "dev" => "debug",
+        profile => profile,
+    };
+    let built = workspace.target().join(&target).join(folder);
+    let packed = step("pack the image", || {
+        let mut files = Vec::new();
+        for (program, _, privilege) in PROGRAMS {
+            let path = built.join(program);
+            require_static(&path)?;
+            let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+            files.push(File::program(
+                format!("usr/bin/{program}"),
+                bytes,
+                privilege,
+            ));
+        }
+        files.extend(nft::files(workspace)?);
+        let image = Image {
+            name: name.clone(),
+            version: tag.to_owned(),
+            architecture: architecture()?,
+            layer: layer::pack(files)?,
+        };
+        let packed = archive::pack(&image)?;
+        if let Some(folder) = output.parent() {
+            fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+        }
+        fs::write(&output, &packed.bytes).with_context(|| format!("write {}", output.display()))?;
+        Ok(packed)
+    })?;
+    println!("{name}");
+    println!("  archive  {}", output.display());
+    println!("  size     {:.1} MiB", mebibytes(packed.bytes.len()));
+    println!("  digest   {}", packed.manifest);
+    println!(
+        "  load it  ctr -n k8s.io images import {}",
+        output.display()
+    );
+    Ok(())
+}
+
+fn mebibytes(bytes: usize) -> f64 {
+    // Exact up to 8 PiB.
+    bytes as f64 / f64::from(1 << 20)
+}
+
+/// What the image specification calls this machine's processor (GOARCH).
+fn architecture() -> anyhow::Result<&'static str> {
+    match ARCH {
+        "x86_64" => Ok("amd64"),
+        "aarch64" => Ok("arm64"),
+        other => bail!("Weir makes images for amd64 and arm64, and this machine is {other}"),
+    }
+}
+
+/// Fails for a program that asks for a dynamic loader: the image has none that it may rely on.
+fn require_static(program: &std::path::Path) -> anyhow::Result<()> {
+    let headers = command::printed(Command::new("readelf").arg("-lW").arg(program))
+        .with_context(|| format!("read the headers of {} with readelf", program.display()))?;
+    if headers
+        .lines()
+        .any(|line| line.trim().starts_with("INTERP"))
+    {
+        bail!("{} is not linked statically", program.display());
+    }
+    Ok(())
+}
