@@ -131,7 +131,7 @@ pub fn same_peer(a: &Peer, b: &Peer) -> bool {
 
 /// An address as two numbers that compare as its bytes do.
 #[inline(always)]
-const fn words(addr: &Addr) -> (u64, u64) {
+pub const fn words(addr: &Addr) -> (u64, u64) {
     let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = addr.0;
     (
         u64::from_be_bytes([a, b, c, d, e, f, g, h]),
