@@ -67,17 +67,20 @@ impl FrontendKey {
     /// The same port on the addresses of nodes of the same family: one row for a node port, however many
     /// nodes there are. Which addresses those are is in `NODES`. The scope keeps the key apart from that
     /// of a client who really asks for the unspecified address.
+    pub const fn of_nodes(mut self) -> Self {
+        self.set_of_nodes();
+        self
+    }
+
+    /// [`Self::of_nodes`] in place.
     #[inline(always)]
-    pub const fn of_nodes(&self) -> Self {
-        Self {
-            addr: if self.addr.is_v4() {
-                Addr::v4([0; 4])
-            } else {
-                Addr::ABSENT
-            },
-            scope: Scope(self.scope.0 | Scope::OF_NODES),
-            ..*self
-        }
+    pub const fn set_of_nodes(&mut self) {
+        self.addr = if self.addr.is_v4() {
+            Addr::v4([0; 4])
+        } else {
+            Addr::ABSENT
+        };
+        self.scope = Scope(self.scope.0 | Scope::OF_NODES);
     }
 }
 
@@ -214,11 +217,11 @@ impl ClientKind {
 pub struct Affinity {
     /// Monotonic time of its latest connection in nanoseconds, to within a clock tick.
     pub used: u64,
+    pub backend: BackendId,
+    pub generation: Generation,
     pub addr: Addr,
     pub port: Port,
     pub pad: u16,
-    pub backend: BackendId,
-    pub generation: Generation,
     pub pad2: u32,
 }
 

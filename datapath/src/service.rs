@@ -10,7 +10,7 @@ use weir_common::{Addr, Protocol, limits};
 
 use crate::merge::Merge;
 use crate::tables::Tables;
-use crate::tuple::words;
+use crate::tuple::{Aligned, words};
 
 const NANOSECONDS: u64 = 1_000_000_000;
 
@@ -29,18 +29,18 @@ pub fn frontend<T: Tables>(
     if protocol != Protocol::TCP && protocol != Protocol::UDP {
         return None;
     }
-    let mut key = FrontendKey {
+    let mut key = Aligned(FrontendKey {
         addr: peer.addr,
         port: peer.port,
         protocol,
         scope,
-    };
-    let found = match tables.frontend(&key) {
+    });
+    let found = match tables.frontend(&key.0) {
         Some(found) if found.flags & FrontendFlags::OWN_NODE_ONLY == 0 => return Some(found),
         Some(found) => found,
         None => {
-            key = key.of_nodes();
-            tables.frontend(&key)?
+            key.0.set_of_nodes();
+            tables.frontend(&key.0)?
         }
     };
     let node = tables.node(&peer.addr)?;
@@ -162,11 +162,11 @@ pub fn stick<T: Tables>(
     }
     let row = Affinity {
         used: tables.now(),
+        backend,
+        generation,
         addr: peer.addr,
         port: peer.port,
         pad: 0,
-        backend,
-        generation,
         pad2: 0,
     };
     tables.stick(client, &row);

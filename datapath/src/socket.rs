@@ -10,7 +10,7 @@ use weir_common::{Addr, Protocol};
 use crate::merge::Merge;
 use crate::service::{self, Candidates};
 use crate::tables::Sockets;
-use crate::tuple::same;
+use crate::tuple::{Aligned, same};
 
 /// The address of a socket call.
 pub trait Address {
@@ -72,15 +72,16 @@ enum Lifetime {
 #[inline(always)]
 fn translate<A: Address, T: Sockets>(address: &mut A, tables: &T, lifetime: Lifetime) -> Call {
     let protocol = address.protocol();
-    let asked = address.peer();
+    let asked = Aligned(address.peer());
+    let asked = &asked.0;
     // Every pod has a loopback of its own, which is none of ours.
     if is_loopback(&asked.addr) && address.network() != tables.own_network() {
         return Call::Proceed;
     }
-    let Some(frontend) = service::frontend(tables, &asked, protocol, Scope::INTERNAL) else {
+    let Some(frontend) = service::frontend(tables, asked, protocol, Scope::INTERNAL) else {
         return Call::Proceed;
     };
-    let forward = key(address, &asked, SocketSide::FORWARD);
+    let forward = key(address, asked, SocketSide::FORWARD);
     if lifetime == Lifetime::Socket
         && let Some(kept) = tables.socket(&forward)
         && service::is_current(tables, kept.backend, kept.generation)
@@ -101,18 +102,19 @@ fn translate<A: Address, T: Sockets>(address: &mut A, tables: &T, lifetime: Life
         tables.count(Counter::SocketRefused);
         return Call::Refuse;
     };
-    let chosen = Peer {
+    let chosen = Aligned(Peer {
         addr: backend.addr,
         port: backend.port,
-    };
-    service::stick(tables, &frontend, &client, &chosen, backend.id, generation);
-    let reverse = key(address, &chosen, SocketSide::REVERSE);
-    tables.remember(&reverse, &row(&asked, backend.id, generation));
+    });
+    let chosen = &chosen.0;
+    service::stick(tables, &frontend, &client, chosen, backend.id, generation);
+    let reverse = key(address, chosen, SocketSide::REVERSE);
+    tables.remember(&reverse, &row(asked, backend.id, generation));
     if lifetime == Lifetime::Socket {
-        tables.remember(&forward, &row(&chosen, backend.id, generation));
+        tables.remember(&forward, &row(chosen, backend.id, generation));
     }
     tables.count(Counter::SocketTranslated);
-    address.set_peer(&chosen);
+    address.set_peer(chosen);
     Call::Proceed
 }
 

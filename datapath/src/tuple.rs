@@ -30,6 +30,12 @@ pub enum End {
 #[repr(C, align(8))]
 pub struct AlignedKey(pub FlowKey);
 
+/// Anything whose stack slot is aligned: types of bytes are not, and the compiler copies them in words
+/// all the same, which the verifier refuses.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(8))]
+pub struct Aligned<T>(pub T);
+
 impl Tuple {
     /// The other direction of the same conversation.
     pub fn reversed(&self) -> Self {
