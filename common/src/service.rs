@@ -32,6 +32,12 @@ impl Scope {
     /// Set in keys that stand for the addresses of nodes, see [`FrontendKey::of_nodes`].
     const OF_NODES: u8 = 2;
 
+    /// Is it asked from outside, at whatever address?
+    #[inline(always)]
+    pub const fn is_external(self) -> bool {
+        self.0 & Self::EXTERNAL.0 != 0
+    }
+
     /// Is this the scope of a key of [`FrontendKey::of_nodes`]?
     #[inline(always)]
     pub const fn is_of_nodes(self) -> bool {

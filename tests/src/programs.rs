@@ -60,6 +60,10 @@ pub fn write_all(ebpf: &mut Ebpf, memory: &Memory) -> Result<()> {
     for (addr, row) in &memory.nodes {
         table.insert(addr.0, row.flags, 0)?;
     }
+    let mut table: HashMap<_, [u8; 24], [u8; 40]> = map(ebpf, "AFFINITY")?.try_into()?;
+    for (key, row) in &*memory.affinity.borrow() {
+        table.insert(bytes(key), bytes(row), 0)?;
+    }
     let mut table: HashMap<_, u32, [u8; 56]> = map(ebpf, "DEVICES")?.try_into()?;
     for (index, row) in &memory.devices {
         table.insert(*index, bytes(&**row), 0)?;

@@ -11,6 +11,7 @@ mod load;
 pub mod lock;
 mod map;
 pub mod netlink;
+pub mod network;
 pub mod object;
 mod ring;
 pub mod second_lock;
