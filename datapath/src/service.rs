@@ -193,37 +193,37 @@ fn last_of<T: Tables>(tables: &T, frontend: &Frontend, client: &AffinityKey) -> 
 /// Steps of a search that halves what is left: enough for a run as long as the table.
 const STEPS: u32 = u32::BITS - limits::BACKENDS.leading_zeros();
 
-/// A backend's place in a run, whose rows are in the order of address and port.
+/// A backend's place in a run, whose rows are in the order of address and port. Without branches but the
+/// ends of the search: the verifier would follow both ways of every one of them.
 #[inline(always)]
 fn position<T: Tables>(tables: &T, segment: Segment, wanted: &Affinity) -> Option<u32> {
     let (high, low) = words(&wanted.addr);
-    let port = u16::from(wanted.port);
-    let (mut first, mut left) = (0, segment.len);
+    let port = u64::from(u16::from(wanted.port));
+    let (mut first, mut left) = (0_u32, segment.len);
     for _ in 0..STEPS {
         if left == 0 {
             break;
         }
         let half = left / 2;
         let row = tables.backend(segment.start.wrapping_add(first + half))?;
-        if row.id == wanted.backend {
-            return Some(first + half);
-        }
         let found = words(&row.addr);
-        let is_before = if found.0 != high {
-            found.0 < high
-        } else if found.1 != low {
-            found.1 < low
-        } else {
-            u16::from(row.port) < port
-        };
-        if is_before {
-            first += half + 1;
-            left -= half + 1;
-        } else {
-            left = half;
-        }
+        // The row minus what is wanted, as one long number: negative if the row stands before.
+        let lowest = borrow(u64::from(u16::from(row.port)), port, 0);
+        let is_before = borrow(found.1, low, lowest);
+        let is_before = borrow(found.0, high, is_before) as u32;
+        let is_even = (left & 1) ^ 1;
+        first += is_before * (half + 1);
+        left = half - (is_before & is_even);
     }
-    None
+    let row = tables.backend(segment.start.wrapping_add(first))?;
+    (first < segment.len && row.id == wanted.backend).then_some(first)
+}
+
+/// 1 if `a - b - borrow` is negative, else 0 (Hacker's Delight, section 2-13).
+#[inline(always)]
+const fn borrow(a: u64, b: u64, borrow: u64) -> u64 {
+    let difference = a.wrapping_sub(b).wrapping_sub(borrow);
+    ((!a & b) | ((!a | b) & difference)) >> 63
 }
 
 /// Is a remembered backend still the one that it was?
