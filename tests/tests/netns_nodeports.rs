@@ -15,7 +15,7 @@ use weir_tests::workloads::{Transport, Workload};
 const V4: &str = "10.96.0.80";
 const V6: &str = "fd00:10:96::80";
 /// How long the agent may take to see a manifest and write its rows.
-const SOON: Duration = Duration::from_secs(1);
+const SOON: Duration = Duration::from_secs(3);
 
 /// What a request came to that nobody answered.
 const REFUSED: &str = "refused";
@@ -362,7 +362,7 @@ fn a_service_follows_its_type_and_its_ports() {
         for target in answers {
             eventually(
                 &format!("{name}: {target} answers"),
-                SOON * 3,
+                SOON,
                 || curl(&client, target),
                 |answer| *answer == "web-0",
             )
@@ -371,7 +371,7 @@ fn a_service_follows_its_type_and_its_ports() {
         for target in silent {
             eventually(
                 &format!("{name}: {target} does not answer"),
-                SOON * 5,
+                SOON * 2,
                 || curl(&client, target),
                 |answer| *answer != "web-0",
             )
