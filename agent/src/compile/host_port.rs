@@ -117,7 +117,8 @@ mod tests {
     #[test]
     fn a_host_port_leads_to_its_pod_in_the_families_that_both_have() {
         let both = ["10.0.0.7", "fd00::7"];
-        let cases: [(&str, Option<&str>, &[&str], &[&str]); 5] = [
+        type Case<'a> = (&'a str, Option<&'a str>, &'a [&'a str], &'a [&'a str]);
+        let cases: [Case<'_>; 5] = [
             (
                 "no address means all",
                 None,
