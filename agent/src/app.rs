@@ -26,7 +26,9 @@ use crate::export;
 use crate::install;
 use crate::kernel::netlink::routes::KernelRoutes;
 use crate::kernel::second_lock::Lock;
-use crate::kernel::{Kernel, Ring, clock, features, lock, netlink, object, second_lock, sysctl};
+use crate::kernel::{
+    Kernel, Ring, clock, features, lock, netlink, network, object, second_lock, sysctl,
+};
 use crate::line::{self, Handle, Line, NodeDatapath, Parts, Published};
 use crate::model::Change;
 use crate::pods::{self, Leases, Places, Pods, Ranges};
@@ -70,6 +72,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     }
     let config = NodeConfig {
         features: if settings.debug_bpf { Features::LOG } else { 0 },
+        network: network::cookie().context("ask which network namespace this is")?,
         ..NodeConfig::default()
     };
     let mut kernel = Kernel::load(

@@ -15,7 +15,7 @@ use weir_agent::compile::service::{DnsRedirect, NodeView, compile};
 use weir_agent::model::{Object, ObjectName, Snapshot};
 use weir_agent::watch::documents::{Parsed, parse};
 use weir_common::Protocol;
-use weir_common::service::{FrontendFlags, Scope};
+use weir_common::service::FrontendFlags;
 
 const MARK: &str = "# == plan ==\n";
 
@@ -94,18 +94,23 @@ fn print(plan: &ServicePlan, out: &mut String) {
             Protocol::SCTP => "SCTP",
             _ => panic!("a protocol that no Service has"),
         };
-        assert_eq!(key.scope, Scope::INTERNAL);
-        write!(
-            out,
-            "  {} {protocol}",
-            socket(key.addr.into(), key.port.into())
-        )
-        .unwrap();
+        let at = match (IpAddr::from(key.addr), key.scope.is_of_nodes()) {
+            (ip, false) => socket(ip, key.port.into()),
+            (IpAddr::V4(_), true) => format!("nodes v4:{}", u16::from(key.port)),
+            (IpAddr::V6(_), true) => format!("nodes v6:{}", u16::from(key.port)),
+        };
+        write!(out, "  {at} {protocol}").unwrap();
+        if key.scope.is_external() {
+            out.push_str(", from outside");
+        }
         if frontend.affinity != 0 {
             write!(out, ", affinity {} s", frontend.affinity).unwrap();
         }
         if frontend.flags & FrontendFlags::DROP_WHEN_EMPTY != 0 {
             out.push_str(", drop when empty");
+        }
+        if frontend.flags & FrontendFlags::OWN_NODE_ONLY != 0 {
+            out.push_str(", on this node only");
         }
         out.push_str(if frontend.backends.is_empty() {
             " -> nothing\n"

@@ -1,5 +1,7 @@
 //! Human tables of the views.
 
+use std::net::SocketAddr;
+
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
 use weir_cli::views::{
@@ -69,7 +71,7 @@ pub(crate) fn status(status: &Status) -> String {
 
 pub(crate) fn services(rows: &[ServiceView]) -> String {
     let mut out = table(&[
-        "SERVICE", "ADDRESS", "PROTO", "BACKENDS", "AFFINITY", "PROBLEM",
+        "SERVICE", "KIND", "CLIENTS", "ADDRESS", "PROTO", "BACKENDS", "AFFINITY", "PROBLEM",
     ]);
     for row in rows {
         let backends = if row.backends.is_empty() {
@@ -87,7 +89,9 @@ pub(crate) fn services(rows: &[ServiceView]) -> String {
         };
         out.add_row([
             row.service.as_str(),
-            &row.address.to_string(),
+            &row.kind,
+            &row.clients,
+            &address(row.address),
             &row.protocol,
             &backends,
             &affinity,
@@ -95,6 +99,15 @@ pub(crate) fn services(rows: &[ServiceView]) -> String {
         ]);
     }
     out.to_string()
+}
+
+/// Ports of nodes have no address of their own.
+fn address(at: SocketAddr) -> String {
+    match (at, at.ip().is_unspecified()) {
+        (SocketAddr::V4(_), true) => format!("nodes (IPv4):{}", at.port()),
+        (SocketAddr::V6(_), true) => format!("nodes (IPv6):{}", at.port()),
+        (_, false) => at.to_string(),
+    }
 }
 
 pub(crate) fn endpoints(rows: &[EndpointView]) -> String {

@@ -82,7 +82,13 @@ pub struct Quarantined {
 /// A row of `GET /v1/services`: a frontend.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct ServiceView {
+    /// `namespace/name`, or `hostport namespace/name` of a pod.
     pub service: String,
+    /// `ClusterIP`, `NodePort`, `LoadBalancer`, `ExternalIP` or `HostPort`.
+    pub kind: String,
+    /// `inside` or `outside` of the cluster.
+    pub clients: String,
+    /// The unspecified address stands for those of nodes.
     pub address: SocketAddr,
     pub protocol: String,
     pub backends: Vec<SocketAddr>,

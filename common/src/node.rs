@@ -11,6 +11,10 @@ pub struct NodeConfig {
     /// Bits of a packet's mark that say "a program of ours has passed this", see [`PASSED_MARK`].
     pub passed_mark: u32,
     pub passed_mask: u32,
+    pub pad: u32,
+    /// The kernel's cookie of the node's network namespace (`SO_NETNS_COOKIE`), 0 if it is not known:
+    /// then no socket counts as one of the node's own.
+    pub network: u64,
 }
 
 /// Bits of [`NodeConfig::features`].
@@ -34,8 +38,10 @@ impl Default for NodeConfig {
             features: 0,
             passed_mark: PASSED_MARK,
             passed_mask: PASSED_MASK,
+            pad: 0,
+            network: 0,
         }
     }
 }
 
-const _: () = assert!(size_of::<NodeConfig>() == 12);
+const _: () = assert!(size_of::<NodeConfig>() == 24);

@@ -5,6 +5,7 @@
 
 use weir_common::counter::Counter;
 use weir_common::flow::Peer;
+use weir_common::service::Scope;
 use weir_common::{DropReason, Protocol};
 
 use crate::flow::{self, Count, Fit, Found, Seen, Sender, Through};
@@ -205,7 +206,8 @@ fn target<T: Tables>(
         // What is left is a lead to nowhere, or a flow that nobody has answered: its address may have
         // become a service's since.
     }
-    let Some(frontend) = service::frontend(tables, &scratch.asked, protocol) else {
+    let asked = &scratch.asked;
+    let Some(frontend) = service::frontend(tables, asked, protocol, Scope::INTERNAL) else {
         if let Some(found) = &met
             && found.leads_to_backend()
         {
@@ -214,7 +216,8 @@ fn target<T: Tables>(
         }
         return Ok((Target::DIRECT, met));
     };
-    let mut candidates = Candidates::new(tables, &frontend);
+    scratch.client = service::client_at(&frontend, scratch.trace.tuple.source, protocol);
+    let mut candidates = Candidates::new(tables, &frontend, &scratch.client).merged(&scratch.merge);
     let mut fits = false;
     for _ in 0..TRIES {
         let Some((backend, generation)) = candidates.next(tables, &scratch.merge) else {
@@ -235,6 +238,15 @@ fn target<T: Tables>(
     if !fits {
         return Err(DropReason::NatCollision);
     }
+    let (client, nat) = (&scratch.client, &scratch.nat);
+    service::stick(
+        tables,
+        &frontend,
+        client,
+        &nat.peer,
+        nat.backend,
+        nat.generation,
+    );
     if met.is_some() {
         tables.forget(&scratch.key);
     }

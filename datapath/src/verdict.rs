@@ -3,6 +3,7 @@
 use weir_common::DropReason;
 use weir_common::flow::{Flow, Nat, Peer};
 use weir_common::policy::RuleId;
+use weir_common::service::AffinityKey;
 
 use crate::merge::Merge;
 use crate::tuple::{AlignedKey, Tuple};
@@ -32,6 +33,8 @@ pub struct Scratch {
     /// The service that the packet names, and the backend that it goes to.
     pub(crate) asked: Peer,
     pub(crate) nat: Nat,
+    /// Who asks, for session affinity.
+    pub(crate) client: AffinityKey,
     /// A new entry before it is in its table.
     pub(crate) flow: Flow,
     pub merge: Merge,

@@ -13,7 +13,10 @@ use weir_datapath::tuple::Tuple;
 
 use crate::bytes::Bytes;
 use crate::frames::{ACK, Echo, FIN, Ip, L3, RST, SYN, Transport};
-use crate::world::{CHANGING, Family, Host, NEAR, PODS, REMOTE, SERVICE_PORT};
+use crate::world::{
+    CHANGING, Family, HOST_PORT, Host, NEAR, NODE_PORT, OWN_NODE_PORT, PODS, REMOTE, SERVICE_PORT,
+    STICKY,
+};
 
 /// A source of frames, the same for the same seed.
 #[derive(Debug)]
@@ -30,7 +33,7 @@ pub struct Arrival {
     pub packet: Bytes,
 }
 
-const HOSTS: [Host; 14] = [
+const HOSTS: [Host; 16] = [
     Host::A,
     Host::B,
     Host::C,
@@ -45,6 +48,24 @@ const HOSTS: [Host; 14] = [
     Host::Service(4),
     Host::Service(5),
     Host::Service(6),
+    Host::Service(7),
+    Host::OtherNode,
+];
+
+/// What a pod asks for: services, and ports of nodes.
+const ASKED: [(Host, u16); 12] = [
+    (NEAR, SERVICE_PORT),
+    (NEAR, SERVICE_PORT),
+    (REMOTE, SERVICE_PORT),
+    (REMOTE, SERVICE_PORT),
+    (CHANGING, SERVICE_PORT),
+    (STICKY, SERVICE_PORT),
+    (STICKY, SERVICE_PORT),
+    (Host::Node, NODE_PORT),
+    (Host::OtherNode, NODE_PORT),
+    (Host::Node, OWN_NODE_PORT),
+    (Host::OtherNode, OWN_NODE_PORT),
+    (Host::Node, HOST_PORT),
 ];
 
 impl Mix {
@@ -103,10 +124,10 @@ impl Mix {
     fn question(&mut self, hook: Hook, family: Family) -> (u32, Ip, Transport) {
         let (pod, ifindex) = self.one_of(&PODS);
         let is_asking = hook == Hook::FROM_POD && self.below(3) == 0;
-        let other = if is_asking {
-            self.one_of(&[NEAR, NEAR, REMOTE, REMOTE, CHANGING])
+        let (other, asked) = if is_asking {
+            self.one_of(&ASKED)
         } else {
-            self.one_of(&HOSTS)
+            (self.one_of(&HOSTS), 0)
         };
         let mut ip = if hook == Hook::FROM_POD {
             Ip::between(pod.ip(family), other.ip(family))
@@ -125,7 +146,7 @@ impl Mix {
             self.one_of(&[80, 80, 80, 8080, 8080, 1000, 53, 1, 0]),
         );
         if is_asking {
-            ports.1 = SERVICE_PORT;
+            ports.1 = asked;
         }
         (ifindex, ip, self.transport(ports))
     }

@@ -11,7 +11,8 @@ use weir_common::device::{Device, LocalPod};
 use weir_common::flow::{Flow, FlowKey};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{
-    Backend, BackendId, Frontend, FrontendKey, Generation, SocketKey, SocketPeer,
+    Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress,
+    SocketKey, SocketPeer,
 };
 use weir_common::shared::{AtomicU32, AtomicU64};
 use weir_common::{Addr, DropReason};
@@ -26,6 +27,7 @@ pub struct Memory {
     pub frontends: HashMap<FrontendKey, Frontend>,
     pub backends: HashMap<u32, Backend>,
     pub live: HashMap<BackendId, Generation>,
+    pub nodes: HashMap<Addr, NodeAddress>,
     pub devices: HashMap<u32, Rc<Device>>,
     pub pods: HashMap<Addr, LocalPod>,
     pub classes: HashMap<Addr, Class>,
@@ -34,7 +36,10 @@ pub struct Memory {
     pub epoch: u32,
     pub flows: RefCell<HashMap<FlowKey, Rc<Flow>>>,
     pub half_open: RefCell<HashMap<FlowKey, Rc<Flow>>>,
+    pub affinity: RefCell<HashMap<AffinityKey, Affinity>>,
     pub sockets: RefCell<HashMap<SocketKey, SocketPeer>>,
+    /// The cookie of the node's network namespace.
+    pub network: u64,
     /// Entries that `HALF_OPEN` takes.
     pub room: Room,
     pub now: Cell<u64>,
@@ -105,6 +110,18 @@ impl Tables for Memory {
 
     fn generation(&self, backend: BackendId) -> Option<Generation> {
         self.live.get(&backend).copied()
+    }
+
+    fn node(&self, addr: &Addr) -> Option<NodeAddress> {
+        self.nodes.get(addr).copied()
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.affinity.borrow().get(key).copied()
+    }
+
+    fn stick(&self, key: &AffinityKey, row: &Affinity) {
+        self.affinity.borrow_mut().insert(*key, *row);
     }
 
     fn device(&self, ifindex: u32) -> Option<Rc<Device>> {
@@ -187,6 +204,10 @@ impl Tables for Memory {
 }
 
 impl Sockets for Memory {
+    fn own_network(&self) -> u64 {
+        self.network
+    }
+
     fn socket(&self, key: &SocketKey) -> Option<SocketPeer> {
         self.sockets.borrow().get(key).copied()
     }

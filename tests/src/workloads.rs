@@ -27,6 +27,8 @@ pub struct Port {
     /// Host order.
     pub number: u16,
     pub transport: Transport,
+    /// `hostPort` and `hostIP`.
+    pub host: Option<(u16, String)>,
 }
 
 /// What an echo server can serve.
@@ -64,6 +66,25 @@ impl Workload {
             name: None,
             number,
             transport,
+            host: None,
+        });
+        self
+    }
+
+    /// With a port that is served, and reached on the node too: at `address`, everywhere if that is empty.
+    #[must_use]
+    pub fn host_port(
+        mut self,
+        transport: Transport,
+        number: u16,
+        host: u16,
+        address: &str,
+    ) -> Self {
+        self.ports.push(Port {
+            name: None,
+            number,
+            transport,
+            host: Some((host, address.to_owned())),
         });
         self
     }
@@ -91,7 +112,13 @@ impl Workload {
                     Transport::Tcp => "TCP",
                     Transport::Udp => "UDP",
                 };
-                json!({"name": p.name, "containerPort": p.number, "protocol": protocol})
+                let mut port =
+                    json!({"name": p.name, "containerPort": p.number, "protocol": protocol});
+                if let Some((host, address)) = &p.host {
+                    port["hostPort"] = json!(host);
+                    port["hostIP"] = json!(address);
+                }
+                port
             })
             .collect();
         json!({
@@ -225,6 +252,7 @@ fn port(port: &Value) -> Result<Port> {
             "TCP" => Transport::Tcp,
             other => bail!("no echo server speaks {other}"),
         },
+        host: None,
     })
 }
 
@@ -255,7 +283,8 @@ mod tests {
             [Port {
                 name: Some("sql".into()),
                 number: 5432,
-                transport: Transport::Tcp
+                transport: Transport::Tcp,
+                host: None,
             }]
         );
     }

@@ -8,8 +8,12 @@ use weir_common::device::{Device, LocalPod};
 use weir_common::policy::{
     Action, Class, PortKey, PortRow, RuleId, RulesId, VerdictKey, VerdictRow,
 };
-use weir_common::service::{Backend, Frontend, FrontendKey, Generation, Scope, Segment};
+use weir_common::service::{
+    Affinity, Backend, Frontend, FrontendFlags, FrontendKey, Generation, NodeAddress, NodeFlags,
+    Scope, Segment,
+};
 use weir_common::{Addr, Mac, Port, Protocol};
+use weir_datapath::service::client_at;
 
 use crate::tables::Memory;
 
@@ -35,8 +39,9 @@ pub enum Host {
     /// Pods of other nodes.
     Far,
     Farther,
-    /// This node.
+    /// This node, and another.
     Node,
+    OtherNode,
     /// Outside of the cluster.
     World,
     /// A service, by number.
@@ -56,6 +61,15 @@ pub const SHARED: Host = Host::Service(5);
 /// Backed by A alone.
 pub const OWN: Host = Host::Service(6);
 
+/// With session affinity: B at one port, a pod of another node at the next.
+pub const STICKY: Host = Host::Service(7);
+
+/// Ports that nodes have: everywhere, for [`NEAR`]; at this node only, for [`REMOTE`]; and of one pod, at
+/// one address.
+pub const NODE_PORT: u16 = 30_080;
+pub const OWN_NODE_PORT: u16 = 30_081;
+pub const HOST_PORT: u16 = 9_000;
+
 /// Where services are, and where their backends listen.
 pub const SERVICE_PORT: u16 = 80;
 pub const BACKEND_PORT: u16 = 8080;
@@ -73,6 +87,7 @@ impl Host {
             Self::Far => (1, 1),
             Self::Farther => (1, 2),
             Self::Node => (0, 254),
+            Self::OtherNode => (1, 254),
             Self::World => (200, 1),
             Self::Service(number) => (96, number),
         };
@@ -251,5 +266,101 @@ fn services(memory: &mut Memory) {
     }
     for (id, _, generation) in backends {
         memory.live.insert(id + 10, Generation(generation));
+    }
+    for family in FAMILIES {
+        node_ports(memory, family);
+        sticky(memory, family);
+    }
+}
+
+fn node_ports(memory: &mut Memory, family: Family) {
+    let own = NodeAddress {
+        flags: NodeFlags::OWN,
+    };
+    memory.nodes.insert(Host::Node.addr(family), own);
+    let other = Host::OtherNode.addr(family);
+    memory.nodes.insert(other, NodeAddress::default());
+    for protocol in [Protocol::TCP, Protocol::UDP] {
+        for scope in [Scope::INTERNAL, Scope::EXTERNAL] {
+            let of = |host: Host| FrontendKey {
+                addr: host.addr(family),
+                port: Port::from(SERVICE_PORT),
+                protocol,
+                scope: Scope::INTERNAL,
+            };
+            let own_only = FrontendFlags::OWN_NODE_ONLY;
+            let ways = [
+                (NEAR, Host::Node, NODE_PORT, 0, true),
+                (REMOTE, Host::Node, OWN_NODE_PORT, own_only, true),
+                (REMOTE, Host::Node, HOST_PORT, own_only, false),
+                // A host port at an address that is not the node's.
+                (NEAR, Host::World, HOST_PORT, own_only, false),
+            ];
+            for (service, at, port, flags, is_of_nodes) in ways {
+                let Some(frontend) = memory.frontends.get(&of(service)).copied() else {
+                    continue;
+                };
+                let key = FrontendKey {
+                    addr: at.addr(family),
+                    port: Port::from(port),
+                    scope,
+                    ..of(service)
+                };
+                let key = if is_of_nodes { key.of_nodes() } else { key };
+                memory.frontends.insert(key, Frontend { flags, ..frontend });
+            }
+        }
+    }
+}
+
+/// Every pod has had a backend, so that nobody draws one: the host and the kernel would differ.
+fn sticky(memory: &mut Memory, family: Family) {
+    let (start, first) = match family {
+        Family::V4 => (100, 6),
+        Family::V6 => (110, 16),
+    };
+    let backends = [(Host::B, first), (Host::Far, first + 1)];
+    for (index, (host, id)) in (start..).zip(backends) {
+        let row = Backend {
+            addr: host.addr(family),
+            port: Port::from(BACKEND_PORT),
+            flags: 0,
+            id,
+        };
+        memory.backends.insert(index, row);
+        memory.live.insert(id, Generation(2));
+    }
+    for protocol in [Protocol::TCP, Protocol::UDP] {
+        let frontend = Frontend {
+            service: start,
+            segment: Segment { start, len: 2 },
+            affinity: 60,
+            port: Port::from(SERVICE_PORT),
+            ..Frontend::default()
+        };
+        let key = FrontendKey {
+            addr: STICKY.addr(family),
+            port: Port::from(SERVICE_PORT),
+            protocol,
+            scope: Scope::INTERNAL,
+        };
+        memory.frontends.insert(key, frontend);
+        for (client, (backend, id)) in
+            [Host::A, Host::B, Host::C]
+                .into_iter()
+                .zip([backends[0], backends[1], backends[1]])
+        {
+            let key = client_at(&frontend, client.addr(family), protocol);
+            let row = Affinity {
+                // Fresh by every clock.
+                used: u64::MAX,
+                backend: id,
+                generation: Generation(2),
+                addr: backend.addr(family),
+                port: Port::from(BACKEND_PORT),
+                ..Affinity::default()
+            };
+            memory.affinity.borrow_mut().insert(key, row);
+        }
     }
 }

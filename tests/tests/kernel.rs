@@ -15,7 +15,7 @@ use weir_common::DropReason;
 use weir_common::counter::Counter;
 use weir_common::event::Hook;
 use weir_common::flow::{Flow, FlowKey};
-use weir_common::service::Generation;
+use weir_common::service::{Affinity, AffinityKey, Generation};
 use weir_common::table::TABLES;
 use weir_datapath::{Scratch, Verdict, from_pod, to_pod};
 use weir_tests::bytes::Bytes;
@@ -233,6 +233,7 @@ fn agree(seed: u64, each: usize) -> Result<()> {
     kernel.same_counters(&memory)?;
     let flows = kernel.same_flows("FLOWS", &memory.flows.borrow())?;
     let half_open = kernel.same_flows("HALF_OPEN", &memory.half_open.borrow())?;
+    kernel.same_affinity(&memory)?;
     for ((hook, family), tally) in &tallies {
         println!(
             "{} {:?}: {} packets, {} passed, {} redirected, {} the kernel would not run, dropped:",
@@ -269,8 +270,8 @@ fn change(memory: &mut Memory, mix: &mut Mix) {
             let mut ids: Vec<_> = memory.live.keys().copied().collect();
             ids.sort_unstable();
             let id = ids[mix.below(ids.len())];
-            // Backend 3 stays gone, so that a run never has two to choose from at random.
-            if id % 10 != 3 {
+            // Backend 3 stays gone and those with affinity stay, so that nothing is chosen at random.
+            if !matches!(id % 10, 3 | 6 | 7) {
                 let generation = memory.live.entry(id).or_default();
                 // Mostly another backend under the same number; now and then none.
                 let is_replaced = generation.is_usable() && mix.below(4) > 0;
@@ -385,6 +386,32 @@ impl Kernel {
             println!("  {host:7} {}", counter.metric());
             ensure!(kernel == host, "{counter:?}: kernel {kernel}, host {host}");
         }
+        Ok(())
+    }
+
+    /// Does every client have the same backend, and did some come back?
+    fn same_affinity(&mut self, memory: &Memory) -> Result<()> {
+        let map: HashMap<_, [u8; 24], [u8; 40]> =
+            programs::map(&mut self.ebpf, "AFFINITY")?.try_into()?;
+        let mut used = 0;
+        for row in map.iter() {
+            let (key, ours) = row?;
+            let (key, ours): (AffinityKey, Affinity) = (transmute!(key), transmute!(ours));
+            let host = memory.affinity.borrow().get(&key).copied();
+            let host = host.with_context(|| format!("only in kernel: {key:?}"))?;
+            let is_used = |row: Affinity| row.used != u64::MAX;
+            ensure!(
+                is_used(host) == is_used(ours)
+                    && Affinity {
+                        used: ours.used,
+                        ..host
+                    } == ours,
+                "{key:?}\nhost   {host:?}\nkernel {ours:?}"
+            );
+            used += usize::from(is_used(ours));
+        }
+        ensure!(used > 0, "no client came back");
+        println!("{used} clients kept their backend");
         Ok(())
     }
 

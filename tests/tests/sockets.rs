@@ -1,15 +1,19 @@
 //! Ring 1: what the socket hooks decide, case by case, on the host.
 
 use weir_common::flow::Peer;
-use weir_common::service::{Generation, SocketSide};
+use weir_common::service::{FrontendKey, Generation, NodeAddress, NodeFlags, Scope, SocketSide};
 use weir_common::{Addr, Port, Protocol};
 use weir_datapath::socket::{Address, Call, connect, name, sendmsg};
 use weir_tests::tables::Memory;
-use weir_tests::world::{BACKEND_PORT, FAMILIES, Family, Host, NEAR, SERVICE_PORT, SHARED, world};
+use weir_tests::world::{
+    BACKEND_PORT, FAMILIES, Family, HOST_PORT, Host, NEAR, NODE_PORT, OWN_NODE_PORT, SERVICE_PORT,
+    SHARED, world,
+};
 
 /// A socket call on paper.
 struct Paper {
     cookie: u64,
+    network: u64,
     protocol: Protocol,
     peer: Peer,
 }
@@ -20,6 +24,9 @@ impl Address for Paper {
     }
     fn protocol(&self) -> Protocol {
         self.protocol
+    }
+    fn network(&self) -> u64 {
+        self.network
     }
     fn peer(&self) -> Peer {
         self.peer
@@ -33,6 +40,7 @@ fn paper(cookie: u64, protocol: Protocol, addr: Addr, port: u16) -> Paper {
     let port = Port::from(port);
     Paper {
         cookie,
+        network: 7,
         protocol,
         peer: Peer { addr, port },
     }
@@ -100,4 +108,209 @@ fn a_socket_call_to_a_service_without_backends_is_refused_and_others_are_left_al
         assert_eq!(call.peer.addr, empty);
     }
     assert!(memory.sockets.borrow().is_empty());
+}
+
+#[test]
+fn ports_of_nodes_lead_to_backends_at_the_addresses_of_nodes_alone() {
+    let cases = [
+        ("this node", Host::Node, NODE_PORT, Some(Host::B)),
+        ("another node", Host::OtherNode, NODE_PORT, Some(Host::B)),
+        (
+            "this node, only here",
+            Host::Node,
+            OWN_NODE_PORT,
+            Some(Host::Far),
+        ),
+        (
+            "another node is asked itself",
+            Host::OtherNode,
+            OWN_NODE_PORT,
+            None,
+        ),
+        ("no node", Host::World, NODE_PORT, None),
+        ("a pod", Host::A, NODE_PORT, None),
+        ("a service", NEAR, NODE_PORT, None),
+        ("another port", Host::Node, 30_079, None),
+        ("a host port", Host::Node, HOST_PORT, Some(Host::Far)),
+        ("a host port of no node", Host::World, HOST_PORT, None),
+    ];
+    for (name, at, port, backend) in cases {
+        for family in FAMILIES {
+            let memory = world();
+            let mut call = paper(1, Protocol::TCP, at.addr(family), port);
+            assert_eq!(connect(&mut call, &memory), Call::Proceed);
+            let wanted = match backend {
+                Some(backend) => (backend.addr(family), Port::from(BACKEND_PORT)),
+                None => (at.addr(family), Port::from(port)),
+            };
+            assert_eq!(
+                (call.peer.addr, call.peer.port),
+                wanted,
+                "{name} {family:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn loopback_is_the_nodes_for_its_own_processes_alone() {
+    let unspecified = [Addr::ABSENT, Addr::v4([0; 4])];
+    let v6 = Addr::from(std::net::Ipv6Addr::LOCALHOST);
+    for loopback in [Addr::v4([127, 0, 0, 1]), v6] {
+        let mut memory = world();
+        memory.network = 7;
+        let own = NodeAddress {
+            flags: NodeFlags::OWN,
+        };
+        memory.nodes.insert(loopback, own);
+        let is_moved = |memory: &Memory, network, at| {
+            let mut call = paper(1, Protocol::TCP, at, NODE_PORT);
+            call.network = network;
+            assert_eq!(connect(&mut call, memory), Call::Proceed);
+            call.peer.addr != at
+        };
+        assert!(is_moved(&memory, 7, loopback), "a process of the node");
+        assert!(!is_moved(&memory, 8, loopback), "a process of a pod");
+        for addr in unspecified {
+            assert!(!is_moved(&memory, 8, addr), "not the key of nodes");
+        }
+        memory.network = 0;
+        assert!(!is_moved(&memory, 7, loopback), "nobody knows who we are");
+    }
+}
+
+/// A world in which [`SHARED`], with two backends, has session affinity; and a way to ask it.
+fn sticky(seconds: u32) -> Memory {
+    let mut memory = world();
+    for (key, frontend) in &mut memory.frontends {
+        if FAMILIES
+            .iter()
+            .any(|family| SHARED.addr(*family) == key.addr)
+        {
+            frontend.affinity = seconds;
+        }
+    }
+    memory
+}
+
+fn backend_of(memory: &Memory, network: u64, family: Family, random: u32) -> Addr {
+    memory.random.set(random);
+    // Another socket every time.
+    let cookie = memory.sockets.borrow().len() as u64 + 100;
+    let mut call = paper(cookie, Protocol::TCP, SHARED.addr(family), SERVICE_PORT);
+    call.network = network;
+    assert_eq!(connect(&mut call, memory), Call::Proceed);
+    call.peer.addr
+}
+
+#[test]
+fn a_client_keeps_its_backend_until_it_was_away_too_long() {
+    const SECOND: u64 = 1_000_000_000;
+    for family in FAMILIES {
+        let (a, c) = (Host::A.addr(family), Host::C.addr(family));
+        let memory = sticky(10);
+        assert_eq!(backend_of(&memory, 7, family, 1), c);
+        assert_eq!(backend_of(&memory, 8, family, 0), a, "another client");
+        for _ in 0..5 {
+            // Every connection begins the time anew.
+            memory.now.set(memory.now.get() + 9 * SECOND);
+            assert_eq!(backend_of(&memory, 7, family, 0), c);
+        }
+        memory.now.set(memory.now.get() + 10 * SECOND);
+        assert_eq!(backend_of(&memory, 7, family, 0), c, "not over yet");
+        memory.now.set(memory.now.get() + 10 * SECOND + 1);
+        assert_eq!(backend_of(&memory, 7, family, 0), a, "over");
+    }
+}
+
+#[test]
+fn the_families_of_a_client_have_backends_of_their_own() {
+    let memory = sticky(10);
+    assert_eq!(
+        backend_of(&memory, 7, Family::V4, 1),
+        Host::C.addr(Family::V4)
+    );
+    assert_eq!(
+        backend_of(&memory, 7, Family::V6, 0),
+        Host::A.addr(Family::V6)
+    );
+    assert_eq!(
+        backend_of(&memory, 7, Family::V4, 0),
+        Host::C.addr(Family::V4)
+    );
+}
+
+#[test]
+fn a_backend_that_is_gone_or_not_behind_the_address_any_more_is_not_kept() {
+    let family = Family::V4;
+    let (a, c) = (Host::A.addr(family), Host::C.addr(family));
+    let key = FrontendKey {
+        addr: SHARED.addr(family),
+        port: Port::from(SERVICE_PORT),
+        protocol: Protocol::TCP,
+        scope: Scope::INTERNAL,
+    };
+
+    let mut memory = sticky(10);
+    assert_eq!(backend_of(&memory, 7, family, 1), c);
+    memory.live.insert(5, Generation(6));
+    assert_eq!(backend_of(&memory, 7, family, 0), a, "another generation");
+
+    let mut memory = sticky(10);
+    assert_eq!(backend_of(&memory, 7, family, 1), c);
+    memory.frontends.get_mut(&key).unwrap().segment.len = 1;
+    assert_eq!(backend_of(&memory, 7, family, 0), a, "alive, behind others");
+
+    let mut memory = sticky(10);
+    assert_eq!(backend_of(&memory, 7, family, 1), c);
+    memory.frontends.get_mut(&key).unwrap().affinity = 0;
+    assert_eq!(backend_of(&memory, 7, family, 0), a, "switched off");
+
+    let mut memory = sticky(10);
+    assert_eq!(backend_of(&memory, 7, family, 1), c);
+    memory.frontends.get_mut(&key).unwrap().service += 1000;
+    assert_eq!(backend_of(&memory, 7, family, 0), a, "another service");
+
+    let mut memory = sticky(10);
+    assert_eq!(backend_of(&memory, 7, family, 1), c);
+    memory.frontends.get_mut(&key).unwrap().port = Port::from(81);
+    assert_eq!(backend_of(&memory, 7, family, 0), a, "another port of it");
+}
+
+#[test]
+fn a_remembered_backend_is_found_wherever_it_stands_in_its_run() {
+    let family = Family::V4;
+    for len in [1, 2, 3, 7, 64, 1000] {
+        let mut memory = sticky(10);
+        let key = FrontendKey {
+            addr: SHARED.addr(family),
+            port: Port::from(SERVICE_PORT),
+            protocol: Protocol::TCP,
+            scope: Scope::INTERNAL,
+        };
+        let frontend = memory.frontends.get_mut(&key).unwrap();
+        frontend.segment = weir_common::service::Segment { start: 5000, len };
+        for n in 0..len {
+            // Two ports of each address.
+            let [_, _, high, low] = (n / 2).to_be_bytes();
+            let row = weir_common::service::Backend {
+                addr: Addr::v4([10, 5, high, low]),
+                port: Port::from(8080 + (n % 2) as u16),
+                flags: 0,
+                id: 5000 + n,
+            };
+            memory.backends.insert(5000 + n, row);
+            memory.live.insert(5000 + n, Generation(2));
+        }
+        for n in (0..len).step_by(1 + len as usize / 50) {
+            let ask = |random| {
+                memory.random.set(random);
+                let mut call = paper(1, Protocol::TCP, SHARED.addr(family), SERVICE_PORT);
+                call.network = 1000 + u64::from(n);
+                assert_eq!(connect(&mut call, &memory), Call::Proceed);
+                (call.peer.addr, call.peer.port)
+            };
+            assert_eq!(ask(n), ask(n + 1), "{n} of {len}");
+        }
+    }
 }

@@ -22,13 +22,15 @@ pub struct Inputs {
 pub struct Dirty {
     /// Services whose own object or slices changed, or went.
     pub services: BTreeSet<ObjectName>,
+    /// Pods that changed, or went.
+    pub pods: BTreeSet<ObjectName>,
     /// Something that policy looks at.
     pub policy: bool,
     /// Which namespaces exist.
     pub namespaces: bool,
     /// Who has which address.
     pub names: bool,
-    /// A Node, or whether all of them have been said.
+    /// A Node, an address of this one, or whether all of them have been said.
     pub nodes: bool,
 }
 
@@ -94,6 +96,12 @@ impl Inputs {
         self.dirty.policy = true;
     }
 
+    /// This node's own addresses changed.
+    pub fn mark_own_addresses(&mut self) {
+        self.dirty.policy = true;
+        self.dirty.nodes = true;
+    }
+
     /// A lease says what a pod's status will say later.
     fn complete(&self, object: Object) -> Object {
         match object {
@@ -127,9 +135,13 @@ impl Inputs {
                 self.dirty.services.extend(before.into_iter().chain(after));
             }
             Kind::Pod | Kind::Node => {
+                if id.kind == Kind::Pod {
+                    self.dirty.pods.insert(id.name.clone());
+                } else {
+                    self.dirty.nodes = true;
+                }
                 self.dirty.policy = true;
                 self.dirty.names = true;
-                self.dirty.nodes |= id.kind == Kind::Node;
             }
             Kind::Namespace => {
                 self.dirty.policy = true;

@@ -10,7 +10,7 @@ use super::pods::name_of;
 use super::{Dirty, Line};
 use crate::apply::Deletes;
 use crate::apply::routes::Wanted;
-use crate::compile::route;
+use crate::compile::{node_addresses, route};
 use crate::config::PodCidrs;
 use crate::model::Kind;
 
@@ -23,6 +23,13 @@ impl Line {
         if dirty.nodes || self.ranges.has_changed().unwrap_or_default() {
             self.publish_routes();
         }
+    }
+
+    /// Which addresses are nodes', for ports that all nodes have.
+    pub(super) fn pass_node_addresses(&mut self) {
+        let nodes = self.inputs.snapshot().nodes.values();
+        let rows = node_addresses::compile(nodes, &self.settings.node, &self.node_addresses);
+        self.nodes.apply(rows);
     }
 
     /// No route goes before every Node has been said.

@@ -12,10 +12,12 @@ use weir_common::DropReason;
 use weir_common::counter::{Counter, Drops};
 use weir_common::flow::{Flow, FlowBits, FlowKey, Peer};
 use weir_common::policy::{RuleId, RulesId};
+use weir_common::service::Scope;
 
 use super::Line;
 use super::pods::name_of;
 use crate::apply;
+use crate::compile::Way;
 use crate::compile::policy::{Direction, Report, RuleBook, RuleOwner};
 use crate::events::{Names, protocol};
 use crate::kernel::{Flows, clock};
@@ -74,6 +76,7 @@ impl Line {
     pub fn fills(&self) -> Vec<TableFill> {
         let fills = self.services.fills().into_iter();
         let fills = fills
+            .chain([self.nodes.fill()])
             .chain(self.policies.fills())
             .chain(self.devices.fills());
         fills
@@ -115,6 +118,8 @@ impl Line {
                 };
                 plan.frontends.iter().map(move |frontend| ServiceView {
                     service: plan.id.to_string(),
+                    kind: kind(frontend.way).to_owned(),
+                    clients: clients(frontend.key.scope).to_owned(),
                     address: SocketAddr::new(frontend.key.addr.into(), frontend.key.port.into()),
                     protocol: protocol(frontend.key.protocol),
                     backends: frontend
@@ -127,7 +132,8 @@ impl Line {
                 })
             })
             .collect();
-        rows.sort_by(|a, b| (&a.service, a.address).cmp(&(&b.service, b.address)));
+        let order = |row: &ServiceView| (row.service.clone(), row.address, row.clients.clone());
+        rows.sort_by_cached_key(order);
         rows
     }
 
@@ -261,6 +267,7 @@ impl Line {
     pub fn verify(&mut self) -> Result<Verify, apply::TableError> {
         let drifts = self.services.compare()?.into_iter();
         let drifts = drifts
+            .chain([self.nodes.compare()?])
             .chain(self.policies.compare()?)
             .chain(self.devices.compare()?);
         let tables = drifts
@@ -347,6 +354,24 @@ pub struct Sample {
     pub dns_clients: usize,
     pub epoch: u32,
     pub second_lock_drops: u64,
+}
+
+fn kind(way: Way) -> &'static str {
+    match way {
+        Way::ClusterIp => "ClusterIP",
+        Way::LoadBalancer => "LoadBalancer",
+        Way::NodePort => "NodePort",
+        Way::ExternalIp => "ExternalIP",
+        Way::HostPort => "HostPort",
+    }
+}
+
+fn clients(scope: Scope) -> &'static str {
+    if scope.is_external() {
+        "outside"
+    } else {
+        "inside"
+    }
 }
 
 fn socket(peer: Peer) -> SocketAddr {

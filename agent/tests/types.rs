@@ -1,0 +1,231 @@
+//! A Service that changes its type and its ports, and addresses that two ask for: YAML in, what the
+//! kernel's tables hold out.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use weir_agent::apply::fake::FakeTable;
+use weir_agent::apply::{ServiceChange, Services, Status};
+use weir_agent::compile::service::{NodeView, compile};
+use weir_agent::compile::{Owner, host_port};
+use weir_agent::model::{Object, ObjectName, Snapshot};
+use weir_agent::watch::documents::{Parsed, parse};
+use weir_common::service::{Backend, Frontend, FrontendKey, Generation};
+
+const ENDPOINTS: &str = "
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, namespace: default, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: http, port: 8080}]
+endpoints: [{addresses: [10.0.0.1]}]
+";
+
+/// The tables and what fills them.
+struct World {
+    frontends: FakeTable<FrontendKey, Frontend>,
+    live: FakeTable<u32, Generation>,
+    services: Services<
+        FakeTable<FrontendKey, Frontend>,
+        FakeTable<u32, Backend>,
+        FakeTable<u32, Generation>,
+    >,
+    snapshot: Snapshot,
+}
+
+impl World {
+    fn new() -> Self {
+        let frontends = FakeTable::empty(64);
+        let live = FakeTable::empty(64);
+        let backends = FakeTable::empty(64);
+        let mut services =
+            Services::resume(frontends.clone(), backends, live.clone(), Instant::now()).unwrap();
+        services.allow_deletes();
+        Self {
+            frontends,
+            live,
+            services,
+            snapshot: Snapshot::default(),
+        }
+    }
+
+    /// Takes documents in and writes what follows for all that is known.
+    fn apply(&mut self, text: &str) {
+        for parsed in parse("test", text) {
+            let Parsed::Ours(document) = parsed else {
+                panic!("a kind that is not ours");
+            };
+            let object = document.outcome.unwrap().object.unwrap();
+            self.snapshot.apply(object.clone());
+            let change = match object {
+                Object::Pod(pod) => match host_port::compile(&pod) {
+                    Some(plan) => ServiceChange::Planned(plan),
+                    None => ServiceChange::Deleted(Owner::HostPorts(pod.id.clone())),
+                },
+                _ => continue,
+            };
+            self.services.apply([change], Instant::now());
+        }
+        let node = NodeView {
+            name: "here",
+            zone: None,
+        };
+        let plans: Vec<_> = self
+            .snapshot
+            .services
+            .values()
+            .map(|service| {
+                let slices = self.snapshot.slices_of(&service.id).map(Arc::as_ref);
+                ServiceChange::Planned(compile(service, slices, &node, None))
+            })
+            .collect();
+        assert_eq!(self.services.apply(plans, Instant::now()).unfinished, 0);
+    }
+
+    /// `address:port` of every frontend for clients inside.
+    fn inside(&self) -> Vec<String> {
+        let rows = self.frontends.rows();
+        let keys = rows.keys().filter(|key| !key.scope.is_external());
+        keys.map(|key| {
+            let port = u16::from(key.port);
+            if key.scope.is_of_nodes() {
+                format!("nodes:{port}")
+            } else {
+                format!("{}:{port}", IpAddr::from(key.addr))
+            }
+        })
+        .collect()
+    }
+
+    fn numbers(&self) -> BTreeSet<u32> {
+        self.frontends.rows().values().map(|f| f.service).collect()
+    }
+
+    fn usable(&self) -> usize {
+        let rows = self.live.rows();
+        rows.values().filter(|g| g.0 != 0 && g.is_usable()).count()
+    }
+}
+
+fn web(kind: &str, more: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: default}}\n\
+         spec: {{type: {kind}, {more}}}\n"
+    )
+}
+
+#[test]
+fn a_service_has_the_addresses_of_its_present_type() {
+    const IP: &str = "clusterIPs: [10.96.0.5], ports: [{name: http, port: 80}]";
+    const NODE: &str = "clusterIPs: [10.96.0.5], ports: [{name: http, port: 80, nodePort: 30080}]";
+    const OTHER: &str = "clusterIPs: [10.96.0.5], ports: [{name: http, port: 81, nodePort: 30081}, \
+                         {name: more, port: 82, nodePort: 30082}]";
+    let steps: [(&str, String, &[&str], usize); 9] = [
+        ("ClusterIP", web("ClusterIP", IP), &["10.96.0.5:80"], 1),
+        (
+            "NodePort",
+            web("NodePort", NODE),
+            &["nodes:30080", "10.96.0.5:80"],
+            1,
+        ),
+        (
+            "renumbered, and one more without endpoints",
+            web("NodePort", OTHER),
+            &["nodes:30081", "nodes:30082", "10.96.0.5:81", "10.96.0.5:82"],
+            1,
+        ),
+        (
+            "ExternalName",
+            web("ExternalName", "externalName: example.com"),
+            &[],
+            0,
+        ),
+        (
+            "LoadBalancer without an address",
+            web("LoadBalancer", NODE),
+            &["nodes:30080", "10.96.0.5:80"],
+            1,
+        ),
+        (
+            "LoadBalancer",
+            web("LoadBalancer", NODE) + "status: {loadBalancer: {ingress: [{ip: 192.0.2.9}]}}\n",
+            &["nodes:30080", "10.96.0.5:80", "192.0.2.9:80"],
+            1,
+        ),
+        ("headless", web("ClusterIP", "clusterIP: None"), &[], 0),
+        (
+            "ExternalName",
+            web("ExternalName", "externalName: example.com"),
+            &[],
+            0,
+        ),
+        ("ClusterIP", web("ClusterIP", IP), &["10.96.0.5:80"], 1),
+    ];
+    let mut world = World::new();
+    for (name, text, addresses, backends) in steps {
+        world.apply(&(text + ENDPOINTS));
+        assert_eq!(world.inside(), addresses, "{name}");
+        assert_eq!(world.usable(), backends, "{name}");
+        assert!(world.numbers().len() <= 1, "{name}");
+    }
+}
+
+#[test]
+fn nobody_takes_a_cluster_ip_away_by_naming_it() {
+    let thief = "apiVersion: v1\nkind: Service\nmetadata: {name: a-thief, namespace: default}\n\
+                 spec: {clusterIPs: [10.96.0.6], externalIPs: [10.96.0.5], \
+                 ports: [{name: http, port: 80}]}\n";
+    let both = format!(
+        "{thief}---\n{}",
+        web("ClusterIP", "clusterIPs: [10.96.0.5], ports: [{port: 80}]")
+    );
+    let name = |name: &str| Owner::Service(ObjectName::new("default", name));
+    for text in [thief, &both] {
+        let mut world = World::new();
+        world.apply(text);
+        world.apply(&both);
+        assert_eq!(world.services.statuses()[&name("web")], Status::Done);
+        let Status::Failed(why) = &world.services.statuses()[&name("a-thief")] else {
+            panic!("it has what is another's");
+        };
+        assert!(why.contains("belongs to default/web"), "{why}");
+        let rows = world.frontends.rows();
+        let owner = rows.iter().find(|(key, _)| {
+            IpAddr::from(key.addr).to_string() == "10.96.0.5" && !key.scope.is_external()
+        });
+        let number = owner.unwrap().1.service;
+        assert_eq!(world.services.name_of(number), Some(&name("web")));
+    }
+}
+
+#[test]
+fn a_host_port_lives_as_long_as_its_pod_has_an_address() {
+    let pod = |phase: &str, ip: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: web, namespace: default}}\n\
+             spec: {{nodeName: here, containers: [{{ports: [{{containerPort: 80, hostPort: 9000}}]}}], \
+             initContainers: [{{restartPolicy: Always, ports: [{{containerPort: 81, hostPort: 9001}}]}}, \
+             {{ports: [{{containerPort: 82, hostPort: 9002}}]}}]}}\n\
+             status: {{phase: {phase}, podIP: '{ip}'}}\n"
+        )
+    };
+    let mut world = World::new();
+    let both: &[&str] = &["nodes:9000", "nodes:9001"];
+    let steps: [(&str, &str, &[&str]); 5] = [
+        ("Pending", "", &[]),
+        ("Running", "10.0.0.1", both),
+        ("Running", "10.0.0.2", both),
+        ("Unknown", "10.0.0.2", both),
+        ("Succeeded", "10.0.0.2", &[]),
+    ];
+    for (phase, ip, addresses) in steps {
+        world.apply(&pod(phase, ip));
+        assert_eq!(world.inside(), addresses, "{phase} {ip}");
+        assert_eq!(world.usable(), addresses.len(), "{phase} {ip}");
+    }
+}
