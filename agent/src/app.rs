@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use weir_cli::views;
+use weir_common::nat::PortRange;
 use weir_common::node::{Features, NodeConfig};
 use weir_common::policy::RuleId;
 use weir_dns::feed::Peer;
@@ -63,10 +64,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     if second_lock::close().context("close the second lock")? == Lock::Open {
         info!("the second lock is closed");
     }
-    let config = NodeConfig {
-        features: if settings.debug_bpf { Features::LOG } else { 0 },
-        ..NodeConfig::default()
-    };
+    let config = node_config(&settings)?;
     let mut kernel = Kernel::load(
         object::OBJECT,
         &settings.bpffs,
@@ -86,6 +84,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     let published = Arc::new(Published::default());
     let (line, work) = Handle::new();
     kernel.place_socket_hooks()?;
+    kernel.resume_net_hooks()?;
     let resumed = Line::resume(Parts {
         settings: settings.clone(),
         kernel,
@@ -130,7 +129,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     })
     .await?;
     tasks.spawn(keep_second_lock(published.clone()));
-    tasks.spawn(follow_addresses(line.clone()));
+    let (watch, tell) = (netlink::watch_node_addresses, Line::know_addresses);
+    tasks.spawn(follow(line.clone(), watch, tell));
+    let (watch, tell) = (netlink::watch_outlets, Line::know_outlets);
+    tasks.spawn(follow(line.clone(), watch, tell));
     source.spawn(changes, &mut tasks);
     tasks.spawn(pods.serve(sockets.cni));
 
@@ -155,6 +157,34 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     info!("going down; programs and tables stay");
     tasks.shutdown().await;
     Ok(())
+}
+
+/// What the programs are told.
+fn node_config(settings: &Settings) -> Result<NodeConfig> {
+    let mut features = 0;
+    if settings.debug_bpf {
+        features |= Features::LOG;
+    }
+    if settings.masquerade {
+        features |= Features::MASQUERADE;
+    }
+    let ephemeral = sysctl::ephemeral_ports()?;
+    let ports = PortRange::beside(ephemeral).unwrap_or_else(|| {
+        let ports = PortRange::USUAL;
+        warn!(
+            ?ephemeral,
+            ?ports,
+            "net.ipv4.ip_local_port_range leaves no ports for masquerading: a connection of the node itself \
+             may be taken for a pod's where both have the same peer"
+        );
+        ports
+    });
+    Ok(NodeConfig {
+        features,
+        first_port: ports.first,
+        last_port: ports.last,
+        ..NodeConfig::default()
+    })
 }
 
 /// Everything that others connect to, opened before anything is changed.
@@ -289,24 +319,25 @@ async fn keep_second_lock(published: Arc<Published>) {
     .await;
 }
 
-async fn follow_addresses(line: Handle) {
-    let (to, mut addresses) = mpsc::channel(1);
+/// Tells the line what netlink says of the node's network.
+async fn follow<T, F>(line: Handle, watch: fn(mpsc::Sender<T>) -> F, know: fn(&mut Line, T))
+where
+    T: Send + 'static,
+    F: Future<Output = Result<()>>,
+{
+    let (to, mut news) = mpsc::channel(1);
     let watch = async {
         loop {
-            match netlink::watch_node_addresses(to.clone()).await {
+            match watch(to.clone()).await {
                 Ok(()) => return,
-                Err(error) => warn!(error = format!("{error:#}"), "addresses are watched again"),
+                Err(error) => warn!(error = format!("{error:#}"), "the network is watched again"),
             }
             tokio::time::sleep(RETRY).await;
         }
     };
     let tell = async {
-        while let Some(now) = addresses.recv().await {
-            if line
-                .tell(move |line| line.know_addresses(now))
-                .await
-                .is_err()
-            {
+        while let Some(now) = news.recv().await {
+            if line.tell(move |line| know(line, now)).await.is_err() {
                 return;
             }
         }

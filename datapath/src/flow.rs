@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use weir_common::counter::Counter;
 use weir_common::flow::{Flow, FlowBits, Nat, Peer};
+use weir_common::nat::Masquerade;
 use weir_common::{DropReason, Protocol};
 
 use crate::l4::Segment;
@@ -339,6 +340,7 @@ fn write(flow: &mut Flow, now: u64, bits: u32, packets: u64, length: u32) {
     flow.bytes[0].store(u64::from(length), Relaxed);
     flow.bytes[1].store(0, Relaxed);
     flow.bits.store(bits, Relaxed);
+    flow.masquerade.store(Masquerade::UNDECIDED.0, Relaxed);
 }
 
 #[inline(always)]

@@ -6,14 +6,15 @@ use std::net::IpAddr;
 
 use proptest::prelude::RngExt;
 use proptest::test_runner::{RngAlgorithm, TestRng};
-use weir_common::Protocol;
 use weir_common::event::Hook;
-use weir_datapath::Verdict;
+use weir_common::node::{PASSED_MARK, TRANSLATED_MARK};
+use weir_common::{Addr, Protocol};
 use weir_datapath::tuple::Tuple;
+use weir_datapath::{Packet as _, Verdict};
 
-use crate::bytes::Bytes;
+use crate::bytes::{Bytes, passed as passed_by_pod};
 use crate::frames::{ACK, Echo, FIN, Ip, L3, RST, SYN, Transport};
-use crate::world::{CHANGING, Family, Host, NEAR, PODS, REMOTE, SERVICE_PORT};
+use crate::world::{CHANGING, Family, Host, NAT_PORT, NEAR, PODS, REMOTE, SERVICE_PORT, UPLINK};
 
 /// A source of frames, the same for the same seed.
 #[derive(Debug)]
@@ -21,6 +22,8 @@ pub struct Mix {
     rng: TestRng,
     /// What was let through lately: as it left, and from which pod's device.
     passed: VecDeque<(Tuple, Vec<u8>, u32)>,
+    /// What has left the node lately: as others see it, and the packet.
+    left: VecDeque<(Tuple, Vec<u8>)>,
 }
 
 /// A frame and the program that it meets.
@@ -54,6 +57,7 @@ impl Mix {
         Self {
             rng: TestRng::from_seed(RngAlgorithm::ChaCha, &bytes),
             passed: VecDeque::new(),
+            left: VecDeque::new(),
         }
     }
 
@@ -68,7 +72,10 @@ impl Mix {
 
     /// The next frame for a program, in a family.
     pub fn arrival(&mut self, hook: Hook, family: Family) -> Arrival {
-        let answer = if self.below(3) == 0 {
+        if hook == Hook::TO_NET && self.below(2) == 0 {
+            return self.leaving(family);
+        }
+        let answer = if self.below(3) == 0 || hook == Hook::FROM_NET && self.below(2) == 0 {
             self.answer(hook, family)
         } else {
             None
@@ -81,15 +88,69 @@ impl Mix {
         if self.below(6) == 0 {
             self.spoil(&mut frame, family);
         }
+        let mut packet = Bytes::new(ifindex, frame);
+        if hook == Hook::TO_NET {
+            packet.mark = self.one_of(&[0, 0xffff_f0ff, PASSED_MARK, PASSED_MARK, TRANSLATED_MARK]);
+        }
+        Arrival { hook, packet }
+    }
+
+    /// What a pod was let send, where it leaves the node.
+    fn leaving(&mut self, family: Family) -> Arrival {
+        let passed = if self.passed.is_empty() {
+            None
+        } else {
+            let at = self.below(self.passed.len());
+            self.passed.get(at).cloned()
+        };
+        let packet = passed.map(|(_, packet, _)| packet).filter(|packet| {
+            packet
+                .first()
+                .is_some_and(|first| (first >> 4 == 4) == (family == Family::V4))
+        });
+        let Some(packet) = packet else {
+            let hook = Hook::FROM_POD;
+            let (_, ip, transport) = self.question(hook, family);
+            let packet = passed_by_pod(UPLINK, ip.frame(&transport));
+            return Arrival {
+                hook: Hook::TO_NET,
+                packet,
+            };
+        };
+        let mut frame = vec![2; 12];
+        frame.extend(match family {
+            Family::V4 => [0x08, 0x00],
+            Family::V6 => [0x86, 0xdd],
+        });
+        frame.extend(packet);
+        if self.below(8) == 0 {
+            self.spoil(&mut frame, family);
+        }
         Arrival {
-            hook,
-            packet: Bytes::new(ifindex, frame),
+            hook: Hook::TO_NET,
+            packet: passed_by_pod(UPLINK, frame),
         }
     }
 
     /// Tells what became of a frame.
-    pub fn became(&mut self, verdict: Verdict, tuple: Tuple, after: &Bytes) {
-        if matches!(verdict, Verdict::Drop(_)) {
+    pub fn became(&mut self, hook: Hook, verdict: Verdict, mut tuple: Tuple, after: &Bytes) {
+        if matches!(verdict, Verdict::Drop(_)) || hook == Hook::FROM_NET {
+            return;
+        }
+        if hook == Hook::TO_NET {
+            let source: Option<Addr> = match after.frame.get(12..14) {
+                Some([0x08, 0x00]) => after.load::<4>(26).ok().map(Addr::v4),
+                _ => after.load::<16>(22).ok().map(Addr),
+            };
+            if let Some(source) = source.filter(|source| *source != tuple.source) {
+                tuple.source = source;
+                tuple.source_port = NAT_PORT.into();
+            }
+            if self.left.len() == 64 {
+                self.left.pop_front();
+            }
+            let packet = after.frame.get(L3..).unwrap_or_default();
+            self.left.push_back((tuple, packet.to_vec()));
             return;
         }
         if self.passed.len() == 64 {
@@ -102,6 +163,9 @@ impl Mix {
     /// A packet that nothing came before.
     fn question(&mut self, hook: Hook, family: Family) -> (u32, Ip, Transport) {
         let (pod, ifindex) = self.one_of(&PODS);
+        if hook == Hook::TO_NET || hook == Hook::FROM_NET {
+            return self.passing_by(hook, family);
+        }
         let is_asking = hook == Hook::FROM_POD && self.below(3) == 0;
         let other = if is_asking {
             self.one_of(&[NEAR, NEAR, REMOTE, REMOTE, CHANGING])
@@ -130,13 +194,33 @@ impl Mix {
         (ifindex, ip, self.transport(ports))
     }
 
+    /// A packet at the uplink that nothing came before.
+    fn passing_by(&mut self, hook: Hook, family: Family) -> (u32, Ip, Transport) {
+        let near = self.one_of(&[Host::Node, Host::Node, Host::A, Host::B, Host::Service(1)]);
+        let far = self.one_of(&HOSTS);
+        let ports = (
+            self.one_of(&[1000, 1001, 8080, 53, NAT_PORT]),
+            self.one_of(&[80, 8080, 1000, 30_080, NAT_PORT, NAT_PORT, NAT_PORT + 1, 0]),
+        );
+        let ip = if hook == Hook::TO_NET {
+            Ip::between(near.ip(family), far.ip(family))
+        } else {
+            Ip::between(far.ip(family), near.ip(family))
+        };
+        let ifindex = self.one_of(&[UPLINK, UPLINK, UPLINK, 2001]);
+        (ifindex, ip, self.transport(ports))
+    }
+
     /// An answer to something that was let through, where the answer would come by.
     fn answer(&mut self, hook: Hook, family: Family) -> Option<(u32, Ip, Transport)> {
-        if self.passed.is_empty() {
-            return None;
-        }
-        let at = self.below(self.passed.len());
-        let (tuple, packet, sent_by) = self.passed[at].clone();
+        let (tuple, packet, sent_by) = if hook == Hook::FROM_NET {
+            let at = self.below(self.left.len().max(1));
+            let (tuple, packet) = self.left.get(at)?.clone();
+            (tuple, packet, UPLINK)
+        } else {
+            let at = self.below(self.passed.len().max(1));
+            self.passed.get(at)?.clone()
+        };
         let back = tuple.reversed();
         let (source, destination) = (IpAddr::from(back.source), IpAddr::from(back.destination));
         let has_family = |ip: IpAddr| ip.is_ipv4() == (family == Family::V4);

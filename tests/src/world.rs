@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 
 use weir_common::device::{Device, LocalPod};
+use weir_common::nat::{ClusterKey, Uplink};
 use weir_common::policy::{
     Action, Class, PortKey, PortRow, RuleId, RulesId, VerdictKey, VerdictRow,
 };
@@ -62,6 +63,11 @@ pub const BACKEND_PORT: u16 = 8080;
 
 /// The pods with a device, and its interface index.
 pub const PODS: [(Host, u32); 3] = [(Host::A, 1001), (Host::B, 1002), (Host::C, 1003)];
+
+/// The node's uplink, and the one port of the node's address that may stand for others: with a choice,
+/// host and kernel would draw different numbers.
+pub const UPLINK: u32 = 2000;
+pub const NAT_PORT: u16 = 20_000;
 
 impl Host {
     pub fn ip(self, family: Family) -> IpAddr {
@@ -142,10 +148,29 @@ pub fn world() -> Memory {
             memory.classes.insert(host.addr(family), CLASS(host));
         }
     }
+    uplinks(&mut memory);
     policy(&mut memory);
     services(&mut memory);
     memory.epoch = 1;
     memory
+}
+
+fn uplinks(memory: &mut Memory) {
+    let uplink = Uplink {
+        ipv4: Host::Node.addr(Family::V4),
+        ipv6: Host::Node.addr(Family::V6),
+    };
+    memory.uplinks.insert(UPLINK, Rc::new(uplink));
+    // Pods of this node and of the other, by the first bits of their addresses.
+    for (family, prefix_len) in [(Family::V4, 120), (Family::V6, 64)] {
+        for host in [Host::A, Host::Far] {
+            let mut addr = host.addr(family);
+            addr.0[15] = 0;
+            memory.cluster.push(ClusterKey { prefix_len, addr });
+        }
+    }
+    memory.config.first_port = NAT_PORT;
+    memory.config.last_port = NAT_PORT;
 }
 
 fn policy(memory: &mut Memory) {

@@ -8,6 +8,7 @@ mod policy;
 mod services;
 mod status;
 mod table;
+mod uplinks;
 
 pub use delta::{Delta, Drift};
 pub use devices::{DevicePass, Devices, Outcome, PodLease};
@@ -15,3 +16,4 @@ pub use policy::{Policies, PolicyPass, PolicyTarget};
 pub use services::{GRACE, Pass, ServiceChange, Services};
 pub use status::{Deletes, Fill, Status, Statuses};
 pub use table::{Comparison, KernelTable, Stopped, Table, TableError, Written};
+pub use uplinks::Uplinks;

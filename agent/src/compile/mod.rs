@@ -1,6 +1,7 @@
 //! From the snapshot to what the kernel should hold: pure functions and plain data. No clock, socket,
 //! map or tokio.
 
+pub mod masquerade;
 pub mod policy;
 mod policy_rows;
 pub mod service;

@@ -4,6 +4,7 @@
 mod handle;
 mod inputs;
 mod pods;
+mod uplinks;
 mod views;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,15 +21,17 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use weir_common::Addr;
 use weir_common::device::{Device, LocalPod};
+use weir_common::nat::{ClusterKey, InCluster, Uplink};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation};
 
-use crate::apply::{Devices, Policies, PolicyTarget, ServiceChange, Services};
+use crate::apply::{Devices, Policies, PolicyTarget, ServiceChange, Services, Uplinks};
+use crate::compile::masquerade::Outlet;
 use crate::compile::policy::{self, Compiled, NodeView, Retained, RuleBook};
 use crate::compile::service::{self, DnsRedirect};
 use crate::config::Settings;
 use crate::events::Names;
-use crate::kernel::{Counters, Flows, Kernel, MapTable};
+use crate::kernel::{Counters, Flows, Hook, Kernel, MapTable};
 use crate::model::{Change, ObjectName};
 use crate::pods::{Attachment, Lease, PodRef};
 use crate::watch::status::Health;
@@ -51,6 +54,7 @@ type PolicyState = Policies<
     MapTable<u32, u32>,
 >;
 type DeviceState = Devices<MapTable<u32, Device>, MapTable<Addr, LocalPod>>;
+type UplinkState = Uplinks<MapTable<u32, Uplink>, MapTable<ClusterKey, InCluster>>;
 
 /// The port at which weir-dns listens, host order.
 const DNS_PORT: u16 = 53;
@@ -90,6 +94,9 @@ pub struct Line {
     services: ServiceState,
     policies: PolicyState,
     devices: DeviceState,
+    uplinks: UplinkState,
+    /// The devices that could lead out of the node, once somebody has looked.
+    outlets: Option<Vec<Outlet>>,
     compiled: Compiled,
     retained: Retained,
     /// The second half of a change of policy whose first half is not written yet.
@@ -156,12 +163,17 @@ impl Line {
             .policy_tables()
             .context("open the tables of policy")?;
         let d = kernel.device_tables().context("open the tables of pods")?;
+        let u = kernel
+            .uplink_tables()
+            .context("open the tables of uplinks")?;
         Ok(Self {
             services: Services::resume(s.frontends, s.backends, s.live, Instant::now())
                 .context("read the tables of services")?,
             policies: Policies::resume(p.classes, p.verdicts, p.ports, p.epoch)
                 .context("read the tables of policy")?,
             devices: Devices::resume(d.devices, d.pods).context("read the tables of pods")?,
+            uplinks: Uplinks::resume(u.uplinks, u.cluster).context("read the tables of uplinks")?,
+            outlets: None,
             counters: kernel.counters().context("open the counters")?,
             flows: Arc::new(kernel.flows().context("open the tables of flows")?),
             sweep: None,
@@ -255,6 +267,9 @@ impl Line {
                 self.pass_policy(now);
             }
         }
+        if dirty.policy {
+            self.pass_uplinks();
+        }
         if dirty.names {
             self.publish_names();
         }
@@ -270,6 +285,7 @@ impl Line {
         self.pass_policy(now);
         self.zone.everything_changed(self.inputs.snapshot());
         self.is_complete = true;
+        self.pass_uplinks();
         let snapshot = self.inputs.snapshot();
         info!(
             services = snapshot.services.len(),
@@ -377,6 +393,11 @@ impl Line {
                 warn!(what, error = format!("{error:#}"), "cannot be put back");
             }
         };
+        if problems.keys().any(|hook| Hook::is_of_uplink(hook))
+            && let Err(error) = self.kernel.place_net_hooks()
+        {
+            say("uplinks", error);
+        }
         let devices: Vec<_> = self.open_devices().collect();
         let of_device = |device: &str| problems.keys().any(|hook| hook.starts_with(device));
         if problems.keys().any(|hook| hook.starts_with("weir_"))
@@ -425,7 +446,9 @@ impl Line {
         let found = self
             .services
             .audit()
-            .and_then(|rows| Ok(rows + self.policies.audit()? + self.devices.audit()?));
+            .and_then(|rows| Ok(rows + self.policies.audit()? + self.devices.audit()?))
+            .and_then(|rows| Ok(rows + self.uplinks.audit()?));
+        self.pass_uplinks();
         match found {
             Ok(0) => {}
             Ok(rows) => {

@@ -74,7 +74,8 @@ impl Line {
         let fills = self.services.fills().into_iter();
         let fills = fills
             .chain(self.policies.fills())
-            .chain(self.devices.fills());
+            .chain(self.devices.fills())
+            .chain(self.uplinks.fills());
         fills
             .map(|fill| TableFill {
                 table: fill.table.to_owned(),
@@ -261,7 +262,8 @@ impl Line {
         let drifts = self.services.compare()?.into_iter();
         let drifts = drifts
             .chain(self.policies.compare()?)
-            .chain(self.devices.compare()?);
+            .chain(self.devices.compare()?)
+            .chain(self.uplinks.compare()?);
         let tables = drifts
             .map(|(table, c)| TableDrift {
                 table: table.to_owned(),
