@@ -102,6 +102,13 @@ const EEXIST: i32 = -17;
 /// The maps as tables.
 pub(crate) struct Maps;
 
+/// A key of `CLUSTER` whose address is aligned: it is written in words, which the stack takes only so.
+#[repr(C, align(8))]
+struct AlignedPrefix {
+    pad: u32,
+    key: Key<[u8; 16]>,
+}
+
 /// The row behind a pointer that a lookup returned.
 ///
 /// # Safety
@@ -217,7 +224,11 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn is_in_cluster(&self, addr: &Addr) -> bool {
-        CLUSTER.get(Key::new(ClusterKey::WHOLE, addr.0)).is_some()
+        let asked = AlignedPrefix {
+            pad: 0,
+            key: Key::new(ClusterKey::WHOLE, addr.0),
+        };
+        CLUSTER.get(&asked.key).is_some()
     }
 
     #[inline(always)]
