@@ -94,7 +94,9 @@ impl ZoneFeed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{NotReady, Object, ObjectId, Proxying, Service, ServiceKind, TrafficPolicy};
+    use crate::model::{
+        External, NotReady, Object, ObjectId, Proxying, Service, ServiceKind, TrafficPolicy,
+    };
 
     fn service(name: &str) -> Object {
         Object::Service(Arc::new(Service {
@@ -104,6 +106,7 @@ mod tests {
             selector: None,
             affinity: None,
             internal_traffic_policy: TrafficPolicy::Cluster,
+            external: External::default(),
             not_ready: NotReady::Hidden,
             proxying: Proxying::Here,
         }))

@@ -1,12 +1,16 @@
 //! Capacities, and the arithmetic that relates them. Memory is what the kernel takes, with its own
 //! overhead of about 48 bytes for each entry of a preallocated hash.
 
-/// `FRONTENDS`: 10,000 services with three ports and two families. 65,536 × (20 + 20 + 48) = 6 MB.
+/// `FRONTENDS`: 10,000 services with three ports and two families. 65,536 × (20 + 24 + 48) = 6 MB.
 pub const FRONTENDS: u32 = 65_536;
 /// `BACKENDS`: 100,000 endpoints, held twice while a service is rewritten. 262,144 × 24 = 6 MB.
 pub const BACKENDS: u32 = 262_144;
 /// `LIVE`: one row for each backend that exists at a time. 131,072 × 8 = 1 MB.
 pub const LIVE: u32 = 131_072;
+/// `NODES`: 5,000 nodes, three addresses each. Not preallocated.
+pub const NODES: u32 = 16_384;
+/// `AFFINITY`: clients of services with session affinity. 65,536 × (24 + 40 + 48) = 7 MB.
+pub const AFFINITY: u32 = 65_536;
 /// `SOCKETS`: two rows for each translated datagram socket, one for each connected one.
 /// 65,536 × (32 + 28 + 48) = 7 MB.
 pub const SOCKETS: u32 = 65_536;

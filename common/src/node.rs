@@ -17,6 +17,10 @@ pub struct NodeConfig {
     /// The ports that may stand for others, as [`PortRange`].
     pub first_port: u16,
     pub last_port: u16,
+    pub pad: u32,
+    /// The kernel's cookie of the node's network namespace (`SO_NETNS_COOKIE`), 0 if it is not known:
+    /// then no socket counts as one of the node's own.
+    pub network: u64,
 }
 
 /// Bits of [`NodeConfig::features`].
@@ -49,8 +53,10 @@ impl Default for NodeConfig {
             translated_mark: TRANSLATED_MARK,
             first_port: PortRange::USUAL.first,
             last_port: PortRange::USUAL.last,
+            pad: 0,
+            network: 0,
         }
     }
 }
 
-const _: () = assert!(size_of::<NodeConfig>() == 20);
+const _: () = assert!(size_of::<NodeConfig>() == 32);

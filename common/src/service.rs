@@ -29,6 +29,14 @@ impl Scope {
     pub const INTERNAL: Self = Self(0);
     /// From outside of the cluster.
     pub const EXTERNAL: Self = Self(1);
+    /// Set in keys that stand for the addresses of nodes, see [`FrontendKey::of_nodes`].
+    const OF_NODES: u8 = 2;
+
+    /// Is this the scope of a key of [`FrontendKey::of_nodes`]?
+    #[inline(always)]
+    pub const fn is_of_nodes(self) -> bool {
+        self.0 & Self::OF_NODES != 0
+    }
 }
 
 /// Key of `FRONTENDS`: where a client sends to.
@@ -55,6 +63,46 @@ pub struct FrontendKey {
     pub scope: Scope,
 }
 
+impl FrontendKey {
+    /// The same port on the addresses of nodes of the same family: one row for a node port, however many
+    /// nodes there are. Which addresses those are is in `NODES`. The scope keeps the key apart from that
+    /// of a client who really asks for the unspecified address.
+    pub const fn of_nodes(mut self) -> Self {
+        self.set_of_nodes();
+        self
+    }
+
+    /// [`Self::of_nodes`] in place.
+    #[inline(always)]
+    pub const fn set_of_nodes(&mut self) {
+        self.addr = if self.addr.is_v4() {
+            Addr::v4([0; 4])
+        } else {
+            Addr::ABSENT
+        };
+        self.scope = Scope(self.scope.0 | Scope::OF_NODES);
+    }
+}
+
+/// Value of `NODES`, by address: whose it is.
+#[derive(
+    Clone, Copy, Debug, Default, Eq, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct NodeAddress {
+    /// Bits of [`NodeFlags`].
+    pub flags: u32,
+}
+
+/// Bits of [`NodeAddress::flags`].
+#[derive(Clone, Copy, Debug)]
+pub struct NodeFlags;
+
+impl NodeFlags {
+    /// This node's. Without it: another node's of the cluster.
+    pub const OWN: u32 = 1;
+}
+
 /// A run of rows in `BACKENDS`: `start..start + len`. An empty run means that nothing can serve, which
 /// is answered with a refusal; no row in `FRONTENDS` at all means that the address is not a Service's.
 #[derive(
@@ -79,6 +127,10 @@ pub struct Frontend {
     pub affinity: u32,
     /// Bits of [`FrontendFlags`].
     pub flags: u32,
+    /// The port of the Service that this is a way to: session affinity is shared by all ways to it, and by
+    /// nothing else (kube-proxy keeps it for each service port).
+    pub port: Port,
+    pub pad: u16,
 }
 
 /// Bits of [`Frontend::flags`].
@@ -89,6 +141,9 @@ impl FrontendFlags {
     /// Traffic that finds no backend is dropped instead of refused (a `Local` policy without a local
     /// endpoint, while other nodes have some).
     pub const DROP_WHEN_EMPTY: u32 = 1;
+    /// Only if the address is one of this node, by `NODES`. Another node is asked itself, since only it
+    /// knows what its own endpoints are (`externalTrafficPolicy: Local`, host ports).
+    pub const OWN_NODE_ONLY: u32 = 1 << 1;
 }
 
 /// Key of `LIVE`, and what everything that remembers a backend keeps.
@@ -121,6 +176,53 @@ impl Generation {
     pub const fn is_usable(self) -> bool {
         self.0 & 1 == 0
     }
+}
+
+/// Key of `AFFINITY`: a client, and the service port that it asks for.
+#[derive(
+    Clone, Copy, Debug, Default, Eq, Hash, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct AffinityKey {
+    /// Meaning by `kind`.
+    pub client: Addr,
+    /// [`Frontend::service`] and [`Frontend::port`].
+    pub service: u32,
+    pub port: Port,
+    pub protocol: Protocol,
+    pub kind: ClientKind,
+}
+
+/// How a client is told from another.
+#[derive(
+    Clone, Copy, Debug, Default, Eq, Hash, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(transparent)]
+pub struct ClientKind(pub u8);
+
+impl ClientKind {
+    /// By its address.
+    pub const ADDRESS: Self = Self(0);
+    /// By the cookie of its network namespace, in the last eight bytes: at a socket call its address is
+    /// not chosen yet. The families are two clients, as they are by address.
+    pub const NETWORK_V4: Self = Self(1);
+    pub const NETWORK_V6: Self = Self(2);
+}
+
+/// Value of `AFFINITY`: the backend that a client had last.
+#[derive(
+    Clone, Copy, Debug, Default, Eq, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Affinity {
+    /// Monotonic time of its latest connection in nanoseconds, to within a clock tick.
+    pub used: u64,
+    pub backend: BackendId,
+    pub generation: Generation,
+    pub addr: Addr,
+    pub port: Port,
+    pub pad: u16,
+    pub pad2: u32,
 }
 
 /// Key of `SOCKETS`: one side of a translation that a socket hook made.
@@ -167,7 +269,10 @@ pub struct SocketPeer {
 }
 
 const _: () = assert!(size_of::<FrontendKey>() == 20);
-const _: () = assert!(size_of::<Frontend>() == 20);
+const _: () = assert!(size_of::<Frontend>() == 24);
+const _: () = assert!(size_of::<NodeAddress>() == 4);
+const _: () = assert!(size_of::<AffinityKey>() == 24);
+const _: () = assert!(size_of::<Affinity>() == 40);
 const _: () = assert!(size_of::<Backend>() == 24);
 const _: () = assert!(size_of::<SocketKey>() == 32);
 const _: () = assert!(size_of::<SocketPeer>() == 28);

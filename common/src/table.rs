@@ -24,7 +24,7 @@ pub enum Owner {
 pub const TABLES: &[Table] = &[
     Table {
         name: "FRONTENDS",
-        version: 1,
+        version: 2,
         owner: Owner::Agent,
     },
     Table {
@@ -36,6 +36,16 @@ pub const TABLES: &[Table] = &[
         name: "LIVE",
         version: 1,
         owner: Owner::Agent,
+    },
+    Table {
+        name: "NODES",
+        version: 1,
+        owner: Owner::Agent,
+    },
+    Table {
+        name: "AFFINITY",
+        version: 1,
+        owner: Owner::Kernel,
     },
     Table {
         name: "SOCKETS",

@@ -7,6 +7,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod choose;
 pub mod flow;
 mod from_net;
 mod from_pod;

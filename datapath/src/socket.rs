@@ -2,20 +2,23 @@
 //! service's on its side, a backend's on the wire. IPv4 addresses on IPv6 sockets need nothing special,
 //! since a mapped address is how every table spells an IPv4 one.
 
-use weir_common::Protocol;
 use weir_common::counter::Counter;
 use weir_common::flow::Peer;
-use weir_common::service::{BackendId, Generation, SocketKey, SocketPeer, SocketSide};
+use weir_common::service::{BackendId, Generation, Scope, SocketKey, SocketPeer, SocketSide};
+use weir_common::{Addr, Protocol};
 
 use crate::merge::Merge;
 use crate::service::{self, Candidates};
 use crate::tables::Sockets;
+use crate::tuple::{Aligned, same};
 
 /// The address of a socket call.
 pub trait Address {
     /// The kernel's cookie of the socket.
     fn cookie(&self) -> u64;
     fn protocol(&self) -> Protocol;
+    /// The kernel's cookie of the network namespace that the socket is in.
+    fn network(&self) -> u64;
     /// The other side as the call names it.
     fn peer(&self) -> Peer;
     /// Replaces the other side.
@@ -69,11 +72,16 @@ enum Lifetime {
 #[inline(always)]
 fn translate<A: Address, T: Sockets>(address: &mut A, tables: &T, lifetime: Lifetime) -> Call {
     let protocol = address.protocol();
-    let asked = address.peer();
-    let Some(frontend) = service::frontend(tables, &asked, protocol) else {
+    let asked = Aligned(address.peer());
+    let asked = &asked.0;
+    // Every pod has a loopback of its own, which is none of ours.
+    if is_loopback(&asked.addr) && address.network() != tables.own_network() {
+        return Call::Proceed;
+    }
+    let Some(frontend) = service::frontend(tables, asked, protocol, Scope::INTERNAL) else {
         return Call::Proceed;
     };
-    let forward = key(address, &asked, SocketSide::FORWARD);
+    let forward = key(address, asked, SocketSide::FORWARD);
     if lifetime == Lifetime::Socket
         && let Some(kept) = tables.socket(&forward)
         && service::is_current(tables, kept.backend, kept.generation)
@@ -88,22 +96,37 @@ fn translate<A: Address, T: Sockets>(address: &mut A, tables: &T, lifetime: Life
     // On the stack: socket programs can be preempted by each other, so there is no memory that they could
     // merge in, and they are short enough without.
     let merge = &Merge::default();
-    let Some((backend, generation)) = Candidates::new(tables, &frontend).next(tables, merge) else {
+    let client = service::client_in(&frontend, address.network(), &asked.addr, protocol);
+    let mut candidates = Candidates::new(tables, &frontend, &client);
+    let Some((backend, generation)) = candidates.next(tables, merge) else {
         tables.count(Counter::SocketRefused);
         return Call::Refuse;
     };
-    let chosen = Peer {
+    let chosen = Aligned(Peer {
         addr: backend.addr,
         port: backend.port,
-    };
-    let reverse = key(address, &chosen, SocketSide::REVERSE);
-    tables.remember(&reverse, &row(&asked, backend.id, generation));
+    });
+    let chosen = &chosen.0;
+    service::stick(tables, &frontend, &client, chosen, backend.id, generation);
+    let reverse = key(address, chosen, SocketSide::REVERSE);
+    tables.remember(&reverse, &row(asked, backend.id, generation));
     if lifetime == Lifetime::Socket {
-        tables.remember(&forward, &row(&chosen, backend.id, generation));
+        tables.remember(&forward, &row(chosen, backend.id, generation));
     }
     tables.count(Counter::SocketTranslated);
-    address.set_peer(&chosen);
+    address.set_peer(chosen);
     Call::Proceed
+}
+
+/// 127.0.0.0/8 (RFC 1122 section 3.2.1.3) and ::1 (RFC 4291 section 2.5.3).
+#[inline(always)]
+fn is_loopback(addr: &Addr) -> bool {
+    const V6: Addr = Addr([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    if addr.is_v4() {
+        addr.0[12] == 127
+    } else {
+        same(addr, &V6)
+    }
 }
 
 #[inline(always)]

@@ -8,7 +8,8 @@ use weir_common::flow::{Flow, FlowKey};
 use weir_common::nat::{NatKey, NatRow, PortRange, Uplink};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{
-    Backend, BackendId, Frontend, FrontendKey, Generation, SocketKey, SocketPeer,
+    Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress,
+    SocketKey, SocketPeer,
 };
 use weir_common::{Addr, DropReason};
 
@@ -26,6 +27,12 @@ pub trait Tables {
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
     fn backend(&self, index: u32) -> Option<Backend>;
     fn generation(&self, backend: BackendId) -> Option<Generation>;
+    /// Whose address, if it is a node's.
+    fn node(&self, addr: &Addr) -> Option<NodeAddress>;
+
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
+    /// Best effort: a row that finds no room costs a client its stickiness.
+    fn stick(&self, key: &AffinityKey, row: &Affinity);
 
     fn device(&self, ifindex: u32) -> Option<Self::DeviceRef>;
     fn local_pod(&self, addr: &Addr) -> Option<LocalPod>;
@@ -101,6 +108,8 @@ pub enum Reserved {
 
 /// What the socket hooks remember: the `SOCKETS` table.
 pub trait Sockets: Tables {
+    /// The cookie of the node's network namespace, [`weir_common::node::NodeConfig::network`].
+    fn own_network(&self) -> u64;
     fn socket(&self, key: &SocketKey) -> Option<SocketPeer>;
     /// Best effort: a row that finds no room costs the socket its stickiness, or a name its disguise.
     fn remember(&self, key: &SocketKey, peer: &SocketPeer);

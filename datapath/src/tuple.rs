@@ -30,6 +30,12 @@ pub enum End {
 #[repr(C, align(8))]
 pub struct AlignedKey(pub FlowKey);
 
+/// Anything whose stack slot is aligned: types of bytes are not, and the compiler copies them in words
+/// all the same, which the verifier refuses.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(8))]
+pub struct Aligned<T>(pub T);
+
 impl Tuple {
     /// The other direction of the same conversation.
     pub fn reversed(&self) -> Self {
@@ -131,7 +137,7 @@ pub fn same_peer(a: &Peer, b: &Peer) -> bool {
 
 /// An address as two numbers that compare as its bytes do.
 #[inline(always)]
-const fn words(addr: &Addr) -> (u64, u64) {
+pub const fn words(addr: &Addr) -> (u64, u64) {
     let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = addr.0;
     (
         u64::from_be_bytes([a, b, c, d, e, f, g, h]),

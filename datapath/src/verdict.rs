@@ -4,6 +4,7 @@ use weir_common::DropReason;
 use weir_common::flow::{Flow, Nat, Peer};
 use weir_common::nat::{NatKey, NatRow};
 use weir_common::policy::RuleId;
+use weir_common::service::AffinityKey;
 
 use crate::merge::Merge;
 use crate::tuple::{AlignedKey, Tuple};
@@ -33,6 +34,8 @@ pub struct Scratch {
     /// The service that the packet names, and the backend that it goes to.
     pub(crate) asked: Peer,
     pub(crate) nat: Nat,
+    /// Who asks, for session affinity.
+    pub(crate) client: AffinityKey,
     /// A new entry before it is in its table.
     pub(crate) flow: Flow,
     /// A port that is being reserved, and for whom.

@@ -16,7 +16,8 @@ use weir_common::node::{Features, NodeConfig};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::reason::REASONS;
 use weir_common::service::{
-    Backend, BackendId, Frontend, FrontendKey, Generation, SocketKey, SocketPeer,
+    Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress,
+    SocketKey, SocketPeer,
 };
 use weir_common::{Addr, DropReason, limits, node, table};
 use weir_datapath::tables::{FlowTable, Opened, Reserved, Sockets, Tables};
@@ -29,6 +30,12 @@ static FRONTENDS: HashMap<FrontendKey, Frontend> = HashMap::with_max_entries(lim
 static BACKENDS: Array<Backend> = Array::with_max_entries(limits::BACKENDS, 0);
 #[map]
 static LIVE: Array<Generation> = Array::with_max_entries(limits::LIVE, 0);
+#[map]
+static NODES: HashMap<Addr, NodeAddress> =
+    HashMap::with_max_entries(limits::NODES, BPF_F_NO_PREALLOC);
+#[map]
+static AFFINITY: LruHashMap<AffinityKey, Affinity> =
+    LruHashMap::with_max_entries(limits::AFFINITY, 0);
 #[map]
 static SOCKETS: LruHashMap<SocketKey, SocketPeer> =
     LruHashMap::with_max_entries(limits::SOCKETS, 0);
@@ -79,6 +86,8 @@ static NODE: Global<NodeConfig> = Global::new(NodeConfig {
     translated_mark: node::TRANSLATED_MARK,
     first_port: PortRange::USUAL.first,
     last_port: PortRange::USUAL.last,
+    pad: 0,
+    network: 0,
 });
 
 #[inline(always)]
@@ -139,6 +148,23 @@ impl Tables for Maps {
     #[inline(always)]
     fn generation(&self, backend: BackendId) -> Option<Generation> {
         LIVE.get(backend).copied()
+    }
+
+    #[inline(always)]
+    fn node(&self, addr: &Addr) -> Option<NodeAddress> {
+        // SAFETY: see `row`.
+        NODES.get_ptr(addr).map(|found| *unsafe { row(found) })
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        // SAFETY: see `row`.
+        AFFINITY.get_ptr(key).map(|found| *unsafe { row(found) })
+    }
+
+    #[inline(always)]
+    fn stick(&self, key: &AffinityKey, row: &Affinity) {
+        discard(AFFINITY.insert(key, row, 0));
     }
 
     #[inline(always)]
@@ -283,6 +309,11 @@ impl Tables for Maps {
 }
 
 impl Sockets for Maps {
+    #[inline(always)]
+    fn own_network(&self) -> u64 {
+        node().network
+    }
+
     #[inline(always)]
     fn socket(&self, key: &SocketKey) -> Option<SocketPeer> {
         // SAFETY: see `row`.

@@ -4,7 +4,7 @@
 use core::ptr::{addr_of, addr_of_mut};
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie};
 use aya_ebpf::programs::SockAddrContext;
 use weir_common::flow::Peer;
 use weir_common::{Addr, Port, Protocol};
@@ -28,6 +28,12 @@ impl Address for Sock {
     fn protocol(&self) -> Protocol {
         // SAFETY: the context is valid for the run of the program.
         Protocol(unsafe { addr_of!((*self.context.sock_addr).protocol).read_volatile() } as u8)
+    }
+
+    #[inline(always)]
+    fn network(&self) -> u64 {
+        // SAFETY: the context is valid for the run of the program.
+        unsafe { bpf_get_netns_cookie(self.context.as_ptr()) }
     }
 
     #[inline(always)]

@@ -348,6 +348,7 @@ fn model_pod(pod: &Pod) -> model::Pod {
                     Transport::Udp => Protocol::UDP,
                 },
                 port: p.number,
+                host: None,
             })
             .collect(),
     }

@@ -40,6 +40,14 @@ pub fn passed(ifindex: u32, frame: Vec<u8>) -> Bytes {
     }
 }
 
+/// A packet whose destination has been translated, on its way out again.
+pub fn translated(ifindex: u32, frame: Vec<u8>) -> Bytes {
+    Bytes {
+        mark: TRANSLATED_MARK,
+        ..Bytes::new(ifindex, frame)
+    }
+}
+
 impl Packet for Bytes {
     fn ifindex(&self) -> u32 {
         self.ifindex

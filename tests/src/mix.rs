@@ -8,13 +8,16 @@ use proptest::prelude::RngExt;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 use weir_common::event::Hook;
 use weir_common::node::{PASSED_MARK, TRANSLATED_MARK};
-use weir_common::{Addr, Protocol};
+use weir_common::{Addr, Port, Protocol};
 use weir_datapath::tuple::Tuple;
 use weir_datapath::{Packet as _, Verdict};
 
-use crate::bytes::{Bytes, passed as passed_by_pod};
+use crate::bytes::{Bytes, passed as passed_by_pod, translated};
 use crate::frames::{ACK, Echo, FIN, Ip, L3, RST, SYN, Transport};
-use crate::world::{CHANGING, Family, Host, NAT_PORT, NEAR, PODS, REMOTE, SERVICE_PORT, UPLINK};
+use crate::world::{
+    CHANGING, EMPTY, Family, Host, NAT_PORT, NEAR, OWN, PODS, REMOTE, SERVICE_PORT, UPLINK,
+    node_port,
+};
 
 /// A source of frames, the same for the same seed.
 #[derive(Debug)]
@@ -24,6 +27,8 @@ pub struct Mix {
     passed: VecDeque<(Tuple, Vec<u8>, u32)>,
     /// What has left the node lately: as others see it, and the packet.
     left: VecDeque<(Tuple, Vec<u8>)>,
+    /// What came in and is on its way out again, half translated.
+    on_its_way: VecDeque<Vec<u8>>,
 }
 
 /// A frame and the program that it meets.
@@ -50,6 +55,22 @@ const HOSTS: [Host; 14] = [
     Host::Service(6),
 ];
 
+/// Where those outside send to: node ports of every service, and the port that may stand for others.
+const NET_PORTS: [u16; 12] = [
+    80,
+    8080,
+    30_080,
+    node_port(NEAR),
+    node_port(NEAR),
+    node_port(REMOTE),
+    node_port(REMOTE),
+    node_port(EMPTY),
+    node_port(CHANGING),
+    node_port(OWN),
+    NAT_PORT,
+    NAT_PORT + 1,
+];
+
 impl Mix {
     pub fn new(seed: u64) -> Self {
         let mut bytes = [0; 32];
@@ -58,6 +79,7 @@ impl Mix {
             rng: TestRng::from_seed(RngAlgorithm::ChaCha, &bytes),
             passed: VecDeque::new(),
             left: VecDeque::new(),
+            on_its_way: VecDeque::new(),
         }
     }
 
@@ -97,13 +119,15 @@ impl Mix {
 
     /// What a pod was let send, where it leaves the node.
     fn leaving(&mut self, family: Family) -> Arrival {
-        let passed = if self.passed.is_empty() {
-            None
+        let is_back = self.below(3) == 0;
+        let found = if is_back {
+            let at = self.below(self.on_its_way.len().max(1));
+            self.on_its_way.get(at).cloned()
         } else {
-            let at = self.below(self.passed.len());
-            self.passed.get(at).cloned()
+            let at = self.below(self.passed.len().max(1));
+            self.passed.get(at).map(|(_, packet, _)| packet.clone())
         };
-        let packet = passed.map(|(_, packet, _)| packet).filter(|packet| {
+        let packet = found.filter(|packet| {
             packet
                 .first()
                 .is_some_and(|first| (first >> 4 == 4) == (family == Family::V4))
@@ -126,15 +150,27 @@ impl Mix {
         if self.below(8) == 0 {
             self.spoil(&mut frame, family);
         }
-        Arrival {
-            hook: Hook::TO_NET,
-            packet: passed_by_pod(UPLINK, frame),
-        }
+        let packet = if is_back {
+            translated(UPLINK, frame)
+        } else {
+            passed_by_pod(UPLINK, frame)
+        };
+        let hook = Hook::TO_NET;
+        Arrival { hook, packet }
     }
 
     /// Tells what became of a frame.
     pub fn became(&mut self, hook: Hook, verdict: Verdict, mut tuple: Tuple, after: &Bytes) {
-        if matches!(verdict, Verdict::Drop(_)) || hook == Hook::FROM_NET {
+        if matches!(verdict, Verdict::Drop(_)) {
+            return;
+        }
+        if hook == Hook::FROM_NET {
+            if after.mark == TRANSLATED_MARK {
+                if self.on_its_way.len() == 64 {
+                    self.on_its_way.pop_front();
+                }
+                self.on_its_way.push_back(after.frame[L3..].to_vec());
+            }
             return;
         }
         if hook == Hook::TO_NET {
@@ -144,7 +180,14 @@ impl Mix {
             };
             if let Some(source) = source.filter(|source| *source != tuple.source) {
                 tuple.source = source;
-                tuple.source_port = NAT_PORT.into();
+                let header = match after.frame.get(12..15) {
+                    Some([0x08, 0x00, first]) => usize::from(first & 0xf) * 4,
+                    _ => 40,
+                };
+                tuple.source_port = match after.load::<2>(L3 + header) {
+                    Ok(port) if tuple.protocol != Protocol::ICMP => Port(port),
+                    _ => NAT_PORT.into(),
+                };
             }
             if self.left.len() == 64 {
                 self.left.pop_front();
@@ -200,7 +243,7 @@ impl Mix {
         let far = self.one_of(&HOSTS);
         let ports = (
             self.one_of(&[1000, 1001, 8080, 53, NAT_PORT]),
-            self.one_of(&[80, 8080, 1000, 30_080, NAT_PORT, NAT_PORT, NAT_PORT + 1, 0]),
+            self.one_of(&NET_PORTS),
         );
         let ip = if hook == Hook::TO_NET {
             Ip::between(near.ip(family), far.ip(family))

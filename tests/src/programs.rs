@@ -59,13 +59,17 @@ pub fn map<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Map> {
 /// # Errors
 /// The kernel refuses a row.
 pub fn write_all(ebpf: &mut Ebpf, memory: &Memory) -> Result<()> {
-    let mut table: HashMap<_, [u8; 20], [u8; 20]> = map(ebpf, "FRONTENDS")?.try_into()?;
+    let mut table: HashMap<_, [u8; 20], [u8; 24]> = map(ebpf, "FRONTENDS")?.try_into()?;
     for (key, row) in &memory.frontends {
         table.insert(bytes(key), bytes(row), 0)?;
     }
     let mut table: Array<_, [u8; 24]> = map(ebpf, "BACKENDS")?.try_into()?;
     for (index, row) in &memory.backends {
         table.set(*index, bytes(row), 0)?;
+    }
+    let mut table: HashMap<_, [u8; 16], u32> = map(ebpf, "NODES")?.try_into()?;
+    for (addr, row) in &memory.nodes {
+        table.insert(addr.0, row.flags, 0)?;
     }
     let mut table: HashMap<_, u32, [u8; 56]> = map(ebpf, "DEVICES")?.try_into()?;
     for (index, row) in &memory.devices {

@@ -6,11 +6,14 @@ use weir_common::DropReason;
 use weir_common::event::Hook;
 use weir_datapath::{Scratch, Verdict, from_net, from_pod, to_net, to_pod};
 
-use crate::bytes::{Bytes, passed};
+use crate::bytes::{Bytes, passed, translated};
 use crate::edges::{tcp, udp};
 use crate::frames::{ACK, Echo, Ip, L3, SYN, Transport};
 use crate::tables::Memory;
-use crate::world::{FAMILIES, Family, Host, NAT_PORT, UPLINK};
+use crate::world::{
+    BACKEND_PORT, EMPTY, FAMILIES, Family, Host, NAT_PORT, NEAR, OWN, REMOTE, SERVICE_PORT, UPLINK,
+    node_port,
+};
 
 /// Packets in their order, in tables that are fresh before the first.
 #[derive(Clone, Debug)]
@@ -139,6 +142,7 @@ pub fn stories() -> Vec<Story> {
             }
         }
         stories.extend(others(family));
+        stories.extend(from_outside(family));
     }
     stories
 }
@@ -304,4 +308,85 @@ fn others(family: Family) -> Vec<Story> {
             steps,
         })
         .collect()
+}
+
+/// Node ports, asked from outside.
+fn from_outside(family: Family) -> Vec<Story> {
+    let client = (Host::World, 5000);
+    let b = Host::B.ifindex().unwrap_or(0);
+    let drop = Verdict::Drop;
+    let arrives = |frame: &[u8], after: Vec<u8>| {
+        becomes(Hook::FROM_NET, Bytes::new(UPLINK, frame.to_vec()), after)
+    };
+    let marked = |frame: Vec<u8>| translated(UPLINK, frame);
+    let mut stories = Vec::new();
+    for talk in [Talk::Tcp, Talk::Udp] {
+        let there = |from, to| talk.frame(family, Way::There, from, to);
+        let back = |from, to| talk.frame(family, Way::Back, from, to);
+        let near = (Host::Node, node_port(NEAR));
+        let pod = (Host::B, BACKEND_PORT);
+        let mut answered = back(near, client);
+        answered[6..12].copy_from_slice(&Host::B.mac());
+        let local = vec![
+            arrives(&there(client, near), there(client, pod)),
+            step(
+                Hook::TO_POD,
+                Bytes::new(b, there(client, pod)),
+                Verdict::Pass,
+            ),
+            becomes(
+                Hook::FROM_POD,
+                Bytes::new(b, back(pod, client)),
+                answered.clone(),
+            ),
+            step(Hook::TO_NET, passed(UPLINK, answered), Verdict::Pass),
+            arrives(&there(client, near), there(client, pod)),
+        ];
+        let port = (Host::Node, node_port(REMOTE));
+        let (far, node) = ((Host::Far, BACKEND_PORT), (Host::Node, NAT_PORT));
+        let remote = vec![
+            arrives(&there(client, port), there(client, far)),
+            becomes(Hook::TO_NET, marked(there(client, far)), there(node, far)),
+            arrives(&back(far, node), back(far, client)),
+            becomes(Hook::TO_NET, marked(back(far, client)), back(port, client)),
+            arrives(&there(client, port), there(client, far)),
+            becomes(Hook::TO_NET, marked(there(client, far)), there(node, far)),
+        ];
+        let empty = there(client, (Host::Node, node_port(EMPTY)));
+        let empty = step(
+            Hook::FROM_NET,
+            Bytes::new(UPLINK, empty),
+            drop(DropReason::NoBackend),
+        );
+        // A isolates itself from strangers.
+        let (closed, a) = ((Host::Node, node_port(OWN)), (Host::A, BACKEND_PORT));
+        let ifindex = Host::A.ifindex().unwrap_or(0);
+        let denied = vec![
+            arrives(&there(client, closed), there(client, a)),
+            step(
+                Hook::TO_POD,
+                Bytes::new(ifindex, there(client, a)),
+                drop(DropReason::IngressDenied),
+            ),
+        ];
+        let cluster_ip = there(client, (NEAR, SERVICE_PORT));
+        let cluster_ip = step(
+            Hook::FROM_NET,
+            Bytes::new(UPLINK, cluster_ip),
+            Verdict::Pass,
+        );
+        for (name, steps) in [
+            ("a node port with its backend here", local),
+            ("a node port with its backend elsewhere", remote),
+            ("a node port without a backend", vec![empty]),
+            ("a node port of a pod that takes no strangers", denied),
+            ("a cluster IP is nothing to those outside", vec![cluster_ip]),
+        ] {
+            stories.push(Story {
+                name: format!("{name}, {talk:?} ({family:?})"),
+                steps,
+            });
+        }
+    }
+    stories
 }

@@ -14,7 +14,8 @@ use weir_common::nat::{ClusterKey, NatKey, NatRow, PortRange, Uplink};
 use weir_common::node::{Features, NodeConfig};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{
-    Backend, BackendId, Frontend, FrontendKey, Generation, SocketKey, SocketPeer,
+    Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress,
+    SocketKey, SocketPeer,
 };
 use weir_common::shared::{AtomicU32, AtomicU64};
 use weir_common::{Addr, DropReason};
@@ -29,6 +30,7 @@ pub struct Memory {
     pub frontends: HashMap<FrontendKey, Frontend>,
     pub backends: HashMap<u32, Backend>,
     pub live: HashMap<BackendId, Generation>,
+    pub nodes: HashMap<Addr, NodeAddress>,
     pub devices: HashMap<u32, Rc<Device>>,
     pub pods: HashMap<Addr, LocalPod>,
     pub classes: HashMap<Addr, Class>,
@@ -37,12 +39,15 @@ pub struct Memory {
     pub epoch: u32,
     pub flows: RefCell<HashMap<FlowKey, Rc<Flow>>>,
     pub half_open: RefCell<HashMap<FlowKey, Rc<Flow>>>,
+    pub affinity: RefCell<HashMap<AffinityKey, Affinity>>,
     pub sockets: RefCell<HashMap<SocketKey, SocketPeer>>,
     pub uplinks: HashMap<u32, Rc<Uplink>>,
     pub cluster: Vec<ClusterKey>,
     pub nat_ports: RefCell<HashMap<NatKey, NatRow>>,
     /// What the programs are told when they are loaded.
     pub config: NodeConfig,
+    /// The cookie of the node's network namespace.
+    pub network: u64,
     /// Entries that `HALF_OPEN` takes.
     pub room: Room,
     pub now: Cell<u64>,
@@ -115,6 +120,18 @@ impl Tables for Memory {
 
     fn generation(&self, backend: BackendId) -> Option<Generation> {
         self.live.get(&backend).copied()
+    }
+
+    fn node(&self, addr: &Addr) -> Option<NodeAddress> {
+        self.nodes.get(addr).copied()
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.affinity.borrow().get(key).copied()
+    }
+
+    fn stick(&self, key: &AffinityKey, row: &Affinity) {
+        self.affinity.borrow_mut().insert(*key, *row);
     }
 
     fn device(&self, ifindex: u32) -> Option<Rc<Device>> {
@@ -236,6 +253,10 @@ impl Tables for Memory {
 }
 
 impl Sockets for Memory {
+    fn own_network(&self) -> u64 {
+        self.network
+    }
+
     fn socket(&self, key: &SocketKey) -> Option<SocketPeer> {
         self.sockets.borrow().get(key).copied()
     }

@@ -9,7 +9,9 @@ use weir_common::nat::{ClusterKey, Uplink};
 use weir_common::policy::{
     Action, Class, PortKey, PortRow, RuleId, RulesId, VerdictKey, VerdictRow,
 };
-use weir_common::service::{Backend, Frontend, FrontendKey, Generation, Scope, Segment};
+use weir_common::service::{
+    Backend, Frontend, FrontendKey, Generation, NodeAddress, NodeFlags, Scope, Segment,
+};
 use weir_common::{Addr, Mac, Port, Protocol};
 
 use crate::tables::Memory;
@@ -68,6 +70,14 @@ pub const PODS: [(Host, u32); 3] = [(Host::A, 1001), (Host::B, 1002), (Host::C, 
 /// host and kernel would draw different numbers.
 pub const UPLINK: u32 = 2000;
 pub const NAT_PORT: u16 = 20_000;
+
+/// The port of a service at the node's own address, for those outside.
+pub const fn node_port(service: Host) -> u16 {
+    match service {
+        Host::Service(number) => 30_080 + number as u16,
+        _ => 0,
+    }
+}
 
 impl Host {
     pub fn ip(self, family: Family) -> IpAddr {
@@ -163,6 +173,10 @@ fn uplinks(memory: &mut Memory) {
     memory.uplinks.insert(UPLINK, Rc::new(uplink));
     // Pods of this node and of the other, by the first bits of their addresses.
     for (family, prefix_len) in [(Family::V4, 120), (Family::V6, 64)] {
+        let own = NodeAddress {
+            flags: NodeFlags::OWN,
+        };
+        memory.nodes.insert(Host::Node.addr(family), own);
         for host in [Host::A, Host::Far] {
             let mut addr = host.addr(family);
             addr.0[15] = 0;
@@ -259,6 +273,21 @@ fn services(memory: &mut Memory) {
                 start += 1;
             }
             for protocol in [Protocol::TCP, Protocol::UDP] {
+                let outside = FrontendKey {
+                    addr: Host::Node.addr(family),
+                    port: Port::from(node_port(host)),
+                    protocol,
+                    scope: Scope::EXTERNAL,
+                };
+                let frontend = Frontend {
+                    service: 1000 + start,
+                    segment,
+                    ..Frontend::default()
+                };
+                // The one with a choice would be drawn differently by host and kernel.
+                if host != SHARED {
+                    memory.frontends.insert(outside.of_nodes(), frontend);
+                }
                 let key = FrontendKey {
                     addr: host.addr(family),
                     port: Port::from(SERVICE_PORT),

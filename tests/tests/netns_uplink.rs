@@ -12,7 +12,8 @@ use weir_tests::netns::{End, Netns, link};
 use weir_tests::node::{Node, NodeOptions, Pod, binary};
 use weir_tests::process::{Launch, Process};
 use weir_tests::traffic::{
-    Answer, Conversation, PATIENCE, ask_udp, eventually, is_echoed, udp_socket,
+    Answer, Conversation, PATIENCE, SILENCE, ask_tcp, ask_udp, eventually, is_echoed, recent_drops,
+    udp_socket,
 };
 use weir_tests::workloads::{Transport, Workload};
 
@@ -378,5 +379,117 @@ fn a_router_that_wants_smaller_packets_is_heard_by_the_pod() {
         stream.write_all(&vec![7; MANY]).unwrap();
         drop(stream);
         assert_eq!(reader.join().unwrap(), MANY);
+    }
+}
+
+/// A Service with a node port of TCP 80 and UDP 81, in both families.
+fn service(name: &str, tcp: u16, udp: u16, more: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  \
+         type: NodePort\n  ipFamilyPolicy: RequireDualStack\n  ipFamilies: [IPv4, IPv6]\n  {more}\n  \
+         ports:\n  \
+         - {{name: web, port: 80, targetPort: 8080, nodePort: {tcp}, protocol: TCP}}\n  \
+         - {{name: feed, port: 81, targetPort: 8081, nodePort: {udp}, protocol: UDP}}\n"
+    )
+}
+
+#[test]
+fn a_node_port_leads_to_a_pod_which_sees_the_client() {
+    for policy in ["Cluster", "Local"] {
+        let site = Site::new("port", &[]);
+        let pod = site.pod("web");
+        let more = format!("selector: {{app: web}}\n  externalTrafficPolicy: {policy}");
+        site.node
+            .write_manifest("web.yaml", &service("web", 30_080, 30_081, &more))
+            .unwrap();
+        site.node.wait_for_service("shop/web", 1, PATIENCE).unwrap();
+        for (ours, theirs) in NODE.iter().zip(WORLD) {
+            for offload in ["on", "off"] {
+                set_offload(&pod, offload);
+                let said = curl(site.world.command("curl"), at(ours, 30_080));
+                assert_eq!(said, format!("web {theirs}"), "{policy}, tx {offload}");
+                // A connected socket takes answers from the node port alone.
+                let said = ask_udp(&site.world, at(ours, 30_081), PATIENCE);
+                assert_eq!(said, Answer::By("web".into()), "{policy}, tx {offload}");
+            }
+            let mut open: Vec<_> = (0..50)
+                .map(|_| Conversation::open_in(&site.world, at(ours, 30_080), PATIENCE).unwrap())
+                .collect();
+            for conversation in &mut open {
+                assert_eq!(conversation.ask().unwrap(), "web");
+            }
+        }
+        // The pod's policy judges the client itself.
+        let closed = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: closed, \
+                      namespace: shop}\nspec: {podSelector: {}, policyTypes: [Ingress]}\n";
+        site.node.write_manifest("closed.yaml", closed).unwrap();
+        for (ours, theirs) in NODE.iter().zip(WORLD) {
+            let is_silent = |answer: &Answer| *answer == Answer::Silence;
+            let ask = || ask_udp(&site.world, at(ours, 30_081), SILENCE);
+            eventually("the policy holds", AUDIT, ask, is_silent).unwrap();
+            let drops = recent_drops(&site.node, "ingress_denied").unwrap();
+            let from = |drop: &serde_json::Value| drop.to_string().contains(theirs);
+            assert!(drops.iter().any(from), "{theirs}: {drops:?}");
+        }
+    }
+}
+
+#[test]
+fn a_node_port_leads_to_a_backend_elsewhere_with_the_nodes_address() {
+    let site = Site::new("elsewhere", &[]);
+    let beyond = Netns::new("beyond").unwrap();
+    link(
+        End {
+            netns: &site.world,
+            device: "far",
+            addresses: &["203.0.113.1/24", "2001:db8:2::1/64"],
+        },
+        End {
+            netns: &beyond,
+            device: "far",
+            addresses: &["203.0.113.2/24", "2001:db8:2::2/64"],
+        },
+    )
+    .unwrap();
+    site.world.set_sysctl("net.ipv4.ip_forward", "1").unwrap();
+    site.world
+        .set_sysctl("net.ipv6.conf.all.forwarding", "1")
+        .unwrap();
+    for via in ["203.0.113.1", "2001:db8:2::1"] {
+        beyond.add_route("default", via.parse().unwrap()).unwrap();
+    }
+    // The backend is the world's server; the service selects nothing.
+    site.node
+        .write_manifest("far.yaml", &service("far", 30_090, 30_091, ""))
+        .unwrap();
+    for (family, ip) in ["IPv4", "IPv6"].iter().zip(WORLD) {
+        let slice = format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: far-{}, \
+             namespace: shop, labels: {{kubernetes.io/service-name: far}}}}\naddressType: {family}\n\
+             endpoints:\n- {{addresses: ['{ip}'], conditions: {{ready: true}}}}\nports:\n\
+             - {{name: web, port: 8080, protocol: TCP}}\n- {{name: feed, port: 8081, protocol: UDP}}\n",
+            family.to_lowercase()
+        );
+        let file = format!("far-{family}.yaml");
+        site.node.write_manifest(&file, &slice).unwrap();
+    }
+    site.node.wait_for_service("shop/far", 1, PATIENCE).unwrap();
+    for ours in NODE {
+        let target = at(ours, 30_090);
+        let is_there = |answer: &Answer| *answer == Answer::By("world".into());
+        let ask = || ask_tcp(&beyond, target, PATIENCE);
+        eventually("the backend is known", PATIENCE, ask, is_there).unwrap();
+        let said = curl(beyond.command("curl"), target);
+        assert_eq!(said, format!("world {ours}"));
+        let said = ask_udp(&beyond, at(ours, 30_091), PATIENCE);
+        assert_eq!(said, Answer::By("world".into()));
+        let mut open: Vec<_> = (0..50)
+            .map(|_| Conversation::open_in(&beyond, target, PATIENCE).unwrap())
+            .collect();
+        for _ in 0..2 {
+            for conversation in &mut open {
+                assert_eq!(conversation.ask().unwrap(), "world");
+            }
+        }
     }
 }

@@ -10,6 +10,7 @@ use weir_tests::world::{BACKEND_PORT, FAMILIES, Family, Host, NEAR, SERVICE_PORT
 /// A socket call on paper.
 struct Paper {
     cookie: u64,
+    network: u64,
     protocol: Protocol,
     peer: Peer,
 }
@@ -20,6 +21,9 @@ impl Address for Paper {
     }
     fn protocol(&self) -> Protocol {
         self.protocol
+    }
+    fn network(&self) -> u64 {
+        self.network
     }
     fn peer(&self) -> Peer {
         self.peer
@@ -33,6 +37,7 @@ fn paper(cookie: u64, protocol: Protocol, addr: Addr, port: u16) -> Paper {
     let port = Port::from(port);
     Paper {
         cookie,
+        network: 7,
         protocol,
         peer: Peer { addr, port },
     }

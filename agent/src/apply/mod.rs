@@ -4,6 +4,7 @@
 mod delta;
 mod devices;
 pub mod fake;
+mod node_addresses;
 mod policy;
 mod services;
 mod status;
@@ -12,6 +13,7 @@ mod uplinks;
 
 pub use delta::{Delta, Drift};
 pub use devices::{DevicePass, Devices, Outcome, PodLease};
+pub use node_addresses::NodeAddresses;
 pub use policy::{Policies, PolicyPass, PolicyTarget};
 pub use services::{GRACE, Pass, ServiceChange, Services};
 pub use status::{Deletes, Fill, Status, Statuses};

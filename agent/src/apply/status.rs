@@ -16,7 +16,7 @@ pub enum Status {
 }
 
 /// The status of every object of a kind.
-pub type Statuses = BTreeMap<ObjectName, Status>;
+pub type Statuses<N = ObjectName> = BTreeMap<N, Status>;
 
 /// How full a table is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -1,7 +1,9 @@
 //! From the snapshot to what the kernel should hold: pure functions and plain data. No clock, socket,
 //! map or tokio.
 
+pub mod host_port;
 pub mod masquerade;
+pub mod node_addresses;
 pub mod policy;
 mod policy_rows;
 pub mod service;
@@ -9,4 +11,4 @@ mod service_plan;
 pub mod zone;
 
 pub use policy_rows::{PodRules, PolicyRows};
-pub use service_plan::{BackendAddr, FrontendPlan, ServicePlan};
+pub use service_plan::{BackendAddr, FrontendPlan, Owner, ServicePlan, Way};

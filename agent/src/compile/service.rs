@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use weir_common::service::{FrontendFlags, FrontendKey, Scope};
 use weir_common::{Addr, Port, Protocol};
 
-use super::{BackendAddr, FrontendPlan, ServicePlan};
+use super::{BackendAddr, FrontendPlan, Owner, ServicePlan, Way};
 use crate::model::{
     Conditions, EndpointSlice, Family, ObjectName, Proxying, Service, ServiceKind, ServicePort,
     TrafficPolicy,
@@ -43,7 +43,7 @@ pub fn compile<'a>(
     dns: Option<&DnsRedirect>,
 ) -> ServicePlan {
     let mut plan = ServicePlan {
-        id: service.id.clone(),
+        id: Owner::Service(service.id.clone()),
         frontends: Vec::new(),
     };
     let addresses = match (&service.kind, service.proxying) {
@@ -53,59 +53,142 @@ pub fn compile<'a>(
     let slices: Vec<_> = slices.into_iter().collect();
     for address in addresses {
         for port in &service.ports {
+            let family = Family::of(address);
+            let sets = Sets::of(&candidates(port, family, &slices, node));
+            let ways = Ways {
+                service,
+                port,
+                address: *address,
+                sets: &sets,
+            };
+            let own_dns = dns.and_then(|dns| dns.answer(service, port, family));
+            plan.frontends.push(ways.cluster_ip(own_dns));
             plan.frontends
-                .push(frontend(service, *address, port, &slices, node, dns));
+                .extend(ways.node_port().into_iter().flatten());
+            plan.frontends.extend(ways.external());
         }
     }
-    plan.frontends.sort_unstable_by_key(|f| f.key);
+    // An external address can be that of a load balancer too.
+    plan.frontends.sort_by_key(|f| (f.key, f.way));
+    plan.frontends.dedup_by_key(|f| f.key);
     plan
 }
 
-fn frontend(
-    service: &Service,
-    address: IpAddr,
-    port: &ServicePort,
-    slices: &[&EndpointSlice],
-    node: &NodeView<'_>,
-    dns: Option<&DnsRedirect>,
-) -> FrontendPlan {
-    let family = Family::of(&address);
-    let key = FrontendKey {
-        addr: address.into(),
-        port: port.port.into(),
-        protocol: port.protocol,
-        scope: Scope::INTERNAL,
-    };
-    if let Some(own) = dns.and_then(|dns| dns.answer(service, port, family)) {
-        return FrontendPlan {
-            key,
-            backends: vec![own],
-            affinity: 0,
-            flags: 0,
-        };
-    }
-    let candidates = candidates(port, family, slices, node);
-    let cluster = usable(candidates.iter());
-    let (backends, flags) = match service.internal_traffic_policy {
-        TrafficPolicy::Cluster => (cluster, 0),
-        TrafficPolicy::Local => {
-            let local = usable(candidates.iter().filter(|(_, c)| c.is_local));
-            // Endpoints elsewhere mean that traffic is misdirected, not that nothing serves.
-            let flags = if local.is_empty() && !cluster.is_empty() {
-                FrontendFlags::DROP_WHEN_EMPTY
-            } else {
-                0
-            };
-            (local, flags)
+/// The endpoints that a port may lead to. The two sets are decided apart (`topology.go`).
+struct Sets {
+    cluster: Vec<BackendAddr>,
+    /// On this node.
+    local: Vec<BackendAddr>,
+}
+
+impl Sets {
+    fn of(candidates: &BTreeMap<BackendAddr, Candidate>) -> Self {
+        Self {
+            cluster: usable(candidates.iter()),
+            local: usable(candidates.iter().filter(|(_, c)| c.is_local)),
         }
-    };
-    FrontendPlan {
-        key,
-        backends,
-        affinity: service
-            .affinity
-            .map_or(0, |a| u32::try_from(a.as_secs()).unwrap_or(u32::MAX)),
-        flags,
+    }
+
+    /// Those that a policy allows, with the flags of the frontend.
+    fn under(&self, policy: TrafficPolicy) -> (Vec<BackendAddr>, u32) {
+        match policy {
+            TrafficPolicy::Cluster => (self.cluster.clone(), 0),
+            // Endpoints elsewhere mean that traffic is misdirected, not that nothing serves.
+            TrafficPolicy::Local if self.local.is_empty() && !self.cluster.is_empty() => {
+                (Vec::new(), FrontendFlags::DROP_WHEN_EMPTY)
+            }
+            TrafficPolicy::Local => (self.local.clone(), 0),
+        }
+    }
+}
+
+/// The ways to one port of a Service, in the family of one of its cluster IPs.
+struct Ways<'a> {
+    service: &'a Service,
+    port: &'a ServicePort,
+    /// The cluster IP.
+    address: IpAddr,
+    sets: &'a Sets,
+}
+
+impl Ways<'_> {
+    fn cluster_ip(&self, own_dns: Option<BackendAddr>) -> FrontendPlan {
+        let key = self.key(self.address, self.port.port, Scope::INTERNAL);
+        if let Some(own) = own_dns {
+            return FrontendPlan {
+                affinity: 0,
+                ..self.frontend(key, Way::ClusterIp, (vec![own], 0))
+            };
+        }
+        let found = self.sets.under(self.service.internal_traffic_policy);
+        self.frontend(key, Way::ClusterIp, found)
+    }
+
+    /// At every node's address. For clients inside of the cluster `externalTrafficPolicy: Local` on this
+    /// node means nothing (k/k#123622), and another node answers for its own endpoints itself.
+    fn node_port(&self) -> Option<[FrontendPlan; 2]> {
+        let number = self.port.node_port?;
+        let policy = self.service.external.traffic_policy;
+        let flags = match policy {
+            TrafficPolicy::Cluster => 0,
+            TrafficPolicy::Local => FrontendFlags::OWN_NODE_ONLY,
+        };
+        let key = |scope| self.key(self.address, number, scope).of_nodes();
+        let inside = (self.sets.cluster.clone(), flags);
+        let outside = self.sets.under(policy);
+        Some([
+            self.frontend(key(Scope::INTERNAL), Way::NodePort, inside),
+            self.frontend(key(Scope::EXTERNAL), Way::NodePort, outside),
+        ])
+    }
+
+    /// At the addresses of load balancers and at external IPs. Clients inside of the cluster are not sent
+    /// out and back in, and `externalTrafficPolicy` means nothing to them (core/v1 types.go).
+    fn external(&self) -> Vec<FrontendPlan> {
+        let external = &self.service.external;
+        let of = |way, addresses: &[IpAddr]| {
+            let family = Family::of(&self.address);
+            let ours = addresses.iter().filter(|a| Family::of(a) == family);
+            ours.flat_map(|address| {
+                let key = |scope| self.key(*address, self.port.port, scope);
+                let inside = (self.sets.cluster.clone(), 0);
+                let outside = self.sets.under(external.traffic_policy);
+                [
+                    self.frontend(key(Scope::INTERNAL), way, inside),
+                    self.frontend(key(Scope::EXTERNAL), way, outside),
+                ]
+            })
+            .collect::<Vec<_>>()
+        };
+        let mut frontends = of(Way::LoadBalancer, &external.load_balancer);
+        frontends.extend(of(Way::ExternalIp, &external.addresses));
+        frontends
+    }
+
+    fn key(&self, address: IpAddr, port: u16, scope: Scope) -> FrontendKey {
+        FrontendKey {
+            addr: address.into(),
+            port: port.into(),
+            protocol: self.port.protocol,
+            scope,
+        }
+    }
+
+    fn frontend(
+        &self,
+        key: FrontendKey,
+        way: Way,
+        (backends, flags): (Vec<BackendAddr>, u32),
+    ) -> FrontendPlan {
+        let affinity = self.service.affinity;
+        FrontendPlan {
+            key,
+            way,
+            port: self.port.port.into(),
+            backends,
+            affinity: affinity.map_or(0, |a| u32::try_from(a.as_secs()).unwrap_or(u32::MAX)),
+            flags,
+        }
     }
 }
 

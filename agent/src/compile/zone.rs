@@ -88,8 +88,8 @@ fn named(name: Option<&Arc<str>>, protocol: Protocol, port: u16) -> Option<ZoneP
 mod tests {
     use super::*;
     use crate::model::{
-        Conditions, Endpoint, Family, NotReady, Proxying, ServicePort, SlicePort, TargetPort,
-        TrafficPolicy,
+        Conditions, Endpoint, External, Family, NotReady, Proxying, ServicePort, SlicePort,
+        TargetPort, TrafficPolicy,
     };
 
     fn service(kind: ServiceKind, ports: &[(Option<&str>, Protocol, u16)]) -> Service {
@@ -103,11 +103,13 @@ mod tests {
                     protocol: *protocol,
                     port: *port,
                     target: TargetPort::Number(8080),
+                    node_port: None,
                 })
                 .collect(),
             selector: None,
             affinity: None,
             internal_traffic_policy: TrafficPolicy::Cluster,
+            external: External::default(),
             not_ready: NotReady::Hidden,
             proxying: Proxying::Here,
         }

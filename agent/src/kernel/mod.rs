@@ -30,7 +30,7 @@ use weir_common::device::{Device, LocalPod};
 use weir_common::nat::{ClusterKey, InCluster, Uplink};
 use weir_common::node::NodeConfig;
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
-use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation};
+use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress};
 
 use self::links::Links;
 use self::sys::{AttachType, Seat};
@@ -88,6 +88,7 @@ pub struct ServiceTables {
     pub frontends: MapTable<FrontendKey, Frontend>,
     pub backends: MapTable<u32, Backend>,
     pub live: MapTable<BackendId, Generation>,
+    pub nodes: MapTable<Addr, NodeAddress>,
 }
 
 /// Tables of policy.
@@ -272,6 +273,7 @@ impl Kernel {
             frontends: self.table("FRONTENDS", Shape::Keyed)?,
             backends: self.table("BACKENDS", Shape::Array)?,
             live: self.table("LIVE", Shape::Array)?,
+            nodes: self.table("NODES", Shape::Keyed)?,
         })
     }
 

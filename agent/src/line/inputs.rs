@@ -22,6 +22,10 @@ pub struct Inputs {
 pub struct Dirty {
     /// Services whose own object or slices changed, or went.
     pub services: BTreeSet<ObjectName>,
+    /// Pods that changed, or went.
+    pub pods: BTreeSet<ObjectName>,
+    /// Which addresses are nodes'.
+    pub nodes: bool,
     /// Something that policy looks at.
     pub policy: bool,
     /// Which namespaces exist.
@@ -89,6 +93,12 @@ impl Inputs {
         self.dirty.policy = true;
     }
 
+    /// This node's own addresses changed.
+    pub fn mark_own_addresses(&mut self) {
+        self.dirty.policy = true;
+        self.dirty.nodes = true;
+    }
+
     /// A lease says what a pod's status will say later.
     fn complete(&self, object: Object) -> Object {
         match object {
@@ -122,6 +132,11 @@ impl Inputs {
                 self.dirty.services.extend(before.into_iter().chain(after));
             }
             Kind::Pod | Kind::Node => {
+                if id.kind == Kind::Pod {
+                    self.dirty.pods.insert(id.name.clone());
+                } else {
+                    self.dirty.nodes = true;
+                }
                 self.dirty.policy = true;
                 self.dirty.names = true;
             }

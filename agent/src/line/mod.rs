@@ -23,16 +23,19 @@ use weir_common::Addr;
 use weir_common::device::{Device, LocalPod};
 use weir_common::nat::{ClusterKey, InCluster, Uplink};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
-use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation};
+use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress};
 
-use crate::apply::{Devices, Policies, PolicyTarget, ServiceChange, Services, Uplinks};
+use crate::apply::{
+    Devices, NodeAddresses, Policies, PolicyTarget, ServiceChange, Services, Status, Uplinks,
+};
 use crate::compile::masquerade::Outlet;
 use crate::compile::policy::{self, Compiled, NodeView, Retained, RuleBook};
 use crate::compile::service::{self, DnsRedirect};
+use crate::compile::{Owner, host_port, node_addresses};
 use crate::config::Settings;
 use crate::events::Names;
 use crate::kernel::{Counters, Flows, Hook, Kernel, MapTable};
-use crate::model::{Change, ObjectName};
+use crate::model::Change;
 use crate::pods::{Attachment, Lease, PodRef};
 use crate::watch::status::Health;
 use crate::zone_feed::ZoneFeed;
@@ -47,6 +50,7 @@ type ServiceState = Services<
     MapTable<u32, Backend>,
     MapTable<BackendId, Generation>,
 >;
+type NodeState = NodeAddresses<MapTable<Addr, NodeAddress>>;
 type PolicyState = Policies<
     MapTable<Addr, Class>,
     MapTable<VerdictKey, VerdictRow>,
@@ -92,6 +96,7 @@ pub struct Line {
     node_addresses: Vec<IpAddr>,
 
     services: ServiceState,
+    nodes: NodeState,
     policies: PolicyState,
     devices: DeviceState,
     uplinks: UplinkState,
@@ -169,6 +174,7 @@ impl Line {
         Ok(Self {
             services: Services::resume(s.frontends, s.backends, s.live, Instant::now())
                 .context("read the tables of services")?,
+            nodes: NodeAddresses::resume(s.nodes).context("read the table of nodes")?,
             policies: Policies::resume(p.classes, p.verdicts, p.ports, p.epoch)
                 .context("read the tables of policy")?,
             devices: Devices::resume(d.devices, d.pods).context("read the tables of pods")?,
@@ -280,7 +286,9 @@ impl Line {
     /// Everything has been said: from now on what nobody asks for goes.
     fn complete(&mut self, dirty: &Dirty, now: Instant) {
         self.services.allow_deletes();
+        self.nodes.allow_deletes();
         self.policies.allow_deletes();
+        self.pass_nodes();
         self.pass_services(dirty, now);
         self.pass_policy(now);
         self.zone.everything_changed(self.inputs.snapshot());
@@ -300,7 +308,22 @@ impl Line {
         if dirty.namespaces {
             self.zone.everything_changed(snapshot);
         }
-        if dirty.services.is_empty() {
+        if dirty.nodes {
+            self.pass_nodes();
+        }
+        let snapshot = self.inputs.snapshot();
+        let host_ports = dirty.pods.iter().map(|id| {
+            let pod = snapshot
+                .pods
+                .get(id)
+                .filter(|pod| pod.node.as_deref() == Some(&*self.settings.node));
+            match pod.and_then(|pod| host_port::compile(pod)) {
+                None => ServiceChange::Deleted(Owner::HostPorts(id.clone())),
+                Some(plan) => ServiceChange::Planned(plan),
+            }
+        });
+        let host_ports: Vec<_> = host_ports.collect();
+        if dirty.services.is_empty() && host_ports.is_empty() {
             return;
         }
         let node = service::NodeView {
@@ -312,21 +335,27 @@ impl Line {
             addresses: self.settings.dns.addresses.clone(),
             port: DNS_PORT,
         };
-        let changes: Vec<_> = dirty
+        let services = dirty
             .services
             .iter()
             .map(|id| match snapshot.services.get(id) {
-                None => ServiceChange::Deleted(id.clone()),
+                None => ServiceChange::Deleted(Owner::Service(id.clone())),
                 Some(service) => {
                     let slices = snapshot.slices_of(id).map(|slice| &**slice);
                     ServiceChange::Planned(service::compile(service, slices, &node, Some(&dns)))
                 }
-            })
-            .collect();
+            });
+        let changes: Vec<_> = services.chain(host_ports).collect();
         for id in &dirty.services {
             self.zone.service_changed(snapshot, id);
         }
         self.services.apply(changes, now);
+    }
+
+    fn pass_nodes(&mut self) {
+        let nodes = self.inputs.snapshot().nodes.values();
+        let rows = node_addresses::compile(nodes, &self.settings.node, &self.node_addresses);
+        self.nodes.apply(rows);
     }
 
     fn pass_policy(&mut self, now: Instant) {
@@ -357,6 +386,7 @@ impl Line {
     fn tick(&mut self, now: Instant) {
         self.ticks += 1;
         self.services.tick(now);
+        self.nodes.tick();
         if self.is_complete {
             self.continue_policy(now);
         }
@@ -437,17 +467,16 @@ impl Line {
         if addresses != self.node_addresses {
             info!(?addresses, "the node's addresses changed");
             self.node_addresses = addresses;
-            self.inputs.mark_policy();
+            self.inputs.mark_own_addresses();
         }
     }
 
     /// Desired against kernel, for all tables that we fill.
     fn audit_tables(&mut self) {
-        let found = self
-            .services
-            .audit()
-            .and_then(|rows| Ok(rows + self.policies.audit()? + self.devices.audit()?))
-            .and_then(|rows| Ok(rows + self.uplinks.audit()?));
+        let found = self.services.audit().and_then(|rows| {
+            Ok(rows + self.nodes.audit()? + self.policies.audit()? + self.devices.audit()?)
+        });
+        let found = found.and_then(|rows| Ok(rows + self.uplinks.audit()?));
         self.pass_uplinks();
         match found {
             Ok(0) => {}
@@ -525,16 +554,24 @@ impl Line {
 
     /// Objects that are understood and could not be written, with the reason.
     fn unapplied(&self) -> Vec<(String, String)> {
-        use crate::apply::Status;
-        let of = |kind: &'static str| {
-            move |(name, status): (&ObjectName, &Status)| match status {
-                Status::Failed(why) => Some((format!("{kind} {name}"), why.clone())),
-                Status::Pending | Status::Done => None,
-            }
+        let failed = |object: String, status: &Status| match status {
+            Status::Failed(why) => Some((object, why.clone())),
+            Status::Pending | Status::Done => None,
         };
-        let services = self.services.statuses().iter().filter_map(of("Service"));
-        let pods = self.devices.statuses().iter().filter_map(of("Pod"));
+        let services = self.services.statuses().iter();
+        let services = services.filter_map(|(owner, status)| {
+            let object = match owner {
+                Owner::Service(name) => format!("Service {name}"),
+                Owner::HostPorts(pod) => format!("host ports of Pod {pod}"),
+            };
+            failed(object, status)
+        });
+        let pods = self.devices.statuses().iter();
+        let pods = pods.filter_map(|(pod, status)| failed(format!("Pod {pod}"), status));
         let mut all: Vec<_> = services.chain(pods).collect();
+        if let Status::Failed(why) = self.nodes.status() {
+            all.push(("Node addresses".into(), why.clone()));
+        }
         match (&self.policy_refused, self.policies.status()) {
             (Some(why), _) | (None, Status::Failed(why)) => {
                 all.push(("NetworkPolicy".into(), why.clone()));

@@ -73,6 +73,7 @@ impl Line {
     pub fn fills(&self) -> Vec<TableFill> {
         let fills = self.services.fills().into_iter();
         let fills = fills
+            .chain([self.nodes.fill()])
             .chain(self.policies.fills())
             .chain(self.devices.fills())
             .chain(self.uplinks.fills());
@@ -261,6 +262,7 @@ impl Line {
     pub fn verify(&mut self) -> Result<Verify, apply::TableError> {
         let drifts = self.services.compare()?.into_iter();
         let drifts = drifts
+            .chain([self.nodes.compare()?])
             .chain(self.policies.compare()?)
             .chain(self.devices.compare()?)
             .chain(self.uplinks.compare()?);

@@ -14,11 +14,11 @@ mod snapshot;
 pub use name::{Kind, ObjectId, ObjectName};
 pub use namespace::{Namespace, NamespacePhase};
 pub use node::Node;
-pub use pod::{ContainerPort, Pod, PodNetwork, PodPhase};
+pub use pod::{ContainerPort, HostPort, Pod, PodNetwork, PodPhase};
 pub use policy::{Block, PeerSelector, Peers, PodPeers, Policy, PortMatch, PortRange, Ports, Rule};
 pub use selector::{Labels, Operator, Requirement, Selector};
 pub use service::{
-    NotReady, Proxying, Service, ServiceKind, ServicePort, TargetPort, TrafficPolicy,
+    External, NotReady, Proxying, Service, ServiceKind, ServicePort, TargetPort, TrafficPolicy,
 };
 pub use slice::{Conditions, Endpoint, EndpointSlice, Family, SlicePort};
 pub use snapshot::{Change, Object, Snapshot};

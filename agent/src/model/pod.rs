@@ -54,4 +54,14 @@ pub struct ContainerPort {
     pub protocol: Protocol,
     /// Host order.
     pub port: u16,
+    pub host: Option<HostPort>,
+}
+
+/// `hostPort`: where a container's port is reached on its node.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct HostPort {
+    /// Host order.
+    pub port: u16,
+    /// `hostIP`; `None` for every address of the node, of both families.
+    pub address: Option<IpAddr>,
 }

@@ -19,6 +19,7 @@ pub struct Service {
     /// `sessionAffinity: ClientIP` with its timeout.
     pub affinity: Option<Duration>,
     pub internal_traffic_policy: TrafficPolicy,
+    pub external: External,
     pub not_ready: NotReady,
     pub proxying: Proxying,
 }
@@ -34,6 +35,17 @@ pub enum ServiceKind {
     ExternalName(Arc<str>),
 }
 
+/// How a Service is reached from outside of the cluster, beside the node ports of its ports.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct External {
+    pub traffic_policy: TrafficPolicy,
+    /// `status.loadBalancer.ingress` of a LoadBalancer, without those whose traffic has to go through a
+    /// proxy (`ipMode: Proxy`, KEP-1860).
+    pub load_balancer: Vec<IpAddr>,
+    /// `spec.externalIPs`.
+    pub addresses: Vec<IpAddr>,
+}
+
 /// A port of a Service.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ServicePort {
@@ -43,6 +55,8 @@ pub struct ServicePort {
     /// Host order.
     pub port: u16,
     pub target: TargetPort,
+    /// Of a NodePort or a LoadBalancer; host order.
+    pub node_port: Option<u16>,
 }
 
 /// Which port of the pod. Only who makes EndpointSlices needs it.
@@ -53,9 +67,10 @@ pub enum TargetPort {
     Name(Arc<str>),
 }
 
-/// `internalTrafficPolicy`.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// `internalTrafficPolicy` and `externalTrafficPolicy`.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum TrafficPolicy {
+    #[default]
     Cluster,
     Local,
 }

@@ -308,6 +308,7 @@ fn which_ports_are_open() {
         name: Some(name.into()),
         protocol,
         port,
+        host: None,
     };
     let (t, u, s) = (Protocol::TCP, Protocol::UDP, Protocol::SCTP);
     type Case = (&'static str, Ports, Vec<(Protocol, u16)>);
@@ -397,6 +398,7 @@ fn a_named_port_is_each_pods_own() {
             name: Some("http".into()),
             protocol: Protocol::TCP,
             port,
+            host: None,
         }];
     }
     for (pod, port, open) in [

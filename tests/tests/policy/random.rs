@@ -112,6 +112,7 @@ fn container_port() -> impl Strategy<Value = ContainerPort> {
             name: name.map(Arc::from),
             protocol,
             port,
+            host: None,
         }
     })
 }

@@ -20,8 +20,7 @@ use self::ids::{BackendIds, Identity};
 use self::runs::Runs;
 use super::status::{Deletes, Fill, Status, Statuses};
 use super::table::{Comparison, KernelTable, Table, TableError};
-use crate::compile::{BackendAddr, FrontendPlan, ServicePlan};
-use crate::model::ObjectName;
+use crate::compile::{BackendAddr, FrontendPlan, Owner, ServicePlan, Way};
 
 /// How long a run is left alone after no frontend points to it: a program that read the old row of
 /// `FRONTENDS` is done with it long before. Programs take microseconds; a CPU may be taken away from
@@ -35,12 +34,12 @@ pub struct Services<F, B, L> {
     backends: Table<u32, Backend, B>,
     live: Table<BackendId, Generation, L>,
 
-    plans: BTreeMap<ObjectName, ServicePlan>,
-    /// Who asks for a frontend. The first name has it.
-    claims: BTreeMap<FrontendKey, BTreeSet<ObjectName>>,
+    plans: BTreeMap<Owner, ServicePlan>,
+    /// Who asks for a frontend. The first has it.
+    claims: BTreeMap<FrontendKey, BTreeSet<(Way, Owner)>>,
 
-    numbers: HashMap<ObjectName, u32>,
-    names: HashMap<u32, ObjectName>,
+    numbers: HashMap<Owner, u32>,
+    names: HashMap<u32, Owner>,
     next_number: u32,
     runs: Runs,
     ids: BackendIds,
@@ -53,7 +52,7 @@ pub struct Services<F, B, L> {
 
     dirty: BTreeSet<FrontendKey>,
     failures: BTreeMap<FrontendKey, String>,
-    statuses: Statuses,
+    statuses: Statuses<Owner>,
     deletes: Deletes,
 }
 
@@ -82,7 +81,7 @@ enum RunKind {
 #[derive(Clone, Debug)]
 pub enum ServiceChange {
     Planned(ServicePlan),
-    Deleted(ObjectName),
+    Deleted(Owner),
 }
 
 /// What a pass did.
@@ -176,7 +175,7 @@ where
     }
 
     /// How far each Service is.
-    pub fn statuses(&self) -> &Statuses {
+    pub fn statuses(&self) -> &Statuses<Owner> {
         &self.statuses
     }
 
@@ -190,7 +189,7 @@ where
     }
 
     /// The Service that a number in a row stands for.
-    pub fn name_of(&self, number: u32) -> Option<&ObjectName> {
+    pub fn name_of(&self, number: u32) -> Option<&Owner> {
         self.names.get(&number)
     }
 
@@ -209,11 +208,11 @@ where
             self.claims
                 .entry(frontend.key)
                 .or_default()
-                .insert(name.clone());
+                .insert((frontend.way, name.clone()));
             self.dirty.insert(frontend.key);
         }
         self.statuses.insert(name.clone(), Status::Pending);
-        let kept: BTreeSet<FrontendKey> = plan.frontends.iter().map(|f| f.key).collect();
+        let kept: BTreeSet<_> = plan.frontends.iter().map(|f| (f.key, f.way)).collect();
         self.unclaim(&name, old.as_ref(), &kept);
         // Somebody has to say so if there is nothing to write.
         if kept.is_empty() {
@@ -221,7 +220,7 @@ where
         }
     }
 
-    fn forget(&mut self, name: &ObjectName) {
+    fn forget(&mut self, name: &Owner) {
         let old = self.plans.remove(name);
         self.statuses.remove(name);
         self.unclaim(name, old.as_ref(), &BTreeSet::new());
@@ -232,18 +231,19 @@ where
 
     fn unclaim(
         &mut self,
-        name: &ObjectName,
+        name: &Owner,
         plan: Option<&ServicePlan>,
-        kept: &BTreeSet<FrontendKey>,
+        kept: &BTreeSet<(FrontendKey, Way)>,
     ) {
-        for key in plan.into_iter().flat_map(|p| &p.frontends).map(|f| f.key) {
-            if kept.contains(&key) {
+        let frontends = plan.into_iter().flat_map(|p| &p.frontends);
+        for (key, way) in frontends.map(|f| (f.key, f.way)) {
+            if kept.contains(&(key, way)) {
                 continue;
             }
             self.dirty.insert(key);
-            if let Some(names) = self.claims.get_mut(&key) {
-                names.remove(name);
-                if names.is_empty() {
+            if let Some(claims) = self.claims.get_mut(&key) {
+                claims.remove(&(way, name.clone()));
+                if claims.is_empty() {
                     self.claims.remove(&key);
                 }
             }
@@ -371,15 +371,15 @@ where
     }
 
     /// The plan that has the frontend, and whose it is.
-    fn wanted(&self, key: &FrontendKey) -> Option<(ObjectName, FrontendPlan)> {
-        let name = self.claims.get(key)?.first()?;
+    fn wanted(&self, key: &FrontendKey) -> Option<(Owner, FrontendPlan)> {
+        let (_, name) = self.claims.get(key)?.first()?;
         let plan = self.plans.get(name)?;
         let frontend = plan.frontends.iter().find(|f| f.key == *key)?;
         Some((name.clone(), frontend.clone()))
     }
 
     /// The number of a Service: what the kernel has it under, or a new one.
-    fn number(&mut self, name: &ObjectName, key: &FrontendKey) -> u32 {
+    fn number(&mut self, name: &Owner, key: &FrontendKey) -> u32 {
         if let Some(&number) = self.numbers.get(name) {
             return number;
         }
@@ -412,6 +412,8 @@ where
             segment,
             affinity: wanted.affinity,
             flags: wanted.flags,
+            port: wanted.port,
+            pad: 0,
         };
         if let Some(run) = self.installed.get(&wanted.key)
             && run.kind == RunKind::Own
@@ -495,12 +497,13 @@ where
 
     /// Brings the status of every Service with one of these frontends up to date.
     fn report(&mut self, touched: &BTreeSet<FrontendKey>) {
-        let names: BTreeSet<&ObjectName> = touched
+        let names: BTreeSet<&Owner> = touched
             .iter()
             .filter_map(|key| self.claims.get(key))
             .flatten()
+            .map(|(_, owner)| owner)
             .collect();
-        let fresh: Vec<(ObjectName, Status)> = names
+        let fresh: Vec<(Owner, Status)> = names
             .into_iter()
             .filter_map(|name| Some((name.clone(), self.status(self.plans.get(name)?))))
             .collect();
@@ -510,7 +513,7 @@ where
     fn status(&self, plan: &ServicePlan) -> Status {
         let keys = || plan.frontends.iter().map(|f| &f.key);
         if let Some((key, owner)) = keys().find_map(|key| {
-            let owner = self.claims.get(key)?.first()?;
+            let (_, owner) = self.claims.get(key)?.first()?;
             (*owner != plan.id).then_some((key, owner))
         }) {
             return Status::Failed(format!("{} belongs to {owner}", address(key)));
@@ -531,6 +534,7 @@ impl Run {
             && self.value.service == service
             && self.value.affinity == wanted.affinity
             && self.value.flags == wanted.flags
+            && self.value.port == wanted.port
             && self.leads_to(&wanted.backends)
     }
 
@@ -551,6 +555,11 @@ impl Run {
 }
 
 fn address(key: &FrontendKey) -> String {
-    let addr = std::net::SocketAddr::new(key.addr.into(), key.port.into());
-    format!("{addr} (protocol {})", key.protocol.0)
+    let port = u16::from(key.port);
+    let protocol = key.protocol.0;
+    if key.scope.is_of_nodes() {
+        return format!("port {port} of the nodes (protocol {protocol})");
+    }
+    let addr = std::net::SocketAddr::new(key.addr.into(), port);
+    format!("{addr} (protocol {protocol})")
 }

@@ -11,7 +11,7 @@ use weir_common::{Addr, Port, Protocol};
 use super::{GRACE, ServiceChange, Services};
 use crate::apply::Status;
 use crate::apply::fake::{FakeTable, FaultyTable, Fuse};
-use crate::compile::{BackendAddr, FrontendPlan, ServicePlan};
+use crate::compile::{BackendAddr, FrontendPlan, Owner, ServicePlan, Way};
 use crate::model::ObjectName;
 
 type Faulty<K, V> = FaultyTable<FakeTable<K, V>>;
@@ -34,8 +34,8 @@ fn backend(n: u8) -> BackendAddr {
     }
 }
 
-fn name(n: u8) -> ObjectName {
-    ObjectName::new("default", format!("s{n}"))
+fn name(n: u8) -> Owner {
+    Owner::Service(ObjectName::new("default", format!("s{n}")))
 }
 
 fn plan(service: u8, frontends: &BTreeMap<u8, (BTreeSet<u8>, u32)>) -> ServicePlan {
@@ -45,6 +45,8 @@ fn plan(service: u8, frontends: &BTreeMap<u8, (BTreeSet<u8>, u32)>) -> ServicePl
             .iter()
             .map(|(k, (backends, affinity))| FrontendPlan {
                 key: key(*k),
+                way: Way::ClusterIp,
+                port: Port::from(80),
                 backends: backends.iter().map(|b| backend(*b)).collect(),
                 affinity: *affinity,
                 flags: 0,

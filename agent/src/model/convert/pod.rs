@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Converted, Invalid, Problem, id, labels, optional, port, protocol, unicast};
-use crate::model::{ContainerPort, Object, Pod, PodNetwork, PodPhase};
+use crate::model::{ContainerPort, HostPort, Object, Pod, PodNetwork, PodPhase};
 use crate::watch::wire;
 
 /// A Pod. A bad address or container port is left out.
@@ -87,5 +87,22 @@ fn container_port(wire: wire::ContainerPort) -> Result<ContainerPort, String> {
         name: optional(wire.name),
         protocol: protocol(wire.protocol.as_deref())?,
         port: port(wire.container_port)?,
+        host: host_port(wire.host_port, wire.host_ip.as_deref())?,
     })
+}
+
+/// An unspecified `hostIP` of either family means every address of the node, as an absent one does.
+fn host_port(number: Option<i64>, address: Option<&str>) -> Result<Option<HostPort>, String> {
+    let number = match number {
+        None | Some(0) => return Ok(None),
+        Some(number) => port(number).map_err(|e| format!("hostPort: {e}"))?,
+    };
+    let address = match address {
+        None | Some("") => None,
+        Some(text) => Some(super::address(text).map_err(|e| format!("hostIP: {e}"))?),
+    };
+    Ok(Some(HostPort {
+        port: number,
+        address: address.filter(|ip| !ip.is_unspecified()),
+    }))
 }

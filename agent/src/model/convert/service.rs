@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Converted, Invalid, id, labels, optional, port, protocol, unicast};
+use super::{Converted, Invalid, Problem, id, labels, optional, port, protocol, unicast};
 use crate::model::{
-    Family, NotReady, Object, Proxying, Service, ServiceKind, ServicePort, TargetPort,
+    External, Family, NotReady, Object, Proxying, Service, ServiceKind, ServicePort, TargetPort,
     TrafficPolicy,
 };
 use crate::watch::wire::{self, IntOrString};
@@ -33,18 +33,22 @@ pub enum FamilyPolicy {
     RequireDual,
 }
 
-/// A Service.
+/// A Service. A bad external address is left out.
 pub fn service(wire: wire::Service) -> Result<Converted, Invalid> {
     let (meta, spec) = (wire.metadata, wire.spec);
     let id = id(&meta)?;
     let kind = kind(&spec)?;
+    let mut problems = Vec::new();
+    let external = external(&spec, wire.status, &mut problems)?;
+    let has_node_ports = has_node_ports(&spec);
     let mut seen = BTreeSet::new();
     let ports = spec
         .ports
         .into_iter()
         .enumerate()
         .map(|(i, p)| {
-            let port = service_port(p).map_err(|e| format!("spec.ports[{i}]: {e}"))?;
+            let mut port = service_port(p).map_err(|e| format!("spec.ports[{i}]: {e}"))?;
+            port.node_port = port.node_port.filter(|_| has_node_ports);
             if !seen.insert((port.protocol, port.port)) {
                 return Err(format!(
                     "spec.ports[{i}]: port {} is there twice with the same protocol",
@@ -59,11 +63,10 @@ pub fn service(wire: wire::Service) -> Result<Converted, Invalid> {
         Some("ClientIP") => Some(affinity(spec.session_affinity_config)?),
         Some(other) => return Err(format!("spec.sessionAffinity: unknown {other:?}").into()),
     };
-    let internal_traffic_policy = match spec.internal_traffic_policy.as_deref() {
-        None | Some("" | "Cluster") => TrafficPolicy::Cluster,
-        Some("Local") => TrafficPolicy::Local,
-        Some(other) => return Err(format!("spec.internalTrafficPolicy: unknown {other:?}").into()),
-    };
+    let internal_traffic_policy = traffic_policy(
+        "spec.internalTrafficPolicy",
+        spec.internal_traffic_policy.as_deref(),
+    )?;
     let proxying = if meta
         .labels
         .contains_key("service.kubernetes.io/service-proxy-name")
@@ -73,7 +76,7 @@ pub fn service(wire: wire::Service) -> Result<Converted, Invalid> {
     } else {
         Proxying::Here
     };
-    Ok(Object::Service(Arc::new(Service {
+    let object = Object::Service(Arc::new(Service {
         id,
         kind,
         ports,
@@ -81,14 +84,66 @@ pub fn service(wire: wire::Service) -> Result<Converted, Invalid> {
         selector: spec.selector.filter(|s| !s.is_empty()).map(labels),
         affinity,
         internal_traffic_policy,
+        external,
         not_ready: if spec.publish_not_ready_addresses == Some(true) {
             NotReady::Published
         } else {
             NotReady::Hidden
         },
         proxying,
-    }))
-    .into())
+    }));
+    Ok(Converted {
+        object: Some(object),
+        problems,
+    })
+}
+
+/// Types that have node ports. The API server clears the numbers when a Service becomes another.
+fn has_node_ports(spec: &wire::ServiceSpec) -> bool {
+    matches!(spec.kind.as_deref(), Some("NodePort" | "LoadBalancer"))
+}
+
+fn traffic_policy(field: &str, text: Option<&str>) -> Result<TrafficPolicy, String> {
+    match text {
+        None | Some("" | "Cluster") => Ok(TrafficPolicy::Cluster),
+        Some("Local") => Ok(TrafficPolicy::Local),
+        Some(other) => Err(format!("{field}: unknown {other:?}")),
+    }
+}
+
+fn external(
+    spec: &wire::ServiceSpec,
+    status: wire::ServiceStatus,
+    problems: &mut Vec<Problem>,
+) -> Result<External, String> {
+    let mut read = |what: &str, texts: Vec<&String>| -> Vec<IpAddr> {
+        let mut addresses = Vec::with_capacity(texts.len());
+        for (i, text) in texts.into_iter().enumerate() {
+            match unicast(text) {
+                Ok(ip) => addresses.push(ip),
+                Err(reason) => problems.push(Problem {
+                    part: format!("{what} {i}"),
+                    reason,
+                }),
+            }
+        }
+        addresses
+    };
+    // An absent mode is VIP (core/v1 types.go).
+    let ingress = status.load_balancer.ingress;
+    let virtual_ips = ingress
+        .iter()
+        .filter(|at| at.ip_mode.as_deref() != Some("Proxy"))
+        .filter_map(|at| at.ip.as_ref())
+        .filter(|text| !text.is_empty() && spec.kind.as_deref() == Some("LoadBalancer"));
+    Ok(External {
+        traffic_policy: traffic_policy(
+            "spec.externalTrafficPolicy",
+            spec.external_traffic_policy.as_deref(),
+        )?,
+        load_balancer: read("load balancer address", virtual_ips.collect()),
+        addresses: read("external IP", spec.external_ips.iter().collect()),
+    })
 }
 
 /// The families that a Service asks for, of `spec`.
@@ -174,6 +229,10 @@ fn service_port(wire: wire::ServicePort) -> Result<ServicePort, String> {
         protocol: protocol(wire.protocol.as_deref())?,
         port: number,
         target,
+        node_port: match wire.node_port {
+            None | Some(0) => None,
+            Some(number) => Some(port(number).map_err(|e| format!("nodePort: {e}"))?),
+        },
     })
 }
 

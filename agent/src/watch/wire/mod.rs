@@ -18,7 +18,10 @@ pub use pod::{Condition, Container, ContainerPort, Pod, PodIp, PodSpec, PodStatu
 pub use policy::{
     IpBlock, NetworkPolicy, Peer, PolicyOutline, PolicyOutlineSpec, PolicyPort, PolicySpec, Rule,
 };
-pub use service::{ClientIp, Families, Service, ServicePort, ServiceSpec, SessionAffinityConfig};
+pub use service::{
+    ClientIp, Families, LoadBalancerIngress, LoadBalancerStatus, Service, ServicePort, ServiceSpec,
+    ServiceStatus, SessionAffinityConfig,
+};
 pub use slice::{Conditions, Endpoint, EndpointPort, EndpointSlice, TargetRef};
 
 /// `metadata`.

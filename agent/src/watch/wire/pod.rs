@@ -42,6 +42,9 @@ pub struct ContainerPort {
     pub name: Option<String>,
     pub protocol: Option<String>,
     pub container_port: i64,
+    pub host_port: Option<i64>,
+    #[serde(rename = "hostIP")]
+    pub host_ip: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -12,6 +12,8 @@ pub struct Service {
     pub metadata: Meta,
     #[serde(default, deserialize_with = "nullable")]
     pub spec: ServiceSpec,
+    #[serde(default, deserialize_with = "nullable")]
+    pub status: ServiceStatus,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -30,6 +32,9 @@ pub struct ServiceSpec {
     pub session_affinity: Option<String>,
     pub session_affinity_config: Option<SessionAffinityConfig>,
     pub internal_traffic_policy: Option<String>,
+    pub external_traffic_policy: Option<String>,
+    #[serde(rename = "externalIPs", deserialize_with = "nullable")]
+    pub external_ips: Vec<String>,
     pub publish_not_ready_addresses: Option<bool>,
 }
 
@@ -40,6 +45,29 @@ pub struct ServicePort {
     pub protocol: Option<String>,
     pub port: i64,
     pub target_port: Option<IntOrString>,
+    pub node_port: Option<i64>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceStatus {
+    #[serde(deserialize_with = "nullable")]
+    pub load_balancer: LoadBalancerStatus,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct LoadBalancerStatus {
+    #[serde(deserialize_with = "nullable")]
+    pub ingress: Vec<LoadBalancerIngress>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LoadBalancerIngress {
+    /// Absent when the load balancer has a name only.
+    pub ip: Option<String>,
+    pub ip_mode: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
