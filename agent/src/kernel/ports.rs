@@ -67,10 +67,9 @@ mod tests {
             created: 1_000_000_000,
             ..NatRow::default()
         };
-        let naming = |port| {
-            let mut flow = Flow::default();
-            flow.masquerade = Masquerade::of(&peer(1, port)).cell();
-            flow
+        let naming = |port| Flow {
+            masquerade: Masquerade::of(&peer(1, port)).cell(),
+            ..Flow::default()
         };
         for (case, seconds, port, expected) in [
             ("its flow has it", 100, Some(20_000), 0),
