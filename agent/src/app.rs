@@ -1,9 +1,11 @@
 //! The agent's table of contents: what it is made of, in the order in which things flow.
 
+mod beside;
+mod told;
+
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -12,24 +14,23 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use weir_cli::views;
+use weir_common::nat::PortRange;
 use weir_common::node::{Features, NodeConfig};
 use weir_common::policy::RuleId;
 use weir_dns::feed::Peer;
 
-use crate::admin::{self, Local, Probes, Refusal};
-use crate::apply::routes;
+use self::beside::{announce_network, follow, follow_pod_cidrs, keep_routes, keep_second_lock};
+use self::told::Told;
+use crate::admin;
 use crate::compile::policy::RuleBook;
 use crate::config::{PodCidrs, Settings, Source};
 use crate::events::{self, Explainer, Names, Recent};
-use crate::export;
-use crate::install;
 use crate::kernel::netlink::routes::KernelRoutes;
 use crate::kernel::second_lock::Lock;
 use crate::kernel::{
     Kernel, Ring, clock, features, lock, netlink, network, object, second_lock, sysctl,
 };
-use crate::line::{self, Handle, Line, NodeDatapath, Parts, Published};
+use crate::line::{Handle, Line, NodeDatapath, Parts, Published};
 use crate::model::Change;
 use crate::pods::{self, Leases, Places, Pods, Ranges};
 use crate::watch::controllers::Surroundings;
@@ -44,10 +45,6 @@ const CHANGES: usize = 4096;
 const RECORDS: usize = 1024;
 /// How often the manifests are read although nothing was noticed.
 const RESCAN: Duration = Duration::from_secs(5);
-/// How often the second lock is looked at.
-const LOCK_AUDIT: Duration = Duration::from_secs(5);
-/// How often routes are looked at although nothing was heard of them.
-const ROUTE_AUDIT: Duration = Duration::from_secs(30);
 /// After how long something that ended by an error is begun again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -70,11 +67,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     if second_lock::close().context("close the second lock")? == Lock::Open {
         info!("the second lock is closed");
     }
-    let config = NodeConfig {
-        features: if settings.debug_bpf { Features::LOG } else { 0 },
-        network: network::cookie().context("ask which network namespace this is")?,
-        ..NodeConfig::default()
-    };
+    let config = node_config(&settings)?;
     let mut kernel = Kernel::load(
         object::OBJECT,
         &settings.bpffs,
@@ -95,6 +88,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     let published = Arc::new(Published::default());
     let (line, work) = Handle::new();
     kernel.place_socket_hooks()?;
+    kernel.resume_net_hooks()?;
     let resumed = Line::resume(Parts {
         settings: settings.clone(),
         kernel,
@@ -143,8 +137,11 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     })
     .await?;
     tasks.spawn(keep_second_lock(published.clone()));
-    tasks.spawn(follow_addresses(line.clone()));
     tasks.spawn(keep_routes(KernelRoutes::open()?, published.clone()));
+    let (watch, tell) = (netlink::watch_node_addresses, Line::know_addresses);
+    tasks.spawn(follow(line.clone(), watch, tell));
+    let (watch, tell) = (netlink::watch_outlets, Line::know_outlets);
+    tasks.spawn(follow(line.clone(), watch, tell));
     source.spawn(changes, &mut tasks);
     tasks.spawn(pods.serve(sockets.cni));
     if let Some(folder) = &settings.cni_conf_dir {
@@ -172,6 +169,35 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     info!("going down; programs and tables stay");
     tasks.shutdown().await;
     Ok(())
+}
+
+/// What the programs are told.
+fn node_config(settings: &Settings) -> Result<NodeConfig> {
+    let mut features = 0;
+    if settings.debug_bpf {
+        features |= Features::LOG;
+    }
+    if settings.masquerade {
+        features |= Features::MASQUERADE;
+    }
+    let ephemeral = sysctl::ephemeral_ports()?;
+    let ports = PortRange::beside(ephemeral).unwrap_or_else(|| {
+        let ports = PortRange::USUAL;
+        warn!(
+            ?ephemeral,
+            ?ports,
+            "net.ipv4.ip_local_port_range leaves no ports for masquerading: a connection of the node itself \
+             may be taken for a pod's where both have the same peer"
+        );
+        ports
+    });
+    Ok(NodeConfig {
+        features,
+        network: network::cookie().context("ask which network namespace this is")?,
+        first_port: ports.first,
+        last_port: ports.last,
+        ..NodeConfig::default()
+    })
 }
 
 /// Everything that others connect to, opened before anything is changed.
@@ -283,124 +309,6 @@ fn open_leases(settings: &Settings) -> Result<Leases> {
     Ok(Leases::open(places, ranges, boot_id.trim().to_owned())?)
 }
 
-/// Leases from the ranges of this node's Node object, as soon as and whenever they are known.
-async fn follow_pod_cidrs(leases: Arc<Leases>, published: Arc<Published>, line: Handle) {
-    let mut said = published.pod_cidrs.subscribe();
-    loop {
-        let cidrs = said.borrow_and_update().clone();
-        if !cidrs.is_empty() {
-            let leases = leases.clone();
-            let served = tokio::task::spawn_blocking(move || leases.serve(&cidrs)).await;
-            if let Ok(Err(error)) = served {
-                warn!(%error, "the pod CIDRs of this node's Node cannot be served; trying again");
-                tokio::time::sleep(RETRY).await;
-                said.mark_changed();
-            }
-            // Whether the node is ready is judged again after any work.
-            if line.tell(|_| {}).await.is_err() {
-                return;
-            }
-        }
-        if said.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-async fn keep_second_lock(published: Arc<Published>) {
-    second_lock::keep(LOCK_AUDIT, |found| {
-        let problem = match found {
-            Ok(Lock::Closed { drops }) => {
-                published.lock_drops.store(drops, Ordering::Relaxed);
-                None
-            }
-            Ok(Lock::Open) => {
-                warn!("the second lock was open or changed; it is closed again");
-                None
-            }
-            Err(error) => Some(format!("{error:#}")),
-        };
-        let before = published.lock_problem.swap(problem.clone().map(Arc::new));
-        if let Some(problem) = problem
-            && before.is_none_or(|before| *before != problem)
-        {
-            warn!(problem, "the second lock cannot be looked after");
-        }
-    })
-    .await;
-}
-
-/// Routes to other nodes' pods. When the agent ends they stay.
-async fn keep_routes(table: KernelRoutes, published: Arc<Published>) {
-    let (to, news) = mpsc::channel(1);
-    let watch = async {
-        while let Err(error) = netlink::routes::watch(to.clone()).await {
-            warn!(
-                error = format!("{error:#}"),
-                "changes of routes are followed again"
-            );
-            tokio::time::sleep(RETRY).await;
-        }
-    };
-    let wanted = published.routes.subscribe();
-    let keep = routes::keep(table, wanted, news, ROUTE_AUDIT, |report| {
-        let report = Arc::new(report);
-        let before = published.route_report.swap(report.clone());
-        routes::log(&before, &report);
-    });
-    tokio::select! {
-        () = watch => {}
-        () = keep => {}
-    }
-}
-
-async fn follow_addresses(line: Handle) {
-    let (to, mut addresses) = mpsc::channel(1);
-    let watch = async {
-        loop {
-            match netlink::watch_node_addresses(to.clone()).await {
-                Ok(()) => return,
-                Err(error) => warn!(error = format!("{error:#}"), "addresses are watched again"),
-            }
-            tokio::time::sleep(RETRY).await;
-        }
-    };
-    let tell = async {
-        while let Some(now) = addresses.recv().await {
-            if line
-                .tell(move |line| line.know_addresses(now))
-                .await
-                .is_err()
-            {
-                return;
-            }
-        }
-    };
-    tokio::select! {
-        () = watch => {}
-        () = tell => {}
-    }
-}
-
-/// Tells the container runtime of the network, once pods can have it.
-fn announce_network(
-    folder: PathBuf,
-    settings: &Settings,
-    line: Handle,
-) -> impl Future<Output = ()> + use<> {
-    let network = install::Network {
-        agent_socket: settings.run_dir.join("cni.sock"),
-        released_dir: settings.state_dir.join("released"),
-    };
-    install::keep_announced(folder, network, install::Pace::default(), move || {
-        let line = line.clone();
-        async move {
-            let not_ready = line.ask(|line| line.not_ready()).await;
-            not_ready.is_ok_and(|reasons| reasons.is_empty())
-        }
-    })
-}
-
 async fn read_ring(ring: Ring, records: mpsc::Sender<Vec<u8>>) {
     let mut lost = 0u64;
     let ended = ring
@@ -483,88 +391,5 @@ async fn serve_http(listener: TcpListener, routes: axum::Router) {
 async fn serve_local(listener: UnixListener, routes: axum::Router) {
     if let Err(error) = axum::serve(listener, routes).await {
         warn!(%error, "the local API is not served any more");
-    }
-}
-
-/// Answers of the agent to whoever asks.
-struct Told {
-    line: Handle,
-    published: Arc<Published>,
-    recent: Arc<Recent>,
-}
-
-impl Told {
-    async fn ask<T: Send + 'static>(
-        &self,
-        question: impl FnOnce(&mut Line) -> T + Send + 'static,
-    ) -> Result<T, Refusal> {
-        self.line
-            .ask(question)
-            .await
-            .map_err(|ended| ended.to_string())
-    }
-}
-
-impl Probes for Told {
-    async fn not_ready(&self) -> Result<Vec<String>, Refusal> {
-        self.ask(|line| line.not_ready()).await
-    }
-
-    async fn metrics(&self) -> Result<String, Refusal> {
-        // The rule counts by itself; it is listed when somebody asks.
-        let lock = tokio::task::spawn_blocking(second_lock::state).await;
-        if let Ok(Ok(Lock::Closed { drops })) = lock {
-            self.published.lock_drops.store(drops, Ordering::Relaxed);
-        }
-        let sample = self
-            .ask(|line| line.sample())
-            .await?
-            .map_err(|e| e.to_string())?;
-        export::encode(sample).map_err(|e| e.to_string())
-    }
-}
-
-impl Local for Told {
-    async fn status(&self) -> Result<views::Status, Refusal> {
-        self.ask(|line| line.status()).await
-    }
-
-    async fn services(&self) -> Result<Vec<views::ServiceView>, Refusal> {
-        self.ask(|line| line.services()).await
-    }
-
-    async fn endpoints(&self) -> Result<Vec<views::EndpointView>, Refusal> {
-        self.ask(|line| line.endpoints()).await
-    }
-
-    async fn policy(&self) -> Result<Vec<views::PolicyView>, Refusal> {
-        self.ask(|line| line.policy()).await
-    }
-
-    async fn flows(&self) -> Result<Vec<views::FlowView>, Refusal> {
-        let tables = self.ask(|line| line.flow_tables()).await?;
-        let names = self.published.names.load_full();
-        let rules = self.published.rules.load_full();
-        let read = tokio::task::spawn_blocking(move || line::flows(&tables, &rules, &names));
-        read.await
-            .map_err(|e| e.to_string())?
-            .map_err(|e| e.to_string())
-    }
-
-    async fn drops(&self) -> Result<views::Drops, Refusal> {
-        let totals = self
-            .ask(|line| line.drop_totals())
-            .await?
-            .map_err(|e| e.to_string())?;
-        Ok(views::Drops {
-            totals,
-            recent: self.recent.all(),
-        })
-    }
-
-    async fn verify(&self) -> Result<views::Verify, Refusal> {
-        self.ask(|line| line.verify())
-            .await?
-            .map_err(|e| e.to_string())
     }
 }

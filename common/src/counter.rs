@@ -43,6 +43,8 @@ counters! {
     6 Judged "policy_judgements" "Flows judged against policy, again after a change included."
     7 EventsLost "events_lost" "Events that found the ring buffer full."
     8 EventsLimited "events_limited" "Events left out by the rate limit; their drops are counted all the same."
+    9 PacketsMasqueraded "packet_masquerades" "Packets that left with the node's address, or came back to whom it stood for."
+    10 NatPortsTaken "nat_ports_taken" "Ports of the node reserved for flows that leave it."
 }
 
 /// Rows of the `COUNTERS` table, with room for later counters.

@@ -55,12 +55,16 @@ pub struct Hook(pub u8);
 impl Hook {
     pub const FROM_POD: Self = Self(1);
     pub const TO_POD: Self = Self(2);
+    pub const TO_NET: Self = Self(3);
+    pub const FROM_NET: Self = Self(4);
 
     /// The name in events, metrics and the CLI.
     pub const fn label(self) -> &'static str {
         match self.0 {
             1 => "from_pod",
             2 => "to_pod",
+            3 => "to_net",
+            4 => "from_net",
             _ => "unknown",
         }
     }

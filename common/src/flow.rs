@@ -79,6 +79,9 @@ pub struct Flow {
     pub responder_device: AtomicU32,
     /// What translation is done; meaning by the [`FlowBits`].
     pub nat: Nat,
+    /// A [`crate::nat::Masquerade`]: set by the first packet that leaves through an uplink. Beside the
+    /// rest, so that a packet that leaves reads one entry, as any other.
+    pub masquerade: AtomicU64,
 }
 
 /// The translation of a flow through a Service, fixed when the flow is made.
@@ -119,4 +122,4 @@ impl FlowBits {
 const _: () = assert!(size_of::<Peer>() == 18);
 const _: () = assert!(size_of::<FlowKey>() == 40);
 const _: () = assert!(size_of::<Nat>() == 32);
-const _: () = assert!(size_of::<Flow>() == 16 + 32 + 24 + 32);
+const _: () = assert!(size_of::<Flow>() == 16 + 32 + 24 + 32 + 8);

@@ -14,6 +14,7 @@ pub mod device;
 pub mod event;
 pub mod flow;
 pub mod limits;
+pub mod nat;
 pub mod node;
 pub mod policy;
 pub mod reason;

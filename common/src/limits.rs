@@ -23,10 +23,17 @@ pub const CLASSES: u32 = 524_288;
 pub const VERDICTS: u32 = 262_144;
 /// `PORTS`: not preallocated.
 pub const PORTS: u32 = 65_536;
-/// `FLOWS`: 131,072 × (40 + 104 + 48) = 25 MB.
+/// `FLOWS`: 131,072 × (40 + 112 + 48) = 26 MB.
 pub const FLOWS: u32 = 131_072;
-/// `HALF_OPEN`: a flood fills this table and no other. 32,768 × (40 + 104 + 48) = 6 MB.
+/// `HALF_OPEN`: a flood fills this table and no other. 32,768 × (40 + 112 + 48) = 7 MB.
 pub const HALF_OPEN: u32 = 32_768;
+/// `UPLINKS`: devices of the node that lead out of it.
+pub const UPLINKS: u32 = 64;
+/// `CLUSTER`: ranges of pods and addresses of 5,000 nodes, two families each. Not preallocated.
+pub const CLUSTER: u32 = 32_768;
+/// `NAT_PORTS`: every flow can have one. Not preallocated: a row costs 40 + 32 + 48 bytes while it is
+/// there.
+pub const NAT_PORTS: u32 = FLOWS + HALF_OPEN;
 /// `EVENTS` in bytes: a power of two and of pages. 4,096 events of 64 bytes with their headers.
 pub const EVENTS_BYTES: u32 = 512 * 1024;
 

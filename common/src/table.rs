@@ -84,11 +84,26 @@ pub const TABLES: &[Table] = &[
     },
     Table {
         name: "FLOWS",
-        version: 1,
+        version: 2,
         owner: Owner::Kernel,
     },
     Table {
         name: "HALF_OPEN",
+        version: 2,
+        owner: Owner::Kernel,
+    },
+    Table {
+        name: "UPLINKS",
+        version: 1,
+        owner: Owner::Agent,
+    },
+    Table {
+        name: "CLUSTER",
+        version: 1,
+        owner: Owner::Agent,
+    },
+    Table {
+        name: "NAT_PORTS",
         version: 1,
         owner: Owner::Kernel,
     },

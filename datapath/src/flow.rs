@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use weir_common::counter::Counter;
 use weir_common::flow::{Flow, FlowBits, Nat, Peer};
+use weir_common::nat::Masquerade;
 use weir_common::{DropReason, Protocol};
 
 use crate::l4::Segment;
@@ -183,6 +184,20 @@ pub fn proceed<T: Tables>(
         }
     }
 
+    Ok(account(tables, scratch, found, seen))
+}
+
+/// Accounts for a packet of a flow that nobody has to judge here. Returns what [`proceed`] does.
+#[inline(always)]
+pub fn account<T: Tables>(
+    tables: &T,
+    scratch: &mut Scratch,
+    found: &Found<T::FlowRef>,
+    seen: &Seen,
+) -> u32 {
+    let flow = &found.flow;
+    let segment = seen.segment;
+    let is_opener = found.sender == Sender::Opener;
     let bits = flow.bits.load(Relaxed);
     if is_opener && segment.is_syn() && bits & CLOSING != 0 {
         flow.bits.fetch_and(!CLOSING, Relaxed);
@@ -240,7 +255,7 @@ pub fn proceed<T: Tables>(
             }
         }
     }
-    Ok(device)
+    device
 }
 
 /// Opens a flow for the packet at hand if policy allows it. Returns what [`proceed`] does.
@@ -287,6 +302,39 @@ pub fn open<T: Tables>(
         }
     }
     Ok(judgement.responder_device)
+}
+
+/// Opens a flow through a service for a packet from outside. Who judges it is the pod's side: the entry
+/// is of another epoch than any.
+///
+/// # Errors
+/// [`DropReason::NoFlow`] for what only answers; [`DropReason::TableFull`].
+#[inline(always)]
+pub fn open_from_outside<T: Tables>(
+    tables: &T,
+    scratch: &mut Scratch,
+    seen: &Seen,
+) -> Result<(), DropReason> {
+    if seen.segment.is_answer() {
+        return Err(DropReason::NoFlow);
+    }
+    let mut bits = opener_bit(&scratch.trace.tuple) | FlowBits::FROM_SERVICE;
+    if seen.segment.is_fin() {
+        bits |= FlowBits::OPENER_FIN;
+    }
+    let flow = &mut scratch.flow;
+    flow.nat = scratch.nat;
+    flow.nat.peer = scratch.asked;
+    let (packets, length) = match seen.count {
+        Count::Here => (1, seen.length),
+        Count::FromElsewhere => (0, 0),
+    };
+    write(flow, tables.now(), bits, packets, length);
+    record(flow, &Judgement::default(), tables.epoch().wrapping_sub(1));
+    if tables.open(&scratch.key, flow)? == Opened::New {
+        tables.count(Counter::FlowsOpened);
+    }
+    Ok(())
 }
 
 /// Remembers which backend the packets of `question`, to a service, go to.
@@ -339,6 +387,7 @@ fn write(flow: &mut Flow, now: u64, bits: u32, packets: u64, length: u32) {
     flow.bytes[0].store(u64::from(length), Relaxed);
     flow.bytes[1].store(0, Relaxed);
     flow.bits.store(bits, Relaxed);
+    flow.masquerade.store(Masquerade::UNDECIDED.0, Relaxed);
 }
 
 #[inline(always)]

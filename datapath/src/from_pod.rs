@@ -4,10 +4,10 @@
 //! always the last hop.
 
 use weir_common::counter::Counter;
-use weir_common::flow::Peer;
 use weir_common::service::Scope;
 use weir_common::{DropReason, Protocol};
 
+use crate::choose::{choose, is_over};
 use crate::flow::{self, Count, Fit, Found, Seen, Sender, Through};
 use crate::icmp;
 use crate::l3::{self, Extent, Family, L3, Side};
@@ -16,13 +16,10 @@ use crate::merge::Merge;
 use crate::nat;
 use crate::packet::Packet;
 use crate::policy::Here;
-use crate::service::{self, Candidates};
+use crate::service;
 use crate::tables::{FlowTable, Tables};
 use crate::tuple::same;
 use crate::verdict::{Scratch, Verdict};
-
-/// How many backends are tried when the client's port is already in use towards one of them.
-const TRIES: u32 = 3;
 
 /// Decides about a packet that a pod sends.
 #[inline(always)]
@@ -216,68 +213,11 @@ fn target<T: Tables>(
         }
         return Ok((Target::DIRECT, met));
     };
-    scratch.client = service::client_at(&frontend, scratch.trace.tuple.source, protocol);
-    let mut candidates = Candidates::new(tables, &frontend, &scratch.client).merged(&scratch.merge);
-    let mut fits = false;
-    for _ in 0..TRIES {
-        let Some((backend, generation)) = candidates.next(tables, &scratch.merge) else {
-            return Err(DropReason::NoBackend);
-        };
-        scratch.nat.peer = Peer {
-            addr: backend.addr,
-            port: backend.port,
-        };
-        scratch.nat.backend = backend.id;
-        scratch.nat.generation = generation;
-        let is_free = u32::from(is_free(tables, scratch, segment));
-        fits = scratch.merge.pass(is_free) != 0;
-        if fits {
-            break;
-        }
-    }
-    if !fits {
-        return Err(DropReason::NatCollision);
-    }
-    let (client, nat) = (&scratch.client, &scratch.nat);
-    service::stick(
-        tables,
-        &frontend,
-        client,
-        &nat.peer,
-        nat.backend,
-        nat.generation,
-    );
+    choose(tables, scratch, segment, &frontend)?;
     if met.is_some() {
         tables.forget(&scratch.key);
     }
     Ok((Target::CHOSEN, None))
-}
-
-/// Can the packet go to the backend of `nat` without being taken for another conversation's?
-#[inline(always)]
-fn is_free<T: Tables>(tables: &T, scratch: &mut Scratch, segment: Segment) -> bool {
-    // A pod that is its own backend would receive a packet from itself, which its kernel refuses.
-    if same(&scratch.nat.peer.addr, &scratch.trace.tuple.source) {
-        return false;
-    }
-    scratch.question = scratch.trace.tuple;
-    scratch.question.set_destination(&scratch.nat.peer);
-    scratch.question.write_key(&mut scratch.probe);
-    let Some(other) = flow::find(tables, &scratch.question, &scratch.probe) else {
-        return true;
-    };
-    let (protocol, asked) = (scratch.trace.tuple.protocol, Some(&scratch.asked));
-    other.fit(tables, protocol, segment, asked) != Fit::Collision
-}
-
-/// Is the connection to the remembered backend closed, so that a SYN is a new one?
-#[inline(always)]
-fn is_over<T: Tables>(tables: &T, scratch: &mut Scratch) -> bool {
-    scratch.question = scratch.trace.tuple;
-    scratch.question.set_destination(&scratch.nat.peer);
-    scratch.question.write_key(&mut scratch.probe);
-    let found = flow::find(tables, &scratch.question, &scratch.probe);
-    found.is_some_and(|flow| flow.is_closed())
 }
 
 #[inline(always)]

@@ -1,6 +1,7 @@
 //! IPv4 and IPv6: the only file that knows one from the other. Everything after it is written once.
 
 use weir_common::device::Device;
+use weir_common::nat::Uplink;
 use weir_common::{Addr, DropReason, Protocol};
 
 use crate::packet::{Changed, Delta, Packet, Zero};
@@ -66,6 +67,8 @@ pub trait L3 {
     /// The number of the family's own ICMP, and of the other's, which may not appear.
     const ICMP: Protocol;
     const FOREIGN_ICMP: Protocol;
+    /// Does the checksum of the family's ICMP cover addresses (RFC 4443 section 2.3)?
+    const ICMP_COVERS_ADDRESSES: bool;
 
     /// Fills the addresses of a tuple from the header at an offset.
     ///
@@ -82,13 +85,16 @@ pub trait L3 {
     /// The address that a device's lease gives in this family.
     fn lease(device: &Device) -> &Addr;
 
+    /// The address with which traffic of this family leaves.
+    fn uplink(uplink: &Uplink) -> &Addr;
+
     /// May the address not be on the wire at all (RFC 1812 section 5.3.7, RFC 4291 section 2.5)?
     fn is_martian(addr: &Addr) -> bool;
 
     fn icmp(kind: u8) -> Icmp;
 
     /// Replaces an address, and corrects the header's own checksum and the transport's, which is at an
-    /// offset.
+    /// offset if it covers addresses.
     ///
     /// # Errors
     /// [`DropReason::WriteFailed`].
@@ -97,8 +103,21 @@ pub trait L3 {
         side: Side,
         old: &Addr,
         new: &Addr,
+        checksum: Option<(usize, Zero)>,
+    ) -> Result<(), DropReason>;
+
+    /// Replaces an address in the packet at an offset that an ICMP error quotes, and corrects the
+    /// checksums that cover it: the quoted header's, the error's.
+    ///
+    /// # Errors
+    /// [`DropReason::WriteFailed`].
+    fn replace_quoted(
+        packet: &mut impl Packet,
+        at: usize,
+        side: Side,
+        old: &Addr,
+        new: &Addr,
         checksum: usize,
-        zero: Zero,
     ) -> Result<(), DropReason>;
 }
 
@@ -158,6 +177,7 @@ fn mapped(octets: [u8; 4]) -> Addr {
 impl L3 for V4 {
     const ICMP: Protocol = Protocol::ICMP;
     const FOREIGN_ICMP: Protocol = Protocol::ICMPV6;
+    const ICMP_COVERS_ADDRESSES: bool = false;
 
     #[inline(always)]
     fn addresses(packet: &impl Packet, offset: usize, tuple: &mut Tuple) -> Result<(), DropReason> {
@@ -196,6 +216,11 @@ impl L3 for V4 {
     }
 
     #[inline(always)]
+    fn uplink(uplink: &Uplink) -> &Addr {
+        &uplink.ipv4
+    }
+
+    #[inline(always)]
     fn is_martian(addr: &Addr) -> bool {
         // "This" network, loopback, multicast, class E with the broadcast address.
         matches!(addr.0[12], 0 | 127 | 224..)
@@ -217,16 +242,38 @@ impl L3 for V4 {
         side: Side,
         old: &Addr,
         new: &Addr,
-        checksum: usize,
-        zero: Zero,
+        checksum: Option<(usize, Zero)>,
     ) -> Result<(), DropReason> {
         let (old, new) = (old.v4_octets(), new.v4_octets());
         let delta = Delta::between(&old, &new);
         packet.fix_checksum(OFFSET + 10, Changed::Header, delta)?;
-        packet.fix_checksum(checksum, Changed::V4Addresses(zero), delta)?;
+        if let Some((checksum, zero)) = checksum {
+            packet.fix_checksum(checksum, Changed::V4Addresses(zero), delta)?;
+        }
         let offset = match side {
             Side::Source => OFFSET + 12,
             Side::Destination => OFFSET + 16,
+        };
+        packet.store(offset, &new)
+    }
+
+    /// Address and checksum of the quoted header change by opposite amounts, so that the error's own
+    /// checksum, which covers both, stays.
+    #[inline(always)]
+    fn replace_quoted(
+        packet: &mut impl Packet,
+        at: usize,
+        side: Side,
+        old: &Addr,
+        new: &Addr,
+        _checksum: usize,
+    ) -> Result<(), DropReason> {
+        let (old, new) = (old.v4_octets(), new.v4_octets());
+        let delta = Delta::between(&old, &new);
+        packet.fix_checksum(at + 10, Changed::Header, delta)?;
+        let offset = match side {
+            Side::Source => at + 12,
+            Side::Destination => at + 16,
         };
         packet.store(offset, &new)
     }
@@ -235,6 +282,7 @@ impl L3 for V4 {
 impl L3 for V6 {
     const ICMP: Protocol = Protocol::ICMPV6;
     const FOREIGN_ICMP: Protocol = Protocol::ICMP;
+    const ICMP_COVERS_ADDRESSES: bool = true;
 
     #[inline(always)]
     fn addresses(packet: &impl Packet, offset: usize, tuple: &mut Tuple) -> Result<(), DropReason> {
@@ -275,6 +323,11 @@ impl L3 for V6 {
     }
 
     #[inline(always)]
+    fn uplink(uplink: &Uplink) -> &Addr {
+        &uplink.ipv6
+    }
+
+    #[inline(always)]
     fn is_martian(addr: &Addr) -> bool {
         let mut loopback = Addr::ABSENT;
         loopback.0[15] = 1;
@@ -297,14 +350,32 @@ impl L3 for V6 {
         side: Side,
         old: &Addr,
         new: &Addr,
-        checksum: usize,
-        zero: Zero,
+        checksum: Option<(usize, Zero)>,
     ) -> Result<(), DropReason> {
-        let delta = Delta::between(&old.0, &new.0);
-        packet.fix_checksum(checksum, Changed::V6Addresses(zero), delta)?;
+        if let Some((checksum, zero)) = checksum {
+            let delta = Delta::between(&old.0, &new.0);
+            packet.fix_checksum(checksum, Changed::V6Addresses(zero), delta)?;
+        }
         let offset = match side {
             Side::Source => OFFSET + 8,
             Side::Destination => OFFSET + 24,
+        };
+        packet.store(offset, &new.0)
+    }
+    #[inline(always)]
+    fn replace_quoted(
+        packet: &mut impl Packet,
+        at: usize,
+        side: Side,
+        old: &Addr,
+        new: &Addr,
+        checksum: usize,
+    ) -> Result<(), DropReason> {
+        let delta = Delta::between(&old.0, &new.0);
+        packet.fix_checksum(checksum, Changed::Ports(Zero::IsSum), delta)?;
+        let offset = match side {
+            Side::Source => at + 8,
+            Side::Destination => at + 24,
         };
         packet.store(offset, &new.0)
     }

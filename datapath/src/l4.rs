@@ -170,16 +170,46 @@ pub fn parse_quoted<F: L3>(
     Ok(())
 }
 
-/// Where a transport keeps its checksum, from the start of its header, and what zero means there.
-/// `None` for a transport that is not translated.
-#[inline(always)]
-pub fn checksum(protocol: Protocol) -> Option<(usize, Zero)> {
-    if protocol == Protocol::TCP {
-        Some((16, Zero::IsSum))
-    } else if protocol == Protocol::UDP {
-        Some((6, Zero::IsAbsent))
-    } else {
-        None
+/// Where a transport keeps what a translation changes, in bytes from the start of its header.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    pub source_port: usize,
+    pub destination_port: usize,
+    pub checksum: usize,
+    pub zero: Zero,
+    pub covers_addresses: bool,
+}
+
+impl Layout {
+    /// `None` for a transport that is not translated. ICMP has one identifier, whichever side it names.
+    #[inline(always)]
+    pub fn of<F: L3>(protocol: Protocol) -> Option<Self> {
+        let ports = Self {
+            source_port: 0,
+            destination_port: 2,
+            checksum: 16,
+            zero: Zero::IsSum,
+            covers_addresses: true,
+        };
+        if protocol == Protocol::TCP {
+            Some(ports)
+        } else if protocol == Protocol::UDP {
+            Some(Self {
+                checksum: 6,
+                zero: Zero::IsAbsent,
+                ..ports
+            })
+        } else if protocol == Protocol::ICMP {
+            Some(Self {
+                source_port: 4,
+                destination_port: 4,
+                checksum: 2,
+                covers_addresses: F::ICMP_COVERS_ADDRESSES,
+                ..ports
+            })
+        } else {
+            None
+        }
     }
 }
 

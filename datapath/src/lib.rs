@@ -7,7 +7,9 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod choose;
 pub mod flow;
+mod from_net;
 mod from_pod;
 mod icmp;
 pub mod l3;
@@ -20,12 +22,15 @@ pub mod policy;
 pub mod service;
 pub mod socket;
 pub mod tables;
+mod to_net;
 mod to_pod;
 pub mod tuple;
 pub mod verdict;
 
+pub use from_net::from_net;
 pub use from_pod::from_pod;
 pub use packet::Packet;
 pub use tables::Tables;
+pub use to_net::to_net;
 pub use to_pod::to_pod;
 pub use verdict::{Scratch, Trace, Verdict};

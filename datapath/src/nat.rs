@@ -5,7 +5,7 @@ use weir_common::flow::Peer;
 use weir_common::{DropReason, Protocol};
 
 use crate::l3::{L3, Side};
-use crate::l4;
+use crate::l4::Layout;
 use crate::packet::{Changed, Delta, Packet};
 use crate::tables::Tables;
 
@@ -23,17 +23,22 @@ pub fn replace<F: L3>(
     old: &Peer,
     new: &Peer,
 ) -> Result<(), DropReason> {
-    let Some((checksum, zero)) = l4::checksum(protocol) else {
+    let Some(layout) = Layout::of::<F>(protocol) else {
         return Err(DropReason::WriteFailed);
     };
-    let checksum = transport + checksum;
-    F::replace(packet, side, &old.addr, &new.addr, checksum, zero)?;
+    let (checksum, zero) = (transport + layout.checksum, layout.zero);
+    let covering = if layout.covers_addresses {
+        Some((checksum, zero))
+    } else {
+        None
+    };
+    F::replace(packet, side, &old.addr, &new.addr, covering)?;
     if u16::from(old.port) != u16::from(new.port) {
         let delta = Delta::between(&old.port.0, &new.port.0);
         packet.fix_checksum(checksum, Changed::Ports(zero), delta)?;
         let offset = match side {
-            Side::Source => transport,
-            Side::Destination => transport + 2,
+            Side::Source => transport + layout.source_port,
+            Side::Destination => transport + layout.destination_port,
         };
         packet.store(offset, &new.port.0)?;
     }

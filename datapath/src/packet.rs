@@ -46,8 +46,25 @@ pub trait Packet {
         delta: Delta,
     ) -> Result<(), DropReason>;
 
-    /// Marks the packet as passed by us, for the second lock.
+    /// Marks the packet as passed by us, for the second lock and for `to_net`.
     fn mark_passed(&mut self);
+
+    /// Marks the packet as half translated, for `to_net`.
+    fn mark_translated(&mut self);
+
+    /// What an earlier program of ours has left on the packet.
+    fn mark(&self) -> Mark;
+}
+
+/// What a packet's mark says.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Mark {
+    /// None of our programs has seen it: it is the node's own, or a stranger's.
+    None,
+    /// A pod of this node has sent it.
+    Passed,
+    /// Its destination has been translated where it came in, its source has still to be.
+    Translated,
 }
 
 /// What has changed among the bytes that a checksum covers. The difference matters where the checksum

@@ -5,6 +5,7 @@ use core::ops::Deref;
 use weir_common::counter::Counter;
 use weir_common::device::{Device, LocalPod};
 use weir_common::flow::{Flow, FlowKey};
+use weir_common::nat::{NatKey, NatRow, PortRange, Uplink};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{
     Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress,
@@ -20,6 +21,8 @@ pub trait Tables {
     type FlowRef: Deref<Target = Flow>;
     /// A device's row.
     type DeviceRef: Deref<Target = Device>;
+    /// An uplink's row.
+    type UplinkRef: Deref<Target = Uplink>;
 
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
     fn backend(&self, index: u32) -> Option<Backend>;
@@ -55,6 +58,24 @@ pub trait Tables {
     /// Takes a flow out of whichever table holds it.
     fn forget(&self, key: &AlignedKey);
 
+    /// The addresses of the device with this interface index, if it is an uplink.
+    fn uplink(&self, ifindex: u32) -> Option<Self::UplinkRef>;
+    /// Is it an address of a pod or node of the cluster?
+    fn is_in_cluster(&self, addr: &Addr) -> bool;
+    /// Whom a reply to a reserved port is for.
+    fn reserved(&self, key: &NatKey) -> Option<NatRow>;
+
+    /// Reserves a port.
+    ///
+    /// # Errors
+    /// [`DropReason::TableFull`].
+    fn reserve(&self, key: &NatKey, row: &NatRow) -> Result<Reserved, DropReason>;
+
+    /// Does what pods send out of the cluster leave with the node's address?
+    fn masquerades(&self) -> bool;
+    /// The ports that may be reserved.
+    fn port_range(&self) -> PortRange;
+
     /// Monotonic time in nanoseconds, to within a clock tick.
     fn now(&self) -> u64;
     fn random(&self) -> u32;
@@ -75,6 +96,14 @@ pub enum Opened {
     New,
     /// Another CPU was faster.
     Already,
+}
+
+/// What came of reserving a port.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Reserved {
+    New,
+    /// Somebody has it.
+    Taken,
 }
 
 /// What the socket hooks remember: the `SOCKETS` table.

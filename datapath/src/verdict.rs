@@ -2,6 +2,7 @@
 
 use weir_common::DropReason;
 use weir_common::flow::{Flow, Nat, Peer};
+use weir_common::nat::{NatKey, NatRow};
 use weir_common::policy::RuleId;
 use weir_common::service::AffinityKey;
 
@@ -37,6 +38,9 @@ pub struct Scratch {
     pub(crate) client: AffinityKey,
     /// A new entry before it is in its table.
     pub(crate) flow: Flow,
+    /// A port that is being reserved, and for whom.
+    pub(crate) nat_key: NatKey,
+    pub(crate) nat_row: NatRow,
     pub merge: Merge,
     pub(crate) pad: u32,
 }

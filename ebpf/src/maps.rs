@@ -11,7 +11,8 @@ use weir_common::counter::{COUNTERS as COUNTER_ROWS, Counter, Drops};
 use weir_common::device::{Device, LocalPod};
 use weir_common::event::EventLimit;
 use weir_common::flow::{Flow, FlowKey};
-use weir_common::node::NodeConfig;
+use weir_common::nat::{ClusterKey, InCluster, NatKey, NatRow, PortRange, Uplink};
+use weir_common::node::{Features, NodeConfig};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::reason::REASONS;
 use weir_common::service::{
@@ -19,7 +20,7 @@ use weir_common::service::{
     SocketKey, SocketPeer,
 };
 use weir_common::{Addr, DropReason, limits, node, table};
-use weir_datapath::tables::{FlowTable, Opened, Sockets, Tables};
+use weir_datapath::tables::{FlowTable, Opened, Reserved, Sockets, Tables};
 use weir_datapath::tuple::AlignedKey;
 use weir_datapath::{Scratch, Trace};
 
@@ -58,6 +59,14 @@ static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(limits::F
 #[map]
 static HALF_OPEN: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(limits::HALF_OPEN, 0);
 #[map]
+static UPLINKS: HashMap<u32, Uplink> = HashMap::with_max_entries(limits::UPLINKS, 0);
+#[map]
+static CLUSTER: LpmTrie<[u8; 16], InCluster> =
+    LpmTrie::with_max_entries(limits::CLUSTER, BPF_F_NO_PREALLOC);
+#[map]
+static NAT_PORTS: HashMap<NatKey, NatRow> =
+    HashMap::with_max_entries(limits::NAT_PORTS, BPF_F_NO_PREALLOC);
+#[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_ROWS, 0);
 #[map]
 pub(crate) static DROPS: PerCpuArray<Drops> = PerCpuArray::with_max_entries(REASONS, 0);
@@ -71,9 +80,12 @@ static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 /// What the loader says about this node.
 #[unsafe(no_mangle)]
 static NODE: Global<NodeConfig> = Global::new(NodeConfig {
-    features: 0,
+    features: Features::MASQUERADE,
     passed_mark: node::PASSED_MARK,
     passed_mask: node::PASSED_MASK,
+    translated_mark: node::TRANSLATED_MARK,
+    first_port: PortRange::USUAL.first,
+    last_port: PortRange::USUAL.last,
     pad: 0,
     network: 0,
 });
@@ -94,8 +106,17 @@ pub(crate) fn scratch() -> Option<&'static mut Scratch> {
     Some(scratch)
 }
 
+const EEXIST: i32 = -17;
+
 /// The maps as tables.
 pub(crate) struct Maps;
+
+/// A key of `CLUSTER` whose address is aligned: it is written in words, which the stack takes only so.
+#[repr(C, align(8))]
+struct AlignedPrefix {
+    pad: u32,
+    key: Key<[u8; 16]>,
+}
 
 /// The row behind a pointer that a lookup returned.
 ///
@@ -111,6 +132,7 @@ unsafe fn row<T>(row: *const T) -> &'static T {
 impl Tables for Maps {
     type FlowRef = &'static Flow;
     type DeviceRef = &'static Device;
+    type UplinkRef = &'static Uplink;
 
     #[inline(always)]
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
@@ -200,7 +222,6 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn open(&self, key: &AlignedKey, flow: &Flow) -> Result<Opened, DropReason> {
-        const EEXIST: i32 = -17;
         match HALF_OPEN.insert(&key.0, flow, u64::from(BPF_NOEXIST)) {
             Ok(()) => Ok(Opened::New),
             Err(EEXIST) => Ok(Opened::Already),
@@ -219,6 +240,50 @@ impl Tables for Maps {
     fn forget(&self, key: &AlignedKey) {
         discard(FLOWS.remove(&key.0));
         discard(HALF_OPEN.remove(&key.0));
+    }
+
+    #[inline(always)]
+    fn uplink(&self, ifindex: u32) -> Option<&'static Uplink> {
+        // SAFETY: see `row`.
+        UPLINKS.get_ptr(&ifindex).map(|found| unsafe { row(found) })
+    }
+
+    #[inline(always)]
+    fn is_in_cluster(&self, addr: &Addr) -> bool {
+        let asked = AlignedPrefix {
+            pad: 0,
+            key: Key::new(ClusterKey::WHOLE, addr.0),
+        };
+        CLUSTER.get(&asked.key).is_some()
+    }
+
+    #[inline(always)]
+    fn reserved(&self, key: &NatKey) -> Option<NatRow> {
+        // SAFETY: see `row`.
+        NAT_PORTS.get_ptr(key).map(|found| *unsafe { row(found) })
+    }
+
+    #[inline(always)]
+    fn reserve(&self, key: &NatKey, row: &NatRow) -> Result<Reserved, DropReason> {
+        match NAT_PORTS.insert(key, row, u64::from(BPF_NOEXIST)) {
+            Ok(()) => Ok(Reserved::New),
+            Err(EEXIST) => Ok(Reserved::Taken),
+            Err(_) => Err(DropReason::TableFull),
+        }
+    }
+
+    #[inline(always)]
+    fn masquerades(&self) -> bool {
+        node().features & Features::MASQUERADE != 0
+    }
+
+    #[inline(always)]
+    fn port_range(&self) -> PortRange {
+        let node = node();
+        PortRange {
+            first: node.first_port,
+            last: node.last_port,
+        }
     }
 
     #[inline(always)]

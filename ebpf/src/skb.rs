@@ -4,7 +4,7 @@ use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::programs::TcContext;
 use weir_common::DropReason;
 use weir_datapath::Packet;
-use weir_datapath::packet::{Changed, Delta, Zero};
+use weir_datapath::packet::{Changed, Delta, Mark, Zero};
 
 use crate::maps;
 
@@ -86,14 +86,38 @@ impl Packet for Skb {
     #[inline(always)]
     fn mark_passed(&mut self) {
         let node = maps::node();
+        self.set_mark(node.passed_mark, node.passed_mask);
+    }
+
+    #[inline(always)]
+    fn mark_translated(&mut self) {
+        let node = maps::node();
+        self.set_mark(node.translated_mark, node.passed_mask);
+    }
+
+    #[inline(always)]
+    fn mark(&self) -> Mark {
+        let node = maps::node();
         // SAFETY: the context is valid for the run of the program.
-        let mark = unsafe { (*self.0.skb.skb).mark };
-        self.0
-            .set_mark((mark & !node.passed_mask) | node.passed_mark);
+        let mark = unsafe { (*self.0.skb.skb).mark } & node.passed_mask;
+        if mark == node.passed_mark {
+            Mark::Passed
+        } else if mark == node.translated_mark {
+            Mark::Translated
+        } else {
+            Mark::None
+        }
     }
 }
 
 impl Skb {
+    #[inline(always)]
+    fn set_mark(&mut self, bits: u32, mask: u32) {
+        // SAFETY: the context is valid for the run of the program.
+        let mark = unsafe { (*self.0.skb.skb).mark };
+        self.0.set_mark((mark & !mask) | bits);
+    }
+
     #[inline(always)]
     fn l4(&self, offset: usize, delta: u64, flags: u64) -> Result<(), i64> {
         self.0.l4_csum_replace(offset, 0, delta, flags)

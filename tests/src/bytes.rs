@@ -1,9 +1,9 @@
 //! A packet as bytes, with the checksum arithmetic that the kernel does on an skb without offload.
 
 use weir_common::DropReason;
-use weir_common::node::{PASSED_MARK, PASSED_MASK};
+use weir_common::node::{PASSED_MARK, PASSED_MASK, TRANSLATED_MARK};
 use weir_datapath::Packet;
-use weir_datapath::packet::{Changed, Delta, Zero};
+use weir_datapath::packet::{Changed, Delta, Mark, Zero};
 
 /// A frame on a device.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -29,6 +29,22 @@ impl Bytes {
             mark: 0,
             vlan: Vlan::None,
         }
+    }
+}
+
+/// A packet that a pod has sent, on its way out.
+pub fn passed(ifindex: u32, frame: Vec<u8>) -> Bytes {
+    Bytes {
+        mark: PASSED_MARK,
+        ..Bytes::new(ifindex, frame)
+    }
+}
+
+/// A packet whose destination has been translated, on its way out again.
+pub fn translated(ifindex: u32, frame: Vec<u8>) -> Bytes {
+    Bytes {
+        mark: TRANSLATED_MARK,
+        ..Bytes::new(ifindex, frame)
     }
 }
 
@@ -97,5 +113,17 @@ impl Packet for Bytes {
 
     fn mark_passed(&mut self) {
         self.mark = (self.mark & !PASSED_MASK) | PASSED_MARK;
+    }
+
+    fn mark_translated(&mut self) {
+        self.mark = (self.mark & !PASSED_MASK) | TRANSLATED_MARK;
+    }
+
+    fn mark(&self) -> Mark {
+        match self.mark & PASSED_MASK {
+            PASSED_MARK => Mark::Passed,
+            TRANSLATED_MARK => Mark::Translated,
+            _ => Mark::None,
+        }
     }
 }

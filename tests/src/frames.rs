@@ -197,7 +197,7 @@ impl Ip {
     }
 }
 
-/// Are all checksums of a well-formed frame of TCP or UDP right?
+/// Are all checksums of a well-formed frame of TCP, UDP or ICMP right?
 pub fn checksums_are_right(frame: &[u8]) -> bool {
     let packet = &frame[L3..];
     let (header, protocol, addresses) = if packet[0] >> 4 == 4 {
@@ -214,6 +214,9 @@ pub fn checksums_are_right(frame: &[u8]) -> bool {
         return true;
     }
     let length = (body.len() as u32).to_be_bytes();
+    if protocol == 1 {
+        return checksum(&[body]) == 0;
+    }
     checksum(&[addresses, &length, &[0, 0, 0, protocol], body]) == 0
 }
 

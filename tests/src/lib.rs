@@ -31,6 +31,7 @@ pub mod programs;
 pub mod real;
 pub mod run;
 pub mod shop;
+pub mod stories;
 pub mod tables;
 pub mod traffic;
 pub mod vm;

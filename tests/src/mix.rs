@@ -6,16 +6,17 @@ use std::net::IpAddr;
 
 use proptest::prelude::RngExt;
 use proptest::test_runner::{RngAlgorithm, TestRng};
-use weir_common::Protocol;
 use weir_common::event::Hook;
-use weir_datapath::Verdict;
+use weir_common::node::{PASSED_MARK, TRANSLATED_MARK};
+use weir_common::{Addr, Port, Protocol};
 use weir_datapath::tuple::Tuple;
+use weir_datapath::{Packet as _, Verdict};
 
-use crate::bytes::Bytes;
+use crate::bytes::{Bytes, passed as passed_by_pod, translated};
 use crate::frames::{ACK, Echo, FIN, Ip, L3, RST, SYN, Transport};
 use crate::world::{
-    CHANGING, Family, HOST_PORT, Host, NEAR, NODE_PORT, OWN_NODE_PORT, PODS, REMOTE, SERVICE_PORT,
-    STICKY,
+    CHANGING, EMPTY, Family, HOST_PORT, Host, NAT_PORT, NEAR, NODE_PORT, OWN, OWN_NODE_PORT, PODS,
+    REMOTE, SERVICE_PORT, STICKY, UPLINK, node_port,
 };
 
 /// A source of frames, the same for the same seed.
@@ -24,6 +25,10 @@ pub struct Mix {
     rng: TestRng,
     /// What was let through lately: as it left, and from which pod's device.
     passed: VecDeque<(Tuple, Vec<u8>, u32)>,
+    /// What has left the node lately: as others see it, and the packet.
+    left: VecDeque<(Tuple, Vec<u8>)>,
+    /// What came in and is on its way out again, half translated.
+    on_its_way: VecDeque<Vec<u8>>,
 }
 
 /// A frame and the program that it meets.
@@ -68,6 +73,22 @@ const ASKED: [(Host, u16); 12] = [
     (Host::Node, HOST_PORT),
 ];
 
+/// Where those outside send to: node ports of every service, and the port that may stand for others.
+const NET_PORTS: [u16; 12] = [
+    80,
+    8080,
+    30_080,
+    node_port(NEAR),
+    node_port(NEAR),
+    node_port(REMOTE),
+    node_port(REMOTE),
+    node_port(EMPTY),
+    node_port(CHANGING),
+    node_port(OWN),
+    NAT_PORT,
+    NAT_PORT + 1,
+];
+
 impl Mix {
     pub fn new(seed: u64) -> Self {
         let mut bytes = [0; 32];
@@ -75,6 +96,8 @@ impl Mix {
         Self {
             rng: TestRng::from_seed(RngAlgorithm::ChaCha, &bytes),
             passed: VecDeque::new(),
+            left: VecDeque::new(),
+            on_its_way: VecDeque::new(),
         }
     }
 
@@ -89,7 +112,10 @@ impl Mix {
 
     /// The next frame for a program, in a family.
     pub fn arrival(&mut self, hook: Hook, family: Family) -> Arrival {
-        let answer = if self.below(3) == 0 {
+        if hook == Hook::TO_NET && self.below(2) == 0 {
+            return self.leaving(family);
+        }
+        let answer = if self.below(3) == 0 || hook == Hook::FROM_NET && self.below(2) == 0 {
             self.answer(hook, family)
         } else {
             None
@@ -102,15 +128,90 @@ impl Mix {
         if self.below(6) == 0 {
             self.spoil(&mut frame, family);
         }
-        Arrival {
-            hook,
-            packet: Bytes::new(ifindex, frame),
+        let mut packet = Bytes::new(ifindex, frame);
+        if hook == Hook::TO_NET {
+            packet.mark = self.one_of(&[0, 0xffff_f0ff, PASSED_MARK, PASSED_MARK, TRANSLATED_MARK]);
         }
+        Arrival { hook, packet }
+    }
+
+    /// What a pod was let send, where it leaves the node.
+    fn leaving(&mut self, family: Family) -> Arrival {
+        let is_back = self.below(3) == 0;
+        let found = if is_back {
+            let at = self.below(self.on_its_way.len().max(1));
+            self.on_its_way.get(at).cloned()
+        } else {
+            let at = self.below(self.passed.len().max(1));
+            self.passed.get(at).map(|(_, packet, _)| packet.clone())
+        };
+        let packet = found.filter(|packet| {
+            packet
+                .first()
+                .is_some_and(|first| (first >> 4 == 4) == (family == Family::V4))
+        });
+        let Some(packet) = packet else {
+            let hook = Hook::FROM_POD;
+            let (_, ip, transport) = self.question(hook, family);
+            let packet = passed_by_pod(UPLINK, ip.frame(&transport));
+            return Arrival {
+                hook: Hook::TO_NET,
+                packet,
+            };
+        };
+        let mut frame = vec![2; 12];
+        frame.extend(match family {
+            Family::V4 => [0x08, 0x00],
+            Family::V6 => [0x86, 0xdd],
+        });
+        frame.extend(packet);
+        if self.below(8) == 0 {
+            self.spoil(&mut frame, family);
+        }
+        let packet = if is_back {
+            translated(UPLINK, frame)
+        } else {
+            passed_by_pod(UPLINK, frame)
+        };
+        let hook = Hook::TO_NET;
+        Arrival { hook, packet }
     }
 
     /// Tells what became of a frame.
-    pub fn became(&mut self, verdict: Verdict, tuple: Tuple, after: &Bytes) {
+    pub fn became(&mut self, hook: Hook, verdict: Verdict, mut tuple: Tuple, after: &Bytes) {
         if matches!(verdict, Verdict::Drop(_)) {
+            return;
+        }
+        if hook == Hook::FROM_NET {
+            if after.mark == TRANSLATED_MARK {
+                if self.on_its_way.len() == 64 {
+                    self.on_its_way.pop_front();
+                }
+                self.on_its_way.push_back(after.frame[L3..].to_vec());
+            }
+            return;
+        }
+        if hook == Hook::TO_NET {
+            let source: Option<Addr> = match after.frame.get(12..14) {
+                Some([0x08, 0x00]) => after.load::<4>(26).ok().map(Addr::v4),
+                _ => after.load::<16>(22).ok().map(Addr),
+            };
+            if let Some(source) = source.filter(|source| *source != tuple.source) {
+                tuple.source = source;
+                let header = match after.frame.get(12..15) {
+                    Some([0x08, 0x00, first]) => usize::from(first & 0xf) * 4,
+                    _ => 40,
+                };
+                tuple.source_port = match after.load::<2>(L3 + header) {
+                    Ok(port) if tuple.protocol != Protocol::ICMP => Port(port),
+                    _ => NAT_PORT.into(),
+                };
+            }
+            if self.left.len() == 64 {
+                self.left.pop_front();
+            }
+            let packet = after.frame.get(L3..).unwrap_or_default();
+            self.left.push_back((tuple, packet.to_vec()));
             return;
         }
         if self.passed.len() == 64 {
@@ -123,6 +224,9 @@ impl Mix {
     /// A packet that nothing came before.
     fn question(&mut self, hook: Hook, family: Family) -> (u32, Ip, Transport) {
         let (pod, ifindex) = self.one_of(&PODS);
+        if hook == Hook::TO_NET || hook == Hook::FROM_NET {
+            return self.passing_by(hook, family);
+        }
         let is_asking = hook == Hook::FROM_POD && self.below(3) == 0;
         let (other, asked) = if is_asking {
             self.one_of(&ASKED)
@@ -151,13 +255,33 @@ impl Mix {
         (ifindex, ip, self.transport(ports))
     }
 
+    /// A packet at the uplink that nothing came before.
+    fn passing_by(&mut self, hook: Hook, family: Family) -> (u32, Ip, Transport) {
+        let near = self.one_of(&[Host::Node, Host::Node, Host::A, Host::B, Host::Service(1)]);
+        let far = self.one_of(&HOSTS);
+        let ports = (
+            self.one_of(&[1000, 1001, 8080, 53, NAT_PORT]),
+            self.one_of(&NET_PORTS),
+        );
+        let ip = if hook == Hook::TO_NET {
+            Ip::between(near.ip(family), far.ip(family))
+        } else {
+            Ip::between(far.ip(family), near.ip(family))
+        };
+        let ifindex = self.one_of(&[UPLINK, UPLINK, UPLINK, 2001]);
+        (ifindex, ip, self.transport(ports))
+    }
+
     /// An answer to something that was let through, where the answer would come by.
     fn answer(&mut self, hook: Hook, family: Family) -> Option<(u32, Ip, Transport)> {
-        if self.passed.is_empty() {
-            return None;
-        }
-        let at = self.below(self.passed.len());
-        let (tuple, packet, sent_by) = self.passed[at].clone();
+        let (tuple, packet, sent_by) = if hook == Hook::FROM_NET {
+            let at = self.below(self.left.len().max(1));
+            let (tuple, packet) = self.left.get(at)?.clone();
+            (tuple, packet, UPLINK)
+        } else {
+            let at = self.below(self.passed.len().max(1));
+            self.passed.get(at)?.clone()
+        };
         let back = tuple.reversed();
         let (source, destination) = (IpAddr::from(back.source), IpAddr::from(back.destination));
         let has_family = |ip: IpAddr| ip.is_ipv4() == (family == Family::V4);

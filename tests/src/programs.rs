@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::maps::{Array, HashMap, Map, lpm_trie};
 use aya::{Ebpf, EbpfLoader};
 use weir_agent::kernel::object::OBJECT;
+use weir_common::node::NodeConfig;
 use zerocopy::{Immutable, IntoBytes};
 
 use crate::tables::Memory;
@@ -13,11 +14,21 @@ use crate::tables::Memory;
 /// # Errors
 /// Not root; the kernel refuses a map.
 pub fn load() -> Result<Ebpf> {
+    load_with(NodeConfig::default())
+}
+
+/// Loads the object and tells its programs something.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_with(config: NodeConfig) -> Result<Ebpf> {
     ensure!(
         nix::unistd::geteuid().is_root(),
         "this test loads programs: run it as root"
     );
-    EbpfLoader::new().load(OBJECT).context("load the object")
+    let mut loader = EbpfLoader::new();
+    loader.override_global("NODE", config.as_bytes(), true);
+    loader.load(OBJECT).context("load the object")
 }
 
 /// Runs something in a network namespace that ends with it.
@@ -81,6 +92,14 @@ pub fn write_all(ebpf: &mut Ebpf, memory: &Memory) -> Result<()> {
         let mut data = [0; 8];
         data.copy_from_slice(&key.as_bytes()[4..]);
         table.insert(&lpm_trie::Key::new(key.prefix_len, data), bytes(row), 0)?;
+    }
+    let mut table: HashMap<_, u32, [u8; 32]> = map(ebpf, "UPLINKS")?.try_into()?;
+    for (index, row) in &memory.uplinks {
+        table.insert(*index, bytes(&**row), 0)?;
+    }
+    let mut table: lpm_trie::LpmTrie<_, [u8; 16], u32> = map(ebpf, "CLUSTER")?.try_into()?;
+    for key in &memory.cluster {
+        table.insert(&lpm_trie::Key::new(key.prefix_len, key.addr.0), 1, 0)?;
     }
     write_changing(ebpf, memory)
 }

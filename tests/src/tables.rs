@@ -3,12 +3,15 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use weir_common::counter::{COUNTERS, Counter};
 use weir_common::device::{Device, LocalPod};
 use weir_common::flow::{Flow, FlowKey};
+use weir_common::nat::{ClusterKey, NatKey, NatRow, PortRange, Uplink};
+use weir_common::node::{Features, NodeConfig};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{
     Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress,
@@ -17,7 +20,7 @@ use weir_common::service::{
 use weir_common::shared::{AtomicU32, AtomicU64};
 use weir_common::{Addr, DropReason};
 use weir_datapath::Tables;
-use weir_datapath::tables::{FlowTable, Opened, Sockets};
+use weir_datapath::tables::{FlowTable, Opened, Reserved, Sockets};
 use weir_datapath::tuple::AlignedKey;
 use zerocopy::IntoBytes as _;
 
@@ -38,6 +41,11 @@ pub struct Memory {
     pub half_open: RefCell<HashMap<FlowKey, Rc<Flow>>>,
     pub affinity: RefCell<HashMap<AffinityKey, Affinity>>,
     pub sockets: RefCell<HashMap<SocketKey, SocketPeer>>,
+    pub uplinks: HashMap<u32, Rc<Uplink>>,
+    pub cluster: Vec<ClusterKey>,
+    pub nat_ports: RefCell<HashMap<NatKey, NatRow>>,
+    /// What the programs are told when they are loaded.
+    pub config: NodeConfig,
     /// The cookie of the node's network namespace.
     pub network: u64,
     /// Entries that `HALF_OPEN` takes.
@@ -93,12 +101,14 @@ pub fn copy(flow: &Flow) -> Flow {
         opener_device: load(&flow.opener_device),
         responder_device: load(&flow.responder_device),
         nat: flow.nat,
+        masquerade: load64(&flow.masquerade),
     }
 }
 
 impl Tables for Memory {
     type FlowRef = Rc<Flow>;
     type DeviceRef = Rc<Device>;
+    type UplinkRef = Rc<Uplink>;
 
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.frontends.get(key).copied()
@@ -184,6 +194,45 @@ impl Tables for Memory {
     fn forget(&self, key: &AlignedKey) {
         self.flows.borrow_mut().remove(&key.0);
         self.half_open.borrow_mut().remove(&key.0);
+    }
+
+    fn uplink(&self, ifindex: u32) -> Option<Rc<Uplink>> {
+        self.uplinks.get(&ifindex).cloned()
+    }
+
+    fn is_in_cluster(&self, addr: &Addr) -> bool {
+        let number = u128::from_be_bytes(addr.0);
+        self.cluster.iter().any(|range| {
+            let free = ClusterKey::WHOLE - range.prefix_len;
+            let differ = number ^ u128::from_be_bytes(range.addr.0);
+            differ.checked_shr(free).unwrap_or(0) == 0
+        })
+    }
+
+    fn reserved(&self, key: &NatKey) -> Option<NatRow> {
+        self.nat_ports.borrow().get(key).copied()
+    }
+
+    fn reserve(&self, key: &NatKey, row: &NatRow) -> Result<Reserved, DropReason> {
+        match self.nat_ports.borrow_mut().entry(*key) {
+            Entry::Occupied(_) => Ok(Reserved::Taken),
+            Entry::Vacant(_) if self.room == Room::Full => Err(DropReason::TableFull),
+            Entry::Vacant(place) => {
+                place.insert(*row);
+                Ok(Reserved::New)
+            }
+        }
+    }
+
+    fn masquerades(&self) -> bool {
+        self.config.features & Features::MASQUERADE != 0
+    }
+
+    fn port_range(&self) -> PortRange {
+        PortRange {
+            first: self.config.first_port,
+            last: self.config.last_port,
+        }
     }
 
     fn now(&self) -> u64 {

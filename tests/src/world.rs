@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 
 use weir_common::device::{Device, LocalPod};
+use weir_common::nat::{ClusterKey, Uplink};
 use weir_common::policy::{
     Action, Class, PortKey, PortRow, RuleId, RulesId, VerdictKey, VerdictRow,
 };
@@ -76,6 +77,19 @@ pub const BACKEND_PORT: u16 = 8080;
 
 /// The pods with a device, and its interface index.
 pub const PODS: [(Host, u32); 3] = [(Host::A, 1001), (Host::B, 1002), (Host::C, 1003)];
+
+/// The node's uplink, and the one port of the node's address that may stand for others: with a choice,
+/// host and kernel would draw different numbers.
+pub const UPLINK: u32 = 2000;
+pub const NAT_PORT: u16 = 20_000;
+
+/// The port of a service at the node's own address, for those outside.
+pub const fn node_port(service: Host) -> u16 {
+    match service {
+        Host::Service(number) => 30_080 + number as u16,
+        _ => 0,
+    }
+}
 
 impl Host {
     pub fn ip(self, family: Family) -> IpAddr {
@@ -157,10 +171,33 @@ pub fn world() -> Memory {
             memory.classes.insert(host.addr(family), CLASS(host));
         }
     }
+    uplinks(&mut memory);
     policy(&mut memory);
     services(&mut memory);
     memory.epoch = 1;
     memory
+}
+
+fn uplinks(memory: &mut Memory) {
+    let uplink = Uplink {
+        ipv4: Host::Node.addr(Family::V4),
+        ipv6: Host::Node.addr(Family::V6),
+    };
+    memory.uplinks.insert(UPLINK, Rc::new(uplink));
+    // Pods of this node and of the other, by the first bits of their addresses.
+    for (family, prefix_len) in [(Family::V4, 120), (Family::V6, 64)] {
+        let own = NodeAddress {
+            flags: NodeFlags::OWN,
+        };
+        memory.nodes.insert(Host::Node.addr(family), own);
+        for host in [Host::A, Host::Far] {
+            let mut addr = host.addr(family);
+            addr.0[15] = 0;
+            memory.cluster.push(ClusterKey { prefix_len, addr });
+        }
+    }
+    memory.config.first_port = NAT_PORT;
+    memory.config.last_port = NAT_PORT;
 }
 
 fn policy(memory: &mut Memory) {
@@ -249,6 +286,21 @@ fn services(memory: &mut Memory) {
                 start += 1;
             }
             for protocol in [Protocol::TCP, Protocol::UDP] {
+                let outside = FrontendKey {
+                    addr: Host::Node.addr(family),
+                    port: Port::from(node_port(host)),
+                    protocol,
+                    scope: Scope::EXTERNAL,
+                };
+                let frontend = Frontend {
+                    service: 1000 + start,
+                    segment,
+                    ..Frontend::default()
+                };
+                // The one with a choice would be drawn differently by host and kernel.
+                if host != SHARED {
+                    memory.frontends.insert(outside.of_nodes(), frontend);
+                }
                 let key = FrontendKey {
                     addr: host.addr(family),
                     port: Port::from(SERVICE_PORT),

@@ -15,15 +15,17 @@ use weir_common::DropReason;
 use weir_common::counter::Counter;
 use weir_common::event::Hook;
 use weir_common::flow::{Flow, FlowKey};
+use weir_common::nat::{NatKey, NatRow};
 use weir_common::service::{Affinity, AffinityKey, Generation};
 use weir_common::table::TABLES;
-use weir_datapath::{Scratch, Verdict, from_pod, to_pod};
+use weir_datapath::{Scratch, Verdict};
 use weir_tests::bytes::Bytes;
 use weir_tests::edges::{Edge, edges};
 use weir_tests::mix::{Arrival, Mix};
 use weir_tests::programs::{self, in_own_namespace};
+use weir_tests::stories::{Story, decide, stories};
 use weir_tests::tables::{Memory, copy};
-use weir_tests::world::{FAMILIES, PODS, SHARED, world};
+use weir_tests::world::{FAMILIES, PODS, SHARED, UPLINK, world};
 use zerocopy::transmute;
 
 #[test]
@@ -47,7 +49,7 @@ fn every_program_passes_the_verifier() -> Result<()> {
     for (name, visited) in &visited {
         println!("  {name:15} {visited:?}");
     }
-    assert_eq!(visited.len(), 11, "{visited:?}");
+    assert_eq!(visited.len(), 13, "{visited:?}");
     Ok(())
 }
 
@@ -111,7 +113,13 @@ fn host_and_kernel_agree_on_random_packets() -> Result<()> {
     });
     let each = number("WEIR_PACKETS").unwrap_or(100_000) as usize;
     println!("WEIR_SEED={seed} WEIR_PACKETS={each}");
-    in_own_namespace(move || agree(seed, each)).with_context(|| format!("WEIR_SEED={seed}"))
+    // In several runs: each must end before flows become idle. What leaves through an uplink was sent by a pod.
+    let pods = [Hook::FROM_POD, Hook::TO_POD];
+    let uplinks = [Hook::TO_NET, Hook::FROM_NET];
+    in_own_namespace(move || agree(seed, each, &pods, &[]))
+        .and_then(|()| in_own_namespace(move || agree(seed, each / 2, &uplinks, &pods[..1])))
+        .and_then(|()| in_own_namespace(move || agree(!seed, each / 2, &uplinks, &pods[..1])))
+        .with_context(|| format!("WEIR_SEED={seed}"))
 }
 
 #[test]
@@ -132,11 +140,7 @@ fn host_and_kernel_agree_on_every_edge() -> Result<()> {
             run += 1;
             let (memory, mut scratch, mut after) =
                 (world(), Scratch::default(), arrival.packet.clone());
-            let host = if arrival.hook == Hook::FROM_POD {
-                from_pod(&mut after, &memory, &mut scratch)
-            } else {
-                to_pod(&mut after, &memory, &mut scratch)
-            };
+            let host = decide(arrival.hook, &mut after, &memory, &mut scratch);
             ensure!(host == verdict, "{name}: host {host:?}, wanted {verdict:?}");
             let (answer, frame, mark) = kernel.run(arrival.hook, &arrival.packet)?;
             ensure!(
@@ -151,6 +155,39 @@ fn host_and_kernel_agree_on_every_edge() -> Result<()> {
         }
         println!("{run} edges agree");
         ensure!(run > 120, "only {run} edges were run");
+        Ok(())
+    })
+}
+
+#[test]
+fn host_and_kernel_agree_on_every_story() -> Result<()> {
+    in_own_namespace(|| {
+        let mut kernel = Kernel::new()?;
+        programs::write_all(&mut kernel.ebpf, &world())?;
+        let mut run = 0;
+        for Story { name, steps } in stories() {
+            let memory = world();
+            for (number, step) in steps.into_iter().enumerate() {
+                let (mut scratch, mut after) = (Scratch::default(), step.packet.clone());
+                let host = decide(step.hook, &mut after, &memory, &mut scratch);
+                let at = format!("{name}, step {number}");
+                ensure!(
+                    host == step.verdict,
+                    "{at}: host {host:?}, wanted {:?}",
+                    step.verdict
+                );
+                let (answer, frame, mark) = kernel.run(step.hook, &step.packet)?;
+                ensure!(
+                    answer == action(host) && frame == after.frame && mark == after.mark,
+                    "{at}: host {after:02x?}\nkernel {answer} {frame:02x?} mark {mark:#x}"
+                );
+                run += 1;
+            }
+            kernel.same_ports(&memory.nat_ports.borrow())?;
+            kernel.forget_flows()?;
+        }
+        println!("{run} steps agree");
+        ensure!(run > 60, "only {run} steps were run");
         Ok(())
     })
 }
@@ -174,7 +211,9 @@ struct Tally {
     refused: usize,
 }
 
-fn agree(seed: u64, each: usize) -> Result<()> {
+/// Runs so many packets of each family through the programs of `hooks`, among some through those of
+/// `beside`.
+fn agree(seed: u64, each: usize, hooks: &[Hook], beside: &[Hook]) -> Result<()> {
     let mut kernel = Kernel::new()?;
     let mut memory = world();
     // The only service with a choice: the two sides would draw different numbers.
@@ -188,13 +227,26 @@ fn agree(seed: u64, each: usize) -> Result<()> {
     let mut tallies: BTreeMap<(u8, usize), Tally> = BTreeMap::new();
     let start = Instant::now();
     let mut step = 0;
-    while FAMILIES.len() * 2 > tallies.values().filter(|tally| tally.run >= each).count() {
+    let is_done = |tallies: &BTreeMap<(u8, usize), Tally>| {
+        hooks.iter().all(|hook| {
+            (0..FAMILIES.len()).all(|family| {
+                tallies
+                    .get(&(hook.0, family))
+                    .is_some_and(|tally| tally.run >= each)
+            })
+        })
+    };
+    while !is_done(&tallies) {
         step += 1;
         if step % 500 == 0 {
             change(&mut memory, &mut mix);
             programs::write_changing(&mut kernel.ebpf, &memory)?;
         }
-        let hook = [Hook::FROM_POD, Hook::TO_POD][mix.below(2)];
+        let hook = if !beside.is_empty() && mix.below(4) == 0 {
+            beside[mix.below(beside.len())]
+        } else {
+            hooks[mix.below(hooks.len())]
+        };
         let family = mix.below(2);
         let Arrival { hook, packet } = mix.arrival(hook, FAMILIES[family]);
         let tally = tallies.entry((hook.0, family)).or_default();
@@ -205,11 +257,7 @@ fn agree(seed: u64, each: usize) -> Result<()> {
         tally.run += 1;
         scratch.trace = Default::default();
         let mut after = packet.clone();
-        let verdict = if hook == Hook::FROM_POD {
-            from_pod(&mut after, &memory, &mut scratch)
-        } else {
-            to_pod(&mut after, &memory, &mut scratch)
-        };
+        let verdict = decide(hook, &mut after, &memory, &mut scratch);
         match verdict {
             Verdict::Pass => tally.pass += 1,
             Verdict::Redirect(_) => tally.redirect += 1,
@@ -222,7 +270,7 @@ fn agree(seed: u64, each: usize) -> Result<()> {
              {frame:02x?} mark {mark:#x}",
             hook.label(),
         );
-        mix.became(verdict, scratch.trace.tuple, &after);
+        mix.became(hook, verdict, scratch.trace.tuple, &after);
     }
     let elapsed = start.elapsed();
     ensure!(
@@ -249,7 +297,8 @@ fn agree(seed: u64, each: usize) -> Result<()> {
             println!("  {count:7} {label}");
         }
     }
-    println!("{flows} flows and {half_open} half-open ones agree; {elapsed:?}");
+    let ports = kernel.same_ports(&memory.nat_ports.borrow())?;
+    println!("{flows} flows, {half_open} half-open ones, {ports} ports agree; {elapsed:?}");
     Ok(())
 }
 
@@ -296,6 +345,14 @@ struct Kernel {
     ebpf: Ebpf,
 }
 
+/// Programs by the number of their hook, less one.
+const PROGRAMS: [&str; 4] = [
+    "weir_from_pod",
+    "weir_to_pod",
+    "weir_to_net",
+    "weir_from_net",
+];
+
 /// `struct __sk_buff`, and where its fields are that matter here.
 const CONTEXT: usize = 192;
 const MARK: usize = 8;
@@ -303,7 +360,11 @@ const IFINDEX: usize = 40;
 
 impl Kernel {
     fn new() -> Result<Self> {
-        for (_, ifindex) in PODS {
+        for ifindex in PODS
+            .map(|(_, ifindex)| ifindex)
+            .into_iter()
+            .chain([UPLINK, UPLINK + 1])
+        {
             let (name, index) = (format!("pod{ifindex}"), ifindex.to_string());
             let status = Command::new("ip")
                 .args(["link", "add", &name, "index", &index])
@@ -312,8 +373,8 @@ impl Kernel {
                 .context("run ip")?;
             ensure!(status.success(), "make device {name}");
         }
-        let mut ebpf = programs::load()?;
-        for name in ["weir_from_pod", "weir_to_pod"] {
+        let mut ebpf = programs::load_with(world().config)?;
+        for name in PROGRAMS {
             let program: &mut SchedClassifier = ebpf.program_mut(name).context(name)?.try_into()?;
             program.load()?;
         }
@@ -321,13 +382,10 @@ impl Kernel {
     }
 
     fn run(&self, hook: Hook, packet: &Bytes) -> Result<(i32, Vec<u8>, u32)> {
-        let name = if hook == Hook::FROM_POD {
-            "weir_from_pod"
-        } else {
-            "weir_to_pod"
-        };
+        let name = PROGRAMS[usize::from(hook.0) - 1];
         let program: &SchedClassifier = self.ebpf.program(name).context(name)?.try_into()?;
         let mut context = [0; CONTEXT];
+        context[MARK..MARK + 4].copy_from_slice(&packet.mark.to_ne_bytes());
         context[IFINDEX..IFINDEX + 4].copy_from_slice(&packet.ifindex.to_ne_bytes());
         let mut context_after = [0; CONTEXT];
         let mut frame = vec![0; packet.frame.len()];
@@ -347,14 +405,45 @@ impl Kernel {
 
     fn forget_flows(&mut self) -> Result<()> {
         for name in ["FLOWS", "HALF_OPEN"] {
-            let mut map: HashMap<_, [u8; 40], [u8; 104]> =
+            let mut map: HashMap<_, [u8; 40], [u8; 112]> =
                 programs::map(&mut self.ebpf, name)?.try_into()?;
             let keys: Vec<_> = map.keys().collect::<Result<_, _>>()?;
             for key in keys {
                 map.remove(&key)?;
             }
         }
+        let mut map: HashMap<_, [u8; 40], [u8; 32]> =
+            programs::map(&mut self.ebpf, "NAT_PORTS")?.try_into()?;
+        let keys: Vec<_> = map.keys().collect::<Result<_, _>>()?;
+        for key in keys {
+            map.remove(&key)?;
+        }
         Ok(())
+    }
+
+    /// Are the reserved ports the same, all but their times? Returns how many there are.
+    fn same_ports(&mut self, host: &std::collections::HashMap<NatKey, NatRow>) -> Result<usize> {
+        let map: HashMap<&mut MapData, [u8; 40], [u8; 32]> =
+            programs::map(&mut self.ebpf, "NAT_PORTS")?.try_into()?;
+        let mut seen = 0;
+        for row in map.iter() {
+            let (key, row) = row?;
+            let (key, row): (NatKey, NatRow) = (transmute!(key), transmute!(row));
+            let ours = host
+                .get(&key)
+                .with_context(|| format!("only in kernel: {key:?}"))?;
+            ensure!(
+                (row.end, row.flags) == (ours.end, ours.flags),
+                "{key:?}: host {ours:?}, kernel {row:?}"
+            );
+            seen += 1;
+        }
+        ensure!(
+            seen == host.len(),
+            "ports: kernel {seen}, host {}",
+            host.len()
+        );
+        Ok(seen)
     }
 
     fn same_drops(&mut self, tallies: &BTreeMap<(u8, usize), Tally>) -> Result<()> {
@@ -421,7 +510,7 @@ impl Kernel {
         name: &str,
         host: &std::collections::HashMap<FlowKey, std::rc::Rc<Flow>>,
     ) -> Result<usize> {
-        let map: HashMap<&mut MapData, [u8; 40], [u8; 104]> =
+        let map: HashMap<&mut MapData, [u8; 40], [u8; 112]> =
             programs::map(&mut self.ebpf, name)?.try_into()?;
         let mut seen = 0;
         for row in map.iter() {
@@ -431,7 +520,7 @@ impl Kernel {
                 .get(&key)
                 .with_context(|| format!("{name}: only in kernel: {key:?}"))?;
             // Behind the times of creation and of the latest packet.
-            let ours: [u8; 104] = transmute!(copy(ours));
+            let ours: [u8; 112] = transmute!(copy(ours));
             ensure!(
                 ours[16..] == flow[16..],
                 "{name}: {key:?}\nhost   {:02x?}\nkernel {:02x?}",

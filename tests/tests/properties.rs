@@ -94,7 +94,7 @@ proptest! {
                 let (again, _, after_again) = run(&memory, &arrival);
                 prop_assert_eq!((again, &after_again.frame), (verdict, &after.frame), "step {}", step);
             }
-            mix.became(verdict, scratch.trace.tuple, &after);
+            mix.became(arrival.hook, verdict, scratch.trace.tuple, &after);
         }
     }
 

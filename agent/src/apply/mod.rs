@@ -10,6 +10,7 @@ pub mod routes;
 mod services;
 mod status;
 mod table;
+mod uplinks;
 
 pub use delta::{Delta, Drift};
 pub use devices::{DevicePass, Devices, Outcome, PodLease};
@@ -18,3 +19,4 @@ pub use policy::{Policies, PolicyPass, PolicyTarget};
 pub use services::{GRACE, Pass, ServiceChange, Services};
 pub use status::{Deletes, Fill, Status, Statuses};
 pub use table::{Comparison, KernelTable, Stopped, Table, TableError, Written};
+pub use uplinks::Uplinks;

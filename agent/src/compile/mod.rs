@@ -2,6 +2,7 @@
 //! map or tokio.
 
 pub mod host_port;
+pub mod masquerade;
 pub mod node_addresses;
 pub mod policy;
 mod policy_rows;

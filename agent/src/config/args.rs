@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
 /// Weir's node agent: Services, NetworkPolicy, pod networking and cluster DNS through eBPF.
@@ -111,6 +111,14 @@ pub struct RunArgs {
     /// The largest packet of the pods' devices, in bytes; 0 for that of the default route's device.
     #[arg(long, default_value_t = 0)]
     pub mtu: u32,
+
+    /// Does what pods send out of the cluster leave with the node's address?
+    #[arg(long, default_value_t = true, action = ArgAction::Set)]
+    pub masquerade: bool,
+    /// A device that leads out of the node. Repeatable; without it those that carry a default route or one
+    /// of the node's addresses.
+    #[arg(long = "device")]
+    pub devices: Vec<String>,
 
     /// The addresses at which weir-dns listens on this node, put on the loopback device.
     #[arg(long = "dns-address", default_values = ["169.254.53.53", "fd57:6569:7200::53"])]

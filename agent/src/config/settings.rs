@@ -17,6 +17,9 @@ pub struct Settings {
     pub source: Source,
     pub pod_cidrs: PodCidrs,
     pub mtu: u32,
+    pub masquerade: bool,
+    /// Names of the uplinks; empty to find them.
+    pub devices: Vec<String>,
     pub dns: DnsSettings,
     pub bpffs: PathBuf,
     pub cgroup: PathBuf,
@@ -132,6 +135,8 @@ impl TryFrom<&RunArgs> for Settings {
                 PodCidrs::Given(args.pod_cidrs.clone())
             },
             mtu: args.mtu,
+            masquerade: args.masquerade,
+            devices: args.devices.clone(),
             dns: DnsSettings {
                 addresses: args.dns_addresses.clone(),
                 service,

@@ -15,7 +15,7 @@ use weir_common::table::TABLES;
 
 use super::links::{Links, pinned_link};
 use super::sys::{self, AttachType, Carrier, Kind, Seat};
-use super::{POD_HOOKS, SOCKET_HOOKS, pin_path};
+use super::{POD_HOOKS, SOCKET_HOOKS, pin_path, uplinks};
 
 /// How the names of our programs begin.
 const PROGRAM_PREFIX: &str = "weir_";
@@ -108,6 +108,10 @@ pub fn take(bpffs: &Path, cgroup: &Path, devices: &[(String, u32)]) -> Result<Ve
     let folder = File::open(cgroup).with_context(|| format!("open {}", cgroup.display()))?;
     let id = folder.metadata()?.ino();
     let programs = programs();
+    // Uplinks are named after their index, and judged like a pod's device of that name.
+    let uplinks = uplinks::pinned(bpffs)?;
+    let devices: Vec<_> = devices.iter().cloned().chain(uplinks).collect();
+    let devices = &devices;
     let mut found = Vec::new();
     let mut pinned = BTreeSet::new();
     for path in files(&Links::folder_in(bpffs))? {

@@ -6,16 +6,19 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use weir_common::flow::{Flow, FlowBits, FlowKey};
+use weir_common::nat::{NatKey, NatRow};
 use weir_common::{Addr, Protocol};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::map::for_each;
+use super::ports::orphans;
 use super::sys;
 
-/// `FLOWS` and `HALF_OPEN`.
+/// `FLOWS` and `HALF_OPEN`, and the ports that are reserved for them.
 #[derive(Debug)]
 pub struct Flows {
     tables: [OwnedFd; 2],
+    ports: OwnedFd,
 }
 
 /// After how long without a packet a flow is forgotten. Established TCP may be silent for two hours
@@ -44,9 +47,10 @@ pub fn is_expired(key: &FlowKey, flow: &Flow, now: Duration) -> bool {
 }
 
 impl Flows {
-    pub(super) fn new(flows: OwnedFd, half_open: OwnedFd) -> Self {
+    pub(super) fn new(flows: OwnedFd, half_open: OwnedFd, ports: OwnedFd) -> Self {
         Self {
             tables: [flows, half_open],
+            ports,
         }
     }
 
@@ -67,7 +71,28 @@ impl Flows {
     /// # Errors
     /// The kernel refuses to read or to remove.
     pub fn sweep(&self, now: Duration, is_gone: impl Fn(&Addr) -> bool) -> io::Result<usize> {
-        sweep(self, now, is_gone)
+        let removed = sweep(self, now, is_gone)?;
+        self.free_ports(now)?;
+        Ok(removed)
+    }
+
+    /// Frees the ports of flows that are gone, whoever removed them.
+    fn free_ports(&self, now: Duration) -> io::Result<()> {
+        let mut rows = Vec::new();
+        let (key_size, row_size) = (size_of::<NatKey>(), size_of::<NatRow>());
+        for_each(self.ports.as_fd(), key_size, row_size, |key, row| {
+            if let (Ok(key), Ok(row)) = (NatKey::read_from_bytes(key), NatRow::read_from_bytes(row))
+            {
+                rows.push((key, row));
+            }
+        })?;
+        for key in orphans(rows, now, |key| self.find(key))? {
+            match sys::delete(self.ports.as_fd(), key.as_bytes()) {
+                Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     fn rows(table: &OwnedFd, mut row: impl FnMut(FlowKey, Flow)) -> io::Result<()> {

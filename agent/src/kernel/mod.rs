@@ -14,10 +14,12 @@ mod map;
 pub mod netlink;
 pub mod network;
 pub mod object;
+mod ports;
 mod ring;
 pub mod second_lock;
 mod sys;
 pub mod sysctl;
+mod uplinks;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -27,6 +29,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use weir_common::Addr;
 use weir_common::device::{Device, LocalPod};
+use weir_common::nat::{ClusterKey, InCluster, Uplink};
 use weir_common::node::NodeConfig;
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress};
@@ -68,6 +71,7 @@ pub struct Kernel {
     loaded: Loaded,
     links: Links,
     cgroup: PathBuf,
+    uplinks: BTreeMap<u32, String>,
 }
 
 /// A hook and what is on it.
@@ -105,6 +109,13 @@ pub struct DeviceTables {
     pub pods: MapTable<Addr, LocalPod>,
 }
 
+/// Tables of the node's uplinks.
+#[derive(Debug)]
+pub struct UplinkTables {
+    pub uplinks: MapTable<u32, Uplink>,
+    pub cluster: MapTable<ClusterKey, InCluster>,
+}
+
 impl Kernel {
     /// Loads the programs of an object, [`object::OBJECT`] but for tests. Hooks stay as they are until they
     /// are asked for.
@@ -127,6 +138,7 @@ impl Kernel {
             loaded,
             links,
             cgroup: cgroup.to_owned(),
+            uplinks: BTreeMap::new(),
         })
     }
 
@@ -213,7 +225,8 @@ impl Kernel {
                 })
             })
         });
-        sockets.into_iter().chain(pods).collect()
+        let sockets = sockets.into_iter();
+        sockets.chain(pods).chain(self.net_hooks()).collect()
     }
 
     fn hook(
@@ -288,6 +301,15 @@ impl Kernel {
 
     /// # Errors
     /// As [`Self::service_tables`].
+    pub fn uplink_tables(&self) -> io::Result<UplinkTables> {
+        Ok(UplinkTables {
+            uplinks: self.table("UPLINKS", Shape::Keyed)?,
+            cluster: self.table("CLUSTER", Shape::Keyed)?,
+        })
+    }
+
+    /// # Errors
+    /// As [`Self::service_tables`].
     pub fn counters(&self) -> io::Result<Counters> {
         Counters::new(self.loaded.table("COUNTERS")?, self.loaded.table("DROPS")?)
     }
@@ -298,6 +320,7 @@ impl Kernel {
         Ok(Flows::new(
             self.loaded.table("FLOWS")?,
             self.loaded.table("HALF_OPEN")?,
+            self.loaded.table("NAT_PORTS")?,
         ))
     }
 

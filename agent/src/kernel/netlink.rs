@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressProtocol};
-use rtnetlink::packet_route::link::LinkAttribute;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkLayerType};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use rtnetlink::{
     Handle, MulticastGroup, RouteMessageBuilder, new_connection, new_multicast_connection,
@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use weir_cni::attachment::DEVICE_PREFIX;
 
+use crate::compile::masquerade::{Outlet, Routes};
 use crate::pods::Device;
 
 /// Who has put an address on a device (`IFA_PROTO`): we. The kernel's own are 1 to 3.
@@ -199,8 +200,16 @@ pub async fn node_addresses() -> Result<Vec<IpAddr>> {
 /// The kernel does not answer, or ends the conversation.
 pub async fn watch_node_addresses(to: mpsc::Sender<Vec<IpAddr>>) -> Result<()> {
     let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+    watch(&groups, node_addresses, to).await
+}
+
+async fn watch<T: Clone + PartialEq, F: Future<Output = Result<T>>>(
+    groups: &[MulticastGroup],
+    read: impl Fn() -> F,
+    to: mpsc::Sender<T>,
+) -> Result<()> {
     let (connection, handle, mut news) =
-        new_multicast_connection(&groups).context("listen for changes of addresses")?;
+        new_multicast_connection(groups).context("listen for changes of the node's network")?;
     let _open = Netlink {
         handle,
         driver: tokio::spawn(connection),
@@ -208,19 +217,107 @@ pub async fn watch_node_addresses(to: mpsc::Sender<Vec<IpAddr>>) -> Result<()> {
     let mut said = None;
     loop {
         // After listening began, so that no change falls between.
-        let addresses = node_addresses().await?;
-        if said.as_ref() != Some(&addresses) {
-            if to.send(addresses.clone()).await.is_err() {
+        let now = read().await?;
+        if said.as_ref() != Some(&now) {
+            if to.send(now.clone()).await.is_err() {
                 return Ok(());
             }
-            said = Some(addresses);
+            said = Some(now);
         }
         news.next()
             .await
-            .context("the kernel says nothing of addresses any more")?;
+            .context("the kernel says nothing of its network any more")?;
         tokio::time::sleep(BURST).await;
         while let Some(Some(_)) = news.next().now_or_never() {}
     }
+}
+
+/// Every Ethernet device that could lead out of the node.
+///
+/// # Errors
+/// The kernel does not answer.
+pub async fn outlets() -> Result<Vec<Outlet>> {
+    /// `IFA_F_SECONDARY` (of IPv6: temporary), `_DADFAILED`, `_DEPRECATED`, `_TENTATIVE`.
+    const WORSE: u32 = 0x01 | 0x08 | 0x20 | 0x40;
+    let netlink = Netlink::open()?;
+    let mut found = BTreeMap::new();
+    let mut links = netlink.handle.link().get().execute();
+    while let Some(link) = links.try_next().await.context("list the devices")? {
+        let name = link.attributes.into_iter().find_map(|it| match it {
+            LinkAttribute::IfName(name) => Some(name),
+            _ => None,
+        });
+        // Loopback is of a type of its own.
+        if let Some(name) = name.filter(|name| !name.starts_with(DEVICE_PREFIX))
+            && link.header.link_layer_type == LinkLayerType::Ether
+        {
+            let outlet = Outlet {
+                name,
+                ifindex: link.header.index,
+                addresses: Vec::new(),
+                routes: Routes::Some,
+            };
+            found.insert(link.header.index, outlet);
+        }
+    }
+    let mut addresses = netlink.handle.address().get().execute();
+    let mut all = Vec::new();
+    while let Some(address) = addresses.try_next().await.context("list the addresses")? {
+        let ip = |local: bool| {
+            address.attributes.iter().find_map(|it| match it {
+                AddressAttribute::Local(ip) if local => Some(*ip),
+                AddressAttribute::Address(ip) if !local => Some(*ip),
+                _ => None,
+            })
+        };
+        if let Some(ip) = ip(true)
+            .or_else(|| ip(false))
+            .filter(|ip| !is_link_local(ip))
+        {
+            let is_worse = u32::from(address.header.flags.bits()) & WORSE != 0;
+            all.push((is_worse, address.header.index, ip));
+        }
+    }
+    all.sort_by_key(|(is_worse, _, _)| *is_worse);
+    for (_, index, ip) in all {
+        if let Some(outlet) = found.get_mut(&index) {
+            outlet.addresses.push(ip);
+        }
+    }
+    for route in netlink.routes().await? {
+        let is_default = route.header.destination_prefix_length == 0;
+        let mut over: Vec<u32> = Vec::new();
+        for attribute in route.attributes.iter().filter(|_| is_default) {
+            match attribute {
+                RouteAttribute::Oif(index) => over.push(*index),
+                RouteAttribute::MultiPath(hops) => {
+                    over.extend(hops.iter().map(|hop| hop.interface_index));
+                }
+                _ => {}
+            }
+        }
+        for index in over {
+            if let Some(outlet) = found.get_mut(&index) {
+                outlet.routes = Routes::Default;
+            }
+        }
+    }
+    Ok(found.into_values().collect())
+}
+
+/// Sends the outlets now and whenever they may have changed, until the other end is gone.
+///
+/// # Errors
+/// The kernel does not answer, or ends the conversation.
+pub async fn watch_outlets(to: mpsc::Sender<Vec<Outlet>>) -> Result<()> {
+    let groups = [
+        MulticastGroup::Link,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv6Ifaddr,
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Route,
+    ];
+    watch(&groups, outlets, to).await
 }
 
 /// Puts these addresses on the loopback device, where weir-dns listens. Those that are there stay.

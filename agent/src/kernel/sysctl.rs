@@ -4,8 +4,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use weir_cni::attachment::is_device;
+use weir_common::nat::PortRange;
 
 const IPV4_DEVICES: &str = "/proc/sys/net/ipv4/conf";
 const IPV6_DEVICES: &str = "/proc/sys/net/ipv6/conf";
@@ -44,13 +45,32 @@ pub fn set_node() -> Result<()> {
 
 /// Settings of the node's end of a pod's pair. The filter of reverse paths is off there: the reply of a
 /// backend carries the Service's address already when the filter sees it, and no route to that leads
-/// back to the pod, so that a strict filter drops it. What a pod may send from is compared with its lease
+/// back to the pod, so that a strict filter drops it; and if the Service was asked at a node port, that address is the node's
+/// own, which no packet may come in with unless the device accepts it. What a pod may send from is compared with its lease
 /// before, by `weir_from_pod`.
 ///
 /// # Errors
 /// The device is not there, or the setting cannot be written.
 pub fn set_pod_device(device: &str) -> Result<()> {
-    set(&reverse_path_filter(device), "0")
+    set(&reverse_path_filter(device), "0")?;
+    set(
+        &Path::new(IPV4_DEVICES).join(device).join("accept_local"),
+        "1",
+    )
+}
+
+/// The ports that the kernel gives to connections of the node itself.
+///
+/// # Errors
+/// The setting cannot be read.
+pub fn ephemeral_ports() -> Result<PortRange> {
+    const PATH: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+    let text = fs::read_to_string(PATH).with_context(|| format!("read {PATH}"))?;
+    let mut numbers = text.split_whitespace().map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(first)), Some(Ok(last))) => Ok(PortRange { first, last }),
+        _ => bail!("{PATH} holds no range: {text:?}"),
+    }
 }
 
 /// A device that has its addresses and its default route from a router (`accept_ra` 1) would lose them as

@@ -5,6 +5,8 @@ mod handle;
 mod inputs;
 mod nodes;
 mod pods;
+mod services;
+mod uplinks;
 mod views;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,19 +24,18 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use weir_common::Addr;
 use weir_common::device::{Device, LocalPod};
+use weir_common::nat::{ClusterKey, InCluster, Uplink};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress};
 
 use crate::apply::routes::{RouteReport, Wanted};
-use crate::apply::{
-    Devices, NodeAddresses, Policies, PolicyTarget, ServiceChange, Services, Status,
-};
+use crate::apply::{Devices, NodeAddresses, Policies, PolicyTarget, Services, Status, Uplinks};
+use crate::compile::Owner;
+use crate::compile::masquerade::Outlet;
 use crate::compile::policy::{self, Compiled, NodeView, Retained, RuleBook};
-use crate::compile::service::{self, DnsRedirect};
-use crate::compile::{Owner, host_port};
 use crate::config::Settings;
 use crate::events::Names;
-use crate::kernel::{Counters, Flows, Kernel, MapTable, clock};
+use crate::kernel::{Counters, Flows, Hook, Kernel, MapTable, clock};
 use crate::model::Change;
 use crate::pods::{Attachment, Lease, PodRef};
 use crate::watch::status::Health;
@@ -58,6 +59,7 @@ type PolicyState = Policies<
     MapTable<u32, u32>,
 >;
 type DeviceState = Devices<MapTable<u32, Device>, MapTable<Addr, LocalPod>>;
+type UplinkState = Uplinks<MapTable<u32, Uplink>, MapTable<ClusterKey, InCluster>>;
 
 /// The port at which weir-dns listens, host order.
 const DNS_PORT: u16 = 53;
@@ -107,6 +109,9 @@ pub struct Line {
     nodes: NodeState,
     policies: PolicyState,
     devices: DeviceState,
+    uplinks: UplinkState,
+    /// The devices that could lead out of the node, once somebody has looked.
+    outlets: Option<Vec<Outlet>>,
     compiled: Compiled,
     retained: Retained,
     /// The second half of a change of policy whose first half is not written yet.
@@ -176,6 +181,9 @@ impl Line {
             .policy_tables()
             .context("open the tables of policy")?;
         let d = kernel.device_tables().context("open the tables of pods")?;
+        let u = kernel
+            .uplink_tables()
+            .context("open the tables of uplinks")?;
         Ok(Self {
             services: Services::resume(s.frontends, s.backends, s.live, Instant::now())
                 .context("read the tables of services")?,
@@ -183,6 +191,8 @@ impl Line {
             policies: Policies::resume(p.classes, p.verdicts, p.ports, p.epoch)
                 .context("read the tables of policy")?,
             devices: Devices::resume(d.devices, d.pods).context("read the tables of pods")?,
+            uplinks: Uplinks::resume(u.uplinks, u.cluster).context("read the tables of uplinks")?,
+            outlets: None,
             counters: kernel.counters().context("open the counters")?,
             flows: Arc::new(kernel.flows().context("open the tables of flows")?),
             sweep: None,
@@ -296,6 +306,7 @@ impl Line {
         self.pass_policy(now);
         self.zone.everything_changed(self.inputs.snapshot());
         self.is_complete = true;
+        self.pass_uplinks();
         let snapshot = self.inputs.snapshot();
         info!(
             services = snapshot.services.len(),
@@ -303,55 +314,6 @@ impl Line {
             policies = snapshot.policies.len(),
             "every input is synced"
         );
-    }
-
-    fn pass_services(&mut self, dirty: &Dirty, now: Instant) {
-        let snapshot = self.inputs.snapshot();
-        if dirty.namespaces {
-            self.zone.everything_changed(snapshot);
-        }
-        if dirty.nodes {
-            self.pass_node_addresses();
-        }
-        let snapshot = self.inputs.snapshot();
-        let host_ports = dirty.pods.iter().map(|id| {
-            let pod = snapshot
-                .pods
-                .get(id)
-                .filter(|pod| pod.node.as_deref() == Some(&*self.settings.node));
-            match pod.and_then(|pod| host_port::compile(pod)) {
-                None => ServiceChange::Deleted(Owner::HostPorts(id.clone())),
-                Some(plan) => ServiceChange::Planned(plan),
-            }
-        });
-        let host_ports: Vec<_> = host_ports.collect();
-        if dirty.services.is_empty() && host_ports.is_empty() {
-            return;
-        }
-        let node = service::NodeView {
-            name: &self.settings.node,
-            zone: None,
-        };
-        let dns = DnsRedirect {
-            service: self.settings.dns.service.clone(),
-            addresses: self.settings.dns.addresses.clone(),
-            port: DNS_PORT,
-        };
-        let services = dirty
-            .services
-            .iter()
-            .map(|id| match snapshot.services.get(id) {
-                None => ServiceChange::Deleted(Owner::Service(id.clone())),
-                Some(service) => {
-                    let slices = snapshot.slices_of(id).map(|slice| &**slice);
-                    ServiceChange::Planned(service::compile(service, slices, &node, Some(&dns)))
-                }
-            });
-        let changes: Vec<_> = services.chain(host_ports).collect();
-        for id in &dirty.services {
-            self.zone.service_changed(snapshot, id);
-        }
-        self.services.apply(changes, now);
     }
 
     fn pass_policy(&mut self, now: Instant) {
@@ -419,6 +381,11 @@ impl Line {
                 warn!(what, error = format!("{error:#}"), "cannot be put back");
             }
         };
+        if problems.keys().any(|hook| Hook::is_of_uplink(hook))
+            && let Err(error) = self.kernel.place_net_hooks()
+        {
+            say("uplinks", error);
+        }
         let devices: Vec<_> = self.open_devices().collect();
         let of_device = |device: &str| problems.keys().any(|hook| hook.starts_with(device));
         if problems.keys().any(|hook| hook.starts_with("weir_"))
@@ -453,20 +420,13 @@ impl Line {
         }));
     }
 
-    /// The node's own addresses, sorted: its traffic with its pods is always allowed.
-    pub fn know_addresses(&mut self, addresses: Vec<IpAddr>) {
-        if addresses != self.node_addresses {
-            info!(?addresses, "the node's addresses changed");
-            self.node_addresses = addresses;
-            self.inputs.mark_own_addresses();
-        }
-    }
-
     /// Desired against kernel, for all tables that we fill.
     fn audit_tables(&mut self) {
         let found = self.services.audit().and_then(|rows| {
             Ok(rows + self.nodes.audit()? + self.policies.audit()? + self.devices.audit()?)
         });
+        let found = found.and_then(|rows| Ok(rows + self.uplinks.audit()?));
+        self.pass_uplinks();
         match found {
             Ok(0) => {}
             Ok(rows) => {

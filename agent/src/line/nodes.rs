@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use tracing::info;
 use weir_cli::views::{Nodes, UnreachableNode};
 
 use super::pods::name_of;
@@ -22,6 +23,16 @@ impl Line {
         }
         if dirty.nodes || self.ranges.has_changed().unwrap_or_default() {
             self.publish_routes();
+            self.pass_uplinks();
+        }
+    }
+
+    /// The node's own addresses, sorted: its traffic with its pods is always allowed.
+    pub fn know_addresses(&mut self, addresses: Vec<IpAddr>) {
+        if addresses != self.node_addresses {
+            info!(?addresses, "the node's addresses changed");
+            self.node_addresses = addresses;
+            self.inputs.mark_own_addresses();
         }
     }
 

@@ -78,7 +78,8 @@ impl Line {
         let fills = fills
             .chain([self.nodes.fill()])
             .chain(self.policies.fills())
-            .chain(self.devices.fills());
+            .chain(self.devices.fills())
+            .chain(self.uplinks.fills());
         fills
             .map(|fill| TableFill {
                 table: fill.table.to_owned(),
@@ -269,7 +270,8 @@ impl Line {
         let drifts = drifts
             .chain([self.nodes.compare()?])
             .chain(self.policies.compare()?)
-            .chain(self.devices.compare()?);
+            .chain(self.devices.compare()?)
+            .chain(self.uplinks.compare()?);
         let tables = drifts
             .map(|(table, c)| TableDrift {
                 table: table.to_owned(),

@@ -1,4 +1,5 @@
 //! The programs, by what they are attached to.
 
+mod net;
 mod pod;
 mod socket;

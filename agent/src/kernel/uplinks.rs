@@ -1,0 +1,131 @@
+//! Programs on the node's uplinks.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::links::Links;
+use super::sys::{self, AttachType, Seat};
+use super::{Hook, Kernel};
+
+/// What leaves the node and what comes into it meets: program, side.
+pub(super) const NET_HOOKS: [(&str, AttachType); 2] = [
+    ("weir_from_net", AttachType::TcxIngress),
+    ("weir_to_net", AttachType::TcxEgress),
+];
+/// How the names of their pins begin; the interface index follows, since a bpffs takes no name with a dot.
+const PREFIX: &str = "uplink-";
+
+impl Kernel {
+    /// The uplinks, by interface index.
+    pub fn uplinks(&self) -> &BTreeMap<u32, String> {
+        &self.uplinks
+    }
+
+    /// Puts the programs on these devices, and takes them off every other.
+    ///
+    /// # Errors
+    /// The kernel refuses one; the others are done.
+    pub fn set_uplinks(&mut self, devices: BTreeMap<u32, String>) -> Result<()> {
+        self.uplinks = devices;
+        let placed = self.place_net_hooks();
+        for (name, index) in pinned(self.loaded.bpffs())? {
+            if !self.uplinks.contains_key(&index) {
+                for (_, side) in NET_HOOKS {
+                    self.links.remove(&self.links.device_pin(&name, side))?;
+                }
+            }
+        }
+        placed
+    }
+
+    /// Puts the programs where they should be, in place of whatever is there.
+    ///
+    /// # Errors
+    /// The kernel refuses one; the others are done.
+    pub fn place_net_hooks(&self) -> Result<()> {
+        let mut first = Ok(());
+        for (index, device) in &self.uplinks {
+            for (program, side) in NET_HOOKS {
+                let placed = self.loaded.program(program).map_err(anyhow::Error::from);
+                let placed = placed.and_then(|program| {
+                    self.links
+                        .place_on_device(program, &pin_name(*index), *index, side)?;
+                    Ok(())
+                });
+                first = first.and(placed.with_context(|| format!("uplink {device}")));
+            }
+        }
+        first
+    }
+
+    /// Whatever uplinks an earlier agent has left, these programs take the place of its: theirs would look
+    /// for flows where this version's other programs leave none.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn resume_net_hooks(&mut self) -> Result<()> {
+        for (name, index) in pinned(self.loaded.bpffs())? {
+            for (program, side) in NET_HOOKS {
+                let pin = self.links.device_pin(&name, side);
+                let is_there = |info: sys::LinkInfo| info.seat() == Seat::Device(index, side);
+                if self.links.info(&pin).is_ok_and(is_there) {
+                    let program = self.loaded.program(program)?;
+                    self.links
+                        .place_on_device(program.as_fd(), &name, index, side)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Every hook of an uplink.
+    pub(super) fn net_hooks(&self) -> Vec<Hook> {
+        let hooks = self.uplinks.iter().flat_map(|(index, device)| {
+            NET_HOOKS.map(|(program, side)| {
+                let pin = self.links.device_pin(&pin_name(*index), side);
+                let name = format!("{PREFIX}{device}{}", Links::suffix(side));
+                let seat = Seat::Device(*index, side);
+                self.hook(name, program, &pin, |info| info.seat() == seat)
+            })
+        });
+        hooks.collect()
+    }
+}
+
+impl Hook {
+    /// Is it one of an uplink?
+    pub fn is_of_uplink(name: &str) -> bool {
+        name.starts_with(PREFIX)
+    }
+}
+
+fn pin_name(index: u32) -> String {
+    format!("{PREFIX}{index}")
+}
+
+/// The uplinks that are pinned: how their pins begin, and the interface index that the name says.
+pub(super) fn pinned(bpffs: &Path) -> Result<BTreeMap<String, u32>> {
+    let folder = Links::folder_in(bpffs);
+    let entries = match fs::read_dir(&folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        entries => entries.with_context(|| format!("read {}", folder.display()))?,
+    };
+    let mut found = BTreeMap::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        let Some(name) = name.to_str() else { continue };
+        for (_, side) in NET_HOOKS {
+            if let Some(pin) = name.strip_suffix(Links::suffix(side))
+                && let Some(index) = pin.strip_prefix(PREFIX).and_then(|it| it.parse().ok())
+            {
+                found.insert(pin.to_owned(), index);
+            }
+        }
+    }
+    Ok(found)
+}
