@@ -12,6 +12,7 @@ pub mod control_plane;
 pub mod debian;
 pub mod edges;
 pub mod frames;
+pub mod go;
 pub mod kubectl;
 pub mod kubelet;
 pub mod load;
