@@ -7,6 +7,7 @@ pub mod bpffs;
 pub mod bytes;
 pub mod cache;
 pub mod cgroup;
+pub mod cluster;
 pub mod complaint;
 pub mod control_plane;
 pub mod debian;
