@@ -1,15 +1,11 @@
 //! The programs of the control plane: found, or built from the Go module of `tests/gomod`.
 
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use crate::cache::{Cache, run_slowly};
+use crate::cache::Cache;
 use crate::debian;
+use crate::go::{KUBERNETES, Recipe};
 use crate::not_run::not_run;
-
-const GO_MOD: &str = include_str!("../gomod/go.mod");
-const GO_MODULE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/gomod");
 
 /// Paths of the programs.
 #[derive(Debug, Clone)]
@@ -46,11 +42,13 @@ impl Binaries {
             Some(path) => path,
             None => debian_etcd().map_err(|why| Unavailable::NoEtcd { why })?,
         };
-        let version = version()?;
-        let cache = Cache::open(&format!("control-plane-{version}"))?;
+        let workshop = KUBERNETES.open()?;
         let program = |name: &str| match asset(name) {
             Some(path) => Ok(path),
-            None => built(name, version, &cache),
+            None => {
+                let package = format!("k8s.io/kubernetes/cmd/{name}");
+                workshop.program(name, &package, Recipe::Program)
+            }
         };
         Ok(Self {
             etcd,
@@ -86,51 +84,6 @@ fn debian_etcd() -> anyhow::Result<PathBuf> {
         debian::keep(&package.path().join("usr/bin/etcd"), &path)?;
     }
     Ok(path)
-}
-
-fn built(name: &str, version: &str, cache: &Cache) -> Result<PathBuf, Unavailable> {
-    let path = cache.dir.join(name);
-    if path.exists() {
-        return Ok(path);
-    }
-    let go = find("go", &["/usr/local/go/bin"]).ok_or_else(|| Unavailable::NoGo {
-        program: name.to_owned(),
-    })?;
-    let part = cache.dir.join(format!("{name}.part"));
-    let mut build = Command::new(go);
-    build
-        .current_dir(GO_MODULE)
-        .env("CGO_ENABLED", "0")
-        .env("GOFLAGS", "");
-    build.args([
-        "build",
-        "-mod=readonly",
-        "-trimpath",
-        "-buildvcs=false",
-        "-ldflags",
-    ]);
-    build.arg(linker_flags(version)).arg("-o").arg(&part);
-    build.arg(format!("k8s.io/kubernetes/cmd/{name}"));
-    run_slowly(&format!("build {name} {version}"), &mut build)?;
-    fs::rename(&part, &path).map_err(anyhow::Error::from)?;
-    Ok(path)
-}
-
-/// Without a version the API server calls itself v0.0.0 and refuses its own feature gates.
-fn linker_flags(version: &str) -> String {
-    let package = "k8s.io/component-base/version";
-    let minor = version.split('.').nth(1).unwrap_or("0");
-    format!(
-        "-s -w -X {package}.gitVersion={version} -X {package}.gitMajor=1 -X {package}.gitMinor={minor}"
-    )
-}
-
-/// The version of Kubernetes that `go.mod` requires: `v1.36.x`.
-fn version() -> Result<&'static str, Unavailable> {
-    let line = GO_MOD
-        .lines()
-        .find_map(|l| l.trim().strip_prefix("require k8s.io/kubernetes "));
-    Ok(line.ok_or_else(|| anyhow::anyhow!("tests/gomod/go.mod requires no k8s.io/kubernetes"))?)
 }
 
 fn asset(name: &str) -> Option<PathBuf> {

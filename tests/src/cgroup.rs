@@ -87,7 +87,8 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
     }
 }
 
-fn remove_tree(path: &Path) -> std::io::Result<()> {
+/// Removes a cgroup and those below it. Absent is success.
+pub(crate) fn remove_tree(path: &Path) -> std::io::Result<()> {
     let absent_is_success = |r: std::io::Result<()>| match r {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
         other => other,

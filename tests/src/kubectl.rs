@@ -21,11 +21,17 @@ impl Kubectl {
     /// kubectl as seen from `machine`; its discovery cache goes with the machine.
     #[must_use]
     pub fn new(program: &Path, kubeconfig: &Path, machine: &Machine) -> Self {
+        Self::inside(program, kubeconfig, machine.netns().path(), machine.dir())
+    }
+
+    /// kubectl in the namespace at `netns`, with its discovery cache below `home`.
+    #[must_use]
+    pub fn inside(program: &Path, kubeconfig: &Path, netns: PathBuf, home: &Path) -> Self {
         Self {
             program: program.to_owned(),
             kubeconfig: kubeconfig.to_owned(),
-            netns: machine.netns().path(),
-            home: machine.dir().to_owned(),
+            netns,
+            home: home.to_owned(),
         }
     }
 

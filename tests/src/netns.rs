@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::future::Future;
+use std::mem::ManuallyDrop;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -46,6 +47,11 @@ impl Netns {
         let netns = Self { name };
         netns.ip("link set lo up")?;
         Ok(netns)
+    }
+
+    /// A namespace that somebody else made: it stays when this goes.
+    pub(crate) fn existing(name: String) -> ManuallyDrop<Self> {
+        ManuallyDrop::new(Self { name })
     }
 
     #[must_use]

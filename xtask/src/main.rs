@@ -66,6 +66,12 @@ enum Task {
     },
     /// Pack static programs into an image archive, without a container engine.
     Image(image::Options),
+    /// A real Kubernetes cluster in namespaces, with Weir or its peers: up, down, e2e, shell, compare.
+    Cluster {
+        /// Passed on; `--help` after `--` lists them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Load every program in the kernels of the virtual machine ring, with its output shown.
     Vm,
 }
@@ -101,14 +107,18 @@ fn start(task: Task) -> anyhow::Result<ExitCode> {
         }
         Task::Test { ring, no_setup } => {
             workspace::require_root("the tests make network namespaces and load BPF programs")?;
-            if !no_setup {
-                setup::run(&workspace)?;
+            let rings = Rings::chosen(ring);
+            match (no_setup, rings.contain(Ring::Cluster)) {
+                (true, _) => {}
+                (false, true) => setup::cluster(&workspace)?,
+                (false, false) => setup::run(&workspace)?,
             }
-            return test::run(&workspace, &Rings::chosen(ring));
+            return test::run(&workspace, &rings);
         }
         Task::Demo { arguments } => return run::demo(&workspace, arguments),
         Task::Bench { arguments } => return run::bench(&workspace, arguments),
         Task::Image(options) => image::run(&workspace, options)?,
+        Task::Cluster { arguments } => return run::cluster(&workspace, arguments),
         Task::Vm => return run::vm(&workspace),
     }
     Ok(ExitCode::SUCCESS)

@@ -1,4 +1,4 @@
-//! `demo`, `bench` and `vm`: each makes the machine and the binaries ready and hands over to the
+//! `demo`, `bench`, `cluster` and `vm`: each makes the machine and the binaries ready and hands over to the
 //! program that does the work, which lives in `tests/` or `bench/`.
 
 use std::ffi::OsString;
@@ -42,6 +42,23 @@ pub(crate) fn bench(workspace: &Workspace, arguments: Vec<OsString>) -> anyhow::
         "--",
     ]);
     hand_over(workspace, bench.args(arguments), Profile::Release)
+}
+
+/// Weir comes onto the cluster as an image, so nothing else of it is built here.
+pub(crate) fn cluster(workspace: &Workspace, arguments: Vec<OsString>) -> anyhow::Result<ExitCode> {
+    require_root("a cluster's nodes are namespaces and cgroups")?;
+    crate::setup::cluster(workspace)?;
+    let mut cluster = cargo(workspace);
+    cluster.args([
+        "run",
+        "--quiet",
+        "--package",
+        "weir-tests",
+        "--bin",
+        "cluster",
+        "--",
+    ]);
+    hand_over(workspace, cluster.args(arguments), Profile::Debug)
 }
 
 pub(crate) fn vm(workspace: &Workspace) -> anyhow::Result<ExitCode> {

@@ -21,6 +21,16 @@ pub(crate) fn image(workspace: &Workspace, target: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What the programs and images of a cluster's nodes are built with, beside all that.
+pub(crate) fn cluster(workspace: &Workspace) -> anyhow::Result<()> {
+    run(workspace)?;
+    let missing = packages::missing(workspace, packages::for_cluster());
+    if !missing.is_empty() {
+        packages::install(workspace, &missing)?;
+    }
+    Ok(())
+}
+
 /// Rust first: which LLVM packages are needed depends on the nightly.
 pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
     toolchain::host_components()?;

@@ -87,6 +87,23 @@ pub(crate) fn for_image() -> Vec<Package> {
     .into()
 }
 
+/// What building and running a cluster of real nodes takes: a C library for runc, a root file system
+/// for test images, what kube-proxy in iptables mode runs.
+pub(crate) fn for_cluster() -> Vec<Package> {
+    [
+        ("mmdebstrap", "mmdebstrap"),
+        ("iptables", "iptables"),
+        ("pkg-config", "pkg-config"),
+    ]
+    .map(|(name, program)| Package::new(name, Proof::Program(program), Way::Install))
+    .into_iter()
+    .chain([Package::file(
+        "libseccomp-dev".to_owned(),
+        PathBuf::from("/usr/include/seccomp.h"),
+    )])
+    .collect()
+}
+
 pub(crate) fn missing(workspace: &Workspace, needed: Vec<Package>) -> Vec<Package> {
     needed
         .into_iter()

@@ -34,6 +34,9 @@ pub(crate) fn run(workspace: &Workspace, rings: &Rings) -> anyhow::Result<ExitCo
     }
     summary.left_behind(Census::leftovers(workspace, &before)?);
     print!("{summary}");
+    if !rings.contain(Ring::Cluster) {
+        println!("not asked for: the ring `cluster` (`cargo xtask test --ring cluster`)");
+    }
     Ok(if summary.is_good() {
         ExitCode::SUCCESS
     } else {

@@ -27,19 +27,26 @@ pub(crate) enum Ring {
     Control,
     /// Other kernels, in virtual machines.
     Vm,
+    /// Kubernetes' own specs on a cluster of real nodes. Only when asked for: it takes long, and an
+    /// image of Weir.
+    Cluster,
 }
 
 /// The rings asked for.
 pub(crate) struct Rings(Vec<Ring>);
 
 impl Rings {
-    /// All of them, if none is named.
+    /// All but the cluster, if none is named.
     pub(crate) fn chosen(named: Vec<Ring>) -> Self {
-        Self(if named.is_empty() {
-            Ring::value_variants().to_vec()
-        } else {
-            named
-        })
+        if !named.is_empty() {
+            return Self(named);
+        }
+        let all = Ring::value_variants().iter().copied();
+        Self(all.filter(|ring| *ring != Ring::Cluster).collect())
+    }
+
+    pub(crate) fn contain(&self, ring: Ring) -> bool {
+        self.0.contains(&ring)
     }
 
     /// From the quickest to the slowest.
@@ -59,6 +66,7 @@ impl Ring {
             Ring::Netns => "netns (real sockets in namespaces)",
             Ring::Control => "control (a real Kubernetes control plane)",
             Ring::Vm => "vm (other kernels)",
+            Ring::Cluster => "cluster (Kubernetes' own specs on real nodes)",
         }
     }
 
@@ -69,6 +77,7 @@ impl Ring {
             Ring::Netns => "netns",
             Ring::Control => "control",
             Ring::Vm => "vm",
+            Ring::Cluster => "cluster",
         }
     }
 
@@ -106,7 +115,7 @@ impl Ring {
         match self {
             Ring::Host | Ring::Kernel => None,
             Ring::Netns => Some("2"),
-            Ring::Control | Ring::Vm => Some("1"),
+            Ring::Control | Ring::Vm | Ring::Cluster => Some("1"),
         }
     }
 
@@ -166,6 +175,7 @@ mod tests {
             ("control_plane", Ring::Control),
             ("vm", Ring::Vm),
             ("vmware", Ring::Host),
+            ("cluster", Ring::Cluster),
         ];
         for (test, expected) in cases {
             assert_eq!(Ring::of(test), expected, "{test}");
@@ -177,5 +187,11 @@ mod tests {
         let rings = Rings::chosen(vec![Ring::Vm, Ring::Host]);
         assert_eq!(rings.in_order().collect::<Vec<_>>(), [Ring::Host, Ring::Vm]);
         assert_eq!(Rings::chosen(Vec::new()).in_order().count(), 5);
+    }
+
+    #[test]
+    fn the_cluster_runs_only_when_asked_for() {
+        assert!(!Rings::chosen(Vec::new()).contain(Ring::Cluster));
+        assert!(Rings::chosen(vec![Ring::Cluster]).contain(Ring::Cluster));
     }
 }

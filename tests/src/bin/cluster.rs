@@ -1,0 +1,146 @@
+//! `cargo xtask cluster`: the command line of a real Kubernetes cluster on this machine.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::{Parser, Subcommand};
+use weir_tests::cluster::compare::{Side, compare};
+use weir_tests::cluster::e2e::{self, Selection};
+use weir_tests::cluster::options::Options;
+use weir_tests::cluster::programs::Programs;
+use weir_tests::cluster::{Cluster, End, down, init};
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo xtask cluster",
+    about = "A real Kubernetes cluster on this machine, in namespaces of its own"
+)]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Start a cluster and leave it running.
+    Up {
+        /// Leave what there is also if it does not come up, to look why.
+        #[arg(long)]
+        keep: bool,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Take a cluster down, also one whose start or whose end was cut short.
+    Down {
+        #[arg(long, default_value = "main")]
+        name: String,
+    },
+    /// Run Kubernetes' own specs, on the cluster that runs or on one for the purpose.
+    E2e {
+        #[command(flatten)]
+        selection: Selection,
+        /// So many times, all of which must be good.
+        #[arg(long, default_value_t = 1)]
+        repeat: u32,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Run the specs on a cluster with Weir and on one with its peers, and print what they took.
+    Compare {
+        #[command(flatten)]
+        selection: Selection,
+        /// One side only.
+        #[arg(long, value_enum)]
+        side: Option<Side>,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// A shell inside a node, or another command there; kubectl and ctr are on its PATH.
+    Shell {
+        /// n1, n2, …
+        node: String,
+        #[arg(long, default_value = "main")]
+        name: String,
+        #[arg(last = true)]
+        command: Vec<OsString>,
+    },
+    /// Build or find everything that a cluster runs, and no more.
+    Build,
+    #[command(hide = true)]
+    Init { name: String, dir: PathBuf },
+}
+
+fn main() -> Result<ExitCode> {
+    match Args::parse().task {
+        Task::Up { keep, options } => {
+            let name = options.name.clone();
+            let failed = if keep {
+                End::LeftRunning
+            } else {
+                End::TakenDown
+            };
+            let cluster = Cluster::up(options, Programs::ready()?, failed)?.leave_running();
+            print!(
+                "{}",
+                cluster.kubectl().run(&["get", "nodes", "-o", "wide"])?
+            );
+            println!("cluster {name} runs: `cargo xtask cluster shell n1`, `… down`");
+        }
+        Task::Down { name } => down(&name)?,
+        Task::E2e {
+            selection,
+            repeat,
+            options,
+        } => return e2e(options, &selection, repeat),
+        Task::Compare {
+            selection,
+            side,
+            options,
+        } => {
+            let sides = side.map_or(vec![Side::Weir, Side::Peers], |side| vec![side]);
+            let table = compare(&options, &Programs::ready()?, &selection, &sides)?;
+            println!("{table}");
+        }
+        Task::Shell {
+            node,
+            name,
+            command,
+        } => {
+            let cluster = Cluster::running(&name, Programs::ready()?)?;
+            let mut shell = cluster.inside(&node)?;
+            match command.as_slice() {
+                [] => shell.arg("bash"),
+                words => shell.args(words),
+            };
+            bail!("cannot start it: {}", shell.exec());
+        }
+        Task::Build => drop(Programs::ready()?),
+        Task::Init { name, dir } => init::run(&name, &dir)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn e2e(options: Options, selection: &Selection, repeat: u32) -> Result<ExitCode> {
+    let programs = Programs::ready()?;
+    let cluster = match Cluster::running(&options.name, programs.clone()) {
+        Ok(running) => running,
+        Err(_) => Cluster::up(options, programs, End::TakenDown)?,
+    };
+    let mut good = true;
+    for round in 1..=repeat {
+        let outcome = e2e::run(&cluster, selection)?;
+        println!("{outcome}");
+        if repeat > 1 {
+            println!("that was {round} of {repeat}");
+        }
+        good &= outcome.is_good();
+    }
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
