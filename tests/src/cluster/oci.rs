@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -56,7 +56,18 @@ impl Archive {
     pub(super) fn layer_from(&mut self, path: &Path) -> Result<Layer> {
         let open = || File::open(path).with_context(|| format!("open {}", path.display()));
         let mut hash = Sha256::new();
-        let size = io::copy(&mut open()?, &mut hash)?;
+        let mut file = BufReader::with_capacity(1 << 16, open()?);
+        let mut size = 0;
+        loop {
+            let piece = file.fill_buf()?;
+            if piece.is_empty() {
+                break;
+            }
+            hash.update(piece);
+            let length = piece.len();
+            file.consume(length);
+            size += length as u64;
+        }
         self.blob(hex(&hash.finalize()), size, open()?)
     }
 
