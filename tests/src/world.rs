@@ -67,8 +67,8 @@ pub const STICKY: Host = Host::Service(7);
 
 /// Ports that nodes have: everywhere, for [`NEAR`]; at this node only, for [`REMOTE`]; and of one pod, at
 /// one address.
-pub const NODE_PORT: u16 = 30_080;
-pub const OWN_NODE_PORT: u16 = 30_081;
+pub const NODE_PORT: u16 = 30_180;
+pub const OWN_NODE_PORT: u16 = 30_181;
 pub const HOST_PORT: u16 = 9_000;
 
 /// Where services are, and where their backends listen.
