@@ -20,7 +20,7 @@ mod start;
 mod weir;
 
 use std::fs;
-use std::path::Path;
+use std::path::{self, Path};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -62,7 +62,10 @@ impl Cluster {
     ///
     /// # Errors
     /// One of this name is there, or a part does not start; `failed` says what becomes of the rest.
-    pub fn up(options: Options, programs: Programs, failed: End) -> Result<Self> {
+    pub fn up(mut options: Options, programs: Programs, failed: End) -> Result<Self> {
+        // What reads them runs elsewhere.
+        options.image = path::absolute(&options.image)?;
+        options.manifest = path::absolute(&options.manifest)?;
         let place = Place::of(&options.name);
         if Record::load(&place)?.is_some() {
             bail!(
