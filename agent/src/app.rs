@@ -19,7 +19,9 @@ use weir_common::node::{Features, NodeConfig};
 use weir_common::policy::RuleId;
 use weir_dns::feed::Peer;
 
-use self::beside::{announce_network, follow, follow_pod_cidrs, keep_routes, keep_second_lock};
+use self::beside::{
+    announce_network, follow, follow_pod_cidrs, keep_routes, keep_second_lock, settle,
+};
 use self::told::Told;
 use crate::admin;
 use crate::compile::policy::RuleBook;
@@ -61,7 +63,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     let _only = lock::lock(&settings.run_dir)?;
     let sockets = Sockets::open(&settings).await?;
 
-    // The node's network, then the kernel's programs. Pods keep the old programs until here.
+    // The node's network, then the kernel's programs. Nothing meets them yet: the line puts them in place of
+    // an earlier agent's when its tables are filled.
     sysctl::set_node()?;
     netlink::add_loopback_addresses(&settings.dns.addresses).await?;
     if second_lock::close().context("close the second lock")? == Lock::Open {
@@ -87,8 +90,6 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     let zone = ZoneFeed::new(settings.dns.domain.as_str());
     let published = Arc::new(Published::default());
     let (line, work) = Handle::new();
-    kernel.place_socket_hooks()?;
-    kernel.resume_net_hooks()?;
     let resumed = Line::resume(Parts {
         settings: settings.clone(),
         kernel,
@@ -133,9 +134,9 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
         let is_leased =
             |device: &pods::Device| leases.values().any(|lease| lease.device() == device.name);
         line.protect_unexplained(devices.iter().filter(|device| !is_leased(device)));
-        line.settle(&devices);
     })
     .await?;
+    tasks.spawn(settle(line.clone(), published.clone()));
     tasks.spawn(keep_second_lock(published.clone()));
     tasks.spawn(keep_routes(KernelRoutes::open()?, published.clone()));
     let (watch, tell) = (netlink::watch_node_addresses, Line::know_addresses);

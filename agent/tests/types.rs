@@ -43,9 +43,8 @@ impl World {
         let frontends = FakeTable::empty(64);
         let live = FakeTable::empty(64);
         let backends = FakeTable::empty(64);
-        let mut services =
-            Services::resume(frontends.clone(), backends, live.clone(), Instant::now()).unwrap();
-        services.allow_deletes();
+        let mut services = Services::resume(frontends.clone(), backends, live.clone()).unwrap();
+        services.allow_deletes(Instant::now());
         Self {
             frontends,
             live,

@@ -3,6 +3,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::policy::RulesId;
+use crate::table::OTHER_BYTES;
 use crate::{Addr, Mac};
 
 /// Value of `DEVICES`, keyed by the interface index (`u32`) of the host's end of a pod's veth pair: the
@@ -24,7 +25,7 @@ pub struct Device {
     /// What may go out.
     pub egress: RulesId,
     pub flags: u32,
-    pub pad2: u32,
+    pub pad2: [u8; 4 + OTHER_BYTES],
 }
 
 /// Value of `PODS`, keyed by [`Addr`]: which interface leads to a pod of this node.
@@ -38,5 +39,5 @@ pub struct LocalPod {
     pub flags: u32,
 }
 
-const _: () = assert!(size_of::<Device>() == 56);
+const _: () = assert!(size_of::<Device>() == 56 + OTHER_BYTES);
 const _: () = assert!(size_of::<LocalPod>() == 8);

@@ -3,6 +3,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::table::OTHER_BYTES;
 use crate::{Port, Protocol};
 
 /// Value of `CLASSES`, keyed by [`crate::Addr`]: addresses that no policy can tell apart share one.
@@ -111,7 +112,7 @@ pub struct VerdictKey {
 #[repr(C)]
 pub struct VerdictRow {
     pub action: Action,
-    pub pad: [u8; 3],
+    pub pad: [u8; 3 + OTHER_BYTES],
     /// The set of ports to ask in `PORTS`, when the action says so.
     pub ports: u32,
     /// The rule that allows, or the owners of the denial.
@@ -202,6 +203,6 @@ pub struct PortRow {
 }
 
 const _: () = assert!(size_of::<VerdictKey>() == 8);
-const _: () = assert!(size_of::<VerdictRow>() == 12);
+const _: () = assert!(size_of::<VerdictRow>() == 12 + OTHER_BYTES);
 const _: () = assert!(size_of::<PortKey>() == 12);
 const _: () = assert!(size_of::<PortRow>() == 8);

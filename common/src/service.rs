@@ -3,6 +3,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::table::OTHER_BYTES;
 use crate::{Addr, Port, Protocol};
 
 /// From where a frontend is asked: the traffic policies of a Service differ by it.
@@ -136,7 +137,7 @@ pub struct Frontend {
     /// The port of the Service that this is a way to: session affinity is shared by all ways to it, and by
     /// nothing else (kube-proxy keeps it for each service port).
     pub port: Port,
-    pub pad: u16,
+    pub pad: [u8; 2 + OTHER_BYTES],
 }
 
 /// Bits of [`Frontend::flags`].
@@ -275,7 +276,7 @@ pub struct SocketPeer {
 }
 
 const _: () = assert!(size_of::<FrontendKey>() == 20);
-const _: () = assert!(size_of::<Frontend>() == 24);
+const _: () = assert!(size_of::<Frontend>() == 24 + OTHER_BYTES);
 const _: () = assert!(size_of::<NodeAddress>() == 4);
 const _: () = assert!(size_of::<AffinityKey>() == 24);
 const _: () = assert!(size_of::<Affinity>() == 40);

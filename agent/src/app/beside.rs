@@ -17,13 +17,15 @@ use crate::install;
 use crate::kernel::netlink;
 use crate::kernel::netlink::routes::KernelRoutes;
 use crate::kernel::second_lock::{self, Lock};
-use crate::line::{Handle, Line, Published};
+use crate::line::{Handle, Left, Line, Programs, Published};
 use crate::pods::Leases;
 
 /// How often the second lock is looked at.
 const LOCK_AUDIT: Duration = Duration::from_secs(5);
 /// How often routes are looked at although nothing was heard of them.
 const ROUTE_AUDIT: Duration = Duration::from_secs(30);
+/// How often what an earlier agent left is looked at while some of it is in use.
+const LEFT_AUDIT: Duration = Duration::from_secs(30);
 
 /// Leases from the ranges of this node's Node object, as soon as and whenever they are known.
 pub(super) async fn follow_pod_cidrs(leases: Arc<Leases>, published: Arc<Published>, line: Handle) {
@@ -125,6 +127,36 @@ pub(super) async fn follow<T, F>(
     tokio::select! {
         () = watch => {}
         () = tell => {}
+    }
+}
+
+/// Removes what earlier agents have left, once their programs are out of use. The kernel lets go of a
+/// program, and so of its tables, a while after it was replaced.
+pub(super) async fn settle(line: Handle, published: Arc<Published>) {
+    let mut programs = published.programs.subscribe();
+    if programs
+        .wait_for(|now| *now == Programs::Ours)
+        .await
+        .is_err()
+    {
+        return;
+    }
+    loop {
+        tokio::time::sleep(RETRY).await;
+        let left = match netlink::pod_devices().await {
+            Ok(devices) => line.ask(move |line| line.settle(&devices)).await,
+            Err(error) => {
+                warn!(
+                    error = format!("{error:#}"),
+                    "what an earlier agent left is not known"
+                );
+                Ok(Left::Something)
+            }
+        };
+        match left {
+            Ok(Left::Something) => tokio::time::sleep(LEFT_AUDIT).await,
+            Ok(Left::Nothing) | Err(_) => return,
+        }
     }
 }
 

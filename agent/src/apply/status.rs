@@ -40,3 +40,13 @@ pub enum Deletes {
     Held,
     Allowed,
 }
+
+/// Where a table comes from.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Origin {
+    /// What an earlier process wrote may be in it.
+    #[default]
+    Kept,
+    /// This start has made it: there was none of its layout.
+    Made,
+}

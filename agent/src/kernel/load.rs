@@ -1,7 +1,7 @@
 //! Loading: tables opened only when their layout is what the programs expect, then every program
 //! through the verifier, before anything that runs is touched.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -58,6 +58,8 @@ pub enum LoadError {
 pub struct Loaded {
     ebpf: Ebpf,
     bpffs: PathBuf,
+    /// Tables that were not pinned before.
+    created: BTreeSet<&'static str>,
     /// Instructions that the verifier visited, by program.
     pub verified: BTreeMap<String, Option<u32>>,
 }
@@ -100,6 +102,7 @@ pub(super) fn load(
         Ok((ebpf, verified)) => Ok(Loaded {
             ebpf,
             bpffs: bpffs.to_owned(),
+            created: fresh.names(),
             verified,
         }),
         Err(error) => {
@@ -161,19 +164,23 @@ fn refusal(error: &ProgramError) -> String {
 /// The pins that are not there before a load and are after it. Those of a load that fails are of no
 /// use to anybody, and would be taken for tables of a version that ran.
 struct NewPins {
-    absent: Vec<PathBuf>,
+    absent: Vec<(&'static Table, PathBuf)>,
 }
 
 impl NewPins {
     fn before(bpffs: &Path) -> Self {
-        let pins = TABLES.iter().map(|table| pin_path(bpffs, table));
+        let pins = TABLES.iter().map(|table| (table, pin_path(bpffs, table)));
         Self {
-            absent: pins.filter(|path| !path.exists()).collect(),
+            absent: pins.filter(|(_, path)| !path.exists()).collect(),
         }
     }
 
+    fn names(&self) -> BTreeSet<&'static str> {
+        self.absent.iter().map(|(table, _)| table.name).collect()
+    }
+
     fn remove(self) {
-        for path in self.absent {
+        for (_, path) in self.absent {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     warn!(path = %path.display(), %error, "a table without programs stays pinned");
@@ -193,6 +200,11 @@ impl Loaded {
     /// Where the tables are pinned.
     pub(super) fn bpffs(&self) -> &Path {
         &self.bpffs
+    }
+
+    /// Was the table made by this load? Then nothing of an earlier agent is in it.
+    pub fn is_created(&self, table: &str) -> bool {
+        self.created.contains(table)
     }
 
     /// The descriptor of a program.

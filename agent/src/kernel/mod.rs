@@ -34,6 +34,8 @@ use weir_common::node::NodeConfig;
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress};
 
+use crate::apply::Origin;
+
 use self::links::Links;
 use self::sys::{AttachType, Seat};
 
@@ -91,6 +93,8 @@ pub struct ServiceTables {
     pub backends: MapTable<u32, Backend>,
     pub live: MapTable<BackendId, Generation>,
     pub nodes: MapTable<Addr, NodeAddress>,
+    pub frontends_are: Origin,
+    pub live_is: Origin,
 }
 
 /// Tables of policy.
@@ -276,6 +280,8 @@ impl Kernel {
             backends: self.table("BACKENDS", Shape::Array)?,
             live: self.table("LIVE", Shape::Array)?,
             nodes: self.table("NODES", Shape::Keyed)?,
+            frontends_are: self.origin("FRONTENDS"),
+            live_is: self.origin("LIVE"),
         })
     }
 
@@ -331,6 +337,13 @@ impl Kernel {
     pub fn ring(&mut self) -> io::Result<Ring> {
         let map = self.loaded.take_map("EVENTS");
         Ring::new(map.ok_or_else(|| io::Error::other("the ring of events has a reader already"))?)
+    }
+
+    fn origin(&self, table: &str) -> Origin {
+        match self.loaded.is_created(table) {
+            true => Origin::Made,
+            false => Origin::Kept,
+        }
     }
 
     fn table<K: map::Plain, V: map::Plain>(

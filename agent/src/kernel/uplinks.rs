@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
 use super::links::Links;
-use super::sys::{self, AttachType, Seat};
+use super::sys::{AttachType, Seat};
 use super::{Hook, Kernel};
 
 /// What leaves the node and what comes into it meets: program, side.
@@ -26,12 +25,16 @@ impl Kernel {
         &self.uplinks
     }
 
-    /// Puts the programs on these devices, and takes them off every other.
+    /// From now on these are the uplinks. Puts no program anywhere.
+    pub fn know_uplinks(&mut self, devices: BTreeMap<u32, String>) {
+        self.uplinks = devices;
+    }
+
+    /// Puts the programs on the uplinks, and takes them off every other device.
     ///
     /// # Errors
     /// The kernel refuses one; the others are done.
-    pub fn set_uplinks(&mut self, devices: BTreeMap<u32, String>) -> Result<()> {
-        self.uplinks = devices;
+    pub fn settle_net_hooks(&self) -> Result<()> {
         let placed = self.place_net_hooks();
         for (name, index) in pinned(self.loaded.bpffs())? {
             if !self.uplinks.contains_key(&index) {
@@ -61,26 +64,6 @@ impl Kernel {
             }
         }
         first
-    }
-
-    /// Whatever uplinks an earlier agent has left, these programs take the place of its: theirs would look
-    /// for flows where this version's other programs leave none.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub fn resume_net_hooks(&mut self) -> Result<()> {
-        for (name, index) in pinned(self.loaded.bpffs())? {
-            for (program, side) in NET_HOOKS {
-                let pin = self.links.device_pin(&name, side);
-                let is_there = |info: sys::LinkInfo| info.seat() == Seat::Device(index, side);
-                if self.links.info(&pin).is_ok_and(is_there) {
-                    let program = self.loaded.program(program)?;
-                    self.links
-                        .place_on_device(program.as_fd(), &name, index, side)?;
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Every hook of an uplink.

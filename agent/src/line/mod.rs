@@ -6,6 +6,7 @@ mod inputs;
 mod nodes;
 mod pods;
 mod services;
+mod takeover;
 mod uplinks;
 mod views;
 
@@ -43,7 +44,7 @@ use crate::zone_feed::ZoneFeed;
 
 pub use handle::{Ended, Handle, Work};
 pub use inputs::{Dirty, Inputs};
-pub use pods::NodeDatapath;
+pub use pods::{Left, NodeDatapath};
 pub use views::{Sample, flows};
 
 type ServiceState = Services<
@@ -93,6 +94,17 @@ pub struct Published {
     pub lock_problem: ArcSwapOption<String>,
     /// Packets that the second lock has dropped, when it was last looked at.
     pub lock_drops: AtomicU64,
+    /// Whose programs are on the hooks.
+    pub programs: watch::Sender<Programs>,
+}
+
+/// Whose programs are on the hooks?
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Programs {
+    /// An earlier agent's, or nobody's: our tables are not filled yet.
+    #[default]
+    OfBefore,
+    Ours,
 }
 
 /// The one writer.
@@ -121,8 +133,10 @@ pub struct Line {
     /// Has everything been said once, and policy compiled from it?
     is_complete: bool,
 
-    /// Attachments whose devices carry the real programs.
+    /// Attachments whose devices carry the real programs, ours or an earlier agent's.
     open: BTreeMap<Attachment, Arc<Lease>>,
+    /// Whose programs are on the hooks?
+    programs: Programs,
     are_pods_resumed: bool,
     waiting: Vec<Waiting>,
     /// Addresses whose flows are still to be forgotten.
@@ -184,12 +198,16 @@ impl Line {
         let u = kernel
             .uplink_tables()
             .context("open the tables of uplinks")?;
+        // Milliseconds since the machine began: nothing that tables of another layout remember counts faster.
+        let first = clock::monotonic().as_millis() as u32;
+        let services = Services::resume(s.frontends, s.backends, s.live)
+            .context("read the tables of services")?;
+        let policies = Policies::resume(p.classes, p.verdicts, p.ports, p.epoch)
+            .context("read the tables of policy")?;
         Ok(Self {
-            services: Services::resume(s.frontends, s.backends, s.live, Instant::now())
-                .context("read the tables of services")?,
+            services: services.after_another_layout(s.frontends_are, s.live_is, Generation(first)),
             nodes: NodeAddresses::resume(s.nodes).context("read the table of nodes")?,
-            policies: Policies::resume(p.classes, p.verdicts, p.ports, p.epoch)
-                .context("read the tables of policy")?,
+            policies: policies.beginning_with(first),
             devices: Devices::resume(d.devices, d.pods).context("read the tables of pods")?,
             uplinks: Uplinks::resume(u.uplinks, u.cluster).context("read the tables of uplinks")?,
             outlets: None,
@@ -208,6 +226,7 @@ impl Line {
             policy_refused: None,
             is_complete: false,
             open: BTreeMap::new(),
+            programs: Programs::default(),
             are_pods_resumed: false,
             waiting: Vec::new(),
             closed: BTreeSet::new(),
@@ -292,13 +311,14 @@ impl Line {
             self.publish_names();
         }
         self.pass_nodes(&dirty);
+        self.take_over(now);
         self.answer_waiting();
         self.publish_readiness();
     }
 
-    /// Everything has been said: from now on what nobody asks for goes.
+    /// Everything has been said: from now on what nobody asks for goes. Of Services it goes a little later,
+    /// see [`Self::take_over`].
     fn complete(&mut self, dirty: &Dirty, now: Instant) {
-        self.services.allow_deletes();
         self.nodes.allow_deletes();
         self.policies.allow_deletes();
         self.pass_node_addresses();
@@ -348,7 +368,7 @@ impl Line {
         if self.is_complete {
             self.continue_policy(now);
         }
-        if self.ticks.is_multiple_of(AUDIT_TICKS) {
+        if self.ticks.is_multiple_of(AUDIT_TICKS) && self.programs == Programs::Ours {
             self.repair_hooks();
         }
         if self.ticks.is_multiple_of(SWEEP_TICKS) || !self.closed.is_empty() {
@@ -498,6 +518,7 @@ impl Line {
                 reasons.push(format!("{kind} objects are not synced yet{trouble}"));
             }
         }
+        reasons.extend(self.awaits_take_over());
         reasons.extend(self.lacks_range());
         reasons.extend(
             self.hook_problems

@@ -39,6 +39,13 @@ impl NodeDatapath {
     }
 }
 
+/// Is there anything of an earlier agent that may go later?
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Left {
+    Nothing,
+    Something,
+}
+
 impl Datapath for NodeDatapath {
     fn ready(&self) -> Result<(), String> {
         match self.published.closed_to_pods.load().first() {
@@ -100,17 +107,12 @@ impl Datapath for NodeDatapath {
 }
 
 impl Line {
-    /// Resumes the attachments that an earlier agent opened: their programs are replaced in place. Until
-    /// it is called no row of a pod is touched.
+    /// Resumes the attachments that an earlier agent opened. Until it is called no row of a pod is touched.
     pub fn resume_pods(&mut self, leases: impl IntoIterator<Item = Arc<Lease>>) {
         for lease in leases {
-            let Some(devices) = lease.devices() else {
-                continue;
-            };
-            if let Err(error) = self.kernel.open(&lease.device(), devices.host_ifindex) {
-                warn!(attachment = %lease.attachment, error = format!("{error:#}"), "its programs stay as they were");
+            if lease.devices().is_some() {
+                self.remember(lease);
             }
-            self.remember(lease);
         }
         self.are_pods_resumed = true;
         self.desire_leases();
@@ -131,7 +133,7 @@ impl Line {
     }
 
     /// Removes what an earlier agent left and no longer serves, and says what it found.
-    pub fn settle(&self, devices: &[Device]) {
+    pub fn settle(&self, devices: &[Device]) -> Left {
         let known: Vec<_> = devices
             .iter()
             .map(|device| (device.name.clone(), device.ifindex))
@@ -143,12 +145,13 @@ impl Line {
                     error = format!("{error:#}"),
                     "what an earlier agent left is not known"
                 );
-                return;
+                return Left::Something;
             }
         };
         let (current, others): (Vec<_>, Vec<_>) =
             found.iter().partition(|it| it.state == State::Current);
         info!(found = current.len(), "links and tables are in place");
+        let mut left = Left::Nothing;
         for it in others {
             let what = &it.what;
             match it.state {
@@ -156,11 +159,15 @@ impl Line {
                     Ok(()) => info!(what, state = ?it.state, "removed"),
                     Err(error) => warn!(what, state = ?it.state, %error, "cannot be removed"),
                 },
-                State::InUse => info!(what, "of another version and still in use, left alone"),
+                State::InUse => {
+                    info!(what, "of another version and still in use, left alone");
+                    left = Left::Something;
+                }
                 State::Unknown => warn!(what, "not ours, left alone"),
                 State::Current => {}
             }
         }
+        left
     }
 
     /// The rows of a pod, then its real programs.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tracing::{info, warn};
 use weir_common::nat::Uplink;
 
-use super::Line;
+use super::{Line, Programs};
 use crate::apply::Deletes;
 use crate::compile::masquerade::{self, Outlet};
 
@@ -47,11 +47,18 @@ impl Line {
             .into_iter()
             .map(|(index, (name, _))| (index, name))
             .collect();
-        if devices == *self.kernel.uplinks() {
-            return;
+        let is_new = devices != *self.kernel.uplinks();
+        self.kernel.know_uplinks(devices);
+        if is_new && self.programs == Programs::Ours {
+            self.place_net_hooks();
         }
-        info!(uplinks = ?devices.values(), "these devices lead out of the node");
-        if let Err(error) = self.kernel.set_uplinks(devices) {
+    }
+
+    /// Programs on the uplinks, and on no other device.
+    pub(super) fn place_net_hooks(&self) {
+        let uplinks = self.kernel.uplinks().values();
+        info!(uplinks = ?uplinks, "these devices lead out of the node");
+        if let Err(error) = self.kernel.settle_net_hooks() {
             warn!(error = format!("{error:#}"), "an uplink has no program yet");
         }
     }

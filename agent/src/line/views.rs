@@ -91,7 +91,7 @@ impl Line {
     }
 
     fn programs(&self) -> Vec<ProgramInfo> {
-        let hooks = self.kernel.hooks(self.open_devices());
+        let hooks = self.hooks();
         self.kernel
             .programs()
             .into_iter()
@@ -282,7 +282,7 @@ impl Line {
                 different: c.different,
             })
             .collect();
-        let hooks = self.kernel.hooks(self.open_devices()).into_iter();
+        let hooks = self.hooks().into_iter();
         let hooks = hooks
             .map(|hook| HookState {
                 hook: hook.name,

@@ -35,6 +35,8 @@ pub struct Policies<C, V, P, E> {
     transitional: BTreeSet<VerdictKey>,
     /// Rows that did not fit; what was there before holds until they do.
     refused: Option<Box<PolicyTarget>>,
+    /// The epoch to begin with if the kernel has none.
+    first_epoch: u32,
     /// Something that flows have been judged by has changed, or is about to.
     epoch_due: EpochDue,
     /// Since when nothing points to the rows that are to go.
@@ -92,11 +94,20 @@ where
             pods: BTreeMap::new(),
             transitional: BTreeSet::new(),
             refused: None,
+            first_epoch: 1,
             epoch_due: EpochDue::Yes,
             settled: None,
             deletes: Deletes::Held,
             status: Status::Pending,
         })
+    }
+
+    /// If the kernel has no epoch, it begins with this one: none that a flow remembers from a table of another
+    /// layout.
+    #[must_use]
+    pub fn beginning_with(mut self, first: u32) -> Self {
+        self.first_epoch = first;
+        self
     }
 
     /// Exactly these rows should be there. All of them are refused if they do not fit beside those
@@ -240,7 +251,11 @@ where
             return Err("DEVICES: rows could not be written".into());
         }
         if self.epoch_due == EpochDue::Yes {
-            let next = self.epoch().wrapping_add(1).max(1);
+            let next = match self.epoch.actual(&EPOCH_INDEX) {
+                None => self.first_epoch,
+                Some(epoch) => epoch.wrapping_add(1),
+            };
+            let next = next.max(1);
             self.epoch.desire(EPOCH_INDEX, next);
             finish("EPOCH", self.epoch.write(), rows)?;
             self.epoch_due = EpochDue::No;

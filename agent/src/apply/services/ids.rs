@@ -2,11 +2,12 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use siphasher::sip::SipHasher13;
 use weir_common::Protocol;
 use weir_common::service::{BackendId, Generation};
 
 use crate::apply::{KernelTable, Table};
-use crate::compile::BackendAddr;
+use crate::compile::{BackendAddr, Owner};
 
 /// What makes two rows of `BACKENDS` the same backend.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -26,6 +27,10 @@ pub(super) struct BackendIds {
     gone: VecDeque<BackendId>,
     next: BackendId,
     capacity: BackendId,
+    /// The generation of a number that was never used.
+    first: Generation,
+    /// Backends that are remembered under a number although no run holds it.
+    offered: HashMap<BackendAddr, BackendId>,
 }
 
 #[derive(Debug)]
@@ -43,7 +48,21 @@ impl BackendIds {
             gone: VecDeque::new(),
             next: 1,
             capacity,
+            // 0 is what a row says that was never used.
+            first: Generation(2),
+            offered: HashMap::new(),
         }
+    }
+
+    /// Generations begin here.
+    pub(super) fn begin_with(&mut self, first: Generation) {
+        self.first = usable_after(Some(first));
+    }
+
+    /// Backends, with the number and the generation that stand for them, to be used for the next Service with
+    /// such a backend, whichever it is: what is remembered is an address, and that stays.
+    pub(super) fn offer(&mut self, backends: HashMap<BackendAddr, BackendId>) {
+        self.offered = backends;
     }
 
     /// A use that the kernel holds already.
@@ -90,13 +109,24 @@ impl BackendIds {
             }
             return Some(id);
         }
+        if let Some(id) = self.offered.remove(&identity.addr)
+            && !self.is_used(id)
+        {
+            self.by_identity.insert(identity, id);
+            self.uses.insert(id, Use { identity, runs: 1 });
+            return Some(id);
+        }
         let id = if self.next < self.capacity {
             self.next += 1;
             self.next - 1
         } else {
             self.gone.pop_front()?
         };
-        live.desire(id, usable_after(live.desired(&id)));
+        let generation = match live.desired(&id) {
+            None => self.first,
+            last => usable_after(last),
+        };
+        live.desire(id, generation);
         self.by_identity.insert(identity, id);
         self.uses.insert(id, Use { identity, runs: 1 });
         Some(id)
@@ -123,6 +153,15 @@ impl BackendIds {
         live.desire(id, gone_after(live.desired(&id)));
         self.gone.push_back(id);
     }
+}
+
+/// Numbers for a Service, the first one first. They come from its name, so that clients with affinity are
+/// known whatever else has changed; never 0.
+pub(super) fn numbers(owner: &Owner) -> impl Iterator<Item = u32> {
+    let first = SipHasher13::new().hash(owner.to_string().as_bytes()) as u32;
+    (0..u32::MAX)
+        .map(move |step| first.wrapping_add(step))
+        .filter(|number| *number != 0)
 }
 
 /// The next even generation. The first is 2: 0 is what a row says that was never used.

@@ -6,12 +6,14 @@
 //! one resumes from them: all numbers are read back, so what has not changed is not written.
 
 mod ids;
+#[cfg(test)]
+mod layout_tests;
 mod resume;
 mod runs;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation, Segment};
@@ -40,7 +42,8 @@ pub struct Services<F, B, L> {
 
     numbers: HashMap<Owner, u32>,
     names: HashMap<u32, Owner>,
-    next_number: u32,
+    /// Numbers that rows of `FRONTENDS` had at the start, whosever they are.
+    found_numbers: HashSet<u32>,
     runs: Runs,
     ids: BackendIds,
 
@@ -49,6 +52,9 @@ pub struct Services<F, B, L> {
     /// Runs on their way into the kernel, to which no row points yet.
     prepared: BTreeMap<FrontendKey, Run>,
     retired: VecDeque<(Instant, Segment)>,
+    /// Rows that no frontend pointed to at the start. Programs of another layout may read them until
+    /// ours are in their place.
+    unexplained: Vec<Segment>,
 
     dirty: BTreeSet<FrontendKey>,
     failures: BTreeMap<FrontendKey, String>,
@@ -135,12 +141,15 @@ where
         }
     }
 
-    /// Every input has been synced: what nobody asks for may go.
-    pub fn allow_deletes(&mut self) {
+    /// Every input has been synced, and no program of another layout is left: what nobody asks for may go.
+    pub fn allow_deletes(&mut self, now: Instant) {
         if self.deletes == Deletes::Allowed {
             return;
         }
         self.deletes = Deletes::Allowed;
+        let unexplained = std::mem::take(&mut self.unexplained);
+        self.retired
+            .extend(unexplained.into_iter().map(|segment| (now, segment)));
         self.dirty.extend(
             self.installed
                 .keys()
@@ -390,8 +399,12 @@ where
             .map(|run| run.value.service)
             .find(|number| *number != 0 && !self.names.contains_key(number));
         let number = known.unwrap_or_else(|| {
-            self.next_number += 1;
-            self.next_number - 1
+            let is_taken = |number: &u32| {
+                self.names.contains_key(number) || self.found_numbers.contains(number)
+            };
+            ids::numbers(name)
+                .find(|number| !is_taken(number))
+                .unwrap_or_default()
         });
         self.numbers.insert(name.clone(), number);
         self.names.insert(number, name.clone());
@@ -413,7 +426,7 @@ where
             affinity: wanted.affinity,
             flags: wanted.flags,
             port: wanted.port,
-            pad: 0,
+            pad: Default::default(),
         };
         if let Some(run) = self.installed.get(&wanted.key)
             && run.kind == RunKind::Own

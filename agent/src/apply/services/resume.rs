@@ -1,13 +1,13 @@
 //! Reading all numbers of Services back from the tables. Writes nothing but what is broken.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::time::Instant;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation, Segment};
 
 use super::ids::{BackendIds, Identity, gone_after, usable_after};
 use super::runs::Runs;
 use super::{Deletes, KernelTable, Run, RunKind, Services, Statuses, Table, TableError};
+use crate::apply::Origin;
 use crate::compile::BackendAddr;
 
 impl<F, B, L> Services<F, B, L>
@@ -20,7 +20,7 @@ where
     ///
     /// # Errors
     /// A table could not be read.
-    pub fn resume(frontends: F, backends: B, live: L, now: Instant) -> Result<Self, TableError> {
+    pub fn resume(frontends: F, backends: B, live: L) -> Result<Self, TableError> {
         let (rows, ids) = (backends.capacity(), live.capacity());
         let mut services = Self {
             frontends: Table::resume("FRONTENDS", frontends)?,
@@ -30,12 +30,13 @@ where
             claims: BTreeMap::new(),
             numbers: HashMap::new(),
             names: HashMap::new(),
-            next_number: 1,
+            found_numbers: HashSet::new(),
             runs: Runs::new(u32::try_from(rows).unwrap_or(u32::MAX)),
             ids: BackendIds::new(u32::try_from(ids).unwrap_or(u32::MAX)),
             installed: BTreeMap::new(),
             prepared: BTreeMap::new(),
             retired: VecDeque::new(),
+            unexplained: Vec::new(),
             dirty: BTreeSet::new(),
             failures: BTreeMap::new(),
             statuses: Statuses::new(),
@@ -43,8 +44,37 @@ where
         };
         services.adopt_frontends();
         services.adopt_generations();
-        services.retire_unused_rows(now);
+        services.set_unexplained_rows_aside();
         Ok(services)
+    }
+
+    /// Says that tables are of this start's making. What is in the others was written for another layout: flows,
+    /// clients with affinity and sockets still remember backends by the numbers there.
+    ///
+    /// `first` is a generation that no table remembers.
+    #[must_use]
+    pub fn after_another_layout(
+        mut self,
+        frontends: Origin,
+        live: Origin,
+        first: Generation,
+    ) -> Self {
+        if live == Origin::Made {
+            self.ids.begin_with(first);
+        }
+        if frontends == Origin::Made {
+            let rows = self.unexplained.iter().filter_map(|segment| {
+                let row = self.backends.actual(&segment.start)?;
+                let addr = BackendAddr {
+                    addr: row.addr,
+                    port: row.port,
+                };
+                let is_live = self.live.actual(&row.id).is_some_and(|g| g.is_usable());
+                is_live.then_some((addr, row.id))
+            });
+            self.ids.offer(rows.collect());
+        }
+        self
     }
 
     /// Backends that no run holds are gone, whatever their row says: the process before this one died
@@ -56,6 +86,7 @@ where
             .map(|(id, generation)| (*id, *generation))
             .filter(|(id, generation)| generation.is_usable() && !self.ids.is_used(*id))
             .collect();
+        self.ids.offer(HashMap::new());
         for (id, generation) in unused {
             self.live.desire(id, gone_after(Some(generation)));
             self.ids.adopt_gone(id);
@@ -70,7 +101,7 @@ where
             .collect();
         for (key, value) in found {
             self.frontends.desire(key, value);
-            self.next_number = self.next_number.max(value.service.saturating_add(1));
+            self.found_numbers.insert(value.service);
             let (backends, kind) = if !self.runs.claim(value.segment) {
                 (Vec::new(), RunKind::Overlapping)
             } else if let Some(backends) = self.read_run(&value) {
@@ -116,8 +147,9 @@ where
             .collect()
     }
 
-    /// A program may still be reading a run that the process before this one had just replaced.
-    fn retire_unused_rows(&mut self, now: Instant) {
+    /// A program may still be reading a run that the process before this one had just replaced, and one of
+    /// another layout reads by its own table of frontends.
+    fn set_unexplained_rows_aside(&mut self) {
         let found: Vec<(u32, Backend)> = self
             .backends
             .all_actual()
@@ -130,7 +162,7 @@ where
             };
             if self.runs.claim(segment) {
                 self.backends.desire(index, row);
-                self.retired.push_back((now, segment));
+                self.unexplained.push(segment);
             }
         }
     }

@@ -117,7 +117,6 @@ impl World {
             FaultyTable::with_fuse(self.frontends.clone(), self.every, self.fuse.clone()),
             FaultyTable::with_fuse(self.backends.clone(), self.every, self.fuse.clone()),
             FaultyTable::with_fuse(self.live.clone(), self.every, self.fuse.clone()),
-            self.now(),
         )
         .unwrap()
     }
@@ -295,7 +294,7 @@ fn restart(world: &World, plans: &BTreeMap<u8, ServicePlan>) -> Subject {
     let mut services = world.start();
     let changes = plans.values().cloned().map(ServiceChange::Planned);
     services.apply(changes, world.now());
-    services.allow_deletes();
+    services.allow_deletes(world.now());
     services.tick(world.now());
     services
 }
@@ -488,7 +487,7 @@ fn nothing_is_taken_away_before_every_input_is_synced() {
     );
     world.apply(&mut services, simple(0, 1, &[9]));
 
-    services.allow_deletes();
+    services.allow_deletes(world.now());
     services.tick(world.now());
     let after = BTreeMap::from([(key(1), vec![backend(9)])]);
     assert_eq!(world.contents(), after);
@@ -556,7 +555,7 @@ fn rows_that_make_no_sense_are_replaced_and_never_trusted() {
     let plans = [simple(0, 1, &[7, 8]), simple(1, 2, &[7])];
     let mut services = silent.start();
     services.apply(plans, silent.now());
-    services.allow_deletes();
+    services.allow_deletes(silent.now());
     silent.settle(&mut services);
     let expected = BTreeMap::from([
         (key(1), vec![backend(7), backend(8)]),
