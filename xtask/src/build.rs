@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use anyhow::Context;
+
 use crate::command::{self, step};
 use crate::workspace::Workspace;
 
@@ -26,8 +28,24 @@ pub(crate) fn run(workspace: &Workspace, profile: Profile) -> anyhow::Result<()>
 /// Builds what the tests run and the tests themselves, as one set: cargo then resolves features
 /// once, and `cargo test` afterwards compiles nothing.
 pub(crate) fn with_tests(workspace: &Workspace) -> anyhow::Result<()> {
+    other_layout(workspace)?;
     step("build binaries and tests", || {
         command::run(cargo(workspace).args(["build", "--all-targets"]))
+    })
+}
+
+/// The agent of another version, as far as its programs and tables are concerned: what the tests of upgrades put
+/// in place of the agent and the agent in place of. First, because both leave their program at one path.
+fn other_layout(workspace: &Workspace) -> anyhow::Result<()> {
+    step("build an agent of another layout", || {
+        let mut cargo = cargo(workspace);
+        cargo.args(["build", "--package", "weir-agent", "--bin", "weir-agent"]);
+        command::run(cargo.args(["--features", "other-layout"]))?;
+        let folder = workspace.target().join("debug");
+        let built = folder.join("weir-agent");
+        std::fs::copy(&built, folder.join("weir-agent-other-layout"))
+            .with_context(|| format!("copy {}", built.display()))?;
+        Ok(())
     })
 }
 

@@ -2,6 +2,7 @@
 //! containerd and kubelet on it; networking, Services and DNS by Weir or by its peers. This file is
 //! the order of things; how each is done is beside it.
 
+pub mod clients;
 pub mod compare;
 pub mod e2e;
 mod fabric;
@@ -147,6 +148,18 @@ impl Cluster {
         command.env("KUBECONFIG", plane::admin(&self.place));
         command.env("CONTAINERD_NAMESPACE", "k8s.io");
         Ok(command)
+    }
+
+    /// Another image for every node, from an archive.
+    ///
+    /// # Errors
+    /// It is no archive of an image.
+    pub fn import(&self, archive: &Path) -> Result<()> {
+        let archive = path::absolute(archive)?;
+        let nodes: Vec<Node> = Node::all(self.options.nodes).collect();
+        at_once(&nodes, |node| {
+            node::import(&self.starter, &self.programs, node, &archive)
+        })
     }
 
     fn start(&self) -> Result<()> {

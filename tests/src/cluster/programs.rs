@@ -78,6 +78,14 @@ impl Programs {
         })
     }
 
+    /// The name of the image that can be nearly anything: a server, a client with a shell, or idle.
+    ///
+    /// # Errors
+    /// The suite does not know it.
+    pub fn agnhost(&self) -> Result<String> {
+        images::agnhost(&self.e2e)
+    }
+
     /// Where they look for each other.
     #[must_use]
     pub fn folders(&self) -> Vec<PathBuf> {

@@ -43,6 +43,9 @@ pub(crate) struct Options {
     /// The cargo profile to build with.
     #[arg(long, default_value = "image")]
     profile: String,
+    /// Cargo features, `weir-agent/other-layout`: an image for the tests of upgrades.
+    #[arg(long)]
+    features: Option<String>,
 }
 
 pub(crate) fn run(workspace: &Workspace, options: Options) -> anyhow::Result<()> {
@@ -61,6 +64,9 @@ pub(crate) fn run(workspace: &Workspace, options: Options) -> anyhow::Result<()>
         cargo.args(["--profile", &options.profile]);
         for (_, package, _) in PROGRAMS {
             cargo.args(["--package", package]);
+        }
+        if let Some(features) = &options.features {
+            cargo.args(["--features", features]);
         }
         command::run(&mut cargo)
     })?;

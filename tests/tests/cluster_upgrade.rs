@@ -1,0 +1,175 @@
+//! A rolling update of both DaemonSets to an image whose programs and tables are laid out differently, and back,
+//! under load from pods of both nodes to a Service with backends on both: what is lost.
+//!
+//! It needs two images, in `WEIR_IMAGES` as `PATH=NAME,PATH=NAME`; docs/testing.md has the commands.
+
+#![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use weir_tests::cluster::clients::Client;
+use weir_tests::cluster::options::Options;
+use weir_tests::cluster::programs::Programs;
+use weir_tests::cluster::{Cluster, End};
+use weir_tests::kubectl::Kubectl;
+use weir_tests::load::Tally;
+
+/// Connections per second, of each node.
+const RATE: u32 = 250;
+/// Lookups per second, of each node.
+const LOOKUPS: u32 = 50;
+/// How long there is load, in seconds. The updates must be over before.
+const SECONDS: u32 = 120;
+
+#[derive(Parser)]
+struct Defaults {
+    #[command(flatten)]
+    options: Options,
+}
+
+fn images() -> Vec<(PathBuf, String)> {
+    let said = std::env::var("WEIR_IMAGES").expect("WEIR_IMAGES=PATH=NAME,PATH=NAME");
+    let pairs = said.split(',').map(|pair| {
+        let (path, name) = pair.split_once('=').expect("PATH=NAME");
+        (path.into(), name.to_owned())
+    });
+    pairs.collect()
+}
+
+const SERVER: &str = "\
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: upgrade}
+spec:
+  selector: {app: web}
+  ports: [{port: 80, targetPort: 8080}]
+";
+
+fn backend(name: &str, node: &str, image: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: upgrade, labels: {{app: web}}}}\n\
+         spec:\n  nodeName: {node}\n  containers:\n  - name: web\n    image: {image}\n    \
+         args: [netexec, --http-port=8080]\n    readinessProbe: {{httpGet: {{path: /healthz, port: 8080}}, periodSeconds: 1}}\n"
+    )
+}
+
+/// Both DaemonSets with this image, on every node. Returns how long it took.
+fn roll(kubectl: &Kubectl, image: &str) -> Duration {
+    let begin = Instant::now();
+    for (set, containers) in [
+        ("weir", ["install", "agent"].as_slice()),
+        ("weir-dns", &["dns"]),
+    ] {
+        let set = format!("daemonset/{set}");
+        let images: Vec<String> = containers.iter().map(|c| format!("{c}={image}")).collect();
+        let mut words = vec!["-n", "kube-system", "set", "image", &set];
+        words.extend(images.iter().map(String::as_str));
+        kubectl.run(&words).unwrap();
+    }
+    for set in ["daemonset/weir", "daemonset/weir-dns"] {
+        let status = [
+            "-n",
+            "kube-system",
+            "rollout",
+            "status",
+            set,
+            "--timeout=90s",
+        ];
+        kubectl.run(&status).unwrap();
+    }
+    begin.elapsed()
+}
+
+#[test]
+#[ignore = "takes two images, which take long to build: by hand"]
+fn a_rolling_update_to_another_layout_and_back_loses_nothing() {
+    let images = images();
+    let [(first, first_name), (second, second_name)] = images.as_slice() else {
+        panic!(
+            "WEIR_IMAGES names {} images, and two are needed",
+            images.len()
+        );
+    };
+    let programs = Programs::ready().unwrap();
+    std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).unwrap();
+    let Defaults { mut options } = Defaults::parse_from(["cluster"]);
+    options.name = "roll".to_owned();
+    options.image = first.clone();
+    let agnhost = programs.agnhost().unwrap();
+    let cluster = Cluster::up(options, programs, End::TakenDown).unwrap();
+    let kubectl = cluster.kubectl();
+    cluster.import(Path::new(second)).unwrap();
+    // The manifest names the image of this version; what runs is what was asked for.
+    roll(&kubectl, first_name);
+
+    kubectl.run(&["create", "namespace", "upgrade"]).unwrap();
+    kubectl.apply(SERVER).unwrap();
+    for (i, node) in ["n1", "n1", "n2", "n2"].into_iter().enumerate() {
+        let pod = backend(&format!("web-{i}"), node, &agnhost);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        // A namespace that is new has no account for pods yet.
+        while let Err(why) = kubectl.apply(&pod) {
+            assert!(Instant::now() < deadline, "{why:#}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+    let ready = [
+        "-n",
+        "upgrade",
+        "wait",
+        "--for=condition=Ready",
+        "pod",
+        "-l",
+        "app=web",
+    ];
+    kubectl
+        .run(&[&ready[..], &["--timeout=60s"]].concat())
+        .unwrap();
+    let of = [
+        "-n",
+        "upgrade",
+        "get",
+        "service",
+        "web",
+        "-o",
+        "jsonpath={.spec.clusterIP}",
+    ];
+    let service = kubectl.run(&of).unwrap();
+    // Backends that are ready are not yet known everywhere.
+    std::thread::sleep(Duration::from_secs(3));
+
+    let http = format!("--kind http --target {service}:80 --rate {RATE} --seconds {SECONDS}");
+    let dns = format!(
+        "--kind dns --target 10.96.0.10:53 --name web.upgrade.svc.cluster.local. --rate {LOOKUPS} \
+         --seconds {SECONDS}"
+    );
+    let client = |kind: &str, node: &str, words: &str| {
+        Client::start(&cluster, "upgrade", &format!("{kind}-{node}"), node, words).unwrap()
+    };
+    let begin = Instant::now();
+    let clients = ["n1", "n2"].map(|node| client("http", node, &http));
+    let askers = ["n1", "n2"].map(|node| client("dns", node, &dns));
+    let there = roll(&kubectl, second_name);
+    let back = roll(&kubectl, first_name);
+    let updated = begin.elapsed();
+    let within = Duration::from_secs((SECONDS + 30).into());
+    let sum = |clients: [Client; 2]| {
+        let mut all = Tally::default();
+        for client in clients {
+            all += client.finish(within).unwrap();
+        }
+        all
+    };
+    let (connections, lookups) = (sum(clients), sum(askers));
+    println!("there {there:?}, back {back:?}: {connections:?}, {lookups:?}");
+    assert!(
+        updated < Duration::from_secs(SECONDS.into()),
+        "the updates took {updated:?}, longer than there was load"
+    );
+    assert_eq!(connections.attempted, u64::from(2 * RATE * SECONDS));
+    assert_eq!(lookups.attempted, u64::from(2 * LOOKUPS * SECONDS));
+    assert_eq!(connections.failed(), 0, "{connections:?}");
+    assert_eq!(lookups.failed(), 0, "{lookups:?}");
+}
