@@ -2,13 +2,16 @@
 //! brings the zone from the agent. `main` wires them; no privilege is needed past the binding of ports.
 
 pub mod feed;
+pub mod hand_over;
 pub mod listen;
 pub mod metrics;
 pub mod privilege;
+pub mod probe;
 pub mod reply;
 pub mod request;
 pub mod resolve;
 pub mod server;
 pub mod status;
+pub mod turn;
 pub mod upstream;
 pub mod zone;

@@ -1,12 +1,14 @@
-//! The sockets that questions arrive on. They are opened with the privilege to do so, before it is
-//! given up; a new process may open the same ones while the old still answers.
+//! The sockets that questions arrive on: those of the process before, if it still answers, or new ones,
+//! opened with the privilege to do so, before it is given up.
 
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::unix::net::UnixStream;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::hand_over::{self, Inherited, Trusted};
 use crate::metrics::Transport;
 
 /// Room for a burst of questions, in bytes.
@@ -19,6 +21,8 @@ pub struct Listener {
     pub address: SocketAddr,
     pub udp: UdpSocket,
     pub tcp: TcpListener,
+    /// The process that they come from, which answers until we do.
+    pub before: Option<UnixStream>,
 }
 
 /// Why an address cannot be listened on; the text says what to do.
@@ -56,6 +60,19 @@ impl fmt::Display for ListenError {
 impl std::error::Error for ListenError {}
 
 impl Listener {
+    /// The sockets of a process that answers there already, or new ones.
+    pub fn take_or_open(address: SocketAddr, trusted: &Trusted) -> Result<Self, ListenError> {
+        let Some(Inherited { udp, tcp, before }) = hand_over::take(address, trusted) else {
+            return Self::open(address);
+        };
+        Ok(Self {
+            address,
+            udp,
+            tcp,
+            before: Some(before),
+        })
+    }
+
     /// Opens both sockets.
     pub fn open(address: SocketAddr) -> Result<Self, ListenError> {
         let failed = |address, transport| {
@@ -71,7 +88,12 @@ impl Listener {
         let tcp = open(address, Transport::Tcp)
             .map_err(failed(address, Transport::Tcp))?
             .into();
-        Ok(Self { address, udp, tcp })
+        Ok(Self {
+            address,
+            udp,
+            tcp,
+            before: None,
+        })
     }
 }
 
@@ -85,7 +107,7 @@ fn open(address: SocketAddr, transport: Transport) -> io::Result<Socket> {
         // So that [::]:53 and 0.0.0.0:53 can both be listened on.
         socket.set_only_v6(true)?;
     }
-    // The next version of this process takes over without a gap.
+    // For who can take nothing over: an older version, or where unix sockets are forbidden.
     socket.set_reuse_port(true)?;
     if let Transport::Tcp = transport {
         socket.set_reuse_address(true)?;

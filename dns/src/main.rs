@@ -1,26 +1,28 @@
 //! The `weir-dns` process, in order: arguments, sockets, no privilege any more, then service until
-//! SIGTERM.
+//! SIGTERM. With `--probe` it only asks another.
 
 use std::io::IsTerminal;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use arc_swap::ArcSwapOption;
 use clap::Parser;
+use rustix::process::getuid;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
-use weir_dns::feed::Client;
+use weir_dns::feed::{Client, SharedZone};
+use weir_dns::hand_over::Trusted;
 use weir_dns::listen::{ListenError, Listener};
 use weir_dns::metrics::Metrics;
 use weir_dns::privilege::{self, User};
+use weir_dns::probe;
 use weir_dns::resolve::Resolve;
 use weir_dns::server;
-use weir_dns::status::{self, Status};
+use weir_dns::status::{self, Pages, Port, Status};
 use weir_dns::upstream::{Upstream, from_resolv_conf, without_ourselves};
 use weir_dns::zone::Domain;
 
@@ -49,9 +51,17 @@ struct Args {
     /// The file that names the upstream servers.
     #[arg(long, default_value = "/etc/resolv.conf")]
     resolv_conf: PathBuf,
-    /// Where /metrics, /health and /ready are served, if at all.
+    /// Where /metrics, /health and /ready are served, if at all. Of several processes on a host the
+    /// oldest has the port, and the next gets it from there.
     #[arg(long)]
     metrics: Option<SocketAddr>,
+    /// The same pages at a unix socket, which is this process's alone.
+    #[arg(long)]
+    status_socket: Option<PathBuf>,
+    /// Ask the process with this --status-socket whether it is ready, say what it says, and end: with 0
+    /// if it is.
+    #[arg(long, value_name = "STATUS_SOCKET", exclusive = true)]
+    probe: Option<PathBuf>,
     /// Whom to become, as UID:GID, when started as root.
     #[arg(long, default_value = "65532:65532")]
     user: User,
@@ -71,6 +81,9 @@ enum LogFormat {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if let Some(socket) = &args.probe {
+        return probe::ready(socket);
+    }
     let filter = EnvFilter::new(&args.log);
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -93,19 +106,17 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<()> {
+    let trusted = Trusted(vec![args.user.uid, getuid().as_raw()]);
     let listeners = args
         .listen
         .iter()
-        .map(|address| Listener::open(*address))
+        .map(|address| Listener::take_or_open(*address, &trusted))
         .collect::<Result<Vec<_>, _>>()?;
-    let metrics_listener = args
-        .metrics
-        .map(|address| {
-            let listener = TcpListener::bind(address)
-                .with_context(|| format!("cannot serve metrics on {address}"))?;
-            listener.set_nonblocking(true)?;
-            anyhow::Ok(listener)
-        })
+    let port = args.metrics.map(Port::open).transpose()?;
+    let socket = args
+        .status_socket
+        .as_deref()
+        .map(status::open_socket)
         .transpose()?;
     let servers = match args.upstream.is_empty() {
         true => from_resolv_conf(&args.resolv_conf)?,
@@ -127,19 +138,19 @@ fn run(args: Args) -> Result<()> {
         .thread_name("weir-dns")
         .build()
         .context("cannot start the runtime")?
-        .block_on(answer(args, listeners, metrics_listener, servers))
+        .block_on(answer(args, listeners, Pages { port, socket }, servers))
 }
 
 async fn answer(
     args: Args,
     listeners: Vec<Listener>,
-    metrics_listener: Option<TcpListener>,
+    pages: Pages,
     servers: Vec<SocketAddr>,
 ) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let shutdown = CancellationToken::new();
-    let zone = Arc::new(ArcSwapOption::empty());
+    let zone = SharedZone::default();
     let (metrics, registry) = Metrics::new(&args.domain);
     if servers.is_empty() {
         warn!("no upstream server: names outside the cluster get SERVFAIL (see --upstream)");
@@ -148,22 +159,12 @@ async fn answer(
 
     let client = Client::new(args.feed, args.domain.clone(), args.ttl, zone.clone());
     let feed = tokio::spawn(client.run());
-    let pages = match metrics_listener {
-        None => None,
-        Some(listener) => {
-            let listener = tokio::net::TcpListener::from_std(listener)?;
-            let router = status::router(Status {
-                metrics: metrics.clone(),
-                registry: Arc::new(registry),
-                zone: zone.clone(),
-            });
-            Some(tokio::spawn(async move {
-                if let Err(failure) = axum::serve(listener, router).await {
-                    error!(%failure, "metrics ended");
-                }
-            }))
-        }
-    };
+    let router = status::router(Status {
+        metrics: metrics.clone(),
+        registry: Arc::new(registry),
+        zone: zone.clone(),
+    });
+    let pages = tokio::spawn(pages.serve(router));
     let upstream = Upstream::new(&servers)?;
     let resolve = Arc::new(Resolve::new(args.domain, zone, upstream, metrics));
     let mut service = tokio::spawn(server::serve(listeners, resolve, shutdown.clone()));
@@ -175,9 +176,7 @@ async fn answer(
     shutdown.cancel();
     service.await.context("the server ended")??;
     feed.abort();
-    if let Some(pages) = pages {
-        pages.abort();
-    }
+    pages.abort();
     Ok(())
 }
 

@@ -3,12 +3,13 @@
 
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Instant;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{Name, Record, RecordType};
-use tokio::sync::OwnedSemaphorePermit;
-use tracing::error;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::{debug, error};
 
 use crate::feed::SharedZone;
 use crate::metrics::{Exchange, Metrics, Source, Text, Transport};
@@ -17,12 +18,21 @@ use crate::request::{Rejection, Request};
 use crate::upstream::{Heard, Upstream};
 use crate::zone::{Answer, Domain, is_reverse};
 
+/// How long questions about cluster names are held for the first zone. Less than the five seconds
+/// after which most resolvers stop listening.
+pub const PATIENCE: Duration = Duration::from_secs(4);
+/// Questions held at once; more get SERVFAIL.
+const MAX_HELD: usize = 1000;
+
 /// Answers questions. Shared by every transport.
 #[derive(Debug)]
 pub struct Resolve {
     domain: Domain,
-    zone: SharedZone,
+    pub zone: SharedZone,
     upstream: Upstream,
+    /// When questions are held for the zone no more; set by the first that would need it.
+    patience: OnceLock<Instant>,
+    held: Arc<Semaphore>,
     pub metrics: Metrics,
 }
 
@@ -42,6 +52,19 @@ pub enum Fate {
     Reply(Vec<u8>),
     /// Upstream must be asked.
     Ask(Box<Pending>),
+    /// The zone must come first.
+    Hold(Box<Held>),
+}
+
+/// A question that waits for the zone.
+#[derive(Debug)]
+pub struct Held {
+    bytes: Vec<u8>,
+    origin: Origin,
+    started: Instant,
+    until: Instant,
+    /// Held while it waits: the bound on such questions.
+    _place: OwnedSemaphorePermit,
 }
 
 /// A question that waits for upstream.
@@ -65,13 +88,40 @@ impl Resolve {
             domain,
             zone,
             upstream,
+            patience: OnceLock::new(),
+            held: Arc::new(Semaphore::new(MAX_HELD)),
             metrics,
         }
     }
 
     /// Answers what needs no one else. Nothing that the bytes contain ends the process.
     pub fn receive(&self, bytes: &[u8], origin: &Origin) -> Fate {
-        let started = Instant::now();
+        self.begin(bytes, origin, Instant::now())
+    }
+
+    /// Sees to it until the response is there; `None` if there should not be one.
+    pub async fn settle(&self, mut fate: Fate) -> Option<Vec<u8>> {
+        loop {
+            fate = match fate {
+                Fate::Nothing => return None,
+                Fate::Reply(response) => return Some(response),
+                Fate::Ask(pending) => return Some(self.ask(*pending).await),
+                Fate::Hold(held) => {
+                    let until = tokio::time::Instant::from_std(held.until);
+                    // Without a zone it is answered too, as one that comes too late.
+                    if tokio::time::timeout_at(until, self.zone.known())
+                        .await
+                        .is_err()
+                    {
+                        debug!(client = %held.origin.client, "held in vain");
+                    }
+                    self.begin(&held.bytes, &held.origin, held.started)
+                }
+            }
+        }
+    }
+
+    fn begin(&self, bytes: &[u8], origin: &Origin, started: Instant) -> Fate {
         match catch_unwind(AssertUnwindSafe(|| self.decide(bytes, origin, started))) {
             Ok(fate) => fate,
             Err(_) => {
@@ -83,7 +133,7 @@ impl Resolve {
     }
 
     /// Answers what upstream knows.
-    pub async fn ask(&self, pending: Pending) -> Vec<u8> {
+    async fn ask(&self, pending: Pending) -> Vec<u8> {
         let kind = pending.request.kind();
         let heard = self.upstream.ask(&pending.name, kind).await;
         let Pending {
@@ -131,6 +181,9 @@ impl Resolve {
             // Not synced is not empty: nobody may conclude that a name does not exist. A reverse
             // name may be ours or not, and nobody can tell yet.
             None if ours || is_reverse(&name) => {
+                if let Some(held) = self.hold(bytes, origin, started) {
+                    return Fate::Hold(held);
+                }
                 let reply = Reply::error(ResponseCode::ServFail);
                 return self.reply(reply, &request, origin, bytes, started);
             }
@@ -170,6 +223,24 @@ impl Resolve {
             }
         }
         self.reply(reply, &request, origin, bytes, started)
+    }
+
+    /// A process that has just started knows the zone in a moment. Resolvers of glibc and Go take a
+    /// SERVFAIL for one of two tries and make the other at once, so a quick one is a failed lookup;
+    /// a slow answer is none.
+    fn hold(&self, bytes: &[u8], origin: &Origin, started: Instant) -> Option<Box<Held>> {
+        let now = Instant::now();
+        let until = *self.patience.get_or_init(|| now + PATIENCE);
+        if now >= until {
+            return None;
+        }
+        Some(Box::new(Held {
+            bytes: bytes.to_vec(),
+            origin: origin.clone(),
+            started,
+            until,
+            _place: self.held.clone().try_acquire_owned().ok()?,
+        }))
     }
 
     fn defer(

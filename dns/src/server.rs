@@ -8,13 +8,16 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::geteuid;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::hand_over::Trusted;
 use crate::listen::Listener;
 use crate::metrics::Text;
 use crate::resolve::Resolve;
+use crate::turn::{Sockets, Turn, Turns};
 
 /// How long questions under way may take once we are told to end: a whole upstream budget, and some.
 const DRAIN: Duration = Duration::from_secs(3);
@@ -28,15 +31,34 @@ pub async fn serve(
     let tasks = TaskTracker::new();
     let connections = tcp::Connections::default();
     for listener in listeners {
-        let Listener { address, udp, tcp } = listener;
+        let Listener {
+            address,
+            udp,
+            tcp,
+            before,
+        } = listener;
         let server = Text::new(&format!("dns://{address}"));
         info!(%address, "listening");
+        let turn = Turn::new(match before {
+            None => Sockets::Own,
+            Some(_) => Sockets::Shared,
+        });
+        let turns = Turns {
+            address,
+            udp: udp.try_clone()?.into(),
+            tcp: tcp.try_clone()?.into(),
+            trusted: Trusted(vec![geteuid().as_raw()]),
+            zone: resolve.zone.clone(),
+            turn: turn.clone(),
+        };
+        tasks.spawn(turns.follow(before, shutdown.clone()));
         let udp = Arc::new(tokio::net::UdpSocket::from_std(udp)?);
         tasks.spawn(udp::serve(
             udp,
             server.clone(),
             resolve.clone(),
             tasks.clone(),
+            turn.clone(),
             shutdown.clone(),
         ));
         tasks.spawn(tcp::serve(
@@ -45,6 +67,7 @@ pub async fn serve(
             resolve.clone(),
             connections.clone(),
             tasks.clone(),
+            turn,
             shutdown.clone(),
         ));
     }

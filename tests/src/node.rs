@@ -212,9 +212,19 @@ impl Node {
     /// # Errors
     /// The program is missing.
     pub fn start_dns(&mut self) -> Result<()> {
+        self.dns = Some(self.dns_launch("dns")?.spawn()?);
+        Ok(())
+    }
+
+    /// A weir-dns to be, for tests that run several. Its name is its log's, and its status socket's.
+    ///
+    /// # Errors
+    /// The machine's folder cannot be written.
+    pub fn dns_launch(&self, name: &str) -> Result<Launch> {
+        let dir = self.machine.dir();
         let mut launch = self
             .machine
-            .launch("dns", binary("weir-dns"))
+            .launch(name, binary("weir-dns"))
             .args([
                 "--listen",
                 "169.254.53.53:53",
@@ -222,17 +232,29 @@ impl Node {
                 "[fd57:6569:7200::53]:53",
             ])
             .arg("--feed")
-            .arg(self.machine.dir().join("zone/zone.sock"));
+            .arg(dir.join("zone/zone.sock"))
+            .arg("--status-socket")
+            .arg(self.dns_status(name));
         for upstream in &self.options.upstreams {
             launch = launch.args(["--upstream", &upstream.to_string()]);
         }
         if self.options.upstreams.is_empty() {
-            let empty = self.machine.dir().join("no-upstream.conf");
+            let empty = dir.join("no-upstream.conf");
             fs::write(&empty, "")?;
             launch = launch.arg("--resolv-conf").arg(empty);
         }
-        self.dns = Some(launch.spawn()?);
-        Ok(())
+        Ok(launch)
+    }
+
+    /// Where a weir-dns of that name says whether it is ready.
+    #[must_use]
+    pub fn dns_status(&self, name: &str) -> PathBuf {
+        self.machine.dir().join(format!("{name}.status"))
+    }
+
+    /// Puts a weir-dns in the place of the one that was started last, and gives that one back.
+    pub fn replace_dns(&mut self, next: Process) -> Option<Process> {
+        self.dns.replace(next)
     }
 
     /// Waits until the agent says that it is ready.

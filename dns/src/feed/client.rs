@@ -7,12 +7,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use arc_swap::ArcSwapOption;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::UnixStream;
 use tracing::{info, warn};
 
-use super::{Frame, MAX_LINE, VERSION};
+use super::{Frame, MAX_LINE, SharedZone, VERSION};
 use crate::zone::{Domain, Zone};
 
 /// How long a feed may be silent: four keepalives.
@@ -22,9 +21,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(2);
 /// The first failure in a row is logged, and this one.
 const REMINDER: u32 = 10;
-
-/// The zone that is served; none until one was whole.
-pub type SharedZone = Arc<ArcSwapOption<Zone>>;
 
 /// Keeps a zone up to date.
 #[derive(Debug)]

@@ -3,6 +3,7 @@
 
 mod client;
 mod server;
+mod shared;
 
 use std::sync::Arc;
 
@@ -10,8 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::zone::{ServiceName, ZoneService};
 
-pub use client::{Client, SharedZone};
+pub use client::Client;
 pub use server::{FeedError, Peer, Server};
+pub use shared::SharedZone;
 
 /// The version of the frames. Both ends are upgraded apart, so a change of meaning needs a new one.
 pub const VERSION: u32 = 1;

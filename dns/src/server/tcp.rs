@@ -13,7 +13,8 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::metrics::{Text, Transport};
-use crate::resolve::{Fate, Origin, Resolve};
+use crate::resolve::{Origin, Resolve};
+use crate::turn::Turn;
 
 /// Of one client, and of all (CVE-2025-68151).
 const MAX_PER_CLIENT: usize = 20;
@@ -73,12 +74,21 @@ pub(super) async fn serve(
     resolve: Arc<Resolve>,
     connections: Connections,
     tasks: TaskTracker,
+    turn: Turn,
     shutdown: CancellationToken,
 ) {
+    let mut watch = turn.watch();
     loop {
-        let accepted = tokio::select! {
-            // Connections that are already waiting are taken before we end.
+        tokio::select! {
             biased;
+            () = watch.ours() => {}
+            () = shutdown.cancelled() => return,
+        }
+        let accepted = tokio::select! {
+            // Connections that are already waiting are taken before we end: they are closed with the
+            // listener, if nobody else has it.
+            biased;
+            () = watch.theirs() => continue,
             accepted = listener.accept() => accepted,
             () = shutdown.cancelled() => return,
         };
@@ -135,10 +145,9 @@ async fn converse(
         let Some(question) = in_time(EXCHANGE, read_question(&mut stream, first[0])).await? else {
             return Ok(());
         };
-        let response = match resolve.receive(&question, origin) {
-            Fate::Nothing => return Ok(()),
-            Fate::Reply(response) => response,
-            Fate::Ask(pending) => resolve.ask(*pending).await,
+        let fate = resolve.receive(&question, origin);
+        let Some(response) = resolve.settle(fate).await else {
+            return Ok(());
         };
         let Ok(length) = u16::try_from(response.len()) else {
             return Ok(());

@@ -10,6 +10,7 @@ use tracing::{debug, warn};
 
 use crate::metrics::{Text, Transport};
 use crate::resolve::{Fate, Origin, Resolve};
+use crate::turn::{Sockets, Turn};
 
 /// A question is far smaller; what is cut off here is malformed.
 const MAX_QUESTION: usize = 4096;
@@ -24,13 +25,21 @@ pub(super) async fn serve(
     server: Text,
     resolve: Arc<Resolve>,
     tasks: TaskTracker,
+    turn: Turn,
     shutdown: CancellationToken,
 ) {
     let mut buffer = [0; MAX_QUESTION];
+    let mut watch = turn.watch();
     loop {
         tokio::select! {
             biased;
             () = shutdown.cancelled() => break,
+            () = watch.ours() => {}
+        }
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            () = watch.theirs() => continue,
             ready = socket.readable() => if let Err(error) = ready {
                 warn!(%error, "UDP socket cannot be watched");
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -42,6 +51,19 @@ pub(super) async fn serve(
             }
         }
     }
+    if cfg!(feature = "broken-close-first") || !watch.is_ours() {
+        return;
+    }
+    if turn.sockets() == Sockets::Shared {
+        // Others go on with the socket, and with what comes after this.
+        for _ in 0..BURST {
+            if !receive(&socket, &mut buffer, &server, &resolve, &tasks).await {
+                return;
+            }
+        }
+        return;
+    }
+    // Nobody took it over, but somebody may listen beside us (an older version, say).
     // A connected socket gets nothing from others: from here on the kernel gives every new question
     // to whoever else listens. What it gave us already is still answered.
     let aside = socket.local_addr();
@@ -85,11 +107,12 @@ async fn receive(
     match resolve.receive(question, &origin) {
         Fate::Nothing => {}
         Fate::Reply(response) => send(socket, &response, client).await,
-        Fate::Ask(pending) => {
+        later => {
             let (socket, resolve) = (socket.clone(), resolve.clone());
             tasks.spawn(async move {
-                let response = resolve.ask(*pending).await;
-                send(&socket, &response, client).await;
+                if let Some(response) = resolve.settle(later).await {
+                    send(&socket, &response, client).await;
+                }
             });
         }
     }

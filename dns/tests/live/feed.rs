@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use arc_swap::ArcSwapOption;
 use hickory_proto::rr::{Name, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -50,7 +48,7 @@ struct Dns {
 
 impl Dns {
     fn start(path: PathBuf) -> Self {
-        let zone: SharedZone = Arc::new(ArcSwapOption::empty());
+        let zone = SharedZone::default();
         let client = Client::new(path, domain(), 5, zone.clone());
         Self {
             zone,

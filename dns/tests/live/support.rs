@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
 use hickory_proto::op::{Edns, Message, MessageType, Query, ResponseCode};
 use hickory_proto::rr::rdata::{CNAME, SOA};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
@@ -133,7 +132,7 @@ impl Server {
     pub(crate) fn start_unsynced(address: SocketAddr, upstream: &[SocketAddr]) -> Self {
         let listener = Listener::open(address).unwrap();
         let address = listener.address;
-        let zone: SharedZone = Arc::new(ArcSwapOption::empty());
+        let zone = SharedZone::default();
         let (metrics, _) = Metrics::new(&domain());
         let upstream = Upstream::new(upstream).unwrap();
         let resolve = Resolve::new(domain(), zone.clone(), upstream, metrics.clone());

@@ -22,7 +22,7 @@ struct Args {
     /// Whom to ask.
     #[arg(long)]
     target: SocketAddr,
-    /// The name to look up, for `dns`.
+    /// The name to look up, for `dns` and `dns-tcp`.
     #[arg(long, default_value = "kubernetes.default.svc.cluster.local.")]
     name: String,
     /// Attempts per second.
@@ -47,6 +47,8 @@ enum Kind {
     Udp,
     /// A question of type A, from a new socket.
     Dns,
+    /// The same over a connection of its own.
+    DnsTcp,
 }
 
 #[tokio::main]
@@ -117,6 +119,7 @@ async fn attempt(args: Args) -> (String, Duration) {
             Kind::Http => http(args.target).await,
             Kind::Udp => udp(args.target).await,
             Kind::Dns => dns(args.target, &args.name).await,
+            Kind::DnsTcp => dns_tcp(args.target, &args.name).await,
         }
     })
     .await;
@@ -167,13 +170,32 @@ async fn udp(target: SocketAddr) -> Result<String> {
 async fn dns(target: SocketAddr, name: &str) -> Result<String> {
     let socket = any_socket(target).await?;
     socket.connect(target).await?;
+    socket.send(&question(name)?).await?;
+    let mut buffer = [0; 1500];
+    let length = socket.recv(&mut buffer).await?;
+    judged(&buffer[..length])
+}
+
+async fn dns_tcp(target: SocketAddr, name: &str) -> Result<String> {
+    let question = question(name)?;
+    let mut message = u16::try_from(question.len())?.to_be_bytes().to_vec();
+    message.extend(question);
+    let mut stream = TcpStream::connect(target).await?;
+    stream.write_all(&message).await?;
+    let mut answer = vec![0; usize::from(stream.read_u16().await?)];
+    stream.read_exact(&mut answer).await?;
+    judged(&answer)
+}
+
+fn question(name: &str) -> Result<Vec<u8>> {
     let mut message = Message::new(std::process::id() as u16, MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
     message.add_query(Query::query(Name::from_ascii(name)?, RecordType::A));
-    socket.send(&message.to_vec()?).await?;
-    let mut buffer = [0; 1500];
-    let length = socket.recv(&mut buffer).await?;
-    let answer = Message::from_vec(&buffer[..length])?;
+    Ok(message.to_vec()?)
+}
+
+fn judged(answer: &[u8]) -> Result<String> {
+    let answer = Message::from_vec(answer)?;
     Ok(match answer.metadata.response_code {
         ResponseCode::NoError if !answer.answers.is_empty() => "ok".to_owned(),
         code => format!("{code:?}"),

@@ -1,0 +1,228 @@
+//! Whose turn it is to read an address's sockets when several processes have them. The newest that
+//! knows the zone reads; the others keep the sockets and wait, and read again should it end.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::feed::SharedZone;
+use crate::hand_over::{self, Trusted, gone, hear_reading, say_reading};
+
+/// Processes that have our sockets at once.
+const MAX_OTHERS: usize = 8;
+
+/// Who reads the sockets, as far as this process knows.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Reader {
+    before: Before,
+    /// Newer processes that read.
+    newer: usize,
+    sockets: Sockets,
+}
+
+/// The process that the sockets come from.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+enum Before {
+    /// It reads, until we can.
+    Reads,
+    /// There is none, it is gone, or we have told it that we read.
+    #[default]
+    Past,
+}
+
+/// Whether another process may have the sockets too.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Sockets {
+    #[default]
+    Own,
+    Shared,
+}
+
+impl Reader {
+    fn is_us(&self) -> bool {
+        self.before == Before::Past && self.newer == 0
+    }
+}
+
+/// The turn of one address. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Turn(Arc<watch::Sender<Reader>>);
+
+impl Turn {
+    /// Ours at once, unless the sockets came from another process.
+    pub fn new(sockets: Sockets) -> Self {
+        let before = match sockets {
+            Sockets::Own => Before::Past,
+            Sockets::Shared => Before::Reads,
+        };
+        let reader = Reader {
+            before,
+            newer: 0,
+            sockets,
+        };
+        Self(Arc::new(watch::Sender::new(reader)))
+    }
+
+    /// To wait for changes with.
+    pub fn watch(&self) -> Watch {
+        Watch(self.0.subscribe())
+    }
+
+    /// Whether another process may have the sockets.
+    pub fn sockets(&self) -> Sockets {
+        self.0.borrow().sockets
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Reader)) {
+        self.0.send_modify(change);
+    }
+}
+
+/// Waits for the turn to change.
+#[derive(Debug)]
+pub struct Watch(watch::Receiver<Reader>);
+
+impl Watch {
+    /// Waits until we are to read.
+    pub async fn ours(&mut self) {
+        self.until(Reader::is_us).await;
+    }
+
+    /// Waits until another process reads.
+    pub async fn theirs(&mut self) {
+        self.until(|reader| !reader.is_us()).await;
+    }
+
+    /// Whether we are to read.
+    pub fn is_ours(&self) -> bool {
+        self.0.borrow().is_us()
+    }
+
+    async fn until(&mut self, is_so: impl Fn(&Reader) -> bool) {
+        let closed = self.0.wait_for(is_so).await.is_err();
+        if closed {
+            // Nobody is left to change it.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// What it takes to follow the turns of one address.
+#[derive(Debug)]
+pub struct Turns {
+    pub address: SocketAddr,
+    /// Copies to give away.
+    pub udp: OwnedFd,
+    pub tcp: OwnedFd,
+    pub trusted: Trusted,
+    pub zone: SharedZone,
+    pub turn: Turn,
+}
+
+impl Turns {
+    /// Takes the turn from the process before, if there is one, and gives it to later ones, until
+    /// `shutdown`. Then others hear that we read no more.
+    pub async fn follow(self, before: Option<StdUnixStream>, shutdown: CancellationToken) {
+        let follow = async {
+            // Open as long as we live, so that the process before goes on if we die.
+            let _before = match before {
+                None => None,
+                Some(before) => self.succeed(before).await,
+            };
+            match hand_over::offer(self.address) {
+                Ok(listener) => self.give_away(listener).await,
+                Err(error) => {
+                    let address = self.address;
+                    warn!(%address, %error, "sockets cannot be handed over: an update may lose questions");
+                    std::future::pending().await
+                }
+            }
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = follow => {}
+        }
+    }
+
+    async fn succeed(&self, before: StdUnixStream) -> Option<UnixStream> {
+        let address = self.address;
+        info!(%address, "another process answers and shares its sockets");
+        let mut before = match UnixStream::from_std(before) {
+            Ok(before) => Some(before),
+            Err(error) => {
+                warn!(%address, %error, "the process before cannot be watched");
+                None
+            }
+        };
+        if let Some(stream) = &mut before {
+            tokio::select! {
+                biased;
+                () = self.zone.known() => {}
+                () = gone(stream) => {
+                    warn!(%address, "the process before is gone, the zone is not here yet");
+                    before = None;
+                }
+            }
+        }
+        self.turn.change(|reader| reader.before = Before::Past);
+        if let Some(stream) = &mut before
+            && let Err(error) = say_reading(stream).await
+        {
+            debug!(%address, %error, "the process before is gone");
+        }
+        info!(%address, "answering");
+        before
+    }
+
+    async fn give_away(&self, listener: UnixListener) {
+        let mut others = JoinSet::new();
+        loop {
+            let next = match listener.accept().await {
+                Ok((next, _)) => next,
+                Err(error) => {
+                    warn!(%error, "hand-over not accepted");
+                    // Out of descriptors, most likely: asking again at once would spin.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            while others.try_join_next().is_some() {}
+            if others.len() >= MAX_OTHERS {
+                warn!("hand-over refused: too many processes");
+                continue;
+            }
+            let given = self.trusted.check(&next).and_then(|()| {
+                // First, since nothing may be done to them any more that others would feel.
+                self.turn.change(|reader| reader.sockets = Sockets::Shared);
+                hand_over::give(&next, self.udp.as_fd(), self.tcp.as_fd())
+            });
+            if let Err(error) = given {
+                warn!(address = %self.address, %error, "sockets not handed over");
+                continue;
+            }
+            others.spawn(watch_next(next, self.address, self.turn.clone()));
+        }
+    }
+}
+
+/// Follows one newer process until it is gone.
+async fn watch_next(mut next: UnixStream, address: SocketAddr, turn: Turn) {
+    info!(%address, "another process has our sockets");
+    if hear_reading(&mut next).await.is_err() {
+        info!(%address, "it is gone and never answered");
+        return;
+    }
+    info!(%address, "it answers from here on");
+    turn.change(|reader| reader.newer += 1);
+    gone(&mut next).await;
+    turn.change(|reader| reader.newer -= 1);
+    info!(%address, "it is gone");
+}

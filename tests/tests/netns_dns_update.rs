@@ -1,0 +1,136 @@
+//! Ring 4: one weir-dns takes over from another under load, and no question is lost, however the other
+//! ends. Each question is sent once: nobody asks again. Each "nothing is lost" says how many were asked.
+//!
+//! Seen failing: build `weir-dns --features broken-close-first` into a folder with the other programs, and
+//! run `WEIR_BIN_DIR=… cargo test --test netns_dns_update`.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test, and clippy.toml excuses only its test functions"
+)]
+
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use weir_tests::load::{Load, Tally};
+use weir_tests::node::{Node, NodeOptions, binary};
+use weir_tests::process::Process;
+use weir_tests::shop::{DNS, Shop, WEB_NAME};
+use weir_tests::traffic::PATIENCE;
+
+/// Questions per second.
+const DATAGRAMS: u32 = 500;
+const CONNECTIONS: u32 = 50;
+const SECONDS: u32 = 12;
+/// Between two hand-overs, for questions to come meanwhile.
+const PAUSE: Duration = Duration::from_millis(400);
+
+/// How the one that has been succeeded ends.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    /// As a kubelet ends it.
+    Told,
+    /// The same, but it had no processor for a while: what the kernel gave it meanwhile waits.
+    ToldAfterAStop,
+    Killed,
+    /// It stays, and its successor ends: an update that is taken back.
+    TheOther,
+}
+
+const ENDS: [End; 8] = [
+    End::Told,
+    End::ToldAfterAStop,
+    End::TheOther,
+    End::Killed,
+    End::Told,
+    End::TheOther,
+    End::ToldAfterAStop,
+    End::Killed,
+];
+
+#[test]
+fn an_update_loses_no_question() {
+    let mut shop = Shop::open(NodeOptions::named("dnsnext"), 1, 2).unwrap();
+    shop.wait_for_names().unwrap();
+    let load = |client: usize, kind: &str, rate: u32| {
+        let words = format!(
+            "--kind {kind} --target {DNS} --name {WEB_NAME} --rate {rate} --seconds {SECONDS} \
+             --patience 3000"
+        );
+        Load::start(&shop.clients[client], &words).unwrap()
+    };
+    let start = Instant::now();
+    let loads = [load(0, "dns", DATAGRAMS), load(1, "dns-tcp", CONNECTIONS)];
+    for (number, end) in ENDS.into_iter().enumerate() {
+        thread::sleep(PAUSE);
+        hand_over(&mut shop.node, &format!("dns-{number}"), end);
+    }
+    let ended = start.elapsed();
+    let mut total = Tally::default();
+    for load in loads {
+        let tally = load.finish().unwrap();
+        println!("{tally:?}");
+        total += tally;
+    }
+    println!(
+        "{} hand-overs in {ended:?}, {} questions",
+        ENDS.len(),
+        total.attempted
+    );
+    let expected = (DATAGRAMS + CONNECTIONS) * SECONDS;
+    assert_eq!(total.attempted, u64::from(expected));
+    assert_eq!(total.failed(), 0, "lost, of {expected}: {total:?}");
+    assert!(
+        ended < Duration::from_secs(SECONDS.into()),
+        "the last hand-over ended after the last question: {ended:?}"
+    );
+    let took = Duration::from_millis(total.took_ms);
+    assert!(
+        took < Duration::from_secs(u64::from(SECONDS) + 4),
+        "{took:?}"
+    );
+}
+
+/// Starts the next weir-dns, and ends one of the two when it is ready.
+fn hand_over(node: &mut Node, name: &str, end: End) {
+    let next = node.dns_launch(name).unwrap();
+    let mut next = next.spawn().unwrap();
+    let status = node.dns_status(name);
+    next.wait_until("ready", PATIENCE, || {
+        let mut probe = Command::new(binary("weir-dns"));
+        probe
+            .arg("--probe")
+            .arg(&status)
+            .output()
+            .unwrap()
+            .status
+            .success()
+    })
+    .unwrap();
+    if let End::TheOther = end {
+        thread::sleep(PAUSE);
+        told(&mut next);
+        return;
+    }
+    let mut last = node.replace_dns(next).unwrap();
+    match end {
+        End::Told => told(&mut last),
+        End::ToldAfterAStop => {
+            last.signal(Signal::SIGSTOP).unwrap();
+            thread::sleep(PAUSE);
+            last.signal(Signal::SIGTERM).unwrap();
+            last.signal(Signal::SIGCONT).unwrap();
+            assert_eq!(last.wait(PATIENCE).unwrap().code(), Some(0));
+        }
+        End::Killed | End::TheOther => {
+            last.kill().unwrap();
+        }
+    }
+}
+
+fn told(process: &mut Process) {
+    process.signal(Signal::SIGTERM).unwrap();
+    assert_eq!(process.wait(PATIENCE).unwrap().code(), Some(0));
+}
