@@ -62,7 +62,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     let sockets = Sockets::open(&settings).await?;
 
     // The node's network, then the kernel's programs. Pods keep the old programs until here.
-    sysctl::set_node()?;
+    sysctl::set_node(&settings.run_dir)?;
     netlink::add_loopback_addresses(&settings.dns.addresses).await?;
     if second_lock::close().context("close the second lock")? == Lock::Open {
         info!("the second lock is closed");

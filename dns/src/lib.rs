@@ -2,6 +2,7 @@
 //! brings the zone from the agent. `main` wires them; no privilege is needed past the binding of ports.
 
 pub mod feed;
+pub mod kept;
 pub mod listen;
 pub mod metrics;
 pub mod privilege;

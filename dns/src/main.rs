@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 use weir_dns::feed::Client;
+use weir_dns::kept::Kept;
 use weir_dns::listen::{ListenError, Listener};
 use weir_dns::metrics::Metrics;
 use weir_dns::privilege::{self, User};
@@ -55,6 +56,8 @@ struct Args {
     /// Whom to become, as UID:GID, when started as root.
     #[arg(long, default_value = "65532:65532")]
     user: User,
+    #[command(flatten)]
+    kept: Kept,
     /// Lines for people, or JSON.
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
@@ -121,6 +124,9 @@ fn run(args: Args) -> Result<()> {
     let listening: Vec<_> = listeners.iter().map(|l| l.address).collect();
     let servers = without_ourselves(servers, &listening, &local);
     privilege::drop(args.user).context("cannot give up privilege")?;
+    args.kept
+        .end_with_keeper()
+        .context("cannot follow the parent in its end")?;
 
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -141,6 +147,7 @@ async fn answer(
     let shutdown = CancellationToken::new();
     let zone = Arc::new(ArcSwapOption::empty());
     let (metrics, registry) = Metrics::new(&args.domain);
+    metrics.restarts.inc_by(args.kept.restarts);
     if servers.is_empty() {
         warn!("no upstream server: names outside the cluster get SERVFAIL (see --upstream)");
     }

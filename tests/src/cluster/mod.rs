@@ -2,12 +2,14 @@
 //! containerd and kubelet on it; networking, Services and DNS by Weir or by its peers. This file is
 //! the order of things; how each is done is beside it.
 
+pub mod census;
 pub mod compare;
 pub mod e2e;
 mod fabric;
 mod hierarchy;
 mod images;
 pub mod init;
+pub mod kills;
 mod node;
 mod oci;
 pub mod options;
