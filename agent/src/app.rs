@@ -65,7 +65,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
 
     // The node's network, then the kernel's programs. Nothing meets them yet: the line puts them in place of
     // an earlier agent's when its tables are filled.
-    sysctl::set_node()?;
+    sysctl::set_node(&settings.run_dir)?;
     netlink::add_loopback_addresses(&settings.dns.addresses).await?;
     if second_lock::close().context("close the second lock")? == Lock::Open {
         info!("the second lock is closed");

@@ -9,6 +9,7 @@ pub mod config;
 pub mod events;
 pub mod export;
 pub mod install;
+pub mod keep;
 pub mod kernel;
 pub mod line;
 pub mod model;

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use weir_agent::config::{Args, CleanupArgs, Command, InstallArgs, LogFormat, RunArgs, Settings};
 use weir_agent::install::{self, Installed, Leases, PLUGIN, Places};
-use weir_agent::{app, kernel, watch};
+use weir_agent::{app, keep, kernel, watch};
 
 fn main() -> ExitCode {
     let ended = match Args::parse().command {
@@ -17,6 +17,10 @@ fn main() -> ExitCode {
         Command::Doctor(args) => return doctor(&args.bpffs, &args.cgroup),
         Command::Install(args) => install(&args),
         Command::Cleanup(args) => cleanup(&args),
+        Command::Keep(args) => match keep::keep(&args.command) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Wait => wait(),
     };
     match ended {
@@ -29,6 +33,9 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &RunArgs) -> Result<()> {
+    args.kept
+        .end_with_keeper()
+        .context("follow the parent in its end")?;
     start_log(args)?;
     let settings = Settings::try_from(args).map_err(|errors| {
         let list: Vec<String> = errors.iter().map(ToString::to_string).collect();
@@ -90,7 +97,8 @@ fn cleanup(args: &CleanupArgs) -> Result<()> {
         .context("start the runtime")?;
     let kernel = &args.kernel;
     let closed = install::close(&places);
-    let cleaned = runtime.block_on(kernel::cleanup(&kernel.bpffs, &kernel.cgroup))?;
+    let cleaned = kernel::cleanup(&kernel.bpffs, &kernel.cgroup, &args.run_dir);
+    let cleaned = runtime.block_on(cleaned)?;
     let files = install::remove(&places, leases);
     for what in [closed.removed, cleaned.removed, files.removed].concat() {
         println!("removed {what}");

@@ -10,11 +10,17 @@ use weir_cli::views::{
 
 pub(crate) fn status(status: &Status) -> String {
     let mut out = format!(
-        "node {}  weir {}  up {}\n",
+        "node {}  weir {}  up {}",
         status.node,
         status.version,
         age(status.uptime_seconds)
     );
+    match status.restarts {
+        0 => {}
+        1 => out.push_str(", killed and started again once"),
+        times => out.push_str(&format!(", killed and started again {times} times")),
+    }
+    out.push('\n');
     if status.not_ready.is_empty() {
         out.push_str("ready\n");
     }

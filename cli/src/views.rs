@@ -11,6 +11,9 @@ pub struct Status {
     pub version: String,
     /// Seconds since the agent started.
     pub uptime_seconds: u64,
+    /// How often it was killed and its parent started it again.
+    #[serde(default)]
+    pub restarts: u64,
     /// Every reason why the node is not ready; empty when it is.
     pub not_ready: Vec<String>,
     pub inputs: Vec<Input>,

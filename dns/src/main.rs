@@ -16,6 +16,7 @@ use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 use weir_dns::feed::{Client, SharedZone};
 use weir_dns::hand_over::Trusted;
+use weir_dns::kept::Kept;
 use weir_dns::listen::{ListenError, Listener};
 use weir_dns::metrics::Metrics;
 use weir_dns::privilege::{self, User};
@@ -65,6 +66,8 @@ struct Args {
     /// Whom to become, as UID:GID, when started as root.
     #[arg(long, default_value = "65532:65532")]
     user: User,
+    #[command(flatten)]
+    kept: Kept,
     /// Lines for people, or JSON.
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
@@ -132,6 +135,9 @@ fn run(args: Args) -> Result<()> {
     let listening: Vec<_> = listeners.iter().map(|l| l.address).collect();
     let servers = without_ourselves(servers, &listening, &local);
     privilege::drop(args.user).context("cannot give up privilege")?;
+    args.kept
+        .end_with_keeper()
+        .context("cannot follow the parent in its end")?;
 
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -152,6 +158,7 @@ async fn answer(
     let shutdown = CancellationToken::new();
     let zone = SharedZone::default();
     let (metrics, registry) = Metrics::new(&args.domain);
+    metrics.restarts.inc_by(args.kept.restarts);
     if servers.is_empty() {
         warn!("no upstream server: names outside the cluster get SERVFAIL (see --upstream)");
     }

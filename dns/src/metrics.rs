@@ -28,6 +28,8 @@ pub struct Metrics {
     pub panics: Counter,
     /// Questions refused because too many were under way.
     pub rejects: Counter,
+    /// How often the process was killed and its parent started it again.
+    pub restarts: Counter,
     /// TCP connections closed at once because there were too many.
     pub connections_refused: Counter,
     /// Services in the zone, set when somebody reads.
@@ -176,6 +178,7 @@ impl Metrics {
             responses: Family::default(),
             panics: Counter::default(),
             rejects: Counter::default(),
+            restarts: Counter::default(),
             connections_refused: Counter::default(),
             services: Gauge::default(),
             synced: Gauge::default(),
@@ -214,6 +217,11 @@ impl Metrics {
         let weir = registry.sub_registry_with_prefix("weir_dns");
         weir.register("services", "Services in the zone", metrics.services.clone());
         weir.register("synced", "1 once a zone is whole", metrics.synced.clone());
+        weir.register(
+            "restarts",
+            "How often the process was killed and its parent started it again",
+            metrics.restarts.clone(),
+        );
         weir.register(
             "tcp_connections_refused",
             "TCP connections closed because there were too many",

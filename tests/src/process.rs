@@ -199,6 +199,21 @@ impl Process {
         self.child.id()
     }
 
+    /// The pids of the processes that it started and that have not been waited for.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn children(&self) -> Result<Vec<i32>> {
+        let tasks = PathBuf::from(format!("/proc/{}/task", self.pid()));
+        let mut found = Vec::new();
+        for task in fs::read_dir(&tasks).with_context(|| format!("list {}", tasks.display()))? {
+            let children = fs::read_to_string(task?.path().join("children"))?;
+            let pids = children.split_whitespace().map(str::parse);
+            found.extend(pids.collect::<Result<Vec<i32>, _>>()?);
+        }
+        Ok(found)
+    }
+
     #[must_use]
     pub fn log_path(&self) -> Option<&Path> {
         self.log.as_deref()

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use weir_tests::node::{Family, Node, NodeOptions, binary};
 use weir_tests::traffic::is_echoed;
@@ -19,6 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const CAPABILITIES: &str = "-all,+bpf,+net_admin,+perfmon";
 /// The user of weir-dns, whose group the agent is in.
 const DNS: u32 = 65_532;
+
+/// Of weir-dns.
+const METRICS: &str = "127.0.0.1:9661";
 
 /// `setpriv` with what a container gets: no more capabilities, no new ones, the group of weir-dns.
 const CONFINED: &str = "setpriv --inh-caps=-all --no-new-privs";
@@ -101,7 +106,8 @@ fn the_agents_capabilities_suffice_from_install_to_cleanup() {
     assert_eq!(output(&mut cleanup), "", "nothing is left to remove");
 }
 
-/// With the capability that `cargo xtask image` gives the file, on a copy.
+/// With the capability that `cargo xtask image` gives the file, on a copy; under the parent that its
+/// container has, which is not root either.
 #[test]
 fn the_dns_server_has_its_port_without_ever_being_root() {
     let mut node = Node::prepare(NodeOptions::named("dnsuser")).unwrap();
@@ -110,8 +116,11 @@ fn the_dns_server_has_its_port_without_ever_being_root() {
     node.options.agent = confined(&dir);
     node.start_agent().unwrap();
     node.wait_ready().unwrap();
-    let program = dir.join("weir-dns");
-    fs::copy(binary("weir-dns"), &program).unwrap();
+    let [program, parent] = ["weir-dns", "weir-agent"].map(|name| {
+        let copy = dir.join(name);
+        fs::copy(binary(name), &copy).unwrap();
+        copy
+    });
     let start = |node: &Node, name: &str| {
         let ids = format!("--reuid={DNS} --regid={DNS} --clear-groups");
         let words = format!("{ids} --inh-caps=-all --bounding-set=-all,+net_bind_service");
@@ -120,8 +129,11 @@ fn the_dns_server_has_its_port_without_ever_being_root() {
         node.machine()
             .launch(name, "setpriv")
             .args(words.split_whitespace())
+            .arg(&parent)
+            .args(["keep", "--"])
             .arg(&program)
             .args(["--listen=169.254.53.53:53", "--user=65532:65532"])
+            .arg(format!("--metrics={METRICS}"))
             .arg("--feed")
             .arg(dir.join("zone/zone.sock"))
             .arg("--resolv-conf")
@@ -136,15 +148,29 @@ fn the_dns_server_has_its_port_without_ever_being_root() {
     output(grant.arg("cap_net_bind_service=ep").arg(&program));
     let mut dns = start(&node, "dns");
     dns.wait_for_log("starting", PATIENCE).unwrap();
-    wait_until("the zone is known", || {
-        let mut dig = node.machine().netns().command("dig");
-        dig.args(["+short", "+time=1", "+tries=1", "@169.254.53.53"]);
-        dig.arg("kube-dns.kube-system.svc.cluster.local");
-        String::from_utf8_lossy(&dig.output().unwrap().stdout).trim() == "10.96.0.10"
-    });
-    let status = fs::read_to_string(format!("/proc/{}/status", dns.pid())).unwrap();
-    for line in ["CapEff:\t0000000000000000", "CapPrm:\t0000000000000000"] {
-        assert!(status.contains(line), "{status}");
+    for restarts in 0..=1 {
+        wait_until("the zone is known", || {
+            let mut dig = node.machine().netns().command("dig");
+            dig.args(["+short", "+time=1", "+tries=1", "@169.254.53.53"]);
+            dig.arg("kube-dns.kube-system.svc.cluster.local");
+            String::from_utf8_lossy(&dig.output().unwrap().stdout).trim() == "10.96.0.10"
+        });
+        let mut curl = node.machine().netns().command("curl");
+        let page = output(curl.args(["-sf", &format!("http://{METRICS}/metrics")]));
+        let expected = format!("weir_dns_restarts_total {restarts}\n");
+        assert!(page.contains(&expected), "{page}");
+        let child = dns.children().unwrap()[0];
+        let status = fs::read_to_string(format!("/proc/{child}/status")).unwrap();
+        for line in ["CapEff:\t0000000000000000", "CapPrm:\t0000000000000000"] {
+            assert!(status.contains(line), "{status}");
+        }
+        // The first is killed, the second loses its parent. Neither stays.
+        match restarts {
+            0 => kill(Pid::from_raw(child), Signal::SIGKILL).unwrap(),
+            _ => drop(dns.kill().unwrap()),
+        }
+        let proc = format!("/proc/{child}");
+        wait_until("the server is gone", || !Path::new(&proc).exists());
     }
 }
 

@@ -9,7 +9,6 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use weir_agent::kernel::second_lock::{self, Lock};
-use weir_agent::kernel::sysctl;
 use weir_tests::netns::{End, Netns, link};
 
 /// The node's end of a pair, by a name that is ours.
@@ -100,62 +99,4 @@ fn the_second_lock_drops_and_counts_what_no_program_has_passed() {
     }
     let quiet = || node.run(second_lock::generation).unwrap().unwrap();
     assert_eq!(quiet(), quiet());
-}
-
-#[test]
-fn reverse_paths_are_filtered_everywhere_but_on_pods_devices() {
-    let netns = Netns::new("paths").unwrap();
-    netns.ip("link add eth0 type veth peer name eth1").unwrap();
-    netns
-        .set_sysctl("net.ipv4.conf.all.rp_filter", "1")
-        .unwrap();
-    netns
-        .set_sysctl("net.ipv4.conf.eth0.rp_filter", "2")
-        .unwrap();
-    netns.run(sysctl::set_node).unwrap().unwrap();
-    netns
-        .ip(&format!("link add {DEVICE} type veth peer name far"))
-        .unwrap();
-    netns
-        .run(|| sysctl::set_pod_device(DEVICE))
-        .unwrap()
-        .unwrap();
-    for (device, expected) in [
-        ("all", "0"),
-        ("lo", "1"),
-        ("eth0", "2"),
-        ("default", "1"),
-        (DEVICE, "0"),
-    ] {
-        let path = format!("/proc/sys/net/ipv4/conf/{device}/rp_filter");
-        let found = netns
-            .run(|| std::fs::read_to_string(&path).unwrap())
-            .unwrap();
-        assert_eq!(found.trim(), expected, "{device}");
-    }
-}
-
-#[test]
-fn a_node_that_begins_to_forward_goes_on_listening_to_its_routers() {
-    let netns = Netns::new("routers").unwrap();
-    netns.ip("link add eth0 type veth peer name eth1").unwrap();
-    for (device, value) in [("eth0", "1"), ("eth1", "0")] {
-        let key = format!("net.ipv6.conf.{device}.accept_ra");
-        netns.set_sysctl(&key, value).unwrap();
-    }
-    netns.run(sysctl::set_node).unwrap().unwrap();
-    netns.run(sysctl::set_node).unwrap().unwrap();
-    netns.ip("link add late type veth peer name other").unwrap();
-    for (setting, expected) in [
-        ("eth0/accept_ra", "2"),
-        ("eth1/accept_ra", "0"),
-        ("late/accept_ra", "0"),
-        ("eth0/forwarding", "1"),
-    ] {
-        let path = format!("/proc/sys/net/ipv6/conf/{setting}");
-        let found = netns
-            .run(|| std::fs::read_to_string(&path).unwrap())
-            .unwrap();
-        assert_eq!(found.trim(), expected, "{setting}");
-    }
 }

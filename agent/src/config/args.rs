@@ -1,10 +1,12 @@
 //! What was typed.
 
+use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
+use weir_dns::kept::Kept;
 
 /// Weir's node agent: Services, NetworkPolicy, pod networking and cluster DNS through eBPF.
 #[derive(Clone, Debug, Parser)]
@@ -27,9 +29,20 @@ pub enum Command {
     /// Remove everything that Weir left on this node, the pods' devices included: pods lose their
     /// network. Leases stay unless asked for.
     Cleanup(CleanupArgs),
+    /// Run a program and start it again whenever it is killed, until it ends by itself or we are told to
+    /// stop. What the containers of agent and DNS run.
+    Keep(KeepArgs),
     /// Do nothing until told to stop: what a DaemonSet runs when its work is done.
     #[command(hide = true)]
     Wait,
+}
+
+/// What to keep running.
+#[derive(Clone, Debug, clap::Args)]
+pub struct KeepArgs {
+    /// The program, by its path, and its arguments.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<OsString>,
 }
 
 /// Options of `install`.
@@ -84,6 +97,8 @@ pub struct DoctorArgs {
 pub struct RunArgs {
     #[command(flatten)]
     pub kernel: DoctorArgs,
+    #[command(flatten)]
+    pub kept: Kept,
 
     /// The name of this node in the cluster.
     #[arg(long, env = "NODE_NAME")]

@@ -3,5 +3,5 @@
 mod args;
 mod settings;
 
-pub use args::{Args, CleanupArgs, Command, DoctorArgs, InstallArgs, LogFormat, RunArgs};
+pub use args::{Args, CleanupArgs, Command, DoctorArgs, InstallArgs, KeepArgs, LogFormat, RunArgs};
 pub use settings::{ConfigError, DnsSettings, PodCidrs, Settings, Source};

@@ -29,6 +29,8 @@ pub struct Settings {
     pub cni_conf_dir: Option<PathBuf>,
     pub http: SocketAddr,
     pub debug_bpf: bool,
+    /// How often an agent was killed and this one's parent started another.
+    pub restarts: u64,
 }
 
 /// Where the addresses of this node's pods come from.
@@ -154,6 +156,7 @@ impl TryFrom<&RunArgs> for Settings {
             cni_conf_dir: args.cni_conf_dir.clone(),
             http: args.http,
             debug_bpf: args.debug_bpf,
+            restarts: args.kept.restarts,
         })
     }
 }

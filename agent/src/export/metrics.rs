@@ -125,6 +125,12 @@ impl Collector for Page {
         }
         one(
             &mut to,
+            "agent_restarts",
+            "How often the agent was killed and its parent started it again.",
+            &ConstCounter::new(sample.restarts),
+        )?;
+        one(
+            &mut to,
             "second_lock_drops",
             "Packets of pods that no program of ours had passed, dropped by the second lock.",
             &ConstCounter::new(sample.second_lock_drops),

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::links::Links;
-use super::{census, netlink, second_lock};
+use super::{census, netlink, second_lock, sysctl};
 
 /// What came of it.
 #[derive(Debug, Default)]
@@ -28,11 +28,12 @@ impl Cleaned {
 }
 
 /// Removes the pods' devices, all links, programs and tables, the DNS addresses of the loopback device,
-/// routes and the second lock, in this order: no pod is ever open without its policy. Goes on after a failure.
+/// routes and the second lock, in this order: no pod is ever open without its policy. Then the node's settings
+/// are as they were, by the record in the run folder. Goes on after a failure.
 ///
 /// # Errors
 /// The kernel cannot be asked what there is.
-pub async fn cleanup(bpffs: &Path, cgroup: &Path) -> Result<Cleaned> {
+pub async fn cleanup(bpffs: &Path, cgroup: &Path, run_dir: &Path) -> Result<Cleaned> {
     let mut cleaned = Cleaned::default();
     let devices = netlink::pod_devices().await?;
     let known: Vec<_> = devices
@@ -78,5 +79,8 @@ pub async fn cleanup(bpffs: &Path, cgroup: &Path) -> Result<Cleaned> {
         Ok(false) => {}
         Err(error) => cleaned.left.push(format!("the second lock: {error:#}")),
     }
+    let (restored, left) = sysctl::restore(run_dir);
+    cleaned.removed.extend(restored);
+    cleaned.left.extend(left);
     Ok(cleaned)
 }

@@ -1,12 +1,16 @@
-//! Settings of the node's own network namespace, through /proc/sys. Written only where they differ.
+//! Settings of the node's own network namespace, through /proc/sys. Written only where they differ, and
+//! put back by a cleanup.
+
+mod record;
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use weir_cni::attachment::is_device;
 use weir_common::nat::PortRange;
+
+use self::record::{Record, Setting};
 
 const IPV4_DEVICES: &str = "/proc/sys/net/ipv4/conf";
 const IPV6_DEVICES: &str = "/proc/sys/net/ipv6/conf";
@@ -24,23 +28,62 @@ fn at(path: &Path) -> PathBuf {
 }
 
 /// Settings without which pods have no network: the node forwards, between its pods and to other nodes.
+/// What they were before is remembered in the run folder, for [`restore`].
 ///
 /// # Errors
-/// One cannot be written; the error names it.
-pub fn set_node() -> Result<()> {
-    keep_listening_to_routers()?;
-    for (key, value) in [
-        ("net/ipv4/ip_forward", "1"),
-        ("net/ipv6/conf/all/forwarding", "1"),
-        ("net/ipv6/conf/default/accept_ra", "0"),
-    ] {
-        let path = Path::new("/proc/sys").join(key);
-        // A kernel without IPv6 has none of its settings.
-        if path.exists() || !key.contains("ipv6") {
-            set(&path, value)?;
+/// One cannot be written, or not be remembered; the error names it.
+pub fn set_node(run_dir: &Path) -> Result<()> {
+    let mut record = Record::open(run_dir)?;
+    keep_listening_to_routers(&mut record)?;
+    let mut forwarding = devices_and_default(IPV4_DEVICES, "forwarding", "1")?;
+    // A router takes no advice of another: the kernel changes this too (Linux, inet_forward_change).
+    let redirects = Path::new(IPV4_DEVICES).join("all/accept_redirects");
+    forwarding.push((redirects, "0"));
+    let path = Path::new("/proc/sys/net/ipv4/ip_forward");
+    change(&mut record, path, "1", &forwarding)?;
+    // A kernel without IPv6 has none of its settings.
+    if Path::new(IPV6_DEVICES).exists() {
+        let forwarding = devices_and_default(IPV6_DEVICES, "forwarding", "1")?;
+        let path = Path::new(IPV6_DEVICES).join("all/forwarding");
+        change(&mut record, &path, "1", &forwarding)?;
+        let path = Path::new(IPV6_DEVICES).join("default/accept_ra");
+        change(&mut record, &path, "0", &[])?;
+    }
+    move_reverse_path_filter(&mut record)
+}
+
+/// Puts back what [`set_node`] of any agent since the last boot has changed, except what somebody else has
+/// changed since. Returns what is as it was before, in words, and what is not, with the reason.
+pub fn restore(run_dir: &Path) -> (Vec<String>, Vec<String>) {
+    let (mut restored, mut left) = (Vec::new(), Vec::new());
+    let record = match Record::open(run_dir) {
+        Ok(record) => record,
+        Err(error) => return (restored, vec![format!("sysctls: {error:#}")]),
+    };
+    let holds = |path: &Path, value: &str| text(path).is_ok_and(|now| now == value);
+    // Judged before the first is written: one setting changes others.
+    let ours: Vec<_> = record
+        .settings()
+        .iter()
+        .filter(|it| holds(&it.path, &it.ours))
+        .collect();
+    for Setting { path, before, .. } in ours {
+        if holds(path, before) {
+            continue;
+        }
+        let name = path.strip_prefix("/proc/sys").unwrap_or(path).display();
+        match write(path, before) {
+            Ok(()) => restored.push(format!("our value of {name}, which is {before} again")),
+            Err(error) => left.push(format!("our value of {name}: {error:#}")),
         }
     }
-    move_reverse_path_filter()
+    // While something is left, this can be tried again.
+    if left.is_empty()
+        && let Err(error) = record.remove()
+    {
+        left.push(format!("sysctls: {error:#}"));
+    }
+    (restored, left)
 }
 
 /// Settings of the node's end of a pod's pair. The filter of reverse paths is off there: the reply of a
@@ -52,11 +95,13 @@ pub fn set_node() -> Result<()> {
 /// # Errors
 /// The device is not there, or the setting cannot be written.
 pub fn set_pod_device(device: &str) -> Result<()> {
-    set(&reverse_path_filter(device), "0")?;
-    set(
-        &Path::new(IPV4_DEVICES).join(device).join("accept_local"),
-        "1",
-    )
+    for (key, value) in [("rp_filter", "0"), ("accept_local", "1")] {
+        let path = Path::new(IPV4_DEVICES).join(device).join(key);
+        if text(&path)? != value {
+            write(&path, value)?;
+        }
+    }
+    Ok(())
 }
 
 /// The ports that the kernel gives to connections of the node itself.
@@ -75,24 +120,17 @@ pub fn ephemeral_ports() -> Result<PortRange> {
 
 /// A device that has its addresses and its default route from a router (`accept_ra` 1) would lose them as
 /// soon as the node forwards; 2 is the same for one that forwards. Devices to come listen to nobody.
-fn keep_listening_to_routers() -> Result<()> {
+fn keep_listening_to_routers(record: &mut Record) -> Result<()> {
     let setting = |device: &str, key: &str| Path::new(IPV6_DEVICES).join(device).join(key);
-    let devices = match fs::read_dir(IPV6_DEVICES) {
-        // A kernel without IPv6.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        devices => devices.with_context(|| format!("list {IPV6_DEVICES}"))?,
-    };
-    for device in devices {
-        let name = device?.file_name();
-        let name = name.to_string_lossy();
-        if name == "all" || name == "default" || is_device(&name) {
-            continue;
-        }
+    if !Path::new(IPV6_DEVICES).exists() {
+        return Ok(());
+    }
+    for name in devices(IPV6_DEVICES)? {
         let accepts = setting(&name, "accept_ra");
         let forwards = read(&setting(&name, "forwarding"));
         // A device that went meanwhile listens to nobody.
         if let (Ok(1), Ok(0)) = (read(&accepts), forwards) {
-            set(&accepts, "2")?;
+            change(record, &accepts, "2", &[])?;
         }
     }
     Ok(())
@@ -100,45 +138,89 @@ fn keep_listening_to_routers() -> Result<()> {
 
 /// The kernel takes the larger of a device's value and that of `all`. So that pods' devices can be
 /// without, the value of `all` moves to every other device and to those that are still to come.
-fn move_reverse_path_filter() -> Result<()> {
+fn move_reverse_path_filter(record: &mut Record) -> Result<()> {
     let all = read(&reverse_path_filter("all"))?;
     if all == 0 {
         return Ok(());
     }
-    let devices = at(Path::new(IPV4_DEVICES));
-    let devices = fs::read_dir(devices).with_context(|| format!("list {IPV4_DEVICES}"))?;
-    for device in devices {
-        let name = device?.file_name();
-        let name = name.to_string_lossy();
-        if name == "all" || is_device(&name) {
-            continue;
-        }
+    for name in devices(IPV4_DEVICES)?
+        .into_iter()
+        .chain(["default".to_owned()])
+    {
         let path = reverse_path_filter(&name);
         match read(&path) {
-            Ok(own) if own < all => set(&path, &all.to_string())?,
+            Ok(own) if own < all => change(record, &path, &all.to_string(), &[])?,
             // A device that went meanwhile needs no filter.
             _ => {}
         }
     }
-    set(&reverse_path_filter("all"), "0")
+    change(record, &reverse_path_filter("all"), "0", &[])
 }
 
 fn reverse_path_filter(device: &str) -> PathBuf {
     Path::new(IPV4_DEVICES).join(device).join("rp_filter")
 }
 
+/// The devices that have settings in this folder, without those of pods.
+fn devices(folder: &str) -> Result<Vec<String>> {
+    let entries = fs::read_dir(at(Path::new(folder))).with_context(|| format!("list {folder}"))?;
+    let mut found = Vec::new();
+    for entry in entries {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name != "all" && name != "default" && !is_device(&name) {
+            found.push(name);
+        }
+    }
+    Ok(found)
+}
+
+/// A setting of every device, and of those that are still to come, with the value that it will have.
+fn devices_and_default<'a>(
+    folder: &str,
+    key: &str,
+    value: &'a str,
+) -> Result<Vec<(PathBuf, &'a str)>> {
+    let names = devices(folder)?.into_iter().chain(["default".to_owned()]);
+    let path = |name: String| (Path::new(folder).join(name).join(key), value);
+    Ok(names.map(path).collect())
+}
+
 fn read(path: &Path) -> Result<u32> {
-    let path = &at(path);
-    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-    let number = text.trim().parse();
+    let number = text(path)?.parse();
     number.with_context(|| format!("{} holds no number", path.display()))
 }
 
-fn set(path: &Path, value: &str) -> Result<()> {
+fn text(path: &Path) -> Result<String> {
     let path = &at(path);
-    if fs::read_to_string(path).is_ok_and(|current| current.trim() == value) {
+    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    Ok(text.trim().to_owned())
+}
+
+/// Gives a setting our value if it has another. `dragged` are those that the kernel changes along with it,
+/// with the values that it gives them.
+fn change(
+    record: &mut Record,
+    path: &Path,
+    value: &str,
+    dragged: &[(PathBuf, &str)],
+) -> Result<()> {
+    let now = text(path)?;
+    if now == value {
         return Ok(());
     }
+    record.note(path, &now, value);
+    for (path, value) in dragged {
+        // A device that went meanwhile has no settings.
+        if let Ok(now) = text(path) {
+            record.note(path, &now, value);
+        }
+    }
+    record.save()?;
+    write(path, value)
+}
+
+fn write(path: &Path, value: &str) -> Result<()> {
+    let path = &at(path);
     fs::write(path, value).with_context(|| {
         format!(
             "set {} to {value}: allow it, or set it yourself before weir-agent starts",

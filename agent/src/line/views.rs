@@ -60,6 +60,7 @@ impl Line {
             node: self.settings.node.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: self.started.elapsed().as_secs(),
+            restarts: self.settings.restarts,
             not_ready: self.not_ready(),
             inputs: inputs.into(),
             tables: self.fills(),
@@ -316,6 +317,7 @@ impl Line {
             drifted_rows: self.drifted,
             dns_clients: self.zone.clients(),
             epoch: self.policies.epoch(),
+            restarts: self.settings.restarts,
             second_lock_drops: self.published.lock_drops.load(Ordering::Relaxed),
         })
     }
@@ -355,6 +357,7 @@ pub struct Sample {
     pub drifted_rows: usize,
     pub dns_clients: usize,
     pub epoch: u32,
+    pub restarts: u64,
     pub second_lock_drops: u64,
 }
 

@@ -9,9 +9,10 @@ use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 use weir_tests::cluster::compare::{Side, compare};
 use weir_tests::cluster::e2e::{self, Selection};
+use weir_tests::cluster::kills::{self, Unrest};
 use weir_tests::cluster::options::Options;
 use weir_tests::cluster::programs::Programs;
-use weir_tests::cluster::{Cluster, End, down, init};
+use weir_tests::cluster::{Cluster, End, census, down, init};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -42,6 +43,8 @@ enum Task {
     E2e {
         #[command(flatten)]
         selection: Selection,
+        #[command(flatten)]
+        unrest: Unrest,
         /// So many times, all of which must be good.
         #[arg(long, default_value_t = 1)]
         repeat: u32,
@@ -69,6 +72,9 @@ enum Task {
     },
     /// Build or find everything that a cluster runs, and no more.
     Build,
+    /// What the node that this runs on is made of.
+    #[command(hide = true)]
+    Census,
     #[command(hide = true)]
     Init { name: String, dir: PathBuf },
 }
@@ -92,9 +98,10 @@ fn main() -> Result<ExitCode> {
         Task::Down { name } => down(&name)?,
         Task::E2e {
             selection,
+            unrest,
             repeat,
             options,
-        } => return e2e(options, &selection, repeat),
+        } => return e2e(options, &selection, unrest, repeat),
         Task::Compare {
             selection,
             side,
@@ -118,12 +125,13 @@ fn main() -> Result<ExitCode> {
             bail!("cannot start it: {}", shell.exec());
         }
         Task::Build => drop(Programs::ready()?),
+        Task::Census => print!("{}", census::of_this_node()?),
         Task::Init { name, dir } => init::run(&name, &dir)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn e2e(options: Options, selection: &Selection, repeat: u32) -> Result<ExitCode> {
+fn e2e(options: Options, selection: &Selection, unrest: Unrest, repeat: u32) -> Result<ExitCode> {
     let programs = Programs::ready()?;
     let cluster = match Cluster::running(&options.name, programs.clone()) {
         Ok(running) => running,
@@ -131,12 +139,13 @@ fn e2e(options: Options, selection: &Selection, repeat: u32) -> Result<ExitCode>
     };
     let mut good = true;
     for round in 1..=repeat {
-        let outcome = e2e::run(&cluster, selection)?;
-        println!("{outcome}");
+        let (outcome, tolls) = kills::during(&cluster, unrest, || e2e::run(&cluster, selection))?;
+        let outcome = outcome?;
+        println!("{tolls}{outcome}");
         if repeat > 1 {
             println!("that was {round} of {repeat}");
         }
-        good &= outcome.is_good();
+        good &= outcome.is_good() && tolls.are_enough();
     }
     Ok(if good {
         ExitCode::SUCCESS

@@ -2,6 +2,7 @@
 //! containerd and kubelet on it; networking, Services and DNS by Weir or by its peers. This file is
 //! the order of things; how each is done is beside it.
 
+pub mod census;
 pub mod clients;
 pub mod compare;
 pub mod e2e;
@@ -9,6 +10,7 @@ mod fabric;
 mod hierarchy;
 mod images;
 pub mod init;
+pub mod kills;
 mod node;
 mod oci;
 pub mod options;

@@ -1,4 +1,5 @@
-//! Weir on a cluster, as its users install it: the image on every node, then `kubectl apply`.
+//! Weir on a cluster, as its users install it and are rid of it: the image on every node, then `kubectl
+//! apply`; the steps of `docs/install.md`, "Removing".
 
 use std::fs;
 use std::path::Path;
@@ -6,8 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::Cluster;
+use super::node::{self, until};
 use super::options::{Cni, Dns, Options, Proxy};
-use super::place::api_server;
+use super::place::{Node, api_server};
 use crate::cgroup;
 use crate::kubectl::Kubectl;
 
@@ -34,15 +37,74 @@ pub(super) fn check(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// How long pods may take to go.
+const REMOVAL: Duration = Duration::from_secs(120);
+/// Weir's own, by their label.
+const PODS: [&str; 4] = ["-n", "kube-system", "-l", "app.kubernetes.io/part-of=weir"];
+
+impl Cluster {
+    /// Installs Weir on a cluster that was started without. Returns how long it took from `kubectl apply`
+    /// until every node was Ready.
+    ///
+    /// # Errors
+    /// As at the start of a cluster with Weir.
+    pub fn install_weir(&self) -> Result<Duration> {
+        for node in Node::all(self.options.nodes) {
+            node::import(&self.starter, &self.programs, node, &self.options.image)?;
+        }
+        install(&self.kubectl(), &self.options)
+    }
+
+    /// Takes Weir off the cluster with the manifest that installed it and `cleanup`, another. Returns what
+    /// the cleanup of each node said.
+    ///
+    /// # Errors
+    /// Something does not go, or a node is not cleaned, in two minutes each.
+    pub fn remove_weir(&self, cleanup: &Path) -> Result<String> {
+        let kubectl = self.kubectl();
+        let gone = || {
+            let pods = kubectl.run(&[&["get", "pods", "-o", "name"], &PODS[..]].concat())?;
+            match pods.trim() {
+                "" => Ok(()),
+                some => bail!("there are {some}"),
+            }
+        };
+        let delete = ["delete", "--wait", "-f", "-"];
+        kubectl.run_with_input(&delete, &read(&self.options.manifest)?)?;
+        until("the pods of Weir are gone", REMOVAL, gone)?;
+        kubectl.apply(&read(cleanup)?)?;
+        let cleaned = [
+            "rollout",
+            "status",
+            "daemonset/weir-cleanup",
+            "--timeout=120s",
+        ];
+        if let Err(why) = kubectl.run(&[&cleaned[..], &PODS[..2]].concat()) {
+            let pods = kubectl.run(&[&["describe", "pods"], &PODS[..]].concat());
+            bail!("{why:#}\n{}", pods.unwrap_or_else(|e| format!("{e:#}")));
+        }
+        let logs = ["logs", "-c", "cleanup", "--prefix", "--tail=-1"];
+        let said = kubectl.run(&[&logs[..], &PODS[..]].concat())?;
+        kubectl.run_with_input(&delete, &read(cleanup)?)?;
+        until("the pods of the cleanup are gone", REMOVAL, gone)?;
+        Ok(said)
+    }
+}
+
+/// A manifest, fitted to this machine.
+fn read(manifest: &Path) -> Result<String> {
+    let text =
+        fs::read_to_string(manifest).with_context(|| format!("read {}", manifest.display()))?;
+    let cgroup = cgroup::mount_point()?;
+    Ok(fitted(&text, &api_server().ip().to_string(), &cgroup))
+}
+
 /// Applies the manifest and waits until every node is Ready. Returns how long that took.
 ///
 /// # Errors
 /// The API server refuses it, or the nodes are not Ready in two minutes; the error shows the pods.
 pub(super) fn install(kubectl: &Kubectl, options: &Options) -> Result<Duration> {
-    let manifest = fs::read_to_string(&options.manifest)
-        .with_context(|| format!("read {}", options.manifest.display()))?;
-    let cgroup = cgroup::mount_point()?;
-    let manifest = fitted(&manifest, &api_server().ip().to_string(), &cgroup);
+    let manifest = read(&options.manifest)?;
     let begin = Instant::now();
     kubectl.apply(&manifest)?;
     let ready = [
