@@ -304,6 +304,8 @@ fn routes_hold_while_an_agent_starts_without_the_api_server() {
 
     real.plane.stop_api_server().unwrap();
     real.node.kill_agent().unwrap();
+    // Nothing stands in for the Nodes: what an agent goes by that has saved them is `control_stale.rs`.
+    std::fs::remove_file(real.node.machine().dir().join("state/objects.jsonl")).unwrap();
     real.node.start_agent().unwrap();
     let waits = "Node objects are not synced yet: ";
     eventually("the agent runs and is not answered", || {

@@ -173,8 +173,9 @@ pub(super) fn announce_network(
     install::keep_announced(folder, network, install::Pace::default(), move || {
         let line = line.clone();
         async move {
-            let not_ready = line.ask(|line| line.not_ready()).await;
-            not_ready.is_ok_and(|reasons| reasons.is_empty())
+            // A node that booted while the API server is away runs the pods that it knows.
+            let lacking = line.ask(|line| line.lacking()).await;
+            lacking.is_ok_and(|reasons| reasons.is_empty())
         }
     })
 }

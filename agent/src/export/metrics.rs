@@ -106,6 +106,19 @@ impl Collector for Page {
                 sample.unsynced,
             ),
             (
+                "stale_inputs",
+                "1 while objects are gone by that an earlier run saved, since the API server has not been \
+                 heard.",
+                usize::from(sample.stale_for.is_some()),
+            ),
+            (
+                "stale_seconds",
+                "How old those objects are; 0 when there are none.",
+                sample.stale_for.map_or(0, |age| {
+                    usize::try_from(age.as_secs()).unwrap_or(usize::MAX)
+                }),
+            ),
+            (
                 "not_ready_reasons",
                 "Reasons why the node is not ready.",
                 sample.not_ready,

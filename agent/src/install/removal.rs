@@ -14,7 +14,14 @@ const RUN: &[&str] = &["cni.sock", "admin.sock"];
 /// The lock of who runs: an agent, or the cleanup itself, so that its going is no news.
 const LOCK: &str = "agent.lock";
 /// What it has in its state folder.
-const STATE: &[&str] = &["leases.redb", "cluster-ips.json", "released"];
+const STATE: &[&str] = &[
+    "leases.redb",
+    "cluster-ips.json",
+    "released",
+    "objects.jsonl",
+    "objects.jsonl.part",
+    "objects.jsonl.set-aside",
+];
 
 /// Where a node has what Weir put there.
 #[derive(Clone, Debug)]

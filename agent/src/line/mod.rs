@@ -6,6 +6,7 @@ mod inputs;
 mod nodes;
 mod pods;
 mod services;
+mod stale;
 mod takeover;
 mod uplinks;
 mod views;
@@ -45,6 +46,7 @@ use crate::zone_feed::ZoneFeed;
 pub use handle::{Ended, Handle, Work};
 pub use inputs::{Dirty, Inputs};
 pub use pods::{Left, NodeDatapath};
+use stale::Age;
 pub use views::{Sample, flows};
 
 type ServiceState = Services<
@@ -480,7 +482,8 @@ impl Line {
     }
 
     fn publish_readiness(&self) {
-        let not_ready = self.not_ready();
+        let mut not_ready = self.lacking();
+        not_ready.extend(self.staleness(Age::Omitted));
         let closed = self.closed_to_pods();
         if **self.published.closed_to_pods.load() != closed {
             self.published.closed_to_pods.store(Arc::new(closed));
@@ -496,6 +499,13 @@ impl Line {
 
     /// Every reason why the node is not ready.
     pub fn not_ready(&self) -> Vec<String> {
+        let mut reasons = self.lacking();
+        reasons.extend(self.staleness(Age::Told));
+        reasons
+    }
+
+    /// Those reasons that are the node's own, and not that the API server is away.
+    pub fn lacking(&self) -> Vec<String> {
         let mut reasons = self.closed_to_pods();
         reasons.extend(self.left_behind());
         reasons.extend(self.published.route_report.load().lines().cloned());

@@ -14,15 +14,14 @@ use weir_common::flow::{Flow, FlowBits, FlowKey, Peer};
 use weir_common::policy::{RuleId, RulesId};
 use weir_common::service::Scope;
 
-use super::Line;
 use super::pods::name_of;
+use super::{Line, stale};
 use crate::apply;
 use crate::compile::Way;
 use crate::compile::policy::{Direction, Report, RuleBook, RuleOwner};
 use crate::events::{Names, protocol};
 use crate::kernel::{Flows, clock};
 use crate::model::{Kind, ObjectName, PodNetwork};
-use crate::watch::status::WatchStatus;
 
 impl Line {
     /// `weir status`.
@@ -41,10 +40,7 @@ impl Line {
                 Kind::Node => snapshot.nodes.len(),
                 Kind::NetworkPolicy => snapshot.policies.len(),
             },
-            problem: match health.get(&kind) {
-                Some(WatchStatus::Retrying { error, .. }) => Some(error.clone()),
-                _ => None,
-            },
+            problem: stale::problem(health.get(&kind)),
         });
         let unapplied = self.unapplied();
         let quarantined = self
@@ -313,6 +309,7 @@ impl Line {
             quarantined: self.inputs.quarantined().len(),
             unapplied: self.unapplied().len(),
             unsynced: snapshot.missing().count(),
+            stale_for: self.stale_for(),
             not_ready: self.not_ready().len(),
             drifted_rows: self.drifted,
             dns_clients: self.zone.clients(),
@@ -353,6 +350,8 @@ pub struct Sample {
     pub quarantined: usize,
     pub unapplied: usize,
     pub unsynced: usize,
+    /// How old objects are that were saved by an earlier run and are gone by; `None` without such.
+    pub stale_for: Option<Duration>,
     pub not_ready: usize,
     pub drifted_rows: usize,
     pub dns_clients: usize,

@@ -6,6 +6,7 @@ mod namespace;
 mod node;
 mod pod;
 mod policy;
+mod protocol;
 mod selector;
 mod service;
 mod slice;

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::Labels;
 
 /// A Namespace.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Namespace {
     pub name: Arc<str>,
     pub labels: Labels,
@@ -13,7 +15,7 @@ pub struct Namespace {
 }
 
 /// Is the namespace being deleted? Its policies hold until its pods are gone (kubernetes#126587).
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum NamespacePhase {
     Active,
     Terminating,

@@ -3,12 +3,13 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use weir_common::Protocol;
 
 use super::{Labels, ObjectName};
 
 /// A Pod.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Pod {
     pub id: ObjectName,
     pub uid: Arc<str>,
@@ -29,7 +30,7 @@ pub struct Pod {
 }
 
 /// Whose network a pod is in.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum PodNetwork {
     Own,
     /// `spec.hostNetwork`: its addresses are the node's, and no policy selects it.
@@ -37,7 +38,7 @@ pub enum PodNetwork {
 }
 
 /// How far a pod is.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum PodPhase {
     Pending,
     Running,
@@ -48,9 +49,10 @@ pub enum PodPhase {
 }
 
 /// A port that a container declares.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct ContainerPort {
     pub name: Option<Arc<str>>,
+    #[serde(with = "super::protocol::Number")]
     pub protocol: Protocol,
     /// Host order.
     pub port: u16,
@@ -58,7 +60,7 @@ pub struct ContainerPort {
 }
 
 /// `hostPort`: where a container's port is reached on its node.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct HostPort {
     /// Host order.
     pub port: u16,

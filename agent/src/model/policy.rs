@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 use weir_common::Protocol;
 
 use super::{ObjectName, Selector};
 
 /// A NetworkPolicy (networking.k8s.io/v1).
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Policy {
     pub id: ObjectName,
     /// The pods of its namespace that it isolates.
@@ -20,14 +21,14 @@ pub struct Policy {
 }
 
 /// Allows what matches one of the peers and one of the ports.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Rule {
     pub peers: Peers,
     pub ports: Ports,
 }
 
 /// `from` or `to`.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum Peers {
     /// The list is absent or empty: everybody.
     Any,
@@ -35,7 +36,7 @@ pub enum Peers {
 }
 
 /// One item of `from` or `to`.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum PeerSelector {
     Pods(PodPeers),
     Block(Block),
@@ -44,7 +45,7 @@ pub enum PeerSelector {
 }
 
 /// Pods by label.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct PodPeers {
     /// `None`: the policy's own namespace. `Some`: every namespace that it selects.
     pub namespaces: Option<Selector>,
@@ -53,14 +54,14 @@ pub struct PodPeers {
 }
 
 /// `ipBlock`.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Block {
     pub cidr: IpNet,
     pub except: Vec<IpNet>,
 }
 
 /// `ports` of a rule.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum Ports {
     /// The list is absent or empty: every port of every protocol.
     Any,
@@ -68,14 +69,15 @@ pub enum Ports {
 }
 
 /// One item of `ports`.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct PortMatch {
+    #[serde(with = "super::protocol::Number")]
     pub protocol: Protocol,
     pub port: PortRange,
 }
 
 /// Which ports of the protocol. Host order.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub enum PortRange {
     /// No `port`: all of the protocol.
     Any,

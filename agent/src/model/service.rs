@@ -4,12 +4,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use weir_common::Protocol;
 
 use super::{Labels, ObjectName};
 
 /// A Service.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Service {
     pub id: ObjectName,
     pub kind: ServiceKind,
@@ -25,7 +26,7 @@ pub struct Service {
 }
 
 /// What kind of Service, as far as addresses go. NodePort and LoadBalancer have cluster IPs too.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum ServiceKind {
     /// `spec.clusterIPs`: one or one of each family. Empty while it has none yet.
     ClusterIp(Vec<IpAddr>),
@@ -36,7 +37,7 @@ pub enum ServiceKind {
 }
 
 /// How a Service is reached from outside of the cluster, beside the node ports of its ports.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct External {
     pub traffic_policy: TrafficPolicy,
     /// `status.loadBalancer.ingress` of a LoadBalancer, without those whose traffic has to go through a
@@ -47,10 +48,11 @@ pub struct External {
 }
 
 /// A port of a Service.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct ServicePort {
     /// `None` when the only port has no name.
     pub name: Option<Arc<str>>,
+    #[serde(with = "super::protocol::Number")]
     pub protocol: Protocol,
     /// Host order.
     pub port: u16,
@@ -60,7 +62,7 @@ pub struct ServicePort {
 }
 
 /// Which port of the pod. Only who makes EndpointSlices needs it.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum TargetPort {
     /// Host order.
     Number(u16),
@@ -68,7 +70,7 @@ pub enum TargetPort {
 }
 
 /// `internalTrafficPolicy` and `externalTrafficPolicy`.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub enum TrafficPolicy {
     #[default]
     Cluster,
@@ -76,14 +78,14 @@ pub enum TrafficPolicy {
 }
 
 /// `publishNotReadyAddresses`.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum NotReady {
     Hidden,
     Published,
 }
 
 /// Who carries traffic for the cluster IPs. Names do not depend on it.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum Proxying {
     Here,
     /// The label `service.kubernetes.io/service-proxy-name` gives it to another proxy, or the label

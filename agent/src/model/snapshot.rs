@@ -3,10 +3,12 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::{EndpointSlice, Kind, Namespace, Node, ObjectId, ObjectName, Pod, Policy, Service};
 
 /// An object of ours.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum Object {
     Service(Arc<Service>),
     EndpointSlice(Arc<EndpointSlice>),

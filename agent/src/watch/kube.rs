@@ -3,6 +3,7 @@
 
 mod connect;
 
+use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::pin::pin;
 use std::time::{Duration, SystemTime};
@@ -14,15 +15,20 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::info;
 
+use super::keep::{Keeping, Said, keep, pass_on, sleep_until};
 use super::ledger::Ledger;
+use super::saved::Saved;
 use super::status::{Cause, Health, Reporter};
 use super::wire::{Decoded, EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service, WireKind};
-use crate::model::Change;
+use crate::model::{Change, Kind, Object};
 
 pub use connect::{ConnectError, Credentials, KubeOptions, connect};
 
 /// A log filter: the library warns at every failed attempt, where the source reports each change once.
 pub const LOG_FILTER: &str = "kube_runtime=error,kube_client=error";
+
+/// What may wait on its way from the watches to who saves it.
+const QUEUE: usize = 64;
 
 /// How patient the source is.
 #[derive(Clone, Debug)]
@@ -44,6 +50,8 @@ pub struct Timing {
     pub proof: Duration,
     /// The least time from one complete list of a kind to the next.
     pub between_lists: Duration,
+    /// How long a kind may go without its first list before what an earlier run saved stands in for it.
+    pub patience: Duration,
 }
 
 impl Default for Timing {
@@ -56,6 +64,7 @@ impl Default for Timing {
             retry_max: Duration::from_secs(15),
             proof: Duration::from_secs(2),
             between_lists: Duration::from_secs(5),
+            patience: Duration::from_secs(5),
         }
     }
 }
@@ -65,6 +74,7 @@ impl Default for Timing {
 pub struct KubeSource {
     client: KubeClient,
     timing: Timing,
+    keeping: Option<Keeping>,
     reporter: Reporter,
 }
 
@@ -83,7 +93,17 @@ impl KubeSource {
         Self {
             client: KubeClient(client),
             timing,
+            keeping: None,
             reporter: Reporter::new(),
+        }
+    }
+
+    /// Saves what the API server says, for a run that starts without one, and goes by it in this one.
+    #[must_use]
+    pub fn keeping(self, keeping: Keeping) -> Self {
+        Self {
+            keeping: Some(keeping),
+            ..self
         }
     }
 
@@ -95,24 +115,42 @@ impl KubeSource {
     /// Says what the API server has, and goes on saying what changes, until the reader is gone. A full
     /// channel makes the watches wait, and the API server with them.
     pub async fn run(self, changes: mpsc::Sender<Change>) {
+        let (say, said) = mpsc::channel(QUEUE);
+        let Some(keeping) = self.keeping.clone() else {
+            tokio::join!(self.kinds(None, say), pass_on(said, changes));
+            return;
+        };
+        let to = keeping.to.clone();
+        // Whoever cannot read it goes without.
+        let saved = tokio::task::spawn_blocking(move || to.load()).await;
+        let kinds = self.kinds(saved.unwrap_or_default(), say);
+        tokio::join!(kinds, keep(keeping, self.health(), said, changes));
+    }
+
+    async fn kinds(&self, saved: Option<Saved>, say: mpsc::Sender<Said>) {
+        let mut spares = Spare::by_kind(saved, Instant::now() + self.timing.patience);
+        let mut of = |kind| spares.remove(&kind);
         tokio::join!(
-            self.kind::<Service>(&changes),
-            self.kind::<EndpointSlice>(&changes),
-            self.kind::<Pod>(&changes),
-            self.kind::<Namespace>(&changes),
-            self.kind::<Node>(&changes),
-            self.kind::<NetworkPolicy>(&changes),
+            self.kind::<Service>(of(Kind::Service), &say),
+            self.kind::<EndpointSlice>(of(Kind::EndpointSlice), &say),
+            self.kind::<Pod>(of(Kind::Pod), &say),
+            self.kind::<Namespace>(of(Kind::Namespace), &say),
+            self.kind::<Node>(of(Kind::Node), &say),
+            self.kind::<NetworkPolicy>(of(Kind::NetworkPolicy), &say),
         );
     }
 
-    async fn kind<K: WireKind>(&self, changes: &mpsc::Sender<Change>) {
-        let mut ledger = Ledger::new(K::KIND);
-        let mut listed = None;
-        let mut retry = Retry::new(&self.timing);
+    async fn kind<K: WireKind>(&self, spare: Option<Spare>, say: &mpsc::Sender<Said>) {
+        let mut course = Course {
+            ledger: Ledger::new(K::KIND),
+            listed: None,
+            retry: Retry::new(&self.timing),
+            spare,
+        };
         loop {
             let ended = tokio::select! {
-                ended = self.follow::<K>(&mut ledger, &mut listed, &mut retry, changes) => ended,
-                () = changes.closed() => return,
+                ended = self.follow::<K>(&mut course, say) => ended,
+                () = say.closed() => return,
             };
             let Ended::Failed(error) = ended else {
                 return;
@@ -125,37 +163,39 @@ impl KubeSource {
                         .failed(K::KIND, cause, message, SystemTime::now());
                 }
             }
-            tokio::select! {
-                () = tokio::time::sleep(retry.next()) => {}
-                () = changes.closed() => return,
+            let next = Instant::now() + course.retry.next();
+            while Instant::now() < next {
+                tokio::select! {
+                    () = tokio::time::sleep_until(next) => {}
+                    () = sleep_until(course.spare_from()) => self.stand_in(&mut course, say).await,
+                    () = say.closed() => return,
+                }
             }
         }
     }
 
     /// One list, and the watches from there, up to the first error.
-    async fn follow<K: WireKind>(
-        &self,
-        ledger: &mut Ledger,
-        listed: &mut Option<Instant>,
-        retry: &mut Retry,
-        changes: &mpsc::Sender<Change>,
-    ) -> Ended {
-        if let Some(at) = *listed {
+    async fn follow<K: WireKind>(&self, course: &mut Course, say: &mpsc::Sender<Said>) -> Ended {
+        if let Some(at) = course.listed {
             tokio::time::sleep_until(at + self.timing.between_lists).await;
         }
         let api: Api<Decoded<K>> = Api::all(self.client.0.clone());
         let seconds = u32::try_from(self.timing.watch.as_secs()).unwrap_or(u32::MAX);
         let config = watcher::Config::default().timeout(seconds.max(1));
         let mut events = pin!(watcher(api, config));
-        let mut said = Vec::new();
+        let mut changes = Vec::new();
         let mut proven_at = None;
         loop {
             let event = tokio::select! {
                 event = events.next() => event,
                 () = sleep_until(proven_at) => {
                     proven_at = None;
-                    retry.reset();
+                    course.retry.reset();
                     self.reporter.synced(K::KIND);
+                    continue;
+                }
+                () = sleep_until(course.spare_from()) => {
+                    self.stand_in(course, say).await;
                     continue;
                 }
             };
@@ -163,37 +203,101 @@ impl KubeSource {
                 return Ended::NobodyListens;
             };
             match event {
-                Ok(Event::Init) => ledger.begin_list(),
+                Ok(Event::Init) => course.ledger.begin_list(),
                 Ok(Event::InitApply(object) | Event::Apply(object)) => {
-                    ledger.applied(object.name, object.outcome, &mut said);
+                    let Decoded { name, outcome, .. } = object;
+                    course.ledger.applied(name, outcome, &mut changes);
                 }
-                Ok(Event::Delete(object)) => ledger.deleted(&object.name, &mut said),
+                Ok(Event::Delete(object)) => course.ledger.deleted(&object.name, &mut changes),
                 Ok(Event::InitDone) => {
-                    ledger.finish_list(&mut said);
+                    course.ledger.finish_list(&mut changes);
+                    course.spare = None;
                     let now = Instant::now();
-                    *listed = Some(now);
+                    course.listed = Some(now);
                     proven_at = Some(now + self.timing.proof);
                 }
                 Err(error) => return Ended::Failed(error),
             }
-            let is_list_done = said.last() == Some(&Change::Synced(K::KIND));
-            for change in said.drain(..) {
-                if changes.send(change).await.is_err() {
+            let is_list_done = changes.last() == Some(&Change::Synced(K::KIND));
+            if say_all(say, &mut changes).await.is_err() {
+                return Ended::NobodyListens;
+            }
+            if is_list_done {
+                if say.send(Said::Listed(K::KIND)).await.is_err() {
                     return Ended::NobodyListens;
                 }
-            }
-            if is_list_done && !self.reporter.is_failing(K::KIND) {
-                self.reporter.synced(K::KIND);
+                if !self.reporter.is_failing(K::KIND) {
+                    self.reporter.synced(K::KIND);
+                }
             }
         }
     }
+
+    /// What an earlier run saved of the kind, as if the server had said it. What the server says next
+    /// takes back what is gone.
+    async fn stand_in(&self, course: &mut Course, say: &mpsc::Sender<Said>) {
+        let Some(spare) = course.spare.take() else {
+            return;
+        };
+        let mut changes = Vec::new();
+        course.ledger.stand_in(spare.objects, &mut changes);
+        self.reporter.stale(course.ledger.kind(), spare.of);
+        // Who says them has ended when nobody listens.
+        say_all(say, &mut changes).await.unwrap_or_default();
+    }
 }
 
-/// Never, without a time.
-async fn sleep_until(time: Option<Instant>) {
-    match time {
-        Some(time) => tokio::time::sleep_until(time).await,
-        None => std::future::pending().await,
+async fn say_all(
+    say: &mpsc::Sender<Said>,
+    changes: &mut Vec<Change>,
+) -> Result<(), mpsc::error::SendError<Said>> {
+    for change in changes.drain(..) {
+        say.send(Said::Change(change)).await?;
+    }
+    Ok(())
+}
+
+/// How far the watch of a kind has come.
+struct Course {
+    ledger: Ledger,
+    /// When the last list was complete.
+    listed: Option<Instant>,
+    retry: Retry,
+    /// Until the first list, or until it stands in.
+    spare: Option<Spare>,
+}
+
+impl Course {
+    fn spare_from(&self) -> Option<Instant> {
+        self.spare.as_ref().map(|spare| spare.from)
+    }
+}
+
+/// What an earlier run saved of a kind.
+struct Spare {
+    objects: Vec<Object>,
+    of: SystemTime,
+    /// When it has to stand in.
+    from: Instant,
+}
+
+impl Spare {
+    /// Of every kind, also of those without any object; of none if nothing was saved.
+    fn by_kind(saved: Option<Saved>, from: Instant) -> BTreeMap<Kind, Self> {
+        let Some(Saved { objects, of }) = saved else {
+            return BTreeMap::new();
+        };
+        let spare = |kind| {
+            let objects = Vec::new();
+            (kind, Self { objects, of, from })
+        };
+        let mut spares = BTreeMap::from(Kind::ALL.map(spare));
+        for object in objects {
+            if let Some(spare) = spares.get_mut(&object.id().kind) {
+                spare.objects.push(object);
+            }
+        }
+        spares
     }
 }
 

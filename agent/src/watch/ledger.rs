@@ -1,10 +1,10 @@
 //! What a source has said of one kind, object by object: so that a new list tells what is gone, and so
 //! that an object which can no longer be understood keeps its last good state.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, hash_map};
 
 use crate::model::convert::{Converted, Invalid};
-use crate::model::{Change, Kind, ObjectId, ObjectName};
+use crate::model::{Change, Kind, Object, ObjectId, ObjectName};
 
 /// What was said of one kind.
 #[derive(Debug)]
@@ -42,6 +42,26 @@ impl Ledger {
             entries: HashMap::new(),
             reports: HashMap::new(),
         }
+    }
+
+    /// The kind.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Before the first list is complete: these objects were there when they were saved, and are to be
+    /// gone by until it is. What the list at hand has said already goes before.
+    pub fn stand_in(&mut self, saved: Vec<Object>, out: &mut Vec<Change>) {
+        for object in saved {
+            if let hash_map::Entry::Vacant(entry) = self.entries.entry(object.id().name) {
+                entry.insert(Entry {
+                    list: self.list.wrapping_sub(1),
+                    held: Held::Good,
+                });
+                out.push(Change::Applied(object));
+            }
+        }
+        out.push(Change::Synced(self.kind));
     }
 
     /// A list begins; it need not come to its end.

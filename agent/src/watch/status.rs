@@ -19,6 +19,14 @@ pub enum WatchStatus {
     Listing,
     /// What the source said is all there is, and it will say more.
     Synced,
+    /// The source has not been heard since the agent started: what an earlier run saved stands in.
+    Stale {
+        /// When what was saved was last known to be so.
+        of: SystemTime,
+        /// In words, with what to do about it, if anything has failed yet.
+        error: Option<String>,
+        cause: Option<Cause>,
+    },
     /// The source cannot be heard; what it said before holds on.
     Retrying {
         /// Of the first failure in a row.
@@ -76,33 +84,50 @@ impl Reporter {
     pub fn synced(&self, kind: Kind) {
         self.health.send_if_modified(|health| {
             let before = health.insert(kind, WatchStatus::Synced);
-            if let Some(WatchStatus::Retrying { .. }) = before {
+            if let Some(WatchStatus::Retrying { .. } | WatchStatus::Stale { .. }) = before {
                 info!(%kind, "watch recovered");
             }
             before != Some(WatchStatus::Synced)
         });
     }
 
+    /// The kind has not been heard, and what was saved as of `of` stands in.
+    pub fn stale(&self, kind: Kind, of: SystemTime) {
+        let since = humantime::format_rfc3339_seconds(of);
+        warn!(%kind, %since, "the API server has not been heard; what was saved stands in");
+        self.health.send_modify(|health| {
+            let (error, cause) = match health.remove(&kind) {
+                Some(WatchStatus::Retrying { error, cause, .. }) => (Some(error), Some(cause)),
+                _ => (None, None),
+            };
+            health.insert(kind, WatchStatus::Stale { of, error, cause });
+        });
+    }
+
     /// The kind cannot be heard.
     pub fn failed(&self, kind: Kind, cause: Cause, error: String, now: SystemTime) {
         self.health.send_modify(|health| {
-            let (since, is_news) = match health.get(&kind) {
-                Some(WatchStatus::Retrying {
-                    since, cause: old, ..
-                }) => (*since, *old != cause),
-                _ => (now, true),
+            let (status, is_news) = match health.get(&kind) {
+                Some(WatchStatus::Stale { of, cause: old, .. }) => {
+                    let (of, is_news) = (*of, *old != Some(cause));
+                    let (error, cause) = (Some(error.clone()), Some(cause));
+                    (WatchStatus::Stale { of, error, cause }, is_news)
+                }
+                before => {
+                    let (since, is_news) = match before {
+                        Some(WatchStatus::Retrying { since, cause: old, .. }) => {
+                            (*since, *old != cause)
+                        }
+                        _ => (now, true),
+                    };
+                    let error = error.clone();
+                    (WatchStatus::Retrying { since, error, cause }, is_news)
+                }
             };
             if is_news {
                 warn!(%kind, %error, "watch failed; what is known holds on while it is tried again");
             }
-            health.insert(
-                kind,
-                WatchStatus::Retrying {
-                    since,
-                    error,
-                    cause,
-                },
-            );
+            health.insert(kind, status);
         });
     }
 }

@@ -65,7 +65,7 @@ impl Drop for Running {
     }
 }
 
-async fn eventually(what: &str, is_so: impl Fn() -> bool) {
+pub(super) async fn eventually(what: &str, is_so: impl Fn() -> bool) {
     for _ in 0..500 {
         if is_so() {
             return;
@@ -75,7 +75,7 @@ async fn eventually(what: &str, is_so: impl Fn() -> bool) {
     panic!("not within 5 s: {what}");
 }
 
-fn options(server: &str) -> KubeOptions {
+pub(super) fn options(server: &str) -> KubeOptions {
     let kubeconfig = tempfile::NamedTempFile::new().unwrap();
     let text = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "c",
@@ -91,7 +91,7 @@ fn options(server: &str) -> KubeOptions {
     }
 }
 
-fn service(name: &str) -> Value {
+pub(super) fn service(name: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": {"namespace": "default", "name": name, "managedFields": [{"manager": "x"}]},
@@ -110,7 +110,7 @@ fn slice(address: &str) -> Value {
     })
 }
 
-fn policy(rule: Value) -> Value {
+pub(super) fn policy(rule: Value) -> Value {
     json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
         "metadata": {"namespace": "default", "name": "p"},

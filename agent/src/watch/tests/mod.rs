@@ -6,6 +6,8 @@ mod convert;
 mod fuzz;
 mod kube;
 mod manifests;
+mod saved;
+mod stale;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,0 +1,291 @@
+//! What is saved is there again, or it is not gone by: the file alone, damaged in every way.
+
+use std::fs;
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use weir_common::Protocol;
+
+use crate::model::{
+    Block, Conditions, ContainerPort, Endpoint, EndpointSlice, External, Family, HostPort, Labels,
+    Namespace, NamespacePhase, Node, NotReady, Object, ObjectName, Operator, PeerSelector, Peers,
+    Pod, PodNetwork, PodPeers, PodPhase, Policy, PortMatch, PortRange, Ports, Proxying,
+    Requirement, Rule, Selector, Service, ServiceKind, ServicePort, SlicePort, TargetPort,
+    TrafficPolicy,
+};
+use crate::watch::saved::{SAVED_OBJECTS, SavedObjects};
+
+/// A file of its own, and the objects in it.
+struct Disk {
+    folder: tempfile::TempDir,
+    saved: SavedObjects,
+}
+
+impl Disk {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let saved = SavedObjects::new(folder.path().join(SAVED_OBJECTS), "n1".into());
+        Self { folder, saved }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join(SAVED_OBJECTS)
+    }
+
+    fn text(&self) -> String {
+        fs::read_to_string(self.path()).unwrap()
+    }
+
+    fn files(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.folder.path()).unwrap();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+fn labels(pairs: &[(&str, &str)]) -> Labels {
+    pairs
+        .iter()
+        .map(|(k, v)| ((*k).into(), (*v).into()))
+        .collect()
+}
+
+fn selector(key: &str, operator: Operator) -> Selector {
+    let key = key.into();
+    Selector {
+        requirements: vec![Requirement { key, operator }],
+    }
+}
+
+/// One of each kind, with something in every field.
+fn objects() -> Vec<Object> {
+    let shop = |name: &str| ObjectName::new("shop", name);
+    let v4: IpAddr = [10, 244, 1, 7].into();
+    let v6: IpAddr = "fd00::7".parse().unwrap();
+    let service = Service {
+        id: shop("cart"),
+        kind: ServiceKind::ClusterIp(vec![[10, 96, 0, 9].into(), "fd96::9".parse().unwrap()]),
+        ports: vec![ServicePort {
+            name: Some("http".into()),
+            protocol: Protocol::TCP,
+            port: 80,
+            target: TargetPort::Name("web".into()),
+            node_port: Some(30080),
+        }],
+        selector: Some(labels(&[("app", "cart")])),
+        affinity: Some(Duration::from_secs(10800)),
+        internal_traffic_policy: TrafficPolicy::Local,
+        external: External {
+            traffic_policy: TrafficPolicy::Cluster,
+            load_balancer: vec![[192, 0, 2, 1].into()],
+            addresses: vec![[192, 0, 2, 2].into()],
+        },
+        not_ready: NotReady::Hidden,
+        proxying: Proxying::Here,
+    };
+    let slice = EndpointSlice {
+        id: shop("cart-1"),
+        service: Some(shop("cart")),
+        family: Family::V4,
+        endpoints: vec![Endpoint {
+            address: v4,
+            conditions: Conditions {
+                ready: true,
+                serving: true,
+                terminating: false,
+            },
+            hostname: Some("cart-0".into()),
+            node: Some("n1".into()),
+            zone: Some("z".into()),
+            pod: Some(shop("cart-0")),
+        }],
+        ports: vec![SlicePort {
+            name: None,
+            protocol: Protocol::UDP,
+            port: Some(8080),
+        }],
+    };
+    let pod = Pod {
+        id: shop("cart-0"),
+        uid: "u-1".into(),
+        labels: labels(&[("app", "cart")]),
+        node: Some("n1".into()),
+        addresses: vec![v4, v6],
+        network: PodNetwork::Own,
+        phase: PodPhase::Running,
+        ready: true,
+        hostname: Some("cart-0".into()),
+        subdomain: None,
+        ports: vec![ContainerPort {
+            name: Some("web".into()),
+            protocol: Protocol::SCTP,
+            port: 8080,
+            host: Some(HostPort {
+                port: 9090,
+                address: Some([10, 0, 0, 1].into()),
+            }),
+        }],
+    };
+    let namespace = Namespace {
+        name: "shop".into(),
+        labels: labels(&[("team", "a")]),
+        phase: NamespacePhase::Terminating,
+    };
+    let node = Node {
+        name: "n1".into(),
+        labels: labels(&[("zone", "z")]),
+        addresses: vec![[10, 0, 0, 1].into()],
+        internal: vec![[10, 0, 0, 1].into()],
+        pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
+    };
+    let policy = Policy {
+        id: shop("cart"),
+        subject: selector("app", Operator::In(vec!["cart".into()])),
+        ingress: Some(vec![Rule {
+            peers: Peers::Of(vec![
+                PeerSelector::Pods(PodPeers {
+                    namespaces: Some(selector("team", Operator::Exists)),
+                    pods: selector("app", Operator::NotIn(vec!["spy".into()])),
+                }),
+                PeerSelector::Block(Block {
+                    cidr: "10.0.0.0/8".parse().unwrap(),
+                    except: vec!["10.1.0.0/16".parse().unwrap()],
+                }),
+                PeerSelector::Unsupported("what is this".into()),
+            ]),
+            ports: Ports::Of(vec![
+                PortMatch {
+                    protocol: Protocol::TCP,
+                    port: PortRange::Numbers {
+                        first: 80,
+                        last: 90,
+                    },
+                },
+                PortMatch {
+                    protocol: Protocol::TCP,
+                    port: PortRange::Named("web".into()),
+                },
+            ]),
+        }]),
+        egress: None,
+    };
+    vec![
+        Object::Service(Arc::new(service)),
+        Object::EndpointSlice(Arc::new(slice)),
+        Object::Pod(Arc::new(pod)),
+        Object::Namespace(Arc::new(namespace)),
+        Object::Node(Arc::new(node)),
+        Object::Policy(Arc::new(policy)),
+    ]
+}
+
+/// A change of this text is a change of the format: raise `FORMAT`, so that no agent takes what another
+/// version meant for what it means itself.
+#[test]
+fn what_is_saved_reads_as_it_always_did() {
+    let disk = Disk::new();
+    disk.saved.save(&objects()).unwrap();
+    let expected = include_str!("objects.jsonl");
+    assert_eq!(disk.text(), expected, "\n{}", disk.text());
+    assert_eq!(disk.saved.load().unwrap().objects, objects());
+}
+
+#[test]
+fn only_root_reads_it_and_nothing_is_left_beside_it() {
+    let disk = Disk::new();
+    // What a crash between writing and renaming leaves.
+    fs::write(disk.path().with_added_extension("part"), "half").unwrap();
+    assert!(disk.saved.load().is_none(), "half a file is no file");
+    disk.saved.save(&objects()).unwrap();
+    disk.saved.save(&objects()[..2]).unwrap();
+    assert_eq!(disk.files(), [SAVED_OBJECTS]);
+    let mode = fs::metadata(disk.path()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o600);
+    assert_eq!(disk.saved.load().unwrap().objects, objects()[..2]);
+}
+
+#[test]
+fn a_crash_while_writing_leaves_the_file_of_before() {
+    let disk = Disk::new();
+    disk.saved.save(&objects()).unwrap();
+    let other = Disk::new();
+    other.saved.save(&objects()[..1]).unwrap();
+    let whole = other.text();
+    for length in [0, 1, whole.len() / 2, whole.len()] {
+        let part = disk.path().with_added_extension("part");
+        fs::write(part, &whole[..length]).unwrap();
+        assert_eq!(disk.saved.load().unwrap().objects, objects());
+    }
+}
+
+#[test]
+fn what_is_not_whole_is_set_aside() {
+    let disk = Disk::new();
+    disk.saved.save(&objects()).unwrap();
+    let whole = disk.text();
+    let cases: Vec<(&str, String)> = vec![
+        ("empty", String::new()),
+        ("not ours", "hello\n".to_owned()),
+        (
+            "of another node",
+            whole.replace(r#""node":"n1"}"#, r#""node":"n2"}"#),
+        ),
+        (
+            "of another format",
+            whole.replace(r#""format":1"#, r#""format":2"#),
+        ),
+        ("without a format", whole.replace(r#""format":1,"#, "")),
+        ("one digit is another", whole.replace("30080", "30081")),
+        ("an object is missing", without_line(&whole, 3)),
+        ("the end is missing", without_line(&whole, 7)),
+        ("it goes on after its end", whole.clone() + &whole),
+        ("two files in one", without_line(&whole, 7) + &whole),
+    ];
+    for (what, text) in cases {
+        assert_ne!(text, whole, "{what}");
+        fs::write(disk.path(), &text).unwrap();
+        assert!(disk.saved.load().is_none(), "{what}");
+        assert_eq!(disk.files(), ["objects.jsonl.set-aside"], "{what}");
+    }
+    fs::write(disk.path(), &whole).unwrap();
+    assert!(disk.saved.load().is_some());
+}
+
+/// Every cut, and every byte changed.
+#[test]
+fn no_damage_is_gone_by() {
+    let disk = Disk::new();
+    disk.saved.save(&objects()).unwrap();
+    let whole = disk.text().into_bytes();
+    for length in 0..whole.len() - 1 {
+        fs::write(disk.path(), &whole[..length]).unwrap();
+        assert!(disk.saved.load().is_none(), "cut at {length}");
+    }
+    for at in 0..whole.len() - 1 {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 1;
+        fs::write(disk.path(), &damaged).unwrap();
+        assert!(disk.saved.load().is_none(), "byte {at} is another");
+    }
+}
+
+#[test]
+fn it_is_as_old_as_it_was_last_known_to_be_so() {
+    let disk = Disk::new();
+    assert!(disk.saved.confirm(SystemTime::now()).is_err(), "no file");
+    disk.saved.save(&objects()).unwrap();
+    let then = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+    disk.saved.confirm(then).unwrap();
+    assert_eq!(disk.saved.load().unwrap().of, then);
+}
+
+fn without_line(text: &str, line: usize) -> String {
+    let lines = text.split_inclusive('\n').enumerate();
+    lines.filter(|(i, _)| *i != line).map(|(_, l)| l).collect()
+}
