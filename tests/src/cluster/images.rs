@@ -107,6 +107,17 @@ pub(super) fn archive(kubernetes: &Workshop, e2e: &Path, coredns: &Path) -> Resu
     Ok(path)
 }
 
+/// The name of the image that can be nearly anything: a server, a client with a shell, or idle.
+///
+/// # Errors
+/// The suite does not know it.
+pub(super) fn agnhost(e2e: &Path) -> Result<String> {
+    let names = Names::of(e2e)?;
+    let named = names.named("agnhost")?;
+    let first = named.first().context("an image without a name")?;
+    Ok((*first).to_owned())
+}
+
 fn starting<'a>(entrypoint: &'a [&'a str], user: &'a str) -> Running<'a> {
     Running {
         entrypoint,

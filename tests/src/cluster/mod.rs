@@ -2,12 +2,14 @@
 //! containerd and kubelet on it; networking, Services and DNS by Weir or by its peers. This file is
 //! the order of things; how each is done is beside it.
 
+pub mod application;
 pub mod compare;
 pub mod e2e;
 mod fabric;
 mod hierarchy;
 mod images;
 pub mod init;
+pub mod matrix;
 mod node;
 mod oci;
 pub mod options;
@@ -16,6 +18,7 @@ mod place;
 mod plane;
 pub mod programs;
 mod record;
+mod stand_in;
 mod start;
 mod weir;
 
