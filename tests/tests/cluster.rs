@@ -1,17 +1,29 @@
-//! Kubernetes' own networking conformance, on a cluster of two real nodes with Weir as CNI, proxy and
-//! DNS.
+//! A cluster of two real nodes with Weir as CNI, proxy and DNS: Kubernetes' own networking conformance,
+//! and applications whose pods the scheduler spreads.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
 use clap::Parser;
+use weir_tests::cache::progress;
+use weir_tests::cluster::application::Application;
 use weir_tests::cluster::e2e::{self, Selection};
+use weir_tests::cluster::matrix::{By, Cell, Way};
 use weir_tests::cluster::options::Options;
 use weir_tests::cluster::programs::Programs;
 use weir_tests::cluster::{Cluster, End};
+use weir_tests::manifests;
 use weir_tests::not_run::not_run;
 
 /// How many specs of v1.36 carry `[sig-network]` and `[Conformance]`.
 const SPECS: usize = 47;
+
+/// Starting a cluster takes a minute: tests that run side by side share one, and take turns on it. The
+/// last of them takes it down.
+static SHARED: Mutex<Weak<Mutex<Cluster>>> = Mutex::new(Weak::new());
 
 #[derive(Parser)]
 struct Defaults {
@@ -21,28 +33,150 @@ struct Defaults {
     selection: Selection,
 }
 
-#[test]
-fn networking_conformance_passes_whole() {
+fn defaults() -> Defaults {
+    // Paths in the options are from the root of the repository.
+    std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).unwrap();
+    Defaults::parse_from(["cluster"])
+}
+
+/// The cluster, for a test of this name; `None` where none can be built.
+fn shared(test: &str) -> Option<Arc<Mutex<Cluster>>> {
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(running) = shared.upgrade() {
+        return Some(running);
+    }
     let programs = match Programs::ready() {
         Ok(programs) => programs,
         Err(why) => {
-            let why = format!("{why:#}");
-            return not_run("networking_conformance_passes_whole", &why);
+            not_run(test, &format!("{why:#}"));
+            return None;
         }
     };
-    // Paths in the options are from the root of the repository.
-    std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).unwrap();
-    let Defaults {
-        mut options,
-        selection,
-    } = Defaults::parse_from(["cluster"]);
+    let mut options = defaults().options;
     options.name = "test".to_owned();
     let cluster = Cluster::up(options, programs, End::TakenDown).unwrap();
-    let outcome = e2e::run(&cluster, &selection).unwrap();
+    let cluster = Arc::new(Mutex::new(cluster));
+    *shared = Arc::downgrade(&cluster);
+    Some(cluster)
+}
+
+#[test]
+fn networking_conformance_passes_whole() {
+    let Some(cluster) = shared("networking_conformance_passes_whole") else {
+        return;
+    };
+    let cluster = cluster.lock().unwrap_or_else(PoisonError::into_inner);
+    let outcome = e2e::run(&cluster, &defaults().selection).unwrap();
     assert!(outcome.is_good(), "{outcome}");
     assert_eq!(
         (outcome.passed, outcome.skipped.len()),
         (SPECS, 0),
         "{outcome}"
     );
+}
+
+/// Pairs, and how many of them the policies allow.
+#[derive(Debug, PartialEq)]
+struct Count {
+    by_name: usize,
+    allowed_by_name: usize,
+    by_address: usize,
+    allowed_by_address: usize,
+}
+
+#[test]
+fn the_shop_connects_across_nodes_as_its_policies_say() {
+    let Some(cluster) = shared("the_shop_connects_across_nodes_as_its_policies_say") else {
+        return;
+    };
+    let cluster = cluster.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = manifests::shop();
+    let application = Application::run(&cluster, &folder).unwrap();
+    // 11 pods and 5 ports of Services; 12 times the client is one of several backends.
+    let expected = Count {
+        by_name: 43,
+        allowed_by_name: 9,
+        by_address: 120,
+        allowed_by_address: 22,
+    };
+    check(&application, &folder, &expected);
+
+    // What a cluster that does not keep the policies looks like: both customers reach the database, by
+    // name and at both of its pods.
+    let policies = ["default-deny", "db"];
+    let delete = ["--namespace=shop", "delete", "networkpolicy"];
+    let delete = [&delete[..], &policies[..]].concat();
+    cluster.kubectl().run(&delete).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let wrong = wrong(&application.matrix(&folder).unwrap());
+        if wrong.len() == 6 {
+            let expected = |line: &String| line.contains("> shop/db") && line.contains("answered");
+            assert!(wrong.iter().all(expected), "{}", wrong.join("\n"));
+            break;
+        }
+        assert!(Instant::now() < deadline, "{}", wrong.join("\n"));
+    }
+}
+
+#[test]
+fn online_boutique_connects_across_nodes_as_its_policies_say() {
+    let test = "online_boutique_connects_across_nodes_as_its_policies_say";
+    let Some(folder) = manifests::online_boutique(test) else {
+        return;
+    };
+    let Some(cluster) = shared(test) else {
+        return;
+    };
+    let cluster = cluster.lock().unwrap_or_else(PoisonError::into_inner);
+    let application = Application::run(&cluster, &folder).unwrap();
+    // 12 pods, 12 ports of Services, 11 pods that serve.
+    let expected = Count {
+        by_name: 144,
+        allowed_by_name: 49,
+        by_address: 121,
+        allowed_by_address: 26,
+    };
+    check(&application, &folder, &expected);
+}
+
+fn check(application: &Application, folder: &Path, expected: &Count) {
+    let spread = application.spread();
+    assert_eq!(spread.len(), 2, "the scheduler used one node: {spread:?}");
+    let begin = Instant::now();
+    let cells = application.matrix(folder).unwrap();
+    let count = |is_it: &dyn Fn(&Cell) -> bool| cells.iter().filter(|cell| is_it(cell)).count();
+    let counted = Count {
+        by_name: count(&|c| c.by == By::Name),
+        allowed_by_name: count(&|c| c.by == By::Name && c.is_allowed),
+        by_address: count(&|c| c.by == By::Address),
+        allowed_by_address: count(&|c| c.by == By::Address && c.is_allowed),
+    };
+    let of_way = |way| count(&|c| c.way == way);
+    progress(&format!(
+        "{} pods on the nodes: {} pairs within, {} across, {} either, in {:.1} s",
+        spread
+            .values()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(" and "),
+        of_way(Way::WithinNode),
+        of_way(Way::AcrossNodes),
+        of_way(Way::Either),
+        begin.elapsed().as_secs_f64(),
+    ));
+    let wrong = wrong(&cells);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert_eq!(counted, *expected);
+    for way in [Way::WithinNode, Way::AcrossNodes] {
+        for is_allowed in [true, false] {
+            let some = count(&|c| c.way == way && c.is_allowed == is_allowed);
+            assert!(some > 0, "no pair {way:?} that is allowed: {is_allowed}");
+        }
+    }
+}
+
+fn wrong(cells: &[Cell]) -> Vec<String> {
+    let wrong = cells.iter().filter(|cell| !cell.is_right());
+    wrong.map(ToString::to_string).collect()
 }

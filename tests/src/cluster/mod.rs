@@ -2,6 +2,7 @@
 //! containerd and kubelet on it; networking, Services and DNS by Weir or by its peers. This file is
 //! the order of things; how each is done is beside it.
 
+pub mod application;
 pub mod census;
 pub mod clients;
 pub mod compare;
@@ -11,6 +12,7 @@ mod hierarchy;
 mod images;
 pub mod init;
 pub mod kills;
+pub mod matrix;
 mod node;
 mod oci;
 pub mod options;
@@ -19,6 +21,7 @@ mod place;
 mod plane;
 pub mod programs;
 mod record;
+mod stand_in;
 mod start;
 mod weir;
 
