@@ -16,11 +16,12 @@ use crate::zone::{Domain, Zone};
 
 /// How long a feed may be silent: four keepalives.
 const SILENCE: Duration = Duration::from_secs(20);
-/// The first pause before another try; it doubles up to `MAX_PAUSE`, and half of it is chance.
+/// The first pause before another try; it doubles up to `MAX_PAUSE`, and half of it is chance. A try costs
+/// next to nothing, and a server that has just started answers no name before one succeeds.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const MAX_PAUSE: Duration = Duration::from_secs(2);
+const MAX_PAUSE: Duration = Duration::from_millis(250);
 /// The first failure in a row is logged, and this one.
-const REMINDER: u32 = 10;
+const REMINDER: u32 = 100;
 
 /// Keeps a zone up to date.
 #[derive(Debug)]

@@ -108,7 +108,10 @@ pub fn of_this_node() -> Result<String> {
     let mounts = fs::read_to_string("/proc/self/mounts").context("read the mounts")?;
     let mounts = mounts.lines().filter_map(|line| {
         let mut fields = line.split(' ').skip(1);
-        Some(format!("mount {} of {}", fields.next()?, fields.next()?))
+        let (point, kind) = (fields.next()?, fields.next()?);
+        // The machine's own, under what the node has mounted over them, come and go with the machine.
+        let is_reached = fs::symlink_metadata(point).is_ok();
+        is_reached.then(|| format!("mount {point} of {kind}"))
     });
     things.extend(mounts);
     Ok(things.into_iter().map(|it| it + "\n").collect())
