@@ -26,18 +26,34 @@ use tracing::debug;
 const PLACES: u32 = 8;
 /// How long a process that offers its sockets may take to say so. One that is stopped never does.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Beside the sockets: the version of this exchange.
-const VERSION: u8 = 1;
+/// Beside the sockets: who gives them. Another meaning needs another byte.
+const FROM_READER: u8 = 1;
+const FROM_HOLDER: u8 = 2;
 /// What the next process says when it reads the sockets.
 const READING: u8 = b'r';
 
-/// The sockets of a process that still answers, and the way to hear when it does not any more.
+/// Sockets that another process has too.
 #[derive(Debug)]
 pub struct Inherited {
     pub udp: UdpSocket,
     pub tcp: TcpListener,
-    pub before: UnixStream,
+    pub giver: Giver,
+    /// Open until that process ends.
+    pub link: UnixStream,
 }
+
+/// What a process that gives sockets away does with them.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Giver {
+    /// It answers.
+    Reads,
+    /// It only keeps them open: `hold`.
+    Holds,
+}
+
+/// One of the names that sockets are offered under.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Place(u32);
 
 /// Whom to give sockets to, and to take them from: root, and these users.
 #[derive(Clone, Debug)]
@@ -49,8 +65,8 @@ impl Trusted {
     }
 
     /// Whether who has connected may have our sockets.
-    pub fn check(&self, next: &tokio::net::UnixStream) -> io::Result<()> {
-        let asker = next.peer_cred()?.uid();
+    pub fn check(&self, next: impl AsFd) -> io::Result<()> {
+        let asker = socket_peercred(next)?.uid.as_raw();
         match self.includes(asker) {
             true => Ok(()),
             false => Err(refused(format!("asked for by user {asker}"))),
@@ -58,30 +74,42 @@ impl Trusted {
     }
 }
 
-/// The sockets on `address` of a process that answers there; `None` if nobody offers any.
+/// The sockets on `address` of a process that answers there, or else of one that holds them; `None` if
+/// nobody offers any.
 pub fn take(address: SocketAddr, trusted: &Trusted) -> Option<Inherited> {
+    take_except(address, None, trusted)
+}
+
+/// As [`take`], from everybody but the one at a place: ourselves.
+pub fn take_except(
+    address: SocketAddr,
+    own: Option<Place>,
+    trusted: &Trusted,
+) -> Option<Inherited> {
     if cfg!(feature = "broken-close-first") || address.port() == 0 {
         return None;
     }
-    (0..PLACES).find_map(|place| match take_from(address, place, trusted) {
-        Ok(inherited) => Some(inherited),
-        // Nobody is at this place.
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => None,
-        Err(error) => {
-            debug!(%address, place, %error, "sockets not taken");
-            None
+    let mut holder = None;
+    for place in (0..PLACES).map(Place).filter(|it| Some(*it) != own) {
+        match take_from(address, place, trusted) {
+            Ok(inherited) if inherited.giver == Giver::Reads => return Some(inherited),
+            Ok(inherited) => holder = holder.or(Some(inherited)),
+            // Nobody is at this place.
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
+            Err(error) => debug!(%address, ?place, %error, "sockets not taken"),
         }
-    })
+    }
+    holder
 }
 
-fn take_from(address: SocketAddr, place: u32, trusted: &Trusted) -> io::Result<Inherited> {
-    let before = UnixStream::connect_addr(&name(address, place)?)?;
-    let owner = socket_peercred(&before)?.uid.as_raw();
+fn take_from(address: SocketAddr, place: Place, trusted: &Trusted) -> io::Result<Inherited> {
+    let link = UnixStream::connect_addr(&name(address, place)?)?;
+    let owner = socket_peercred(&link)?.uid.as_raw();
     if !trusted.includes(owner) {
         return Err(refused(format!("they are offered by user {owner}")));
     }
-    before.set_read_timeout(Some(PATIENCE))?;
-    let (udp, tcp) = receive(&before)?;
+    link.set_read_timeout(Some(PATIENCE))?;
+    let (giver, udp, tcp) = receive(&link)?;
     let (udp, tcp) = (Socket::from(udp), Socket::from(tcp));
     let is_on = |socket: &Socket| {
         let local = socket.local_addr().ok().and_then(|it| it.as_socket());
@@ -93,23 +121,21 @@ fn take_from(address: SocketAddr, place: u32, trusted: &Trusted) -> io::Result<I
     if !is_on(&tcp) || tcp.r#type()? != Type::STREAM || !tcp.is_listener()? {
         return Err(refused("the second is no TCP listener of that address"));
     }
-    before.set_nonblocking(true)?;
+    link.set_read_timeout(None)?;
     Ok(Inherited {
         udp: udp.into(),
         tcp: tcp.into(),
-        before,
+        giver,
+        link,
     })
 }
 
 /// Opens the place where the next process finds us. Later ones find another if we live on.
-pub fn offer(address: SocketAddr) -> io::Result<tokio::net::UnixListener> {
+pub fn offer(address: SocketAddr) -> io::Result<(Place, UnixListener)> {
     let mut taken = io::Error::from(ErrorKind::AddrInUse);
-    for place in 0..PLACES {
+    for place in (0..PLACES).map(Place) {
         match UnixListener::bind_addr(&name(address, place)?) {
-            Ok(listener) => {
-                listener.set_nonblocking(true)?;
-                return tokio::net::UnixListener::from_std(listener);
-            }
+            Ok(listener) => return Ok((place, listener)),
             Err(error) if error.kind() == ErrorKind::AddrInUse => taken = error,
             Err(error) => return Err(error),
         }
@@ -119,10 +145,15 @@ pub fn offer(address: SocketAddr) -> io::Result<tokio::net::UnixListener> {
 
 /// Gives sockets to a process that asked and was checked.
 pub fn give(
-    next: &tokio::net::UnixStream,
+    next: impl AsFd,
+    giver: Giver,
     udp: BorrowedFd<'_>,
     tcp: BorrowedFd<'_>,
 ) -> io::Result<()> {
+    let giver = match giver {
+        Giver::Reads => FROM_READER,
+        Giver::Holds => FROM_HOLDER,
+    };
     let sockets = [udp, tcp];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut message = SendAncillaryBuffer::new(&mut space);
@@ -131,8 +162,8 @@ pub fn give(
     }
     // One byte into an empty socket: it never waits.
     sendmsg(
-        next.as_fd(),
-        &[IoSlice::new(&[VERSION])],
+        next,
+        &[IoSlice::new(&[giver])],
         &mut message,
         SendFlags::NOSIGNAL,
     )?;
@@ -158,37 +189,39 @@ pub async fn gone(other: &mut tokio::net::UnixStream) {
     while matches!(other.read(&mut byte).await, Ok(1..)) {}
 }
 
-fn receive(before: &UnixStream) -> io::Result<(OwnedFd, OwnedFd)> {
+fn receive(link: &UnixStream) -> io::Result<(Giver, OwnedFd, OwnedFd)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut message = RecvAncillaryBuffer::new(&mut space);
-    let mut version = [0];
+    let mut giver = [0];
     let received = recvmsg(
-        before,
-        &mut [IoSliceMut::new(&mut version)],
+        link,
+        &mut [IoSliceMut::new(&mut giver)],
         &mut message,
         RecvFlags::CMSG_CLOEXEC,
     )?;
     if received.bytes == 0 {
         return Err(io::Error::from(ErrorKind::UnexpectedEof));
     }
-    if version != [VERSION] {
-        return Err(refused(format!("version {version:?} of the exchange")));
-    }
+    let giver = match giver {
+        [FROM_READER] => Giver::Reads,
+        [FROM_HOLDER] => Giver::Holds,
+        other => return Err(refused(format!("a giver of an unknown kind, {other:?}"))),
+    };
     let mut sockets = message.drain().filter_map(|part| match part {
         RecvAncillaryMessage::ScmRights(sockets) => Some(sockets),
         _ => None,
     });
     let mut sockets = sockets.next().into_iter().flatten();
     match (sockets.next(), sockets.next()) {
-        (Some(udp), Some(tcp)) => Ok((udp, tcp)),
+        (Some(udp), Some(tcp)) => Ok((giver, udp, tcp)),
         _ => Err(refused("without sockets")),
     }
 }
 
 /// In the abstract namespace, which is the network namespace's: two pods on the host's network share
 /// it and no folder, and it leaves nothing behind.
-fn name(address: SocketAddr, place: u32) -> io::Result<UnixAddr> {
-    UnixAddr::from_abstract_name(format!("weir-dns/{address}/{place}"))
+fn name(address: SocketAddr, Place(number): Place) -> io::Result<UnixAddr> {
+    UnixAddr::from_abstract_name(format!("weir-dns/{address}/{number}"))
 }
 
 fn refused(why: impl Into<String>) -> io::Error {

@@ -3,6 +3,7 @@
 
 pub mod feed;
 pub mod hand_over;
+pub mod hold;
 pub mod kept;
 pub mod listen;
 pub mod metrics;

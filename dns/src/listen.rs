@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::hand_over::{self, Inherited, Trusted};
+use crate::hand_over::{self, Giver, Trusted};
 use crate::metrics::Transport;
 
 /// Room for a burst of questions, in bytes.
@@ -21,8 +21,18 @@ pub struct Listener {
     pub address: SocketAddr,
     pub udp: UdpSocket,
     pub tcp: TcpListener,
-    /// The process that they come from, which answers until we do.
-    pub before: Option<UnixStream>,
+    pub origin: Origin,
+}
+
+/// Where sockets come from.
+#[derive(Debug)]
+pub enum Origin {
+    /// We opened them, and nobody else has them.
+    Opened,
+    /// From this process, which answers until we do.
+    Reader(UnixStream),
+    /// From one that only kept them.
+    Holder,
 }
 
 /// Why an address cannot be listened on; the text says what to do.
@@ -62,14 +72,17 @@ impl std::error::Error for ListenError {}
 impl Listener {
     /// The sockets of a process that answers there already, or new ones.
     pub fn take_or_open(address: SocketAddr, trusted: &Trusted) -> Result<Self, ListenError> {
-        let Some(Inherited { udp, tcp, before }) = hand_over::take(address, trusted) else {
+        let Some(inherited) = hand_over::take(address, trusted) else {
             return Self::open(address);
         };
         Ok(Self {
             address,
-            udp,
-            tcp,
-            before: Some(before),
+            udp: inherited.udp,
+            tcp: inherited.tcp,
+            origin: match inherited.giver {
+                Giver::Reads => Origin::Reader(inherited.link),
+                Giver::Holds => Origin::Holder,
+            },
         })
     }
 
@@ -92,7 +105,7 @@ impl Listener {
             address,
             udp,
             tcp,
-            before: None,
+            origin: Origin::Opened,
         })
     }
 }

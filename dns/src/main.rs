@@ -35,7 +35,7 @@ const EXIT_LISTEN: u8 = 3;
 #[command(version)]
 struct Args {
     /// Where to answer, over UDP and TCP. May be repeated.
-    #[arg(long, required = true)]
+    #[arg(long, required_unless_present = "probe")]
     listen: Vec<SocketAddr>,
     /// The agent's socket that the zone comes from.
     #[arg(long, default_value = "/run/weir/zone.sock")]
@@ -61,7 +61,7 @@ struct Args {
     status_socket: Option<PathBuf>,
     /// Ask the process with this --status-socket whether it is ready, say what it says, and end: with 0
     /// if it is.
-    #[arg(long, value_name = "STATUS_SOCKET", exclusive = true)]
+    #[arg(long, value_name = "STATUS_SOCKET")]
     probe: Option<PathBuf>,
     /// Whom to become, as UID:GID, when started as root.
     #[arg(long, default_value = "65532:65532")]

@@ -17,7 +17,7 @@ use crate::hand_over::Trusted;
 use crate::listen::Listener;
 use crate::metrics::Text;
 use crate::resolve::Resolve;
-use crate::turn::{Sockets, Turn, Turns};
+use crate::turn::{Turn, Turns};
 
 /// How long questions under way may take once we are told to end: a whole upstream budget, and some.
 const DRAIN: Duration = Duration::from_secs(3);
@@ -35,14 +35,11 @@ pub async fn serve(
             address,
             udp,
             tcp,
-            before,
+            origin,
         } = listener;
         let server = Text::new(&format!("dns://{address}"));
         info!(%address, "listening");
-        let turn = Turn::new(match before {
-            None => Sockets::Own,
-            Some(_) => Sockets::Shared,
-        });
+        let turn = Turn::new(&origin);
         let turns = Turns {
             address,
             udp: udp.try_clone()?.into(),
@@ -51,7 +48,7 @@ pub async fn serve(
             zone: resolve.zone.clone(),
             turn: turn.clone(),
         };
-        tasks.spawn(turns.follow(before, shutdown.clone()));
+        tasks.spawn(turns.follow(origin, shutdown.clone()));
         let udp = Arc::new(tokio::net::UdpSocket::from_std(udp)?);
         tasks.spawn(udp::serve(
             udp,

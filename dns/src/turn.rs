@@ -1,6 +1,7 @@
 //! Whose turn it is to read an address's sockets when several processes have them. The newest that
 //! knows the zone reads; the others keep the sockets and wait, and read again should it end.
 
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -14,7 +15,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::feed::SharedZone;
-use crate::hand_over::{self, Trusted, gone, hear_reading, say_reading};
+use crate::hand_over::{self, Giver, Trusted, gone, hear_reading, say_reading};
+use crate::listen::Origin;
 
 /// Processes that have our sockets at once.
 const MAX_OTHERS: usize = 8;
@@ -57,11 +59,12 @@ impl Reader {
 pub struct Turn(Arc<watch::Sender<Reader>>);
 
 impl Turn {
-    /// Ours at once, unless the sockets came from another process.
-    pub fn new(sockets: Sockets) -> Self {
-        let before = match sockets {
-            Sockets::Own => Before::Past,
-            Sockets::Shared => Before::Reads,
+    /// Ours at once, unless another process reads.
+    pub fn new(origin: &Origin) -> Self {
+        let (before, sockets) = match origin {
+            Origin::Opened => (Before::Past, Sockets::Own),
+            Origin::Holder => (Before::Past, Sockets::Shared),
+            Origin::Reader(_) => (Before::Reads, Sockets::Shared),
         };
         let reader = Reader {
             before,
@@ -130,14 +133,14 @@ pub struct Turns {
 impl Turns {
     /// Takes the turn from the process before, if there is one, and gives it to later ones, until
     /// `shutdown`. Then others hear that we read no more.
-    pub async fn follow(self, before: Option<StdUnixStream>, shutdown: CancellationToken) {
+    pub async fn follow(self, origin: Origin, shutdown: CancellationToken) {
         let follow = async {
             // Open as long as we live, so that the process before goes on if we die.
-            let _before = match before {
-                None => None,
-                Some(before) => self.succeed(before).await,
+            let _before = match origin {
+                Origin::Opened | Origin::Holder => None,
+                Origin::Reader(before) => self.succeed(before).await,
             };
-            match hand_over::offer(self.address) {
+            match self.offer() {
                 Ok(listener) => self.give_away(listener).await,
                 Err(error) => {
                     let address = self.address;
@@ -152,10 +155,17 @@ impl Turns {
         }
     }
 
+    fn offer(&self) -> io::Result<UnixListener> {
+        let (_, listener) = hand_over::offer(self.address)?;
+        listener.set_nonblocking(true)?;
+        UnixListener::from_std(listener)
+    }
+
     async fn succeed(&self, before: StdUnixStream) -> Option<UnixStream> {
         let address = self.address;
         info!(%address, "another process answers and shares its sockets");
-        let mut before = match UnixStream::from_std(before) {
+        let watched = before.set_nonblocking(true);
+        let mut before = match watched.and_then(|()| UnixStream::from_std(before)) {
             Ok(before) => Some(before),
             Err(error) => {
                 warn!(%address, %error, "the process before cannot be watched");
@@ -202,7 +212,7 @@ impl Turns {
             let given = self.trusted.check(&next).and_then(|()| {
                 // First, since nothing may be done to them any more that others would feel.
                 self.turn.change(|reader| reader.sockets = Sockets::Shared);
-                hand_over::give(&next, self.udp.as_fd(), self.tcp.as_fd())
+                hand_over::give(&next, Giver::Reads, self.udp.as_fd(), self.tcp.as_fd())
             });
             if let Err(error) = given {
                 warn!(address = %self.address, %error, "sockets not handed over");

@@ -3,6 +3,7 @@
 
 mod feed;
 mod forward;
+mod hand_over;
 mod process;
 mod server;
 mod support;

@@ -13,7 +13,7 @@ use weir_dns::feed::{Peer, Server, ZoneChange};
 
 use crate::support::{PATIENCE, ask, cluster_ip, free_address, shown, until};
 
-struct Process(Child);
+pub(crate) struct Process(pub(crate) Child);
 
 impl Drop for Process {
     fn drop(&mut self) {

@@ -8,6 +8,8 @@ use std::time::Duration;
 use hickory_proto::op::{Edns, Message, MessageType, Query, ResponseCode};
 use hickory_proto::rr::rdata::{CNAME, SOA};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio_util::sync::CancellationToken;
@@ -117,6 +119,7 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) zone: SharedZone,
     pub(crate) metrics: Metrics,
+    registry: Registry,
     shutdown: CancellationToken,
     task: tokio::task::JoinHandle<std::io::Result<()>>,
 }
@@ -130,10 +133,14 @@ impl Server {
     }
 
     pub(crate) fn start_unsynced(address: SocketAddr, upstream: &[SocketAddr]) -> Self {
-        let listener = Listener::open(address).unwrap();
+        Self::start_with(Listener::open(address).unwrap(), upstream)
+    }
+
+    /// Without a zone.
+    pub(crate) fn start_with(listener: Listener, upstream: &[SocketAddr]) -> Self {
         let address = listener.address;
         let zone = SharedZone::default();
-        let (metrics, _) = Metrics::new(&domain());
+        let (metrics, registry) = Metrics::new(&domain());
         let upstream = Upstream::new(upstream).unwrap();
         let resolve = Resolve::new(domain(), zone.clone(), upstream, metrics.clone());
         let shutdown = CancellationToken::new();
@@ -146,9 +153,20 @@ impl Server {
             address,
             zone,
             metrics,
+            registry,
             shutdown,
             task,
         }
+    }
+
+    /// Questions that it has answered.
+    pub(crate) fn answered(&self) -> u64 {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).unwrap();
+        text.lines()
+            .filter(|line| line.starts_with("coredns_dns_responses_total{"))
+            .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
+            .sum()
     }
 
     /// Tells it to end and waits until it has.

@@ -1,0 +1,87 @@
+//! Keeps the sockets of weir-dns open while it is dead, for a parent that starts it again: what is asked
+//! meanwhile waits in them, and nobody is refused. The parent reads nothing.
+
+use std::io::{self, Read};
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::thread;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::geteuid;
+use tracing::warn;
+
+use crate::hand_over::{self, Giver, Inherited, Place, Trusted, give, offer};
+
+/// Between two looks for a process that has sockets.
+const PAUSE: Duration = Duration::from_millis(50);
+/// The same, as the kernel wants it.
+const PAUSE_SPEC: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 50_000_000,
+};
+
+/// Holds the sockets of these addresses from a thread for each, until this process ends. `user` is whom
+/// weir-dns runs as.
+///
+/// # Errors
+/// There can be no more threads.
+pub fn hold(addresses: &[SocketAddr], user: u32) -> io::Result<()> {
+    let trusted = Trusted(vec![user, geteuid().as_raw()]);
+    for address in addresses.iter().copied() {
+        let trusted = trusted.clone();
+        thread::Builder::new()
+            .name(format!("hold {address}"))
+            .spawn(move || hold_one(address, &trusted))?;
+    }
+    Ok(())
+}
+
+fn hold_one(address: SocketAddr, trusted: &Trusted) -> ! {
+    let mut held: Option<Inherited> = None;
+    let mut offered: Option<(Place, UnixListener)> = None;
+    loop {
+        // Whoever reads has the sockets that count: others, if we held any, are closed here, since the
+        // kernel would still give them a part of the questions.
+        let own = offered.as_ref().map(|(place, _)| *place);
+        if let Some(mut inherited) = hand_over::take_except(address, own, trusted)
+            && inherited.giver == Giver::Reads
+        {
+            offered = None;
+            ended(&mut inherited.link);
+            held = Some(inherited);
+        }
+        let turn = match (&held, &offered) {
+            (None, _) => {
+                thread::sleep(PAUSE);
+                Ok(())
+            }
+            // At once: the next process may look already.
+            (Some(_), None) => offer(address).map(|it| offered = Some(it)),
+            (Some(inherited), Some((_, listener))) => pass_on(listener, inherited, trusted),
+        };
+        if let Err(error) = turn {
+            warn!(%address, %error, "sockets not passed on");
+            thread::sleep(PAUSE);
+        }
+    }
+}
+
+/// Gives the sockets to the next process, if it comes before it is time to look around again.
+fn pass_on(listener: &UnixListener, inherited: &Inherited, trusted: &Trusted) -> io::Result<()> {
+    let mut waiting = [PollFd::new(listener, PollFlags::IN)];
+    if poll(&mut waiting, Some(&PAUSE_SPEC))? == 0 {
+        return Ok(());
+    }
+    let (next, _) = listener.accept()?;
+    trusted.check(&next)?;
+    let (udp, tcp) = (inherited.udp.as_fd(), inherited.tcp.as_fd());
+    give(&next, Giver::Holds, udp, tcp)
+}
+
+/// Waits until the process at the other end is gone. It says nothing to a holder.
+fn ended(link: &mut UnixStream) {
+    let mut byte = [0];
+    while matches!(link.read(&mut byte), Ok(1..)) {}
+}
