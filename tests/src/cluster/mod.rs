@@ -9,6 +9,7 @@ mod hierarchy;
 mod images;
 pub mod init;
 mod node;
+pub mod nodes;
 mod oci;
 pub mod options;
 mod peers;
@@ -46,6 +47,8 @@ pub struct Cluster {
     place: Place,
     programs: Programs,
     starter: Starter,
+    /// Of one that this process started: who else could sign?
+    authority: Option<Authority>,
     end: End,
 }
 
@@ -87,9 +90,10 @@ impl Cluster {
             options,
             place,
             programs,
+            authority: None,
             end: failed,
         };
-        cluster.start()?;
+        cluster.authority = Some(cluster.start()?);
         cluster.end = End::TakenDown;
         Ok(cluster)
     }
@@ -106,6 +110,7 @@ impl Cluster {
             starter: Starter::new(place.clone(), record, &programs.folders())?,
             place,
             programs,
+            authority: None,
             end: End::LeftRunning,
         })
     }
@@ -140,8 +145,7 @@ impl Cluster {
     /// # Errors
     /// There is no such node.
     pub fn inside(&self, node: &str) -> Result<Command> {
-        let found = Node::all(self.options.nodes).find(|n| n.name() == node);
-        let node = found.with_context(|| format!("no node {node}"))?;
+        let node = self.node(node)?;
         let cgroup = format!("{}/shell", node.name());
         let mut command = self.starter.foreground(Inside::Node(node), &cgroup)?;
         command.env("KUBECONFIG", plane::admin(&self.place));
@@ -149,7 +153,7 @@ impl Cluster {
         Ok(command)
     }
 
-    fn start(&self) -> Result<()> {
+    fn start(&self) -> Result<Authority> {
         let begin = Instant::now();
         let said =
             |what: &str| progress(&format!("{:6.1} s  {what}", begin.elapsed().as_secs_f64()));
@@ -226,7 +230,7 @@ impl Cluster {
                 said("CoreDNS");
             }
         }
-        Ok(())
+        Ok(authority)
     }
 }
 
