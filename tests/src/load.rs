@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::ops::AddAssign;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
@@ -38,6 +38,15 @@ impl Load {
     pub fn start(pod: &Pod, words: &str) -> Result<Self> {
         let mut command = pod.command(&binary("weir-load").display().to_string());
         command.args(words.split_whitespace());
+        Self::run(command)
+    }
+
+    /// As [`Self::start`], by a command that has its words; its stdin, if that is a pipe, is closed by
+    /// [`Self::finish`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn run(mut command: Command) -> Result<Self> {
         let child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -52,6 +61,7 @@ impl Load {
     /// # Errors
     /// It failed itself; that attempts failed is no error.
     pub fn finish(mut self) -> Result<Tally> {
+        drop(self.child.stdin.take());
         let mut said = String::new();
         let mut complaint = String::new();
         // What it says is one line, which a pipe holds.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -19,9 +20,9 @@ struct Args {
     /// What to do at each tick.
     #[arg(long, value_enum)]
     kind: Kind,
-    /// Whom to ask.
-    #[arg(long)]
-    target: SocketAddr,
+    /// Whom to ask; several are asked in turn.
+    #[arg(long, required = true)]
+    target: Vec<SocketAddr>,
     /// The name to look up, for `dns` and `dns-tcp`.
     #[arg(long, default_value = "kubernetes.default.svc.cluster.local.")]
     name: String,
@@ -31,6 +32,9 @@ struct Args {
     /// How long, in seconds.
     #[arg(long)]
     seconds: f64,
+    /// Ends earlier when nobody holds its stdin open any more.
+    #[arg(long)]
+    until_eof: bool,
     /// An attempt that takes longer has failed, in milliseconds.
     #[arg(long, default_value_t = 1000)]
     patience: u64,
@@ -75,9 +79,26 @@ async fn main() -> Result<()> {
         slowest = slowest.max(took);
         Ok(())
     };
-    for _ in 0..attempts {
-        ticks.tick().await;
-        running.spawn(attempts_of_one(args.clone()));
+    let mut eof = pin!(async {
+        match args.until_eof {
+            true => {
+                let read = || std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+                tokio::task::spawn_blocking(read).await
+            }
+            false => std::future::pending().await,
+        }
+    });
+    let mut attempted = 0;
+    for target in args.target.iter().cycle() {
+        if attempted == attempts {
+            break;
+        }
+        tokio::select! {
+            _ = ticks.tick() => {}
+            _ = &mut eof => break,
+        }
+        attempted += 1;
+        running.spawn(attempts_of_one(*target, args.clone()));
         while let Some(ended) = running.try_join_next() {
             count(ended)?;
         }
@@ -88,23 +109,24 @@ async fn main() -> Result<()> {
     println!(
         "{}",
         serde_json::json!({
-            "attempted": attempts,
+            "attempted": attempted,
             "outcomes": outcomes,
             "slowest_ms": slowest.as_millis() as u64,
             "failures_by_second": failures,
             "took_ms": start.elapsed().as_millis() as u64,
         })
     );
-    Ok(())
+    // A thread may still read stdin: it is not waited for.
+    std::process::exit(0)
 }
 
-async fn attempts_of_one(args: Args) -> (String, Duration) {
-    let first = attempt(args.clone()).await;
+async fn attempts_of_one(target: SocketAddr, args: Args) -> (String, Duration) {
+    let first = attempt(target, args.clone()).await;
     let Some(pause) = args.retry_after.filter(|_| first.0 != "ok") else {
         return first;
     };
     tokio::time::sleep(Duration::from_millis(pause)).await;
-    let (second, took) = attempt(args).await;
+    let (second, took) = attempt(target, args).await;
     let outcome = match second.as_str() {
         "ok" => "ok after a retry".to_owned(),
         failed => format!("{failed}, twice"),
@@ -112,14 +134,14 @@ async fn attempts_of_one(args: Args) -> (String, Duration) {
     (outcome, took)
 }
 
-async fn attempt(args: Args) -> (String, Duration) {
+async fn attempt(target: SocketAddr, args: Args) -> (String, Duration) {
     let start = Instant::now();
     let tried = timeout(Duration::from_millis(args.patience), async {
         match args.kind {
-            Kind::Http => http(args.target).await,
-            Kind::Udp => udp(args.target).await,
-            Kind::Dns => dns(args.target, &args.name).await,
-            Kind::DnsTcp => dns_tcp(args.target, &args.name).await,
+            Kind::Http => http(target).await,
+            Kind::Udp => udp(target).await,
+            Kind::Dns => dns(target, &args.name).await,
+            Kind::DnsTcp => dns_tcp(target, &args.name).await,
         }
     })
     .await;

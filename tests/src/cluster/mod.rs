@@ -14,6 +14,7 @@ pub mod init;
 pub mod kills;
 pub mod matrix;
 mod node;
+pub mod nodes;
 mod oci;
 pub mod options;
 mod peers;
@@ -52,6 +53,8 @@ pub struct Cluster {
     place: Place,
     programs: Programs,
     starter: Starter,
+    /// Of one that this process started: who else could sign?
+    authority: Option<Authority>,
     end: End,
 }
 
@@ -93,9 +96,10 @@ impl Cluster {
             options,
             place,
             programs,
+            authority: None,
             end: failed,
         };
-        cluster.start()?;
+        cluster.authority = Some(cluster.start()?);
         cluster.end = End::TakenDown;
         Ok(cluster)
     }
@@ -112,6 +116,7 @@ impl Cluster {
             starter: Starter::new(place.clone(), record, &programs.folders())?,
             place,
             programs,
+            authority: None,
             end: End::LeftRunning,
         })
     }
@@ -146,8 +151,7 @@ impl Cluster {
     /// # Errors
     /// There is no such node.
     pub fn inside(&self, node: &str) -> Result<Command> {
-        let found = Node::all(self.options.nodes).find(|n| n.name() == node);
-        let node = found.with_context(|| format!("no node {node}"))?;
+        let node = self.node(node)?;
         let cgroup = format!("{}/shell", node.name());
         let mut command = self.starter.foreground(Inside::Node(node), &cgroup)?;
         command.env("KUBECONFIG", plane::admin(&self.place));
@@ -167,7 +171,7 @@ impl Cluster {
         })
     }
 
-    fn start(&self) -> Result<()> {
+    fn start(&self) -> Result<Authority> {
         let begin = Instant::now();
         let said =
             |what: &str| progress(&format!("{:6.1} s  {what}", begin.elapsed().as_secs_f64()));
@@ -244,7 +248,7 @@ impl Cluster {
                 said("CoreDNS");
             }
         }
-        Ok(())
+        Ok(authority)
     }
 }
 

@@ -15,7 +15,7 @@ use crate::pki::{Credential, Pki};
 
 const ETCD: &str = "http://127.0.0.1:2379";
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
-const SERVING: &str = "kube-apiserver";
+pub(super) const SERVING: &str = "kube-apiserver";
 const PROXY: &str = "system:kube-proxy";
 const START: Duration = Duration::from_secs(120);
 
@@ -105,12 +105,6 @@ pub(super) fn start(
     authority: &Authority,
     options: &Options,
 ) -> Result<()> {
-    let run = |name: &str, program: &Path, flags: Vec<String>| {
-        let cgroup = format!("plane/{name}");
-        starter.start(name, Inside::NetworkOf(CONTROL), &cgroup, program, flags)
-    };
-    let file = |name: &str| authority.file(name).display().to_string();
-
     let peers = "http://127.0.0.1:2380";
     let flags = vec![
         format!("--data-dir={}", place.dir().join("etcd").display()),
@@ -120,8 +114,21 @@ pub(super) fn start(
         // A cluster of this kind need not survive a power cut.
         "--unsafe-no-fsync".to_owned(),
     ];
-    run("etcd", &programs.plane.etcd, flags)?;
+    run(starter, "etcd", &programs.plane.etcd, flags)?;
+    start_api_server(starter, programs, authority, options)
+}
 
+/// Starts the API server, and does not wait for it.
+///
+/// # Errors
+/// The process cannot be started.
+pub(super) fn start_api_server(
+    starter: &Starter,
+    programs: &Programs,
+    authority: &Authority,
+    options: &Options,
+) -> Result<()> {
+    let file = |name: &str| authority.file(name).display().to_string();
     let flags = vec![
         format!("--etcd-servers={ETCD}"),
         format!("--advertise-address={}", api_server().ip()),
@@ -144,7 +151,17 @@ pub(super) fn start(
         format!("--service-account-key-file={}", file("sa.pub")),
         format!("--service-account-signing-key-file={}", file("sa.key")),
     ];
-    run("kube-apiserver", &programs.plane.kube_apiserver, flags)
+    run(starter, SERVING, &programs.plane.kube_apiserver, flags)
+}
+
+/// Waits until the API server answers.
+///
+/// # Errors
+/// It ended, or did not in time; the error shows its log.
+pub(super) fn wait_for_api_server(starter: &Starter, kubectl: &Kubectl) -> Result<()> {
+    starter.wait(SERVING, "ready", START, || {
+        kubectl.run(&["get", "--raw", "/readyz"]).is_ok()
+    })
 }
 
 /// Waits until the API server answers, then starts controllers and scheduler: they end when they
@@ -159,13 +176,7 @@ pub(super) fn start_controllers(
     kubectl: &Kubectl,
     options: &Options,
 ) -> Result<()> {
-    starter.wait(SERVING, "ready", START, || {
-        kubectl.run(&["get", "--raw", "/readyz"]).is_ok()
-    })?;
-    let run = |name: &str, program: &Path, flags: Vec<String>| {
-        let cgroup = format!("plane/{name}");
-        starter.start(name, Inside::NetworkOf(CONTROL), &cgroup, program, flags)
-    };
+    wait_for_api_server(starter, kubectl)?;
     let file = |name: &str| authority.file(name).display().to_string();
 
     let as_user = |user: &str| -> Result<Vec<String>> {
@@ -198,9 +209,9 @@ pub(super) fn start_controllers(
         ],
     });
     let program = &programs.plane.kube_controller_manager;
-    run("kube-controller-manager", program, flags)?;
+    run(starter, "kube-controller-manager", program, flags)?;
     let flags = as_user("system:kube-scheduler")?;
-    run("kube-scheduler", &programs.kube_scheduler, flags)?;
+    run(starter, "kube-scheduler", &programs.kube_scheduler, flags)?;
     // Pods can be made once their namespace has its service account.
     starter.wait(
         "kube-controller-manager",
@@ -211,6 +222,11 @@ pub(super) fn start_controllers(
             kubectl.run(&wanted).is_ok()
         },
     )
+}
+
+fn run(starter: &Starter, name: &str, program: &Path, flags: Vec<String>) -> Result<()> {
+    let cgroup = format!("plane/{name}");
+    starter.start(name, Inside::NetworkOf(CONTROL), &cgroup, program, flags)
 }
 
 fn services(options: &Options) -> String {

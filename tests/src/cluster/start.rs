@@ -96,6 +96,29 @@ impl Starter {
         record.save(&self.place)
     }
 
+    /// Ends the processes whose names begin so.
+    ///
+    /// # Errors
+    /// No permission.
+    pub(super) fn kill(&self, prefix: &str) -> Result<()> {
+        let record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut named = record.processes.iter();
+        named.try_for_each(|process| match process.name.starts_with(prefix) {
+            true => process.kill(),
+            false => Ok(()),
+        })
+    }
+
+    /// Writes down that there are so many nodes.
+    ///
+    /// # Errors
+    /// The record cannot be written.
+    pub(super) fn count_nodes(&self, nodes: u8) -> Result<()> {
+        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        record.options.nodes = nodes;
+        record.save(&self.place)
+    }
+
     /// A program in the foreground, with the caller's own terminal.
     ///
     /// # Errors
