@@ -24,10 +24,22 @@ pub enum Unavailable {
          to a directory that has it"
     )]
     NoGo { program: String },
+    #[error(
+        "Go cannot have {module}: it is older than 1.26, or has no way to its module proxy ({why})"
+    )]
+    NoModule { module: String, why: String },
     #[error("no etcd found: install Debian's etcd-server, or set KUBEBUILDER_ASSETS ({why:#})")]
     NoEtcd { why: anyhow::Error },
     #[error("cannot build the control plane: {0:#}")]
     Build(#[from] anyhow::Error),
+}
+
+impl Unavailable {
+    /// Does this machine lack something? Otherwise it is there and does not do what it should.
+    #[must_use]
+    pub fn is_of_the_machine(&self) -> bool {
+        !matches!(self, Self::Build(_))
+    }
 }
 
 impl Binaries {
@@ -59,7 +71,8 @@ impl Binaries {
     }
 }
 
-/// [`Binaries::ready`] for a test of this name; reports it as not run on a machine that has no toolchain.
+/// [`Binaries::ready`] for a test of this name; reports it as not run on a machine that has no toolchain, or
+/// no way to what it builds.
 ///
 /// # Panics
 /// They cannot be built though there is one.
@@ -67,7 +80,7 @@ impl Binaries {
 pub fn ready_or_not_run(test: &str) -> Option<Binaries> {
     match Binaries::ready() {
         Ok(binaries) => Some(binaries),
-        Err(e @ (Unavailable::NoGo { .. } | Unavailable::NoEtcd { .. })) => {
+        Err(e) if e.is_of_the_machine() => {
             not_run(test, &e);
             None
         }

@@ -110,15 +110,43 @@ impl Module {
     }
 
     fn go(&self, program: &str) -> Result<Command, Unavailable> {
-        let go = find("go", &["/usr/local/go/bin"]).ok_or_else(|| Unavailable::NoGo {
-            program: program.to_owned(),
-        })?;
-        let mut command = Command::new(go);
-        command
-            .current_dir(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/gomod")).join(self.folder))
-            .env("GOFLAGS", "");
+        let mut command = go(program)?;
+        command.current_dir(
+            Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/gomod")).join(self.folder),
+        );
         Ok(command)
     }
+}
+
+/// Go, to build this program with.
+///
+/// # Errors
+/// There is none.
+pub(crate) fn go(program: &str) -> Result<Command, Unavailable> {
+    let go = find("go", &["/usr/local/go/bin"]).ok_or_else(|| Unavailable::NoGo {
+        program: program.to_owned(),
+    })?;
+    let mut command = Command::new(go);
+    command.env("GOFLAGS", "");
+    Ok(command)
+}
+
+/// Fetches one module, if it is not there yet: what shows whether Go can build at all. `go` has no arguments
+/// yet.
+///
+/// # Errors
+/// It cannot: Go is too old for the `go.mod` in its folder, or cannot reach the module proxy.
+pub(crate) fn fetch(go: &mut Command, module: &str) -> Result<(), Unavailable> {
+    let download = go.args(["mod", "download", module]).output();
+    let output = download.context("run go")?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(Unavailable::NoModule {
+        module: module.to_owned(),
+        why: said.trim().to_owned(),
+    })
 }
 
 impl Workshop {
@@ -147,6 +175,8 @@ impl Workshop {
         if path.exists() {
             return Ok(path);
         }
+        let module = format!("{}@{}", self.module.requires, self.version);
+        fetch(&mut self.module.go(name)?, &module)?;
         let part = path.with_added_extension("part");
         let mut go = self.module.go(name)?;
         go.env("CGO_ENABLED", "0");

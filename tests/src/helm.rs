@@ -5,8 +5,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::binaries::{Unavailable, find};
+use crate::binaries::Unavailable;
 use crate::cache::{Cache, run_slowly};
+use crate::go::{fetch, go};
 
 /// Pinned: another version may render other blank lines.
 const VERSION: &str = "v4.3.1";
@@ -26,16 +27,14 @@ impl Helm {
         let cache = Cache::open(&format!("helm-{VERSION}"))?;
         let program = cache.dir.join("helm");
         if !program.exists() {
-            let go = find("go", &["/usr/local/go/bin"]).ok_or_else(|| Unavailable::NoGo {
-                program: "helm".into(),
-            })?;
+            let module = format!("helm.sh/helm/v4@{VERSION}");
+            fetch(go("helm")?.current_dir(&cache.dir), &module)?;
             // go moves what it built into place when it is complete.
-            let mut build = Command::new(go);
+            let mut build = go("helm")?;
             build
                 .current_dir(&cache.dir)
                 .env("GOBIN", &cache.dir)
                 .env("CGO_ENABLED", "0")
-                .env("GOFLAGS", "")
                 .args(["install", "-trimpath"])
                 .arg(format!("helm.sh/helm/v4/cmd/helm@{VERSION}"));
             run_slowly(&format!("build helm {VERSION}"), &mut build)?;

@@ -3,22 +3,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
-use weir_tests::binaries::{Binaries, Unavailable};
+use weir_tests::binaries::ready_or_not_run;
 use weir_tests::control_plane::ControlPlane;
-use weir_tests::not_run::not_run;
 
 const MANIFEST: &str = include_str!("../../deploy/weir.yaml");
 const CLEANUP: &str = include_str!("../../deploy/cleanup.yaml");
 
 #[test]
 fn the_api_server_takes_every_object() {
-    let test = "the_api_server_takes_every_object";
-    let binaries = match Binaries::ready() {
-        Ok(binaries) => binaries,
-        Err(e @ (Unavailable::NoGo { .. } | Unavailable::NoEtcd { .. })) => {
-            return not_run(test, &e);
-        }
-        Err(e) => panic!("{e}"),
+    let Some(binaries) = ready_or_not_run("the_api_server_takes_every_object") else {
+        return;
     };
     let plane = ControlPlane::start(&binaries).expect("a control plane");
     let kubectl = plane.kubectl();

@@ -175,10 +175,9 @@ fn no_container_has_more_power_than_this() {
 }
 
 fn helm(test: &str) -> Option<Helm> {
-    use weir_tests::binaries::Unavailable;
     match Helm::ready() {
         Ok(helm) => Some(helm),
-        Err(error @ Unavailable::NoGo { .. }) => {
+        Err(error) if error.is_of_the_machine() => {
             not_run(test, &error);
             None
         }

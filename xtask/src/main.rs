@@ -108,7 +108,11 @@ fn start(task: Task) -> anyhow::Result<ExitCode> {
         Task::Test { ring, no_setup } => {
             workspace::require_root("the tests make network namespaces and load BPF programs")?;
             let rings = Rings::chosen(ring);
-            match (no_setup, rings.contain(Ring::Cluster)) {
+            // Without Go there will be no cluster, and nothing is installed for one.
+            match (
+                no_setup,
+                rings.contain(Ring::Cluster) && setup::has_go(&workspace),
+            ) {
                 (true, _) => {}
                 (false, true) => setup::cluster(&workspace)?,
                 (false, false) => setup::run(&workspace)?,
@@ -117,7 +121,7 @@ fn start(task: Task) -> anyhow::Result<ExitCode> {
         }
         Task::Demo { arguments } => return run::demo(&workspace, arguments),
         Task::Bench { arguments } => return run::bench(&workspace, arguments),
-        Task::Image(options) => image::run(&workspace, options)?,
+        Task::Image(options) => drop(image::run(&workspace, options)?),
         Task::Cluster { arguments } => return run::cluster(&workspace, arguments),
         Task::Vm => return run::vm(&workspace),
     }

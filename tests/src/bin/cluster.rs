@@ -1,11 +1,12 @@
 //! `cargo xtask cluster`: the command line of a real Kubernetes cluster on this machine.
 
+use std::env;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use weir_tests::cluster::compare::{Side, compare};
 use weir_tests::cluster::e2e::{self, Selection};
@@ -88,7 +89,7 @@ fn main() -> Result<ExitCode> {
             } else {
                 End::TakenDown
             };
-            let cluster = Cluster::up(options, Programs::ready()?, failed)?.leave_running();
+            let cluster = up(options, Programs::ready()?, failed)?.leave_running();
             print!(
                 "{}",
                 cluster.kubectl().run(&["get", "nodes", "-o", "wide"])?
@@ -107,6 +108,7 @@ fn main() -> Result<ExitCode> {
             side,
             options,
         } => {
+            make_image(&options)?;
             let sides = side.map_or(vec![Side::Weir, Side::Peers], |side| vec![side]);
             let table = compare(&options, &Programs::ready()?, &selection, &sides)?;
             println!("{table}");
@@ -131,11 +133,29 @@ fn main() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn up(options: Options, programs: Programs, failed: End) -> Result<Cluster> {
+    make_image(&options)?;
+    Cluster::up(options, programs, failed)
+}
+
+/// On a machine that has made none. One that is there is taken, however old it is.
+fn make_image(options: &Options) -> Result<()> {
+    if !options.lacks_image() {
+        return Ok(());
+    }
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let made = Command::new(cargo).args(["xtask", "image"]).status();
+    if !made.context("start `cargo xtask image`")?.success() {
+        bail!("`cargo xtask image` made no {}", options.image.display());
+    }
+    Ok(())
+}
+
 fn e2e(options: Options, selection: &Selection, unrest: Unrest, repeat: u32) -> Result<ExitCode> {
     let programs = Programs::ready()?;
     let cluster = match Cluster::running(&options.name, programs.clone()) {
         Ok(running) => running,
-        Err(_) => Cluster::up(options, programs, End::TakenDown)?,
+        Err(_) => up(options, programs, End::TakenDown)?,
     };
     let mut good = true;
     for round in 1..=repeat {

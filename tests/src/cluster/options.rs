@@ -59,7 +59,7 @@ pub struct Options {
     #[arg(long, value_enum, default_value = "ipv4")]
     pub family: Family,
     /// Weir's image, as `cargo xtask image` writes it.
-    #[arg(long, default_value_os_t = image())]
+    #[arg(long, env = "WEIR_IMAGE", default_value_os_t = image())]
     pub image: PathBuf,
     /// What installs Weir.
     #[arg(long, default_value = "deploy/weir.yaml")]
@@ -71,6 +71,12 @@ impl Options {
     #[must_use]
     pub fn has_weir(&self) -> bool {
         self.cni == Cni::Weir || self.proxy == Proxy::Weir || self.dns == Dns::Weir
+    }
+
+    /// Weir is asked for, and the image that `cargo xtask image` makes is not there yet.
+    #[must_use]
+    pub fn lacks_image(&self) -> bool {
+        self.has_weir() && self.image == image() && !self.image.exists()
     }
 
     /// What the peers do, all three: what Weir is compared with.

@@ -48,7 +48,20 @@ pub(crate) struct Options {
     features: Option<String>,
 }
 
-pub(crate) fn run(workspace: &Workspace, options: Options) -> anyhow::Result<()> {
+impl Options {
+    /// An image to be tried here and now: quick to make, and beside the one for others.
+    pub(crate) fn trial(workspace: &Workspace) -> Self {
+        Self {
+            tag: None,
+            output: Some(workspace.target().join(format!("image/trial-{ARCH}.tar"))),
+            profile: "trial".to_owned(),
+            features: None,
+        }
+    }
+}
+
+/// Returns where the archive is.
+pub(crate) fn run(workspace: &Workspace, options: Options) -> anyhow::Result<PathBuf> {
     let name = options
         .tag
         .unwrap_or_else(|| format!("{REPOSITORY}:{}", env!("CARGO_PKG_VERSION")));
@@ -109,7 +122,7 @@ pub(crate) fn run(workspace: &Workspace, options: Options) -> anyhow::Result<()>
         "  load it  ctr -n k8s.io images import {}",
         output.display()
     );
-    Ok(())
+    Ok(output)
 }
 
 fn mebibytes(bytes: usize) -> f64 {

@@ -6,6 +6,8 @@ mod toolchain;
 
 pub(crate) use toolchain::{bpf_toolchain, cargo_deny};
 
+use std::path::Path;
+
 use crate::command::step;
 use crate::workspace::Workspace;
 
@@ -29,6 +31,12 @@ pub(crate) fn cluster(workspace: &Workspace) -> anyhow::Result<()> {
         packages::install(workspace, &missing)?;
     }
     Ok(())
+}
+
+/// Is there a Go toolchain, of whatever version, where the tests look for one? It is not installed here:
+/// what Debian has may be too old.
+pub(crate) fn has_go(workspace: &Workspace) -> bool {
+    workspace.which("go").is_some() || Path::new("/usr/local/go/bin/go").is_file()
 }
 
 /// Rust first: which LLVM packages are needed depends on the nightly.

@@ -26,6 +26,15 @@ pub(crate) struct Results {
 }
 
 impl Results {
+    /// Of tests that could not even be started, for which they are not to blame.
+    pub(crate) fn not_begun(why: &anyhow::Error) -> Self {
+        Self {
+            failed: 1,
+            failures: [format!("{why:#}")].into(),
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn add(&mut self, other: Results) {
         self.passed += other.passed;
         self.failed += other.failed;

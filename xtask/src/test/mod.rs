@@ -1,6 +1,7 @@
 //! `cargo xtask test`: checks, builds, runs the rings in order, looks for what was left behind, and
 //! sums it all up. How the parts work is in the files beside this one.
 
+mod cluster;
 mod libtest;
 mod ring;
 mod summary;
@@ -18,6 +19,7 @@ use crate::check;
 use crate::command::step;
 use crate::workspace::Workspace;
 
+use libtest::Results;
 pub(crate) use ring::{Ring, Rings};
 use summary::{Judge, Summary};
 
@@ -29,14 +31,21 @@ pub(crate) fn run(workspace: &Workspace, rings: &Rings) -> anyhow::Result<ExitCo
     let mut summary = Summary::new(Judge::from_environment(), not_checked);
     for ring in rings.in_order() {
         clear_not_run(workspace)?;
-        let result = step(&format!("test: {}", ring.title()), || ring.run(workspace))?;
+        let variables = match ring {
+            Ring::Cluster => cluster::prepare(workspace),
+            _ => Ok(Vec::new()),
+        };
+        let result = match variables {
+            Ok(variables) => step(&format!("test: {}", ring.title()), || {
+                ring.run(workspace, &variables)
+            })?,
+            // What the rings before have found is still worth saying.
+            Err(why) => Results::not_begun(&why),
+        };
         summary.add(ring, result, &read_not_run(workspace)?);
     }
     summary.left_behind(Census::leftovers(workspace, &before)?);
     print!("{summary}");
-    if !rings.contain(Ring::Cluster) {
-        println!("not asked for: the ring `cluster` (`cargo xtask test --ring cluster`)");
-    }
     Ok(if summary.is_good() {
         ExitCode::SUCCESS
     } else {
@@ -44,11 +53,14 @@ pub(crate) fn run(workspace: &Workspace, rings: &Rings) -> anyhow::Result<ExitCo
     })
 }
 
+/// An environment variable and its value.
+pub(crate) type Variable = (&'static str, OsString);
+
 /// What every test and the demo can rely on; `docs/testing.md` describes each variable.
 pub(crate) fn environment(
     workspace: &Workspace,
     profile: Profile,
-) -> anyhow::Result<[(&'static str, OsString); 4]> {
+) -> anyhow::Result<[Variable; 4]> {
     let binaries = workspace.target().join(match profile {
         Profile::Debug => "debug",
         Profile::Release => "release",

@@ -9,8 +9,8 @@ use std::path::Path;
 use anyhow::Context;
 use clap::ValueEnum;
 
-use super::environment;
 use super::libtest::{Results, run};
+use super::{Variable, environment};
 use crate::build::{Profile, cargo};
 use crate::workspace::{HOST_MEMBERS, Workspace};
 
@@ -27,8 +27,7 @@ pub(crate) enum Ring {
     Control,
     /// Other kernels, in virtual machines.
     Vm,
-    /// Kubernetes' own specs on a cluster of real nodes. Only when asked for: it takes long, and an
-    /// image of Weir.
+    /// Kubernetes' own specs, and applications, on a cluster of real nodes.
     Cluster,
 }
 
@@ -36,13 +35,12 @@ pub(crate) enum Ring {
 pub(crate) struct Rings(Vec<Ring>);
 
 impl Rings {
-    /// All but the cluster, if none is named.
+    /// All, if none is named.
     pub(crate) fn chosen(named: Vec<Ring>) -> Self {
-        if !named.is_empty() {
-            return Self(named);
+        if named.is_empty() {
+            return Self(Ring::value_variants().to_vec());
         }
-        let all = Ring::value_variants().iter().copied();
-        Self(all.filter(|ring| *ring != Ring::Cluster).collect())
+        Self(named)
     }
 
     pub(crate) fn contain(&self, ring: Ring) -> bool {
@@ -66,7 +64,7 @@ impl Ring {
             Ring::Netns => "netns (real sockets in namespaces)",
             Ring::Control => "control (a real Kubernetes control plane)",
             Ring::Vm => "vm (other kernels)",
-            Ring::Cluster => "cluster (Kubernetes' own specs on real nodes)",
+            Ring::Cluster => "cluster (Kubernetes' own specs, applications on real nodes)",
         }
     }
 
@@ -81,31 +79,41 @@ impl Ring {
         }
     }
 
-    /// Runs the ring's tests, all of them even if some fail.
+    /// Runs the ring's tests, all of them even if some fail, with these variables beside the usual.
     ///
     /// Cargo is always asked about the same set of packages (the default members): it resolves
     /// features for the packages it is asked about, and another set would compile everything again.
-    pub(crate) fn run(self, workspace: &Workspace) -> anyhow::Result<Results> {
+    pub(crate) fn run(
+        self,
+        workspace: &Workspace,
+        variables: &[Variable],
+    ) -> anyhow::Result<Results> {
         let targets = self.targets(workspace)?;
         let mut results = Results::default();
         if self == Ring::Host {
             let mut libraries = vec!["--lib".to_owned(), "--bins".to_owned()];
             libraries.extend(targets);
-            results.add(self.cargo_test(workspace, &libraries)?);
-            results.add(self.cargo_test(workspace, &["--doc".to_owned()])?);
+            results.add(self.cargo_test(workspace, variables, &libraries)?);
+            results.add(self.cargo_test(workspace, variables, &["--doc".to_owned()])?);
         } else if !targets.is_empty() {
-            results.add(self.cargo_test(workspace, &targets)?);
+            results.add(self.cargo_test(workspace, variables, &targets)?);
         }
         Ok(results)
     }
 
-    fn cargo_test(self, workspace: &Workspace, targets: &[String]) -> anyhow::Result<Results> {
+    fn cargo_test(
+        self,
+        workspace: &Workspace,
+        variables: &[Variable],
+        targets: &[String],
+    ) -> anyhow::Result<Results> {
         let mut command = cargo(workspace);
         command.args(["test", "--no-fail-fast"]).args(targets);
         if let Some(threads) = self.threads() {
             command.args(["--", "--test-threads", threads]);
         }
         command.envs(environment(workspace, Profile::Debug)?);
+        command.envs(variables.iter().cloned());
         run(&mut command)
     }
 
@@ -115,7 +123,9 @@ impl Ring {
         match self {
             Ring::Host | Ring::Kernel => None,
             Ring::Netns => Some("2"),
-            Ring::Control | Ring::Vm | Ring::Cluster => Some("1"),
+            Ring::Control | Ring::Vm => Some("1"),
+            // Those of one file share a cluster if they run side by side, and take turns on it.
+            Ring::Cluster => Some("4"),
         }
     }
 
@@ -186,12 +196,12 @@ mod tests {
     fn rings_run_from_quick_to_slow_whatever_the_order_asked() {
         let rings = Rings::chosen(vec![Ring::Vm, Ring::Host]);
         assert_eq!(rings.in_order().collect::<Vec<_>>(), [Ring::Host, Ring::Vm]);
-        assert_eq!(Rings::chosen(Vec::new()).in_order().count(), 5);
     }
 
     #[test]
-    fn the_cluster_runs_only_when_asked_for() {
-        assert!(!Rings::chosen(Vec::new()).contain(Ring::Cluster));
-        assert!(Rings::chosen(vec![Ring::Cluster]).contain(Ring::Cluster));
+    fn every_ring_runs_unless_some_are_named() {
+        let all: Vec<_> = Rings::chosen(Vec::new()).in_order().collect();
+        assert_eq!(all, Ring::value_variants());
+        assert!(!Rings::chosen(vec![Ring::Host]).contain(Ring::Cluster));
     }
 }
