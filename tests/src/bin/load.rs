@@ -20,9 +20,9 @@ struct Args {
     /// What to do at each tick.
     #[arg(long, value_enum)]
     kind: Kind,
-    /// Whom to ask; several are asked in turn.
-    #[arg(long, required = true)]
-    target: Vec<SocketAddr>,
+    /// Whom to ask.
+    #[arg(long)]
+    target: SocketAddr,
     /// The name to look up, for `dns` and `dns-tcp`.
     #[arg(long, default_value = "kubernetes.default.svc.cluster.local.")]
     name: String,
@@ -32,6 +32,9 @@ struct Args {
     /// How long, in seconds.
     #[arg(long)]
     seconds: f64,
+    /// Others who are asked in turn.
+    #[arg(long)]
+    also: Vec<SocketAddr>,
     /// Ends earlier when nobody holds its stdin open any more.
     #[arg(long)]
     until_eof: bool,
@@ -89,7 +92,8 @@ async fn main() -> Result<()> {
         }
     });
     let mut attempted = 0;
-    for target in args.target.iter().cycle() {
+    let targets: Vec<_> = [args.target].into_iter().chain(args.also.clone()).collect();
+    for target in targets.iter().cycle() {
         if attempted == attempts {
             break;
         }
@@ -98,7 +102,10 @@ async fn main() -> Result<()> {
             _ = &mut eof => break,
         }
         attempted += 1;
-        running.spawn(attempts_of_one(*target, args.clone()));
+        running.spawn(attempts_of_one(Args {
+            target: *target,
+            ..args.clone()
+        }));
         while let Some(ended) = running.try_join_next() {
             count(ended)?;
         }
@@ -120,13 +127,13 @@ async fn main() -> Result<()> {
     std::process::exit(0)
 }
 
-async fn attempts_of_one(target: SocketAddr, args: Args) -> (String, Duration) {
-    let first = attempt(target, args.clone()).await;
+async fn attempts_of_one(args: Args) -> (String, Duration) {
+    let first = attempt(args.clone()).await;
     let Some(pause) = args.retry_after.filter(|_| first.0 != "ok") else {
         return first;
     };
     tokio::time::sleep(Duration::from_millis(pause)).await;
-    let (second, took) = attempt(target, args).await;
+    let (second, took) = attempt(args).await;
     let outcome = match second.as_str() {
         "ok" => "ok after a retry".to_owned(),
         failed => format!("{failed}, twice"),
@@ -134,14 +141,14 @@ async fn attempts_of_one(target: SocketAddr, args: Args) -> (String, Duration) {
     (outcome, took)
 }
 
-async fn attempt(target: SocketAddr, args: Args) -> (String, Duration) {
+async fn attempt(args: Args) -> (String, Duration) {
     let start = Instant::now();
     let tried = timeout(Duration::from_millis(args.patience), async {
         match args.kind {
-            Kind::Http => http(target).await,
-            Kind::Udp => udp(target).await,
-            Kind::Dns => dns(target, &args.name).await,
-            Kind::DnsTcp => dns_tcp(target, &args.name).await,
+            Kind::Http => http(args.target).await,
+            Kind::Udp => udp(args.target).await,
+            Kind::Dns => dns(args.target, &args.name).await,
+            Kind::DnsTcp => dns_tcp(args.target, &args.name).await,
         }
     })
     .await;

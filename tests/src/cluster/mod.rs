@@ -29,6 +29,7 @@ mod weir;
 use std::fs;
 use std::path::{self, Path};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -54,7 +55,7 @@ pub struct Cluster {
     programs: Programs,
     starter: Starter,
     /// Of one that this process started: who else could sign?
-    authority: Option<Authority>,
+    authority: OnceLock<Authority>,
     end: End,
 }
 
@@ -96,10 +97,10 @@ impl Cluster {
             options,
             place,
             programs,
-            authority: None,
+            authority: OnceLock::new(),
             end: failed,
         };
-        cluster.authority = Some(cluster.start()?);
+        cluster.start()?;
         cluster.end = End::TakenDown;
         Ok(cluster)
     }
@@ -116,7 +117,7 @@ impl Cluster {
             starter: Starter::new(place.clone(), record, &programs.folders())?,
             place,
             programs,
-            authority: None,
+            authority: OnceLock::new(),
             end: End::LeftRunning,
         })
     }
@@ -171,7 +172,7 @@ impl Cluster {
         })
     }
 
-    fn start(&self) -> Result<Authority> {
+    fn start(&self) -> Result<()> {
         let begin = Instant::now();
         let said =
             |what: &str| progress(&format!("{:6.1} s  {what}", begin.elapsed().as_secs_f64()));
@@ -248,7 +249,8 @@ impl Cluster {
                 said("CoreDNS");
             }
         }
-        Ok(authority)
+        self.authority.get_or_init(|| authority);
+        Ok(())
     }
 }
 

@@ -41,7 +41,7 @@ impl Cluster {
     /// There is no such node, or it does not run.
     pub fn start_kubelet(&self, node: &str) -> Result<()> {
         let node = self.node(node)?;
-        let authority = self.authority.as_ref();
+        let authority = self.authority.get();
         let authority = authority.context("another process signed for this cluster")?;
         node::start_kubelet(
             &self.starter,
@@ -101,7 +101,7 @@ impl Cluster {
     /// # Errors
     /// It does not.
     pub fn start_api_server(&self) -> Result<()> {
-        let authority = self.authority.as_ref();
+        let authority = self.authority.get();
         let authority = authority.context("another process signed for this cluster")?;
         plane::start_api_server(&self.starter, &self.programs, authority, &self.options)?;
         plane::wait_for_api_server(&self.starter, &self.kubectl())

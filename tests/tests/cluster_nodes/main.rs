@@ -3,6 +3,7 @@
 //!
 //! Seen failing: with `WEIR_BROKEN=no-policy` no policy is applied, and the strangers that may reach
 //! nothing do; with `WEIR_BROKEN=dead-backend` a backend is stopped under the load that may lose nothing.
+//! With `WEIR_SLOW` (an image that is not optimised, a machine with other work) times are told, not judged.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
@@ -19,7 +20,7 @@ use weir_tests::cluster::{Cluster, End};
 use weir_tests::load::{Load, Tally};
 use weir_tests::node::binary;
 use weir_tests::not_run::not_run;
-use world::{World, broken, ctr, eventually, klog, seconds_now, time_of, until};
+use world::{World, broken, ctr, eventually, klog, seconds_now, time_of, told, until};
 
 const APPLICATION: &str = include_str!("application.yaml");
 const GUARD: &str = include_str!("guard.yaml");
@@ -153,10 +154,7 @@ impl World {
                 began,
             ),
             ("Weir says that pods can start", announced),
-            (
-                "the Node is Ready (kubelet asks containerd every 5 s)",
-                ready,
-            ),
+            ("the Node is Ready", ready),
             ("the pod has its network", opened),
             ("the pod answers, by name and through its Service", answered),
         ] {
@@ -165,7 +163,12 @@ impl World {
         let ours = (announced - began) + (answered - opened);
         println!("{ours:8.2}  of it Weir's own, the start of the pod's program included");
         println!("meanwhile: {tally:?}");
-        assert!(ours <= JOIN.as_secs_f64(), "{ours} s");
+        for (time, line) in lines.iter().filter(|(time, _)| *time < announced + 0.1) {
+            println!("{:8.2}  n3's agent: {}", time - kubelet, told(line));
+        }
+        if std::env::var_os("WEIR_SLOW").is_none() {
+            assert!(ours <= JOIN.as_secs_f64(), "{ours} s");
+        }
         assert_eq!(tally.failed(), 0, "{tally:?}");
         assert!(tally.attempted > 500, "{tally:?}");
     }

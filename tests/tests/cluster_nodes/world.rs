@@ -34,8 +34,8 @@ impl World {
     pub(crate) fn load(&self, node: &str, pod: &str, rate: &str, targets: &[String]) -> Load {
         let mut words = vec!["/weir/weir-load", "--kind", "http", "--seconds", MINUTES];
         words.extend(["--until-eof", "--rate", rate]);
-        for target in targets {
-            words.extend(["--target", target]);
+        for (i, target) in targets.iter().enumerate() {
+            words.extend([if i == 0 { "--target" } else { "--also" }, target]);
         }
         Load::run(self.cluster.in_pod(node, pod, &words).unwrap()).unwrap()
     }
@@ -56,10 +56,10 @@ impl World {
 
     /// What `weir` says on a node, without the API server; `None` while no agent answers.
     pub(crate) fn weir(&self, node: &str, what: &str) -> Option<Value> {
-        let said = self
-            .cluster
-            .run_on(node, &binary("weir"), &[what, "-o", "json"]);
-        serde_json::from_str(&said.ok()?).ok()
+        let mut weir = self.cluster.inside(node).unwrap();
+        weir.arg(binary("weir")).args([what, "-o", "json"]);
+        // It fails when the node is not ready, and says why.
+        serde_json::from_slice(&weir.output().unwrap().stdout).ok()
     }
 
     pub(crate) fn backends(&self, node: &str, service: &str) -> usize {
@@ -289,4 +289,10 @@ pub(crate) fn klog(log: &str, what: &str, after: f64) -> f64 {
 pub(crate) fn time_of(lines: &[(f64, String)], what: &str) -> f64 {
     let line = lines.iter().find(|(_, line)| line.contains(what));
     line.unwrap_or_else(|| panic!("no {what:?} in {lines:?}")).0
+}
+
+/// A line of the agent's log without its time, and not all of it.
+pub(crate) fn told(line: &str) -> String {
+    let text = line.split_once(" INFO ").map_or(line, |(_, text)| text);
+    text.trim().chars().take(110).collect()
 }
