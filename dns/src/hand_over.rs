@@ -13,14 +13,15 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
 use std::time::Duration;
 
-use rustix::net::sockopt::socket_peercred;
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use socket2::{Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tracing::debug;
+use tracing::warn;
 
 /// Processes that can offer the same sockets at once: two in an update, and room for crashes in it.
 const PLACES: u32 = 8;
@@ -66,7 +67,7 @@ impl Trusted {
 
     /// Whether who has connected may have our sockets.
     pub fn check(&self, next: impl AsFd) -> io::Result<()> {
-        let asker = socket_peercred(next)?.uid.as_raw();
+        let asker = peer_user(&next)?;
         match self.includes(asker) {
             true => Ok(()),
             false => Err(refused(format!("asked for by user {asker}"))),
@@ -96,7 +97,7 @@ pub fn take_except(
             Ok(inherited) => holder = holder.or(Some(inherited)),
             // Nobody is at this place.
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
-            Err(error) => debug!(%address, ?place, %error, "sockets not taken"),
+            Err(error) => warn!(%address, ?place, %error, "sockets not taken"),
         }
     }
     holder
@@ -104,7 +105,7 @@ pub fn take_except(
 
 fn take_from(address: SocketAddr, place: Place, trusted: &Trusted) -> io::Result<Inherited> {
     let link = UnixStream::connect_addr(&name(address, place)?)?;
-    let owner = socket_peercred(&link)?.uid.as_raw();
+    let owner = peer_user(&link)?;
     if !trusted.includes(owner) {
         return Err(refused(format!("they are offered by user {owner}")));
     }
@@ -187,6 +188,12 @@ pub async fn hear_reading(next: &mut tokio::net::UnixStream) -> io::Result<()> {
 pub async fn gone(other: &mut tokio::net::UnixStream) {
     let mut byte = [0];
     while matches!(other.read(&mut byte).await, Ok(1..)) {}
+}
+
+/// Not by rustix: a process of another PID namespace has the pid 0 here, which its type cannot say, and what
+/// comes out is an error (1.1.6).
+fn peer_user(link: &impl AsFd) -> io::Result<u32> {
+    Ok(getsockopt(link, PeerCredentials)?.uid())
 }
 
 fn receive(link: &UnixStream) -> io::Result<(Giver, OwnedFd, OwnedFd)> {

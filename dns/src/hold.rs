@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::geteuid;
 use tracing::warn;
 
@@ -71,8 +72,10 @@ fn hold_one(address: SocketAddr, trusted: &Trusted) -> ! {
 /// Gives the sockets to the next process, if it comes before it is time to look around again.
 fn pass_on(listener: &UnixListener, inherited: &Inherited, trusted: &Trusted) -> io::Result<()> {
     let mut waiting = [PollFd::new(listener, PollFlags::IN)];
-    if poll(&mut waiting, Some(&PAUSE_SPEC))? == 0 {
-        return Ok(());
+    match poll(&mut waiting, Some(&PAUSE_SPEC)) {
+        Ok(0) | Err(Errno::INTR) => return Ok(()),
+        Ok(_) => {}
+        Err(error) => return Err(error.into()),
     }
     let (next, _) = listener.accept()?;
     trusted.check(&next)?;
@@ -83,5 +86,11 @@ fn pass_on(listener: &UnixListener, inherited: &Inherited, trusted: &Trusted) ->
 /// Waits until the process at the other end is gone. It says nothing to a holder.
 fn ended(link: &mut UnixStream) {
     let mut byte = [0];
-    while matches!(link.read(&mut byte), Ok(1..)) {}
+    loop {
+        match link.read(&mut byte) {
+            Ok(1..) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(0) | Err(_) => return,
+        }
+    }
 }

@@ -22,8 +22,8 @@ use crate::listen::Origin;
 const MAX_OTHERS: usize = 8;
 
 /// Who reads the sockets, as far as this process knows.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Reader {
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Reader {
     before: Before,
     /// Newer processes that read.
     newer: usize,
@@ -31,19 +31,17 @@ pub struct Reader {
 }
 
 /// The process that the sockets come from.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Before {
     /// It reads, until we can.
     Reads,
     /// There is none, it is gone, or we have told it that we read.
-    #[default]
     Past,
 }
 
 /// Whether another process may have the sockets too.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Sockets {
-    #[default]
     Own,
     Shared,
 }
