@@ -36,6 +36,7 @@ struct Defaults {
 }
 
 #[test]
+#[ignore = "takes minutes and a cluster of its own: by hand (docs/testing.md)"]
 fn a_node_without_weir_is_what_it_was_before() {
     let programs = match Programs::ready() {
         Ok(programs) => programs,
