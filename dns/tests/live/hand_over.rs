@@ -160,7 +160,6 @@ async fn no_more_than_a_thousand_questions_are_held() {
     server.stop().await;
 }
 
-/// Seen failing: with `Trusted::check` that says yes, it takes the sockets and runs.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_user_gets_no_sockets() {
     let server = Server::start(&[]);
@@ -180,7 +179,6 @@ async fn another_user_gets_no_sockets() {
 }
 
 /// Every question is sent once. One that the process had read when it was killed is lost; no other.
-/// Seen failing: without `hold`, most that come between a death and the next start are refused.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_parent_that_holds_the_sockets_leaves_nobody_refused() {
     const USER: u32 = 47_813;
