@@ -25,8 +25,7 @@ use crate::model::{Change, Kind, Object};
 pub use connect::{ConnectError, Credentials, KubeOptions, connect};
 
 /// A log filter: the library warns at every failed attempt, where the source reports each change once.
-pub const LOG_FILTER: &str =
-    "kube_runtime=error,kube_client=error,kube_client::client::builder=off";
+pub const LOG_FILTER: &str = "kube_runtime=error,kube_client=error";
 
 /// What may wait on its way from the watches to who saves it.
 const QUEUE: usize = 64;
