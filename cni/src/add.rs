@@ -21,10 +21,6 @@ use crate::link::{Earlier, End};
 use crate::netlink::Netlink;
 use crate::netns::{Ipv6, Netns};
 
-/// How long an ADD waits for an agent that answers: one that is started again is ready in a few seconds, and
-/// a kubelet that is refused tries again after ten.
-const AGENT_PATIENCE: Duration = Duration::from_secs(8);
-
 /// How long a failed ADD waits for the agent to confirm that it took everything back.
 const WITHDRAW_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -32,6 +28,7 @@ const WITHDRAW_PATIENCE: Duration = Duration::from_millis(500);
 const LOOPBACK: u32 = 1;
 
 pub(crate) fn add(args: &Args) -> Result<CNIResult, Error> {
+    let deadline = Instant::now() + Duration::from_millis(ADD_DEADLINE_MS);
     let conf = args.config();
     let config = Config::of(conf)?;
     let attachment = config::attachment(args)?;
@@ -39,34 +36,21 @@ pub(crate) fn add(args: &Args) -> Result<CNIResult, Error> {
     let netns_path = args.netns().map_or(Path::new(""), |path| path.as_path());
     let netns = open_netns(netns_path)?;
 
-    let node = Netlink::open().map_err(failure::step("open a netlink socket"))?;
-    let request = Request::Add(Add {
-        attachment: attachment.clone(),
-        network: conf.name.clone(),
-        netns: netns.inode,
-        pod,
-    });
-    let patience = Instant::now() + AGENT_PATIENCE;
-    let rest = Duration::from_millis(ADD_DEADLINE_MS);
-    let (agent, answer) = match Agent::reach(&config.agent_socket, &request, patience, rest) {
-        Ok(reached) => reached,
-        // Nobody was asked at last, or nobody holds anything. A lease of an agent that ended before it could
-        // answer has no device, and goes when the next one starts.
-        Err((None, why) | (_, why @ NoAnswer::Refused(_))) => return Err(why.into()),
-        Err((Some(agent), why)) => {
-            let left = give_back(agent, patience, &attachment, &config.released_dir);
-            return Err(with_left(why.into(), &Vec::from_iter(left.err())));
-        }
-    };
     let mut adding = Adding {
-        agent,
-        node,
+        agent: Agent::connect(&config.agent_socket, deadline)?,
+        node: Netlink::open().map_err(failure::step("open a netlink socket"))?,
         netns,
         attachment,
-        deadline: Instant::now() + rest,
+        deadline,
         device: Device::Absent,
     };
-    match adding.attach(answer, config.mtu) {
+    let request = Request::Add(Add {
+        attachment: adding.attachment.clone(),
+        network: conf.name.clone(),
+        netns: adding.netns.inode,
+        pod,
+    });
+    match adding.attach(request, config.mtu) {
         Ok(attached) => result(conf, netns_path, &adding.attachment, attached),
         Err(stopped) => Err(adding.undo(stopped, &config.released_dir)),
     }
@@ -132,8 +116,8 @@ struct Attached {
 }
 
 impl Adding {
-    fn attach(&mut self, answer: Reply, mtu: u32) -> Result<Attached, Stopped> {
-        let leased = match answer {
+    fn attach(&mut self, request: Request, mtu: u32) -> Result<Attached, Stopped> {
+        let leased = match self.agent.ask(&request)? {
             Reply::Leased(leased) => leased,
             other => return Err(unexpected(&other).into()),
         };
@@ -248,39 +232,27 @@ impl Adding {
         let error = match stopped {
             Stopped::Refused(error) => error,
             Stopped::Undecided(error) => {
-                let given = give_back(self.agent, self.deadline, &self.attachment, released_dir);
-                left.extend(given.err());
+                // An agent that let the deadline pass would let this one pass, too.
+                let hangs = Instant::now() >= self.deadline;
+                if (hangs || !self.agent.withdraw(WITHDRAW_PATIENCE))
+                    && let Err(error) = released::write(released_dir, &self.attachment)
+                {
+                    left.push(format!("lease of {}: {error}", self.attachment));
+                }
                 error
             }
         };
-        with_left(error, &left)
+        if left.is_empty() {
+            error
+        } else {
+            let details = format!(
+                "{}; could not take back: {}",
+                error.details(),
+                left.join(", ")
+            );
+            Error::Custom(u32::from(&error), error.msg().into(), details)
+        }
     }
-}
-
-/// Makes sure that a lease that the agent may hold is given back: by it, or else by the next one. The error
-/// is in words.
-fn give_back(
-    agent: Agent,
-    deadline: Instant,
-    attachment: &Attachment,
-    released_dir: &Path,
-) -> Result<(), String> {
-    // An agent that let the deadline pass would let this one pass, too.
-    let hangs = Instant::now() >= deadline;
-    if !hangs && agent.withdraw(WITHDRAW_PATIENCE) {
-        return Ok(());
-    }
-    released::write(released_dir, attachment)
-        .map_err(|error| format!("lease of {attachment}: {error}"))
-}
-
-fn with_left(error: Error, left: &[String]) -> Error {
-    if left.is_empty() {
-        return error;
-    }
-    let left = left.join(", ");
-    let details = format!("{}; could not take back: {left}", error.details());
-    Error::Custom(u32::from(&error), error.msg().into(), details)
 }
 
 fn configure_pod(

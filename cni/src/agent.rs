@@ -5,17 +5,13 @@ use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use rscni_plugin::error::Error;
-use weir_cni::wire::{MAX_FRAME, Refusal, Refused, Reply, Request};
+use weir_cni::wire::{MAX_FRAME, Refused, Reply, Request};
 
 use crate::failure;
-
-/// Between two tries to reach an agent that is not there or not ready.
-const PAUSE: Duration = Duration::from_millis(50);
 
 /// A connection to the agent.
 pub(crate) struct Agent {
@@ -30,16 +26,6 @@ pub(crate) enum NoAnswer {
     Silent(String),
     /// It speaks, and refuses.
     Refused(Refused),
-}
-
-impl NoAnswer {
-    /// Is it worth asking again in a moment?
-    fn may_pass(&self) -> bool {
-        match self {
-            Self::Silent(_) => true,
-            Self::Refused(refused) => refused.reason == Refusal::NotReady,
-        }
-    }
 }
 
 impl From<io::Error> for NoAnswer {
@@ -83,34 +69,6 @@ impl Agent {
             stream: BufReader::new(stream),
             deadline,
         })
-    }
-
-    /// Connects and asks, again and again while there is no agent, or one that is not ready, or one that ends
-    /// before it answers: one that starts takes a few seconds. Only for a request that does no harm if two
-    /// agents hear it. Returns the connection with the answer; what is asked on it later takes no longer
-    /// than `patience` from now.
-    pub(crate) fn reach(
-        path: &Path,
-        request: &Request,
-        deadline: Instant,
-        patience: Duration,
-    ) -> Result<(Self, Reply), (Option<Self>, NoAnswer)> {
-        loop {
-            let (agent, why) = match Self::connect(path, deadline) {
-                Err(why) => (None, why),
-                Ok(mut agent) => match agent.ask(request) {
-                    Ok(reply) => {
-                        agent.deadline = Instant::now() + patience;
-                        return Ok((agent, reply));
-                    }
-                    Err(why) => (Some(agent), why),
-                },
-            };
-            if !why.may_pass() || Instant::now() + PAUSE >= deadline {
-                return Err((agent, why));
-            }
-            thread::sleep(PAUSE);
-        }
     }
 
     /// Sends a request and waits for its answer.
