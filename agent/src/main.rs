@@ -17,7 +17,7 @@ fn main() -> ExitCode {
         Command::Doctor(args) => return doctor(&args.bpffs, &args.cgroup),
         Command::Install(args) => install(&args),
         Command::Cleanup(args) => cleanup(&args),
-        Command::Keep(args) => match keep::keep(&args.command) {
+        Command::Keep(args) => match keep::keep(&args.command, &args.hold) {
             Ok(code) => return code,
             Err(error) => Err(error),
         },

@@ -227,7 +227,7 @@ fn pods_that_come_and_go_while_agent_and_plugin_are_killed_leak_and_double_nothi
     let lives = if std::env::var_os("WEIR_LONG").is_some() {
         4000
     } else {
-        400
+        1000
     };
     let given = std::env::var("WEIR_SEED").ok();
     let seed = given.map_or_else(|| fastrand::u64(..), |seed| seed.parse().unwrap());

@@ -40,6 +40,10 @@ pub enum Command {
 /// What to keep running.
 #[derive(Clone, Debug, clap::Args)]
 pub struct KeepArgs {
+    /// Keep the sockets open that weir-dns has on this address and port while it is dead: what is asked
+    /// meanwhile is answered by the next one. For a weir-dns that runs as our own user. Repeatable.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub hold: Vec<SocketAddr>,
     /// The program, by its path, and its arguments.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<OsString>,
