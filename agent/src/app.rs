@@ -136,6 +136,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
         let is_leased =
             |device: &pods::Device| leases.values().any(|lease| lease.device() == device.name);
         line.protect_unexplained(devices.iter().filter(|device| !is_leased(device)));
+        line.settle(&devices);
     })
     .await?;
     tasks.spawn(settle(line.clone(), published.clone()));

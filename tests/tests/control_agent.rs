@@ -305,7 +305,12 @@ fn routes_hold_while_an_agent_starts_without_the_api_server() {
     real.plane.stop_api_server().unwrap();
     real.node.kill_agent().unwrap();
     // Nothing stands in for the Nodes: what an agent goes by that has saved them is `control_stale.rs`.
-    std::fs::remove_file(real.node.machine().dir().join("state/objects.jsonl")).unwrap();
+    let saved = real.node.machine().dir().join("state/objects.jsonl");
+    match std::fs::remove_file(&saved) {
+        // It was killed before it had saved any.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        removed => removed.unwrap(),
+    }
     real.node.start_agent().unwrap();
     let waits = "Node objects are not synced yet: ";
     eventually("the agent runs and is not answered", || {

@@ -99,7 +99,11 @@ fn the_programs_understand_their_arguments() {
             let mut words = match words.iter().position(|word| word == "--") {
                 None => [vec!["weir-agent".to_owned()], words].concat(),
                 Some(end) => {
-                    assert_eq!(words[..end], ["/usr/bin/weir-agent", "keep"], "{name}");
+                    let (keep, held) = words[..end].split_at(2);
+                    assert_eq!(keep, ["/usr/bin/weir-agent", "keep"], "{name}");
+                    let of_dns = ["--hold=169.254.53.53:53", "--hold=[fd57:6569:7200::53]:53"];
+                    let expected: &[&str] = if name == "dns" { &of_dns } else { &[] };
+                    assert_eq!(held, expected, "{name}");
                     words[end + 1..].to_vec()
                 }
             };

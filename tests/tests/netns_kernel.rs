@@ -414,7 +414,9 @@ fn start_agent(node: &mut Node) {
     }
     node.start_agent().unwrap();
     let agent = node.agent().unwrap();
-    agent.wait_for_log("weir-agent runs", PATIENCE).unwrap();
+    agent
+        .wait_for_log("our programs are on their hooks", PATIENCE)
+        .unwrap();
 }
 
 #[test]

@@ -130,8 +130,8 @@ pub(super) async fn follow<T, F>(
     }
 }
 
-/// Removes what earlier agents have left, once their programs are out of use. The kernel lets go of a
-/// program, and so of its tables, a while after it was replaced.
+/// Removes what earlier agents have left that could not go at the start: tables, once their programs are out of
+/// use. The kernel lets go of a program, and so of its tables, a while after it was replaced.
 pub(super) async fn settle(line: Handle, published: Arc<Published>) {
     let mut programs = published.programs.subscribe();
     if programs
