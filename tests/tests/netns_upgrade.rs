@@ -125,6 +125,9 @@ fn nothing_is_lost_while_agents_of_two_layouts_take_over_from_each_other() {
         }
     });
     println!("{turns} agents took over: {rate}/s: {ended:?}");
+    // Whose loss it is, if there is one. Denials are the stranger's.
+    let drops = shop.node.ask("drops").unwrap();
+    println!("weir drops since the node began: {}", drops["totals"]);
     assert!(turns >= 4, "only {turns} agents");
     assert_eq!(ended.connections.failed(), 0, "{:?}", ended.connections);
     assert_eq!(ended.lookups.failed(), 0, "{:?}", ended.lookups);
