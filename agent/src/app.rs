@@ -36,10 +36,10 @@ use crate::line::{Handle, Line, NodeDatapath, Parts, Published};
 use crate::model::Change;
 use crate::pods::{self, Leases, Places, Pods, Ranges};
 use crate::watch::controllers::Surroundings;
-use crate::watch::keep::{Keeping, Pace};
 use crate::watch::kube::{Credentials, KubeOptions, KubeSource, Timing, connect};
 use crate::watch::manifests::{ManifestsOptions, ManifestsSource, PodAddresses};
 use crate::watch::saved::{SAVED_OBJECTS, SavedObjects};
+use crate::watch::saving::{Pace, Saving};
 use crate::watch::status::Health;
 use crate::zone_feed::ZoneFeed;
 
@@ -278,14 +278,14 @@ impl Running {
                 };
                 let timing = Timing::default();
                 let client = connect(&options, &timing).await?;
-                let keeping = Keeping {
+                let saving = Saving {
                     to: SavedObjects::new(
                         settings.state_dir.join(SAVED_OBJECTS),
                         settings.node.clone(),
                     ),
                     pace: Pace::default(),
                 };
-                let source = KubeSource::new(client, timing).keeping(keeping);
+                let source = KubeSource::new(client, timing).saving(saving);
                 let health = source.health();
                 Ok(Self {
                     source: AnySource::Kube(source),

@@ -15,9 +15,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::info;
 
-use super::keep::{Keeping, Said, keep, pass_on, sleep_until};
 use super::ledger::Ledger;
 use super::saved::Saved;
+use super::saving::{Said, Saving, pass_on, save, sleep_until};
 use super::status::{Cause, Health, Reporter};
 use super::wire::{Decoded, EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service, WireKind};
 use crate::model::{Change, Kind, Object};
@@ -25,7 +25,8 @@ use crate::model::{Change, Kind, Object};
 pub use connect::{ConnectError, Credentials, KubeOptions, connect};
 
 /// A log filter: the library warns at every failed attempt, where the source reports each change once.
-pub const LOG_FILTER: &str = "kube_runtime=error,kube_client=error";
+pub const LOG_FILTER: &str =
+    "kube_runtime=error,kube_client=error,kube_client::client::builder=off";
 
 /// What may wait on its way from the watches to who saves it.
 const QUEUE: usize = 64;
@@ -74,7 +75,7 @@ impl Default for Timing {
 pub struct KubeSource {
     client: KubeClient,
     timing: Timing,
-    keeping: Option<Keeping>,
+    saving: Option<Saving>,
     reporter: Reporter,
 }
 
@@ -93,16 +94,16 @@ impl KubeSource {
         Self {
             client: KubeClient(client),
             timing,
-            keeping: None,
+            saving: None,
             reporter: Reporter::new(),
         }
     }
 
     /// Saves what the API server says, for a run that starts without one, and goes by it in this one.
     #[must_use]
-    pub fn keeping(self, keeping: Keeping) -> Self {
+    pub fn saving(self, saving: Saving) -> Self {
         Self {
-            keeping: Some(keeping),
+            saving: Some(saving),
             ..self
         }
     }
@@ -116,15 +117,15 @@ impl KubeSource {
     /// channel makes the watches wait, and the API server with them.
     pub async fn run(self, changes: mpsc::Sender<Change>) {
         let (say, said) = mpsc::channel(QUEUE);
-        let Some(keeping) = self.keeping.clone() else {
+        let Some(saving) = self.saving.clone() else {
             tokio::join!(self.kinds(None, say), pass_on(said, changes));
             return;
         };
-        let to = keeping.to.clone();
+        let to = saving.to.clone();
         // Whoever cannot read it goes without.
         let saved = tokio::task::spawn_blocking(move || to.load()).await;
         let kinds = self.kinds(saved.unwrap_or_default(), say);
-        tokio::join!(kinds, keep(keeping, self.health(), said, changes));
+        tokio::join!(kinds, save(saving, self.health(), said, changes));
     }
 
     async fn kinds(&self, saved: Option<Saved>, say: mpsc::Sender<Said>) {

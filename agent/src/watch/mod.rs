@@ -3,20 +3,20 @@
 
 pub mod controllers;
 pub mod documents;
-pub mod keep;
 pub mod kube;
 pub mod last_good;
 pub mod ledger;
 pub mod manifests;
 pub mod saved;
+pub mod saving;
 pub mod status;
 pub mod wire;
 
 pub use self::kube::{Credentials, KubeOptions, KubeSource, Timing};
 pub use controllers::Surroundings;
-pub use keep::{Keeping, Pace};
 pub use manifests::{ManifestsOptions, ManifestsSource, PodAddresses};
 pub use saved::SavedObjects;
+pub use saving::{Pace, Saving};
 pub use status::{Cause, Health, WatchStatus};
 
 #[cfg(test)]

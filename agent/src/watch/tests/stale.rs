@@ -13,9 +13,9 @@ use super::Reader;
 use super::api_server::ApiServer;
 use super::kube::{eventually, options, policy, service};
 use crate::model::{Kind, ObjectName};
-use crate::watch::keep::{Keeping, Pace};
 use crate::watch::kube::{KubeSource, Timing, connect};
 use crate::watch::saved::{SAVED_OBJECTS, SavedObjects};
+use crate::watch::saving::{Pace, Saving};
 use crate::watch::status::{Health, WatchStatus};
 
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -43,7 +43,7 @@ impl Run {
         let client = connect(&options(&format!("http://{}", server.addr)), &timing)
             .await
             .unwrap();
-        let source = KubeSource::new(client, timing).keeping(Keeping {
+        let source = KubeSource::new(client, timing).saving(Saving {
             to: saved(folder),
             pace: Pace {
                 settle: SETTLE,

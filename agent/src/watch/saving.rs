@@ -47,39 +47,39 @@ impl Default for Pace {
 
 /// Where objects are saved, and how often.
 #[derive(Clone, Debug)]
-pub struct Keeping {
+pub struct Saving {
     pub to: SavedObjects,
     pub pace: Pace,
 }
 
 /// Goes on until nobody says or hears anything any more.
-pub(super) async fn keep(
-    keeping: Keeping,
+pub(super) async fn save(
+    saving: Saving,
     health: watch::Receiver<Health>,
     mut said: mpsc::Receiver<Said>,
     changes: mpsc::Sender<Change>,
 ) {
-    let mut keeper = Keeper::new(keeping, health);
+    let mut saver = Saver::new(saving, health);
     loop {
         tokio::select! {
             news = said.recv() => match news {
                 Some(Said::Change(change)) => {
-                    keeper.take(&change);
+                    saver.take(&change);
                     if changes.send(change).await.is_err() {
                         return;
                     }
                 }
-                Some(Said::Listed(kind)) => keeper.listed(kind),
+                Some(Said::Listed(kind)) => saver.listed(kind),
                 None => return,
             },
             () = changes.closed() => return,
-            () = sleep_until(keeper.next()) => keeper.begin(),
-            done = finished(&mut keeper.writing) => keeper.finish(done),
+            () = sleep_until(saver.next()) => saver.begin(),
+            done = finished(&mut saver.writing) => saver.finish(done),
         }
     }
 }
 
-/// As [`keep`] without a file.
+/// As [`save`] without a file.
 pub(super) async fn pass_on(mut said: mpsc::Receiver<Said>, changes: mpsc::Sender<Change>) {
     loop {
         let news = tokio::select! {
@@ -116,8 +116,8 @@ async fn finished(writing: &mut Option<Writing>) -> Result<io::Result<()>, JoinE
 type Objects = BTreeMap<ObjectId, Object>;
 type Writing = JoinHandle<io::Result<()>>;
 
-struct Keeper {
-    keeping: Keeping,
+struct Saver {
+    saving: Saving,
     health: watch::Receiver<Health>,
     /// Shared with who writes; the objects themselves are those of the line.
     objects: Arc<Objects>,
@@ -130,10 +130,10 @@ struct Keeper {
     trouble: Option<String>,
 }
 
-impl Keeper {
-    fn new(keeping: Keeping, health: watch::Receiver<Health>) -> Self {
+impl Saver {
+    fn new(saving: Saving, health: watch::Receiver<Health>) -> Self {
         Self {
-            keeping,
+            saving,
             health,
             objects: Arc::default(),
             listed: BTreeSet::new(),
@@ -178,7 +178,7 @@ impl Keeper {
         if !self.is_complete() || self.writing.is_some() {
             return None;
         }
-        let pace = &self.keeping.pace;
+        let pace = &self.saving.pace;
         match (self.changed, self.last) {
             (Some(changed), None) => Some(changed + pace.settle),
             (Some(changed), Some(last)) => Some((changed + pace.settle).max(last + pace.between)),
@@ -189,7 +189,7 @@ impl Keeper {
 
     fn begin(&mut self) {
         self.last = Some(Instant::now());
-        let to = self.keeping.to.clone();
+        let to = self.saving.to.clone();
         self.writing = match self.changed.take() {
             Some(_) => {
                 let objects = self.objects.clone();
