@@ -6,6 +6,8 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
@@ -82,7 +84,9 @@ pub(super) fn load(
         path: bpffs.to_owned(),
         source,
     })?;
-    verify_layouts(object, bpffs, capacities)?;
+    let parsed = aya_obj::Object::parse(object).map_err(|e| LoadError::Object(chain(&e)))?;
+    verify_layouts(&parsed, bpffs, capacities)?;
+    let lengths = lengths(&parsed);
     let mut loader = EbpfLoader::new();
     loader.override_global("NODE", config.as_bytes(), true);
     // The log is asked for only after a refusal, so that its price is paid then.
@@ -97,7 +101,7 @@ pub(super) fn load(
     let loaded = loader
         .load(object)
         .map_err(|error| LoadError::Tables(chain(&error)))
-        .and_then(verify);
+        .and_then(|ebpf| verify(ebpf, &lengths));
     match loaded {
         Ok((ebpf, verified)) => Ok(Loaded {
             ebpf,
@@ -112,31 +116,68 @@ pub(super) fn load(
     }
 }
 
-/// Every program through the verifier. With what it visited of each.
-fn verify(mut ebpf: Ebpf) -> Result<(Ebpf, BTreeMap<String, Option<u32>>), LoadError> {
-    let mut verified = BTreeMap::new();
-    for (name, program) in ebpf.programs_mut() {
-        let refused = |reason| LoadError::Verifier {
-            program: name.to_owned(),
-            reason,
-        };
-        let loaded = match program {
-            Program::SchedClassifier(program) => program.load(),
-            Program::CgroupSockAddr(program) => program.load(),
-            _ => {
-                return Err(refused(
-                    "it is of a type that this agent does not know".into(),
-                ));
-            }
-        };
-        loaded.map_err(|error| refused(refusal(&error)))?;
-        let visited = program
-            .info()
-            .ok()
-            .and_then(|info| info.verified_instruction_count());
-        verified.insert(name.to_owned(), visited);
-    }
-    Ok((ebpf, verified))
+/// Every program through the verifier, several at a time: the kernel verifies for whoever may load programs without
+/// a lock of its own, and a node is without an agent meanwhile. With what it visited of each.
+fn verify(
+    mut ebpf: Ebpf,
+    lengths: &BTreeMap<String, usize>,
+) -> Result<(Ebpf, BTreeMap<String, Option<u32>>), LoadError> {
+    let mut programs: Vec<(&str, &mut Program)> = ebpf.programs_mut().collect();
+    // Taken from the end: the longest takes the longest, so it comes first.
+    programs.sort_by_key(|(name, _)| lengths.get(*name));
+    let threads = thread::available_parallelism().map_or(1, |n| n.get().min(programs.len()));
+    let left = Mutex::new(programs);
+    let work = || {
+        let mut verified = Vec::new();
+        loop {
+            let next = left.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let Some((name, program)) = next else {
+                return Ok(verified);
+            };
+            verified.push((name.to_owned(), verify_one(name, program)?));
+        }
+    };
+    let verified = thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let results = workers.into_iter().map(|worker| match worker.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        results.collect::<Result<Vec<Vec<_>>, LoadError>>()
+    })?;
+    drop(left);
+    Ok((ebpf, verified.into_iter().flatten().collect()))
+}
+
+fn verify_one(name: &str, program: &mut Program) -> Result<Option<u32>, LoadError> {
+    let refused = |reason| LoadError::Verifier {
+        program: name.to_owned(),
+        reason,
+    };
+    let loaded = match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        _ => {
+            return Err(refused(
+                "it is of a type that this agent does not know".into(),
+            ));
+        }
+    };
+    loaded.map_err(|error| refused(refusal(&error)))?;
+    let info = program.info().ok();
+    Ok(info.and_then(|info| info.verified_instruction_count()))
+}
+
+/// How many instructions each program of an object has.
+fn lengths(object: &aya_obj::Object) -> BTreeMap<String, usize> {
+    let length = |program: &aya_obj::Program| {
+        let function = object.functions.get(&program.function_key())?;
+        Some(function.instructions.len())
+    };
+    let programs = object.programs.iter();
+    programs
+        .filter_map(|(name, program)| Some((name.clone(), length(program)?)))
+        .collect()
 }
 
 /// What the kernel says to a program, with the end of the verifier's log: the instruction that it
@@ -258,11 +299,10 @@ impl Loaded {
 /// aya opens a pinned map of any layout and then trusts the object's sizes: what it reads is past the
 /// end of something. So the layouts are compared before it opens any.
 fn verify_layouts(
-    object: &[u8],
+    object: &aya_obj::Object,
     bpffs: &Path,
     capacities: Capacities<'_>,
 ) -> Result<(), LoadError> {
-    let object = aya_obj::Object::parse(object).map_err(|e| LoadError::Object(chain(&e)))?;
     for table in TABLES {
         let path = pin_path(bpffs, table);
         let Some(map) = object.maps.get(table.name) else {
