@@ -3,7 +3,9 @@
 //!
 //! Whoever raises a version also raises those of the tables whose rows point into that one, because programs
 //! of the version before go on reading theirs meanwhile: `FRONTENDS` with `BACKENDS`. What remembers
-//! backends by number (`FLOWS`, `SOCKETS`, `AFFINITY`) does not count: it checks what it remembers.
+//! backends by number (`FLOWS`, `SOCKETS`, `AFFINITY`) does not count: it checks what it remembers. Numbers of
+//! policy stand for the same content in every version; who changes how they are made raises `DEVICES`, `CLASSES`,
+//! `VERDICTS` and `PORTS` together.
 
 /// A pinned table.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

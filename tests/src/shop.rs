@@ -1,7 +1,7 @@
 //! The smallest application worth breaking things under: a Service with backends, clients that ask it,
 //! the cluster's DNS Service. Nothing is broken here.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -120,16 +120,32 @@ impl Shop {
     /// # Errors
     /// A pod's counters cannot be read.
     pub fn accepted(&self) -> Result<u64> {
-        let of = |pod: &Pod| -> Result<u64> {
-            let path = PathBuf::from("/proc/thread-self/net/snmp");
-            let text = pod.netns().run(|| std::fs::read_to_string(&path))??;
-            let mut lines = text.lines().filter(|l| l.starts_with("Tcp:"));
-            let names = lines.next().context("no names of TCP counters")?;
-            let values = lines.next().context("no TCP counters")?;
-            let mut both = names.split(' ').zip(values.split(' '));
-            let found = both.find(|(name, _)| *name == "PassiveOpens");
-            Ok(found.context("no PassiveOpens")?.1.parse()?)
-        };
+        let of = |pod: &Pod| counter(pod, "Tcp", "PassiveOpens");
         self.backends.iter().map(of).sum()
     }
+
+    /// Openings of connections that clients have sent again since they started: each stands for a packet that was
+    /// lost on its way.
+    ///
+    /// # Errors
+    /// As [`Self::accepted`].
+    pub fn sent_again(&self) -> Result<u64> {
+        let of = |pod: &Pod| counter(pod, "TcpExt", "TCPSynRetrans");
+        self.clients.iter().map(of).sum()
+    }
+}
+
+/// A counter of a pod's network stack, as in `nstat`: its group, its name.
+fn counter(pod: &Pod, group: &str, name: &str) -> Result<u64> {
+    let file = if group == "TcpExt" { "netstat" } else { "snmp" };
+    let path = Path::new("/proc/thread-self/net").join(file);
+    let text = pod.netns().run(|| std::fs::read_to_string(&path))??;
+    let group = format!("{group}:");
+    let mut lines = text.lines().filter(|l| l.starts_with(&group));
+    let names = lines.next().context("no names of counters")?;
+    let values = lines.next().context("no counters")?;
+    let mut both = names.split(' ').zip(values.split(' '));
+    let found = both.find(|(known, _)| *known == name);
+    let (_, value) = found.with_context(|| format!("no counter {group} {name}"))?;
+    Ok(value.parse()?)
 }

@@ -273,7 +273,11 @@ impl Line {
     /// before or as after (`compile::policy::Transition`).
     pub(super) fn write_policy(&mut self, before: &Compiled, now: Instant) {
         let rows = self.compiled.rows();
-        let way = self.compiled.transition_from(before);
+        // The first is compiled after nothing, but the kernel holds what an earlier agent compiled.
+        let way = match self.is_complete {
+            true => self.compiled.transition_from(before),
+            false => self.compiled.without_transition(),
+        };
         let pods = self.rules_of_pods();
         let is_direct = way.classes == rows.classes;
         let last = PolicyTarget {
