@@ -128,6 +128,8 @@ pub(crate) fn go(program: &str) -> Result<Command, Unavailable> {
     })?;
     let mut command = Command::new(go);
     command.env("GOFLAGS", "");
+    // The compiler is a short-lived process with much to allocate: memory for time.
+    command.env("GOGC", "400");
     Ok(command)
 }
 

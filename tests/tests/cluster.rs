@@ -16,7 +16,6 @@ use weir_tests::cluster::options::Options;
 use weir_tests::cluster::programs::Programs;
 use weir_tests::cluster::{Cluster, End};
 use weir_tests::manifests;
-use weir_tests::not_run::not_run;
 
 /// How many specs of v1.36 carry `[sig-network]` and `[Conformance]`.
 const SPECS: usize = 47;
@@ -28,15 +27,7 @@ static SHARED: Mutex<Weak<Mutex<Cluster>>> = Mutex::new(Weak::new());
 #[derive(Parser)]
 struct Defaults {
     #[command(flatten)]
-    options: Options,
-    #[command(flatten)]
     selection: Selection,
-}
-
-fn defaults() -> Defaults {
-    // Paths in the options are from the root of the repository.
-    std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).unwrap();
-    Defaults::parse_from(["cluster"])
 }
 
 /// The cluster, for a test of this name; `None` where none can be built.
@@ -45,16 +36,8 @@ fn shared(test: &str) -> Option<Arc<Mutex<Cluster>>> {
     if let Some(running) = shared.upgrade() {
         return Some(running);
     }
-    let programs = match Programs::ready() {
-        Ok(programs) => programs,
-        Err(why) => {
-            not_run(test, &format!("{why:#}"));
-            return None;
-        }
-    };
-    let mut options = defaults().options;
-    options.name = "test".to_owned();
-    let cluster = Cluster::up(options, programs, End::TakenDown).unwrap();
+    let programs = Programs::for_test(test)?;
+    let cluster = Cluster::up(Options::of_test("test"), programs, End::TakenDown).unwrap();
     let cluster = Arc::new(Mutex::new(cluster));
     *shared = Arc::downgrade(&cluster);
     Some(cluster)
@@ -66,7 +49,8 @@ fn networking_conformance_passes_whole() {
         return;
     };
     let cluster = cluster.lock().unwrap_or_else(PoisonError::into_inner);
-    let outcome = e2e::run(&cluster, &defaults().selection).unwrap();
+    let Defaults { selection } = Defaults::parse_from(["e2e"]);
+    let outcome = e2e::run(&cluster, &selection).unwrap();
     assert!(outcome.is_good(), "{outcome}");
     assert_eq!(
         (outcome.passed, outcome.skipped.len()),

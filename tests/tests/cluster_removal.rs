@@ -5,13 +5,11 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
 use weir_tests::cluster::census::Census;
 use weir_tests::cluster::kills::{self, Unrest};
 use weir_tests::cluster::options::{Cni, Dns, Options, Proxy};
 use weir_tests::cluster::programs::Programs;
 use weir_tests::cluster::{Cluster, End};
-use weir_tests::not_run::not_run;
 
 const NODES: [&str; 2] = ["n1", "n2"];
 /// What the kernel, the runtime and the kubelet may take to tidy up after pods.
@@ -29,31 +27,17 @@ const UNUSUAL: [&str; 7] = [
 /// Pods on both nodes, a Service with a port of the nodes, a policy.
 const WORKLOAD: &str = include_str!("manifests/workload.yaml");
 
-#[derive(Parser)]
-struct Defaults {
-    #[command(flatten)]
-    options: Options,
-}
-
 #[test]
 #[ignore = "takes minutes and a cluster of its own: by hand (docs/testing.md)"]
 fn a_node_without_weir_is_what_it_was_before() {
-    let programs = match Programs::ready() {
-        Ok(programs) => programs,
-        Err(why) => {
-            let why = format!("{why:#}");
-            return not_run("a_node_without_weir_is_what_it_was_before", &why);
-        }
+    let Some(programs) = Programs::for_test("a_node_without_weir_is_what_it_was_before") else {
+        return;
     };
-    // Paths in the options are from the root of the repository.
-    std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).unwrap();
-    let Defaults { options } = Defaults::parse_from(["cluster"]);
     let options = Options {
-        name: "gone".to_owned(),
         cni: Cni::None,
         proxy: Proxy::None,
         dns: Dns::None,
-        ..options
+        ..Options::of_test("gone")
     };
     let cluster = Cluster::up(options, programs, End::TakenDown).unwrap();
     for node in NODES {

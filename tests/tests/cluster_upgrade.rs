@@ -8,7 +8,6 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use clap::Parser;
 use weir_tests::cluster::clients::Client;
 use weir_tests::cluster::options::Options;
 use weir_tests::cluster::programs::Programs;
@@ -22,12 +21,6 @@ const RATE: u32 = 250;
 const LOOKUPS: u32 = 50;
 /// How long there is load, in seconds. The updates must be over before.
 const SECONDS: u32 = 120;
-
-#[derive(Parser)]
-struct Defaults {
-    #[command(flatten)]
-    options: Options,
-}
 
 fn images() -> Vec<(PathBuf, String)> {
     let said = std::env::var("WEIR_IMAGES").expect("WEIR_IMAGES=PATH=NAME,PATH=NAME");
@@ -93,14 +86,15 @@ fn a_rolling_update_to_another_layout_and_back_loses_nothing() {
         );
     };
     let programs = Programs::ready().unwrap();
-    std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).unwrap();
-    let Defaults { mut options } = Defaults::parse_from(["cluster"]);
-    options.name = "roll".to_owned();
-    options.image = first.clone();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let options = Options {
+        image: root.join(first),
+        ..Options::of_test("roll")
+    };
     let agnhost = programs.agnhost().unwrap();
     let cluster = Cluster::up(options, programs, End::TakenDown).unwrap();
     let kubectl = cluster.kubectl();
-    cluster.import(Path::new(second)).unwrap();
+    cluster.import(&root.join(second)).unwrap();
     // The manifest names the image of this version; what runs is what was asked for.
     roll(&kubectl, first_name);
 
@@ -138,7 +132,16 @@ fn a_rolling_update_to_another_layout_and_back_loses_nothing() {
     ];
     let service = kubectl.run(&of).unwrap();
     // Backends that are ready are not yet known everywhere.
-    std::thread::sleep(Duration::from_secs(3));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    for node in ["n1", "n2"] {
+        while cluster.backends(node, "upgrade/web") < 4 {
+            assert!(
+                Instant::now() < deadline,
+                "{node} does not know its backends"
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
 
     let http = format!("--kind http --target {service}:80 --rate {RATE} --seconds {SECONDS}");
     let dns = format!(

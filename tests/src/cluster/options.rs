@@ -1,8 +1,8 @@
 //! What a cluster is asked to be: how many nodes, and who does networking, Services and DNS on them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
+use clap::{Parser as _, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 /// Whose pod network.
@@ -67,6 +67,24 @@ pub struct Options {
 }
 
 impl Options {
+    /// Those of a test's own cluster: as without words. Paths, also that of `WEIR_IMAGE`, are from the root of the
+    /// repository.
+    #[must_use]
+    pub fn of_test(name: &str) -> Self {
+        #[derive(clap::Parser)]
+        struct Words {
+            #[command(flatten)]
+            options: Options,
+        }
+        let Words { options } = Words::parse_from(["cluster", "--name", name]);
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        Self {
+            image: root.join(&options.image),
+            manifest: root.join(&options.manifest),
+            ..options
+        }
+    }
+
     /// Weir does at least one of the three.
     #[must_use]
     pub fn has_weir(&self) -> bool {

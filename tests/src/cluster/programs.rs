@@ -8,6 +8,7 @@ use anyhow::Result;
 use super::images;
 use crate::binaries::Binaries;
 use crate::go::{CONTAINERD, COREDNS, KUBERNETES, RUNC, Recipe};
+use crate::not_run::not_run;
 
 /// Paths of the programs.
 #[derive(Debug, Clone)]
@@ -28,6 +29,18 @@ pub struct Programs {
 }
 
 impl Programs {
+    /// As [`Self::ready`], for a test of this name, which is not run where there are none.
+    #[must_use]
+    pub fn for_test(test: &str) -> Option<Self> {
+        match Self::ready() {
+            Ok(programs) => Some(programs),
+            Err(why) => {
+                not_run(test, &format!("{why:#}"));
+                None
+            }
+        }
+    }
+
     /// # Errors
     /// Something is missing and cannot be built: no Go, no C compiler, no libseccomp (for runc),
     /// no mmdebstrap (for the images).

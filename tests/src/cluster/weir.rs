@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 use super::Cluster;
 use super::node::{self, until};
@@ -13,6 +14,7 @@ use super::options::{Cni, Dns, Options, Proxy};
 use super::place::{Node, api_server};
 use crate::cgroup;
 use crate::kubectl::Kubectl;
+use crate::node::binary;
 
 /// Says early what would fail late.
 ///
@@ -53,6 +55,25 @@ impl Cluster {
             node::import(&self.starter, &self.programs, node, &self.options.image)?;
         }
         install(&self.kubectl(), &self.options)
+    }
+
+    /// What `weir` says on a node, without the API server; `None` while no agent answers.
+    #[must_use]
+    pub fn weir(&self, node: &str, what: &str) -> Option<Value> {
+        let mut weir = self.inside(node).ok()?;
+        weir.arg(binary("weir")).args([what, "-o", "json"]);
+        // It fails when the node is not ready, and says why.
+        serde_json::from_slice(&weir.output().ok()?.stdout).ok()
+    }
+
+    /// How many backends a node knows of a Service, given as `namespace/name`.
+    #[must_use]
+    pub fn backends(&self, node: &str, service: &str) -> usize {
+        let rows = self.weir(node, "services").unwrap_or_default();
+        let mut rows = rows.as_array().into_iter().flatten();
+        rows.find(|row| row["service"] == service)
+            .and_then(|row| row["backends"].as_array())
+            .map_or(0, Vec::len)
     }
 
     /// Takes Weir off the cluster with the manifest that installed it and `cleanup`, another. Returns what

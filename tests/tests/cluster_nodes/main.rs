@@ -12,14 +12,12 @@ mod world;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
 use serde_json::Value;
 use weir_tests::cluster::options::Options;
 use weir_tests::cluster::programs::Programs;
 use weir_tests::cluster::{Cluster, End};
 use weir_tests::load::{Load, Tally};
 use weir_tests::node::binary;
-use weir_tests::not_run::not_run;
 use world::{World, broken, ctr, eventually, klog, seconds_now, time_of, told, until};
 
 const APPLICATION: &str = include_str!("application.yaml");
@@ -34,29 +32,14 @@ const RATE: u32 = 50;
 /// Connections per second that strangers try, over all addresses that a pod of the node could get.
 const TRIES: u32 = 150;
 
-#[derive(Parser)]
-struct Defaults {
-    #[command(flatten)]
-    options: Options,
-}
-
 #[test]
 #[ignore = "takes minutes and a cluster of its own: by hand (docs/testing.md)"]
 fn nodes_join_go_and_start_again_and_pods_start_without_the_api_server() {
-    let programs = match Programs::ready() {
-        Ok(programs) => programs,
-        Err(why) => {
-            let test = "nodes_join_go_and_start_again_and_pods_start_without_the_api_server";
-            return not_run(test, &format!("{why:#}"));
-        }
+    let test = "nodes_join_go_and_start_again_and_pods_start_without_the_api_server";
+    let Some(programs) = Programs::for_test(test) else {
+        return;
     };
-    // Paths in the options are from the root of the repository.
-    std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).unwrap();
-    let Defaults { mut options } = Defaults::parse_from(["cluster"]);
-    options.name = std::env::var("WEIR_CLUSTER_NAME").unwrap_or_else(|_| "nodes".to_owned());
-    if let Some(image) = std::env::var_os("WEIR_CLUSTER_IMAGE") {
-        options.image = image.into();
-    }
+    let options = Options::of_test("nodes");
     let mut world = World {
         cluster: Cluster::up(options, programs, End::TakenDown).unwrap(),
     };
@@ -131,7 +114,9 @@ impl World {
         let said = String::from_utf8_lossy(&said).into_owned();
         let answered: f64 = said.lines().last().unwrap().parse().unwrap();
         // The load goes on over the new backend.
-        eventually("three backends", || self.backends("n1", "nodes/web") == 3);
+        eventually("three backends", || {
+            self.cluster.backends("n1", "nodes/web") == 3
+        });
         std::thread::sleep(Duration::from_secs(5));
         let mut tally = Tally::default();
         for load in loads {
@@ -292,7 +277,7 @@ impl World {
                     .kill_container("n2", &agent, "container")
                     .unwrap();
                 eventually("the agent goes by what it saved", || {
-                    let status = self.weir("n2", "status");
+                    let status = self.cluster.weir("n2", "status");
                     status.is_some_and(|status| status["not_ready"].to_string().contains("stale"))
                 });
             }
@@ -324,7 +309,7 @@ impl World {
         self.cluster.start_api_server().unwrap();
         eventually("every node is ready", || {
             ["n1", "n2"].iter().all(|node| {
-                let status = self.weir(node, "status");
+                let status = self.cluster.weir(node, "status");
                 status.is_some_and(|status| status["not_ready"] == Value::Array(Vec::new()))
             })
         });

@@ -54,26 +54,9 @@ impl World {
         service["spec"]["clusterIP"].as_str().unwrap().to_owned()
     }
 
-    /// What `weir` says on a node, without the API server; `None` while no agent answers.
-    pub(crate) fn weir(&self, node: &str, what: &str) -> Option<Value> {
-        let mut weir = self.cluster.inside(node).unwrap();
-        weir.arg(binary("weir")).args([what, "-o", "json"]);
-        // It fails when the node is not ready, and says why.
-        serde_json::from_slice(&weir.output().unwrap().stdout).ok()
-    }
-
-    pub(crate) fn backends(&self, node: &str, service: &str) -> usize {
-        let rows = self.weir(node, "services").unwrap_or_default();
-        let rows = rows.as_array().into_iter().flatten();
-        let mut of = rows.filter(|row| row["service"] == service);
-        of.next()
-            .and_then(|row| row["backends"].as_array())
-            .map_or(0, Vec::len)
-    }
-
     /// The first address of a pod on its node.
     pub(crate) fn lease(&self, node: &str, pod: &str) -> Option<String> {
-        let rows = self.weir(node, "endpoints")?;
+        let rows = self.cluster.weir(node, "endpoints")?;
         let name = format!("nodes/{pod}");
         let row = rows.as_array()?.iter().find(|row| row["pod"] == *name)?;
         Some(row["addresses"][0].as_str()?.to_owned())
@@ -122,11 +105,11 @@ impl World {
         if !lines.is_empty() {
             found.insert("routes".to_owned(), lines.join("; "));
         }
-        let services = self.weir(node, "services").unwrap().to_string();
+        let services = self.cluster.weir(node, "services").unwrap().to_string();
         if services.contains(range) {
             found.insert("backends".to_owned(), services);
         }
-        let status = self.weir(node, "status").unwrap()["nodes"].to_string();
+        let status = self.cluster.weir(node, "status").unwrap()["nodes"].to_string();
         if status.contains("\"n3\"") {
             found.insert("status".to_owned(), status);
         }
@@ -217,7 +200,13 @@ impl World {
         let leased = || {
             let mut found = BTreeMap::new();
             for node in ["n1", "n2"] {
-                for row in self.weir(node, "endpoints").unwrap().as_array().unwrap() {
+                for row in self
+                    .cluster
+                    .weir(node, "endpoints")
+                    .unwrap()
+                    .as_array()
+                    .unwrap()
+                {
                     for ip in row["addresses"].as_array().unwrap() {
                         let ip: IpAddr = ip.as_str().unwrap().parse().unwrap();
                         let name = row["pod"].as_str().unwrap().to_owned();
