@@ -128,22 +128,37 @@ impl Candidates {
     /// The next backend that may be used. After the last one comes the first.
     #[inline(always)]
     pub fn next<T: Tables>(&mut self, tables: &T, merge: &Merge) -> Option<(Backend, Generation)> {
-        for _ in 0..Self::TRIES {
-            if self.index >= self.segment.len {
-                return None;
-            }
-            let at = self.segment.start.wrapping_add(self.index);
-            let next = self.index + 1;
-            self.index = merge.pass(if next < self.segment.len { next } else { 0 });
-            if let Some(backend) = tables.backend(at)
-                && let Some(generation) = tables.generation(backend.id)
-                && generation.is_usable()
-            {
-                return Some((backend, generation));
-            }
+        let Segment { start, len } = self.segment;
+        let found = tables.usable(start, len, self.index);
+        if found >= len {
+            return None;
         }
-        None
+        let next = found + 1;
+        self.index = merge.pass(if next < len { next } else { 0 });
+        let backend = tables.backend(start.wrapping_add(found))?;
+        let generation = tables.generation(backend.id)?;
+        Some((backend, generation))
     }
+}
+
+/// Which of the `len` backends from `start` on is the first that may be used, from `index` on and around; `len` if
+/// there is none nearby.
+#[inline(always)]
+pub fn usable<T: Tables + ?Sized>(tables: &T, start: u32, len: u32, mut index: u32) -> u32 {
+    for _ in 0..Candidates::TRIES {
+        if index >= len {
+            return len;
+        }
+        if let Some(backend) = tables.backend(start.wrapping_add(index))
+            && let Some(generation) = tables.generation(backend.id)
+            && generation.is_usable()
+        {
+            return index;
+        }
+        let next = index + 1;
+        index = if next < len { next } else { 0 };
+    }
+    len
 }
 
 /// Notes which backend a client got. As with kube-proxy, every new connection begins the time anew, and
@@ -190,33 +205,50 @@ fn last_of<T: Tables>(tables: &T, frontend: &Frontend, client: &AffinityKey) -> 
     position(tables, frontend.segment, &last)
 }
 
+/// A backend's place in a run, whose rows are in the order of address and port.
+#[inline(always)]
+fn position<T: Tables>(tables: &T, run: Segment, wanted: &Affinity) -> Option<u32> {
+    let (high, low) = words(&wanted.addr);
+    let port = u32::from(u16::from(wanted.port));
+    let first = tables.search(run.start, run.len, high, low, port);
+    let row = tables.backend(run.start.wrapping_add(first))?;
+    (first < run.len && row.id == wanted.backend).then_some(first)
+}
+
 /// Steps of a search that halves what is left: enough for a run as long as the table.
 const STEPS: u32 = u32::BITS - limits::BACKENDS.leading_zeros();
 
-/// A backend's place in a run, whose rows are in the order of address and port. Without branches but the
-/// ends of the search: the verifier would follow both ways of every one of them.
+/// How many of the `len` backends from `start` on stand before an address, the most significant word first, and a
+/// port in host order. Without branches but the ends of the search: the verifier would follow both ways of every one
+/// of them.
 #[inline(always)]
-fn position<T: Tables>(tables: &T, segment: Segment, wanted: &Affinity) -> Option<u32> {
-    let (high, low) = words(&wanted.addr);
-    let port = u64::from(u16::from(wanted.port));
-    let (mut first, mut left) = (0_u32, segment.len);
+pub fn search<T: Tables + ?Sized>(
+    tables: &T,
+    start: u32,
+    len: u32,
+    high: u64,
+    low: u64,
+    port: u32,
+) -> u32 {
+    let (mut first, mut left) = (0_u32, len);
     for _ in 0..STEPS {
         if left == 0 {
             break;
         }
         let half = left / 2;
-        let row = tables.backend(segment.start.wrapping_add(first + half))?;
+        let Some(row) = tables.backend(start.wrapping_add(first + half)) else {
+            return len;
+        };
         let found = words(&row.addr);
         // The row minus what is wanted, as one long number: negative if the row stands before.
-        let lowest = borrow(u64::from(u16::from(row.port)), port, 0);
+        let lowest = borrow(u64::from(u16::from(row.port)), u64::from(port), 0);
         let is_before = borrow(found.1, low, lowest);
         let is_before = borrow(found.0, high, is_before) as u32;
         let is_even = (left & 1) ^ 1;
         first += is_before * (half + 1);
         left = half - (is_before & is_even);
     }
-    let row = tables.backend(segment.start.wrapping_add(first))?;
-    (first < segment.len && row.id == wanted.backend).then_some(first)
+    first
 }
 
 /// 1 if `a - b - borrow` is negative, else 0 (Hacker's Delight, section 2-13).

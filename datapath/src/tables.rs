@@ -13,6 +13,7 @@ use weir_common::service::{
 };
 use weir_common::{Addr, DropReason};
 
+use crate::service;
 use crate::tuple::AlignedKey;
 
 /// The tables of `weir_common::table`, by the name of what a row is.
@@ -27,6 +28,16 @@ pub trait Tables {
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
     fn backend(&self, index: u32) -> Option<Backend>;
     fn generation(&self, backend: BackendId) -> Option<Generation>;
+    /// [`service::search`], which a program may call instead of containing it.
+    #[inline(always)]
+    fn search(&self, start: u32, len: u32, high: u64, low: u64, port: u32) -> u32 {
+        service::search(self, start, len, high, low, port)
+    }
+    /// [`service::usable`], likewise.
+    #[inline(always)]
+    fn usable(&self, start: u32, len: u32, index: u32) -> u32 {
+        service::usable(self, start, len, index)
+    }
     /// Whose address, if it is a node's.
     fn node(&self, addr: &Addr) -> Option<NodeAddress>;
 

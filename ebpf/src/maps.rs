@@ -20,6 +20,7 @@ use weir_common::service::{
     SocketKey, SocketPeer,
 };
 use weir_common::{Addr, DropReason, limits, node, table};
+use weir_datapath::service;
 use weir_datapath::tables::{FlowTable, Opened, Reserved, Sockets, Tables};
 use weir_datapath::tuple::AlignedKey;
 use weir_datapath::{Scratch, Trace};
@@ -143,6 +144,16 @@ impl Tables for Maps {
     #[inline(always)]
     fn backend(&self, index: u32) -> Option<Backend> {
         BACKENDS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn search(&self, start: u32, len: u32, high: u64, low: u64, port: u32) -> u32 {
+        weir_search(start, len, high, low, port)
+    }
+
+    #[inline(always)]
+    fn usable(&self, start: u32, len: u32, index: u32) -> u32 {
+        weir_usable(start, len, index)
     }
 
     #[inline(always)]
@@ -324,6 +335,23 @@ impl Sockets for Maps {
     fn remember(&self, key: &SocketKey, peer: &SocketPeer) {
         discard(SOCKETS.insert(key, peer, 0));
     }
+}
+
+// The verifier walks a function with a symbol of its own once, for arguments that may be anything; what is within a
+// program it walks once for each path that leads there, and to the loops below lead dozens.
+
+/// [`service::search`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weir_search(start: u32, len: u32, high: u64, low: u64, port: u32) -> u32 {
+    service::search(&Maps, start, len, high, low, port)
+}
+
+/// [`service::usable`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weir_usable(start: u32, len: u32, index: u32) -> u32 {
+    service::usable(&Maps, start, len, index)
 }
 
 /// For results that say nothing the caller could act on: a row that is already gone, or a table whose
