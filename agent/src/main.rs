@@ -1,6 +1,7 @@
 //! `weir-agent`: reads what was typed and hands over to the library.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -8,8 +9,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use weir_agent::config::{Args, CleanupArgs, Command, InstallArgs, LogFormat, RunArgs, Settings};
-use weir_agent::install::{self, Installed, Leases, PLUGIN, Places};
+use weir_agent::install::{self, Installed, Leases, Places};
 use weir_agent::{app, keep, kernel, watch};
+
+/// How often a plugin that is kept is looked at.
+const LOOK: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let ended = match Args::parse().command {
@@ -65,15 +69,18 @@ fn run(args: &RunArgs) -> Result<()> {
 fn install(args: &InstallArgs) -> Result<()> {
     let plugin = match &args.plugin {
         Some(path) => path.clone(),
-        None => std::env::current_exe()
-            .context("find the path of this program")?
-            .with_file_name(PLUGIN),
+        None => install::own_plugin()?,
     };
-    match install::install(&plugin, &args.cni_bin_dir)? {
+    let say = |installed| match installed {
         Installed::Now(path) => println!("installed {}", path.display()),
         Installed::Already(path) => println!("{} is there already", path.display()),
+    };
+    say(install::install(&plugin, &args.cni_bin_dir)?);
+    if !args.keep {
+        return Ok(());
     }
-    Ok(())
+    let kept = install::keep_installed(&plugin, &args.cni_bin_dir, LOOK, say);
+    until_ended(kept)
 }
 
 /// Says what is gone, and fails if something is left. The network configuration goes first, so that no
@@ -111,6 +118,11 @@ fn cleanup(args: &CleanupArgs) -> Result<()> {
 }
 
 fn wait() -> Result<()> {
+    until_ended(std::future::pending())
+}
+
+/// Until somebody ends us, or this fails.
+fn until_ended(meanwhile: impl Future<Output = Result<()>>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -121,6 +133,7 @@ fn wait() -> Result<()> {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            ended = meanwhile => return ended,
         }
         Ok(())
     })

@@ -170,12 +170,22 @@ pub(super) fn announce_network(
         agent_socket: settings.run_dir.join("cni.sock"),
         released_dir: settings.state_dir.join("released"),
     };
-    install::keep_announced(folder, network, install::Pace::default(), move || {
-        let line = line.clone();
-        async move {
-            // A node that booted while the API server is away runs the pods that it knows.
-            let lacking = line.ask(|line| line.lacking()).await;
-            lacking.is_ok_and(|reasons| reasons.is_empty())
-        }
-    })
+    let expected = settings.cni_bin_dir.clone().and_then(|folder| {
+        let plugin = install::own_plugin().ok()?;
+        Some(install::Expected { plugin, folder })
+    });
+    install::keep_announced(
+        folder,
+        network,
+        expected,
+        install::Pace::default(),
+        move || {
+            let line = line.clone();
+            async move {
+                // A node that booted while the API server is away runs the pods that it knows.
+                let lacking = line.ask(|line| line.lacking()).await;
+                lacking.is_ok_and(|reasons| reasons.is_empty())
+            }
+        },
+    )
 }

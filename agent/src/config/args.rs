@@ -58,6 +58,9 @@ pub struct InstallArgs {
     /// The plugin; weir-cni beside this program if not given.
     #[arg(long)]
     pub plugin: Option<PathBuf>,
+    /// Stay, and install it again when it has gone or another one is in its place.
+    #[arg(long)]
+    pub keep: bool,
 }
 
 /// Options of `cleanup`.
@@ -166,6 +169,9 @@ pub struct RunArgs {
     /// pods. Without it, somebody else has to tell the container runtime.
     #[arg(long)]
     pub cni_conf_dir: Option<PathBuf>,
+    /// Write it only once this version's plugin is in this folder, where `install` puts it beside us.
+    #[arg(long, requires = "cni_conf_dir")]
+    pub cni_bin_dir: Option<PathBuf>,
 
     /// Where /metrics, /healthz and /readyz are served.
     #[arg(long, default_value = "127.0.0.1:9660")]

@@ -27,6 +27,7 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// Where the container runtime is told of the network, if by us.
     pub cni_conf_dir: Option<PathBuf>,
+    pub cni_bin_dir: Option<PathBuf>,
     pub http: SocketAddr,
     pub debug_bpf: bool,
     /// How often an agent was killed and this one's parent started another.
@@ -154,6 +155,7 @@ impl TryFrom<&RunArgs> for Settings {
             run_dir: args.run_dir.clone(),
             state_dir: args.state_dir.clone(),
             cni_conf_dir: args.cni_conf_dir.clone(),
+            cni_bin_dir: args.cni_bin_dir.clone(),
             http: args.http,
             debug_bpf: args.debug_bpf,
             restarts: args.kept.restarts,

@@ -7,6 +7,6 @@ mod network;
 mod plugin;
 mod removal;
 
-pub use network::{FILE, Network, Pace, announce, keep_announced};
-pub use plugin::{Installed, PLUGIN, install};
+pub use network::{Expected, FILE, Network, Pace, announce, keep_announced};
+pub use plugin::{Installed, PLUGIN, install, is_installed, keep_installed, own_plugin};
 pub use removal::{Leases, Places, Removed, close, remove};

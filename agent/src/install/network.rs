@@ -10,7 +10,7 @@ use serde_json::json;
 use tracing::{info, warn};
 
 use super::file;
-use super::plugin::PLUGIN;
+use super::plugin::{self, PLUGIN};
 
 /// The file's name. The runtime takes the first by name.
 pub const FILE: &str = "05-weir.conflist";
@@ -77,16 +77,27 @@ pub fn announce(folder: &Path, network: &Network) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Announces the network as soon as `is_ready` says so, and again whenever the file has gone or changed.
-/// For ever; dropping this leaves the file.
+/// A plugin, and the folder where somebody else installs it.
+#[derive(Clone, Debug)]
+pub struct Expected {
+    pub plugin: PathBuf,
+    pub folder: PathBuf,
+}
+
+/// Announces the network as soon as `is_ready` says so and the plugin is there, and again whenever the file has gone
+/// or changed. For ever; dropping this leaves the file.
 pub async fn keep_announced<Answer: Future<Output = bool>>(
     folder: PathBuf,
     network: Network,
+    expected: Option<Expected>,
     pace: Pace,
     mut is_ready: impl FnMut() -> Answer,
 ) {
     while !is_ready().await {
         tokio::time::sleep(pace.before).await;
+    }
+    if let Some(expected) = &expected {
+        wait_for(expected, pace.before).await;
     }
     for other in before_ours(&folder) {
         warn!(
@@ -115,6 +126,24 @@ pub async fn keep_announced<Answer: Future<Output = bool>>(
             }
         }
         tokio::time::sleep(pace.after).await;
+    }
+}
+
+/// Without the plugin a runtime that is told of the network fails to start every pod.
+async fn wait_for(expected: &Expected, pace: Duration) {
+    let folder = expected.folder.display();
+    let mut said = None;
+    loop {
+        let why = match plugin::is_installed(&expected.plugin, &expected.folder) {
+            Ok(true) => return,
+            Ok(false) => "it is not there".to_owned(),
+            Err(error) => format!("{error:#}"),
+        };
+        if said.as_ref() != Some(&why) {
+            info!(%folder, why, "waiting for the plugin of this version");
+        }
+        said = Some(why);
+        tokio::time::sleep(pace).await;
     }
 }
 
@@ -187,6 +216,11 @@ mod tests {
     async fn it_comes_when_the_node_is_ready_and_comes_back_when_it_is_removed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(FILE);
+        let expected = Expected {
+            plugin: folder.path().join("image"),
+            folder: folder.path().join("bin"),
+        };
+        fs::write(&expected.plugin, "plugin").unwrap();
         let asked = Cell::new(0);
         let is_ready = || {
             asked.set(asked.get() + 1);
@@ -198,8 +232,15 @@ mod tests {
             before: Duration::from_millis(1),
             after: Duration::from_millis(1),
         };
-        let kept = keep_announced(folder.path().to_owned(), network(), pace, is_ready);
+        let awaited = Some(expected.clone());
+        let kept = keep_announced(folder.path().to_owned(), network(), awaited, pace, is_ready);
         let watched = async {
+            while asked.get() < 4 {
+                tokio::time::sleep(pace.before).await;
+            }
+            tokio::time::sleep(20 * pace.before).await;
+            assert!(!path.exists(), "not before the plugin is there");
+            plugin::install(&expected.plugin, &expected.folder).unwrap();
             for _ in 0..2 {
                 while !path.exists() {
                     tokio::time::sleep(pace.before).await;
