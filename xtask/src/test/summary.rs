@@ -37,6 +37,8 @@ pub(crate) struct Summary {
     judge: Judge,
     rows: Vec<Row>,
     not_checked: Vec<String>,
+    /// Tests that are marked to be run by hand.
+    by_hand: Vec<String>,
     not_run: Vec<String>,
     failures: Vec<String>,
     left_behind: Vec<String>,
@@ -48,6 +50,7 @@ impl Summary {
             judge,
             rows: Vec::new(),
             not_checked,
+            by_hand: Vec::new(),
             not_run: Vec::new(),
             failures: Vec::new(),
             left_behind: Vec::new(),
@@ -86,12 +89,13 @@ impl Summary {
                 .iter()
                 .map(|failure| format!("{name}: {failure}")),
         );
-        let ignored = results.ignores.into_iter();
+        let of_ring = |line: String| format!("{name}: {line}");
+        self.by_hand
+            .extend(results.ignores.into_iter().map(of_ring));
         let early = early
             .into_iter()
             .map(|(test, reason)| format!("{test}: {reason}"));
-        self.not_run
-            .extend(ignored.chain(early).map(|line| format!("{name}: {line}")));
+        self.not_run.extend(early.map(of_ring));
     }
 
     /// What the census found; anything is a failure.
@@ -131,6 +135,7 @@ impl fmt::Display for Summary {
         };
         for (title, lines) in [
             ("not checked", &self.not_checked),
+            ("left to be run by hand", &self.by_hand),
             (because, &self.not_run),
             ("failed", &self.failures),
             ("left behind by this run", &self.left_behind),
@@ -195,6 +200,23 @@ mod tests {
             assert_eq!(last_line(&summary), expected, "{judge:?}");
             assert_eq!(summary.is_good(), good, "{judge:?}");
             assert!(summary.to_string().contains(line.trim()), "{judge:?}");
+        }
+    }
+
+    #[test]
+    fn a_test_to_be_run_by_hand_is_named_as_such_and_fails_nothing() {
+        for judge in [Judge::Person, Judge::Ci] {
+            let mut summary = Summary::new(judge, Vec::new());
+            let marked = Results {
+                ignored: 1,
+                ignores: ["upgrade: takes two images".to_owned()].into(),
+                ..ran(1)
+            };
+            summary.add(Ring::Cluster, marked, "");
+            assert!(summary.is_good(), "{judge:?}");
+            let said = summary.to_string();
+            assert!(said.contains("by hand:\n  cluster: upgrade: takes two images"));
+            assert!(!said.contains("not run"), "{said}");
         }
     }
 
