@@ -149,7 +149,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     source.spawn(changes, &mut tasks);
     tasks.spawn(pods.serve(sockets.cni));
     if let Some(folder) = &settings.cni_conf_dir {
-        tasks.spawn(announce_network(folder.clone(), &settings, line.clone()));
+        tasks.spawn(announce_network(folder.clone(), &settings, line.clone())?);
     }
 
     // kernel → events → export

@@ -161,20 +161,26 @@ pub(super) async fn settle(line: Handle, published: Arc<Published>) {
 }
 
 /// Tells the container runtime of the network, once pods can have it.
+///
+/// # Errors
+/// The plugin that must be there first is not known.
 pub(super) fn announce_network(
     folder: PathBuf,
     settings: &Settings,
     line: Handle,
-) -> impl Future<Output = ()> + use<> {
+) -> Result<impl Future<Output = ()> + use<>> {
     let network = install::Network {
         agent_socket: settings.run_dir.join("cni.sock"),
         released_dir: settings.state_dir.join("released"),
     };
-    let expected = settings.cni_bin_dir.clone().and_then(|folder| {
-        let plugin = install::own_plugin().ok()?;
-        Some(install::Expected { plugin, folder })
-    });
-    install::keep_announced(
+    let expected = match settings.cni_bin_dir.clone() {
+        None => None,
+        Some(folder) => Some(install::Expected {
+            plugin: install::own_plugin()?,
+            folder,
+        }),
+    };
+    Ok(install::keep_announced(
         folder,
         network,
         expected,
@@ -187,5 +193,5 @@ pub(super) fn announce_network(
                 lacking.is_ok_and(|reasons| reasons.is_empty())
             }
         },
-    )
+    ))
 }

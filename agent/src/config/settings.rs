@@ -27,6 +27,7 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// Where the container runtime is told of the network, if by us.
     pub cni_conf_dir: Option<PathBuf>,
+    /// Where the plugin must be before that.
     pub cni_bin_dir: Option<PathBuf>,
     pub http: SocketAddr,
     pub debug_bpf: bool,
