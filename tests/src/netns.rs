@@ -164,6 +164,9 @@ pub fn link(a: End<'_>, b: End<'_>) -> Result<()> {
             end.netns
                 .ip(&format!("addr add {address} dev {} {nodad}", end.device))?;
         }
+        // Nor does a router ask for a neighbour before its link-local address has been checked.
+        let accept_dad = format!("net.ipv6.conf.{}.accept_dad", end.device);
+        end.netns.set_sysctl(&accept_dad, "0")?;
         end.netns.ip(&format!("link set {} up", end.device))?;
     }
     Ok(())
