@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
+use object::{Object, ObjectSection, SectionKind};
 use serde_json::Value;
 use weir_agent::apply::{KernelTable, TableError};
 use weir_agent::kernel::census::State;
@@ -227,6 +228,28 @@ fn a_pin_that_is_no_table_is_refused() {
     );
 }
 
+/// This object, with every `exit` a jump to itself.
+fn endless(object: &[u8]) -> Vec<u8> {
+    let exit: [u8; 8] = [0x95, 0, 0, 0, 0, 0, 0, 0];
+    let endless: [u8; 8] = [0x05, 0, 0xff, 0xff, 0, 0, 0, 0];
+    let sections: Vec<(u64, u64)> = object::File::parse(object)
+        .unwrap()
+        .sections()
+        .filter(|section| section.kind() == SectionKind::Text)
+        .filter_map(|section| section.file_range())
+        .collect();
+    let mut object = object.to_vec();
+    for (start, size) in sections {
+        let section = &mut object[start as usize..][..size as usize];
+        for instruction in section.chunks_exact_mut(8) {
+            if *instruction == exit {
+                instruction.copy_from_slice(&endless);
+            }
+        }
+    }
+    object
+}
+
 #[test]
 fn a_refused_program_leaves_no_new_pins_and_the_old_ones_running() {
     let machine = Machine::new("refused").unwrap();
@@ -237,16 +260,7 @@ fn a_refused_program_leaves_no_new_pins_and_the_old_ones_running() {
     // A table that the next version adds.
     std::fs::remove_file(pins.join("EVENT_LIMITS_v1")).unwrap();
     let (files, before) = (listing(&pins), links(&pins));
-    // Every `exit` becomes a jump to itself.
-    let exit: [u8; 8] = [0x95, 0, 0, 0, 0, 0, 0, 0];
-    let endless: [u8; 8] = [0x05, 0, 0xff, 0xff, 0, 0, 0, 0];
-    let mut object = OBJECT.to_vec();
-    for instruction in object.chunks_exact_mut(8) {
-        if *instruction == exit {
-            instruction.copy_from_slice(&endless);
-        }
-    }
-    let error = try_load(&machine, &pins, &object, &[]).unwrap_err();
+    let error = try_load(&machine, &pins, &endless(OBJECT), &[]).unwrap_err();
     let error: LoadError = error.downcast().unwrap();
     let said = error.to_string();
     assert!(matches!(error, LoadError::Verifier { .. }), "{said}");
