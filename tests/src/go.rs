@@ -118,6 +118,9 @@ impl Module {
     }
 }
 
+/// For the compiler: the linker throws it away, so it need not be made. Stack traces do not come from it.
+pub(crate) const WITHOUT_DEBUG_INFORMATION: &str = "-dwarf=false";
+
 /// Go, to build this program with.
 ///
 /// # Errors
@@ -128,8 +131,9 @@ pub(crate) fn go(program: &str) -> Result<Command, Unavailable> {
     })?;
     let mut command = Command::new(go);
     command.env("GOFLAGS", "");
-    // The compiler is a short-lived process with much to allocate: memory for time.
-    command.env("GOGC", "400");
+    // The compiler is a short-lived process with much to allocate: memory for time, up to what a small machine has
+    // for each core.
+    command.env("GOGC", "off").env("GOMEMLIMIT", "3GiB");
     Ok(command)
 }
 
@@ -188,7 +192,9 @@ impl Workshop {
             Recipe::Test => go.args(["test", "-c"]),
         };
         go.args(["-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags"]);
-        go.arg(self.linker_flags()).arg("-o").arg(&part);
+        go.arg(self.linker_flags());
+        go.arg(format!("-gcflags=all={WITHOUT_DEBUG_INFORMATION}"));
+        go.arg("-o").arg(&part);
         run_slowly(&format!("build {name} {}", self.version), go.arg(package))?;
         fs::rename(&part, &path).map_err(anyhow::Error::from)?;
         Ok(path)

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::binaries::Unavailable;
 use crate::cache::{Cache, run_slowly};
-use crate::go::{fetch, go};
+use crate::go::{WITHOUT_DEBUG_INFORMATION, fetch, go};
 
 /// Pinned: another version may render other blank lines.
 const VERSION: &str = "v4.3.1";
@@ -35,7 +35,9 @@ impl Helm {
                 .current_dir(&cache.dir)
                 .env("GOBIN", &cache.dir)
                 .env("CGO_ENABLED", "0")
-                .args(["install", "-trimpath"])
+                .args(["install", "-trimpath", "-ldflags=-s -w"])
+                // It renders a chart a few times: compiling it is what takes long.
+                .arg(format!("-gcflags=all=-N -l {WITHOUT_DEBUG_INFORMATION}"))
                 .arg(format!("helm.sh/helm/v4/cmd/helm@{VERSION}"));
             run_slowly(&format!("build helm {VERSION}"), &mut build)?;
         }

@@ -54,6 +54,10 @@ pub(crate) fn cargo(workspace: &Workspace) -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
     command.current_dir(workspace.root());
+    // A checkout that is built once has no use for what the next build of it would go by.
+    if std::env::var_os("CI").is_some() {
+        command.env("CARGO_INCREMENTAL", "0");
+    }
     // What cargo says to us about ourselves. The build script of `ring` would hear it, run again, and take
     // everything above it along, whenever a build from here follows one by hand.
     for (name, _) in std::env::vars_os() {

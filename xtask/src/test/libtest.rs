@@ -1,8 +1,8 @@
-//! Runs `cargo test`, shows what it prints as it comes, and counts: libtest's summary lines are the
-//! count, its per-test lines give the names (`docs/decisions/0001`).
+//! Runs `cargo test`, shows what it prints, and counts: libtest's summary lines are the count, its per-test
+//! lines give the names (`docs/decisions/0001`).
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, PipeReader, pipe};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -84,27 +84,36 @@ enum Outcome {
 /// process that a test left behind holds the pipe open, and must not hold us with it.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// Runs a `cargo test` command. Only its not starting is an error; failing tests are results.
+/// Runs a `cargo test` command and shows what it prints as it comes. Only its not starting is an error; failing
+/// tests are results.
 pub(crate) fn run(command: &mut Command) -> anyhow::Result<Results> {
+    watch(command, |line| println!("{line}"))
+}
+
+/// [`run`], but returns what the tests, and cargo, printed.
+pub(crate) fn run_aside(command: &mut Command) -> anyhow::Result<(Results, String)> {
+    let mut said = String::new();
+    let results = watch(command, |line| {
+        said.push_str(line);
+        said.push('\n');
+    })?;
+    Ok((results, said))
+}
+
+fn watch(command: &mut Command, mut show: impl FnMut(&str)) -> anyhow::Result<Results> {
     let typed = words(command);
+    let start = || format!("start `{typed}`");
+    let (reader, writer) = pipe().with_context(start)?;
+    let errors = writer.try_clone().with_context(start)?;
     let mut child = command
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
+        .stdout(writer)
+        .stderr(errors)
         .spawn()
-        .with_context(|| format!("start `{typed}`"))?;
-    let stdout = child.stdout.take().context("take the pipe of cargo test")?;
-    let (sender, lines) = mpsc::sync_channel(64);
-    // Ends with the pipe, or at its next line once nobody listens.
-    thread::spawn(move || {
-        for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
-            if sender
-                .send(String::from_utf8_lossy(&line).into_owned())
-                .is_err()
-            {
-                return;
-            }
-        }
-    });
+        .with_context(start)?;
+    // What the command keeps holds the pipe open.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let lines = lines(reader);
 
     let mut results = Results::default();
     let mut ended = false;
@@ -112,7 +121,7 @@ pub(crate) fn run(command: &mut Command) -> anyhow::Result<Results> {
         match lines.recv_timeout(LAST_WORDS) {
             Ok(line) => {
                 if !says_nothing(&line) {
-                    println!("{line}");
+                    show(&line);
                 }
                 results.read(&line);
             }
@@ -138,6 +147,21 @@ pub(crate) fn run(command: &mut Command) -> anyhow::Result<Results> {
         },
     );
     Ok(results)
+}
+
+/// What comes out of a pipe.
+fn lines(pipe: PipeReader) -> mpsc::Receiver<String> {
+    let (sender, lines) = mpsc::sync_channel(64);
+    // Ends with the pipe, or at its next line once nobody listens.
+    thread::spawn(move || {
+        for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line).into_owned();
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    lines
 }
 
 fn count_before(line: &str, noun: &str) -> usize {

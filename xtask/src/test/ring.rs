@@ -5,11 +5,14 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
+use std::sync::Mutex;
+use std::thread;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::ValueEnum;
 
-use super::libtest::{Results, run};
+use super::libtest::{Results, run, run_aside};
 use super::{Variable, environment};
 use crate::build::{Profile, cargo};
 use crate::workspace::{HOST_MEMBERS, Workspace};
@@ -88,25 +91,66 @@ impl Ring {
         workspace: &Workspace,
         variables: &[Variable],
     ) -> anyhow::Result<Results> {
-        let targets = self.targets(workspace)?;
+        let files = self.files(workspace)?;
+        if self.side_by_side() > 1 {
+            return self.run_side_by_side(workspace, variables, files);
+        }
         let mut results = Results::default();
+        let targets: Vec<_> = files.iter().flat_map(|file| target(file)).collect();
         if self == Ring::Host {
-            let mut libraries = vec!["--lib".to_owned(), "--bins".to_owned()];
+            let mut libraries = vec!["--lib", "--bins"];
             libraries.extend(targets);
-            results.add(self.cargo_test(workspace, variables, &libraries)?);
-            results.add(self.cargo_test(workspace, variables, &["--doc".to_owned()])?);
+            results.add(run(&mut self.cargo_test(workspace, variables, &libraries)?)?);
+            results.add(run(&mut self.cargo_test(
+                workspace,
+                variables,
+                &["--doc"],
+            )?)?);
         } else if !targets.is_empty() {
-            results.add(self.cargo_test(workspace, variables, &targets)?);
+            results.add(run(&mut self.cargo_test(workspace, variables, &targets)?)?);
         }
         Ok(results)
+    }
+
+    /// Takes the files in their order, [`side_by_side`](Self::side_by_side) at once, and shows what each printed
+    /// when it has ended.
+    fn run_side_by_side(
+        self,
+        workspace: &Workspace,
+        variables: &[Variable],
+        files: Vec<String>,
+    ) -> anyhow::Result<Results> {
+        let files = Mutex::new(files.into_iter());
+        let results = Mutex::new(Results::default());
+        let poisoned = || anyhow!("another thread that runs tests has panicked");
+        let lane = || -> anyhow::Result<()> {
+            loop {
+                let next = files.lock().map_err(|_| poisoned())?.next();
+                let Some(file) = next else { return Ok(()) };
+                let mut command = self.cargo_test(workspace, variables, &target(&file))?;
+                let (result, said) = run_aside(&mut command)?;
+                let mut results = results.lock().map_err(|_| poisoned())?;
+                print!("{said}");
+                results.add(result);
+            }
+        };
+        thread::scope(|scope| {
+            let lanes: Vec<_> = (0..self.side_by_side())
+                .map(|_| scope.spawn(lane))
+                .collect();
+            lanes
+                .into_iter()
+                .try_for_each(|lane| lane.join().map_err(|_| poisoned())?)
+        })?;
+        results.into_inner().map_err(|_| poisoned())
     }
 
     fn cargo_test(
         self,
         workspace: &Workspace,
         variables: &[Variable],
-        targets: &[String],
-    ) -> anyhow::Result<Results> {
+        targets: &[&str],
+    ) -> anyhow::Result<Command> {
         let mut command = cargo(workspace);
         command.args(["test", "--no-fail-fast"]).args(targets);
         if let Some(threads) = self.threads() {
@@ -114,10 +158,19 @@ impl Ring {
         }
         command.envs(environment(workspace, Profile::Debug)?);
         command.envs(variables.iter().cloned());
-        run(&mut command)
+        Ok(command)
     }
 
-    /// How many tests of one binary run at once, where it must not be left to the number of cores:
+    /// How many files run at once. Tests that start nodes wait for most of their time: two files leave a machine of
+    /// two cores work for half of it.
+    fn side_by_side(self) -> usize {
+        match self {
+            Ring::Host | Ring::Kernel | Ring::Vm | Ring::Cluster => 1,
+            Ring::Netns | Ring::Control => 2,
+        }
+    }
+
+    /// How many tests of one file run at once, where it must not be left to the number of cores:
     /// these rings start processes that want the machine to themselves.
     fn threads(self) -> Option<&'static str> {
         match self {
@@ -129,8 +182,8 @@ impl Ring {
         }
     }
 
-    /// `--test NAME` for each integration test of this ring.
-    fn targets(self, workspace: &Workspace) -> anyhow::Result<Vec<String>> {
+    /// The integration tests of this ring, by name.
+    fn files(self, workspace: &Workspace) -> anyhow::Result<Vec<String>> {
         let mut names = Vec::new();
         for member in HOST_MEMBERS {
             let folder = workspace.root().join(member).join("tests");
@@ -141,10 +194,7 @@ impl Ring {
         names.sort();
         names.dedup();
         names.retain(|name| Ring::of(name) == self);
-        Ok(names
-            .into_iter()
-            .flat_map(|name| ["--test".to_owned(), name])
-            .collect())
+        Ok(names)
     }
 
     fn of(test: &str) -> Ring {
@@ -155,6 +205,11 @@ impl Ring {
             .find(|ring| ring.name() == first)
             .unwrap_or(Ring::Host)
     }
+}
+
+/// How cargo is asked for an integration test.
+fn target(file: &str) -> [&str; 2] {
+    ["--test", file]
 }
 
 /// What cargo takes for an integration test: `NAME.rs` or `NAME/main.rs`.
