@@ -20,6 +20,8 @@ use crate::kubectl::Kubectl;
 
 /// From the kubelet's first sight of a pod until its containers run, without pulling images.
 const POD_START: &str = "kubelet_pod_start_sli_duration_seconds_bucket";
+/// What of it networking is part of: the pod's namespaces, its address and its way to others.
+const SANDBOX: &str = "kubelet_run_podsandbox_duration_seconds_bucket";
 
 /// Who is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -32,13 +34,16 @@ pub enum Side {
 #[derive(Debug)]
 struct Measured {
     outcome: e2e::Outcome,
-    /// Half of the pods, and 99 of a hundred, started in this time.
-    pod_start: Option<[Duration; 2]>,
+    pod_start: Times,
+    sandbox: Times,
     /// Kubelets and containerds of all nodes.
     runtime: Usage,
     /// What does networking, Services and DNS on all nodes.
     network: Usage,
 }
+
+/// Half, and 99 of a hundred, took at most this long. `None` if none was counted.
+type Times = Option<[Duration; 2]>;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Usage {
@@ -66,6 +71,8 @@ pub fn compare(
         "minutes",
         "pod start p50",
         "p99",
+        "sandbox p50",
+        "p99",
         "CPU, networking",
         "CPU, kubelet and containerd",
         "memory, networking",
@@ -87,10 +94,10 @@ pub fn compare(
 fn measure(options: Options, programs: Programs, selection: &Selection) -> Result<Measured> {
     let cluster = Cluster::up(options, programs, End::TakenDown)?;
     let before = components(&cluster)?;
-    let pods_before = pod_starts(&cluster)?;
+    let kubelets = kubelets(&cluster)?;
     let outcome = e2e::run(&cluster, selection)?;
     let after = components(&cluster)?;
-    let pods = since(&pods_before, &pod_starts(&cluster)?);
+    let kubelets = [kubelets, self::kubelets(&cluster)?];
     let sum = |of: Kind| {
         let used = after.iter().filter(|(component, _)| component.kind == of);
         used.fold(Usage::default(), |sum, (component, now)| {
@@ -104,9 +111,8 @@ fn measure(options: Options, programs: Programs, selection: &Selection) -> Resul
     };
     Ok(Measured {
         outcome,
-        pod_start: quantile(&pods, 0.5)
-            .zip(quantile(&pods, 0.99))
-            .map(|(a, b)| [a, b]),
+        pod_start: times(&kubelets, POD_START),
+        sandbox: times(&kubelets, SANDBOX),
         runtime: sum(Kind::Runtime),
         network: sum(Kind::Network),
     })
@@ -116,11 +122,12 @@ fn row(title: &str, measured: &Measured) -> Vec<String> {
     let Measured {
         outcome,
         pod_start,
+        sandbox,
         runtime,
         network,
     } = measured;
-    let start = |n: usize| match pod_start {
-        Some(quantiles) => format!("{:.1} s", quantiles[n].as_secs_f64()),
+    let time = |times: &Times, n: usize| match times {
+        Some(times) => format!("{:.2} s", times[n].as_secs_f64()),
         None => "no pod".to_owned(),
     };
     let cpu = |usage: &Usage| format!("{:.1} s", usage.cpu.as_secs_f64());
@@ -133,8 +140,10 @@ fn row(title: &str, measured: &Measured) -> Vec<String> {
             outcome.passed + outcome.failed.len()
         ),
         format!("{:.1}", outcome.took.as_secs_f64() / 60.0),
-        start(0),
-        start(1),
+        time(pod_start, 0),
+        time(pod_start, 1),
+        time(sandbox, 0),
+        time(sandbox, 1),
         cpu(network),
         cpu(runtime),
         memory(network),
@@ -233,26 +242,37 @@ fn field(stat: &str, name: &str) -> Option<u64> {
     stat.lines().find_map(value)
 }
 
-/// How many pods started within each bound, by the bound in milliseconds, on all nodes. The last
+/// How many took at most as long as each bound, by the bound in milliseconds, on all nodes. The last
 /// bound is `u64::MAX`.
 type Histogram = BTreeMap<u64, u64>;
 
-fn pod_starts(cluster: &Cluster) -> Result<Histogram> {
+/// What the kubelets of all nodes have counted so far, as they publish it.
+fn kubelets(cluster: &Cluster) -> Result<String> {
     let kubectl: Kubectl = cluster.kubectl();
-    let mut all = Histogram::new();
+    let mut all = String::new();
     for node in Node::all(cluster.options.nodes) {
         let path = format!("/api/v1/nodes/{}/proxy/metrics", node.name());
-        let metrics = kubectl.run(&["get", "--raw", &path])?;
-        for (bound, count) in metrics.lines().filter_map(bucket) {
-            *all.entry(bound).or_default() += count;
-        }
+        all += &kubectl.run(&["get", "--raw", &path])?;
     }
     Ok(all)
 }
 
+fn times([before, after]: &[String; 2], metric: &str) -> Times {
+    let counts = since(&histogram(before, metric), &histogram(after, metric));
+    Some([quantile(&counts, 0.5)?, quantile(&counts, 0.99)?])
+}
+
+fn histogram(metrics: &str, metric: &str) -> Histogram {
+    let mut all = Histogram::new();
+    for (bound, count) in metrics.lines().filter_map(|line| bucket(line, metric)) {
+        *all.entry(bound).or_default() += count;
+    }
+    all
+}
+
 /// One line of a Prometheus histogram: `name{le="0.5"} 17`.
-fn bucket(line: &str) -> Option<(u64, u64)> {
-    let rest = line.strip_prefix(POD_START)?;
+fn bucket(line: &str, metric: &str) -> Option<(u64, u64)> {
+    let rest = line.strip_prefix(metric)?;
     let (bound, after) = rest.split_once("le=\"")?.1.split_once('"')?;
     let bound = match bound {
         "+Inf" => u64::MAX,
@@ -304,9 +324,13 @@ mod tests {
                 Some((u64::MAX, 40)),
             ),
             (format!("# TYPE {POD_START} histogram"), None),
+            (
+                format!("{POD_START}{{handler=\"\",le=\"0.25\"}} 2"),
+                Some((250, 2)),
+            ),
             ("kubelet_other_bucket{le=\"1\"} 1".to_owned(), None),
         ] {
-            assert_eq!(bucket(&line), expected, "{line}");
+            assert_eq!(bucket(&line, POD_START), expected, "{line}");
         }
     }
 
