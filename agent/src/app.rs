@@ -72,45 +72,57 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     if second_lock::close().context("close the second lock")? == Lock::Open {
         info!("the second lock is closed");
     }
-    let config = node_config(&settings)?;
-    let mut kernel = Kernel::load(
-        object::OBJECT,
-        &settings.bpffs,
-        &settings.cgroup,
-        config,
-        &[],
-    )?;
+    let loading = tokio::task::spawn_blocking({
+        let (settings, config) = (settings.clone(), node_config(&settings)?);
+        move || {
+            Kernel::load(
+                object::OBJECT,
+                &settings.bpffs,
+                &settings.cgroup,
+                config,
+                &[],
+            )
+        }
+    });
+
+    // Meanwhile: what the cluster says waits for the line, and the line for the pods of this node.
+    let mut tasks = JoinSet::new();
+    let Running {
+        source,
+        health,
+        addresses,
+    } = Running::prepare(&settings).await?;
+    let (changes, inbox) = mpsc::channel(CHANGES);
+    source.spawn(changes, &mut tasks);
+    let leases = Arc::new(open_leases(&settings)?);
+    let mut kernel = loading.await.context("load the programs")??;
     for (program, (_, visited)) in kernel.programs() {
         info!(program, instructions = visited, "verified");
     }
     let ring = kernel.ring().context("open the ring of events")?;
 
     // compile → apply → kernel: one task writes.
-    let mut tasks = JoinSet::new();
-    let source = Running::prepare(&settings).await?;
-    let leases = Arc::new(open_leases(&settings)?);
     let zone = ZoneFeed::new(settings.dns.domain.as_str());
     let published = Arc::new(Published::default());
     let (line, work) = Handle::new();
     let resumed = Line::resume(Parts {
         settings: settings.clone(),
         kernel,
-        health: source.health.clone(),
+        health,
         node_addresses: netlink::node_addresses().await?,
         ranges: leases.ranges(),
         zone: zone.clone(),
         published: published.clone(),
     })?;
-    let (changes, inbox) = mpsc::channel(CHANGES);
     tasks.spawn(resumed.run(inbox, work, stop.clone()));
 
-    // The pods of this node: those that an earlier agent opened, and only then what the cluster says
-    // and what the plugin asks for.
+    // The pods of this node: those that an earlier agent opened, and only then what the cluster says, which
+    // `resume_pods` lets in, and what the plugin asks for.
     if settings.pod_cidrs == PodCidrs::OfNode {
         let (leases, published) = (leases.clone(), published.clone());
         tasks.spawn(follow_pod_cidrs(leases, published, line.clone()));
     }
-    let datapath = NodeDatapath::new(line.clone(), published.clone(), source.addresses.clone());
+    let datapath = NodeDatapath::new(line.clone(), published.clone(), addresses.clone());
     let mtu = match settings.mtu {
         0 => netlink::default_mtu().await?,
         mtu => mtu,
@@ -124,7 +136,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
         .await
         .context("bring leases and devices together")?;
     for lease in leases.all().values() {
-        if let (Some(addresses), Some(pod)) = (&source.addresses, &lease.pod) {
+        if let (Some(addresses), Some(pod)) = (&addresses, &lease.pod) {
             let name = crate::model::ObjectName::new(pod.namespace.as_str(), pod.name.as_str());
             addresses.report(name, lease.addresses.clone());
         }
@@ -146,7 +158,6 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     tasks.spawn(follow(line.clone(), watch, tell));
     let (watch, tell) = (netlink::watch_outlets, Line::know_outlets);
     tasks.spawn(follow(line.clone(), watch, tell));
-    source.spawn(changes, &mut tasks);
     tasks.spawn(pods.serve(sockets.cni));
     if let Some(folder) = &settings.cni_conf_dir {
         tasks.spawn(announce_network(folder.clone(), &settings, line.clone())?);
@@ -295,9 +306,11 @@ impl Running {
             }
         }
     }
+}
 
+impl AnySource {
     fn spawn(self, changes: mpsc::Sender<Change>, tasks: &mut JoinSet<()>) {
-        match self.source {
+        match self {
             AnySource::Manifests(source) => tasks.spawn(source.run(changes)),
             AnySource::Kube(source) => tasks.spawn(source.run(changes)),
         };

@@ -255,9 +255,11 @@ impl Line {
         self.publish_routes();
         self.publish_readiness();
         loop {
+            // The source may have begun before the line: what it says waits until this node's own pods are known.
+            let listens = is_fed && self.are_pods_resumed;
             tokio::select! {
                 () = stop.cancelled() => return,
-                taken = changes.recv_many(&mut batch, BATCH), if is_fed => {
+                taken = changes.recv_many(&mut batch, BATCH), if listens => {
                     if taken == 0 {
                         warn!("the source of objects has ended; what is known holds on");
                         is_fed = false;
@@ -267,7 +269,7 @@ impl Line {
                 _ = tick.tick() => self.tick(Instant::now()),
             }
             // What is there already belongs to this pass; nothing is waited for.
-            while is_fed
+            while listens
                 && batch.len() < BATCH
                 && let Ok(change) = changes.try_recv()
             {
