@@ -2,7 +2,7 @@
 //! table is pinned: another layout is another file, and the old one stays until the new one serves.
 //!
 //! Whoever raises a version also raises those of the tables whose rows point into that one, because programs
-//! of the version before go on reading theirs meanwhile: `FRONTENDS` with `BACKENDS`. What remembers
+//! of the version before go on reading theirs meanwhile: `FRONTENDS` with `BACKENDS`, both with `LIVE`. What remembers
 //! backends by number (`FLOWS`, `SOCKETS`, `AFFINITY`) does not count: it checks what it remembers. Numbers of
 //! policy stand for the same content in every version; who changes how they are made raises `DEVICES`, `CLASSES`,
 //! `VERDICTS` and `PORTS` together.
@@ -12,7 +12,7 @@
 pub struct Table {
     /// The name in the BPF object, at most 15 characters as the kernel keeps it.
     pub name: &'static str,
-    /// Raised whenever key, value, type or meaning changes. See above for what is raised with it.
+    /// Raised whenever key, value, type, flags or meaning changes. See above for what is raised with it.
     pub version: u32,
     pub owner: Owner,
 }
@@ -30,17 +30,17 @@ pub enum Owner {
 pub const TABLES: &[Table] = &[
     Table {
         name: "FRONTENDS",
-        version: 2 + OTHER,
+        version: 3 + OTHER,
         owner: Owner::Agent,
     },
     Table {
         name: "BACKENDS",
-        version: 1,
+        version: 2,
         owner: Owner::Agent,
     },
     Table {
         name: "LIVE",
-        version: 1,
+        version: 2,
         owner: Owner::Agent,
     },
     Table {

@@ -2,7 +2,7 @@
 //! through. `SCRATCH` is no table: it is never pinned.
 
 use aya_ebpf::Global;
-use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
@@ -27,10 +27,11 @@ use weir_datapath::{Scratch, Trace};
 
 #[map]
 static FRONTENDS: HashMap<FrontendKey, Frontend> = HashMap::with_max_entries(limits::FRONTENDS, 0);
+// The agent reads these whole, again and again: mapped, a row costs it no call.
 #[map]
-static BACKENDS: Array<Backend> = Array::with_max_entries(limits::BACKENDS, 0);
+static BACKENDS: Array<Backend> = Array::with_max_entries(limits::BACKENDS, BPF_F_MMAPABLE);
 #[map]
-static LIVE: Array<Generation> = Array::with_max_entries(limits::LIVE, 0);
+static LIVE: Array<Generation> = Array::with_max_entries(limits::LIVE, BPF_F_MMAPABLE);
 #[map]
 static NODES: HashMap<Addr, NodeAddress> =
     HashMap::with_max_entries(limits::NODES, BPF_F_NO_PREALLOC);

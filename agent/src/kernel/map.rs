@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::sys::{self, Cursor};
+use super::sys::{self, Cursor, MappedRows};
 use crate::apply::{KernelTable, Stopped, TableError};
 
 /// Rows that go to the kernel in one call.
@@ -23,6 +23,8 @@ const MOST_ROOM: usize = 1 << 20;
 pub struct MapTable<K, V> {
     map: OwnedFd,
     shape: Shape,
+    /// Can its rows be read without a call for each?
+    is_mapped: bool,
     capacity: usize,
     row: PhantomData<fn() -> (K, V)>,
 }
@@ -70,9 +72,36 @@ impl<K: Plain, V: Plain> MapTable<K, V> {
         Ok(Self {
             map,
             shape,
+            is_mapped: shape == Shape::Array && layout.flags & sys::MMAPABLE != 0,
             capacity: layout.max_entries as usize,
             row: PhantomData,
         })
+    }
+
+    /// The rows of an array that are not all zeros. Whoever else writes one meanwhile may leave half of it for the
+    /// next reader.
+    fn load_mapped(&self) -> Result<Vec<(K, V)>, TableError> {
+        let stride = MappedRows::stride(size_of::<V>());
+        let mapped = MappedRows::new(self.map.as_fd(), self.capacity, size_of::<V>())?;
+        let mut rows = Vec::new();
+        let mut row = vec![0u64; stride / 8];
+        for index in 0..self.capacity {
+            let mut any = 0;
+            for (at, word) in row.iter_mut().enumerate() {
+                *word = mapped.word(index * (stride / 8) + at).unwrap_or(0);
+                any |= *word;
+            }
+            if any == 0 {
+                continue;
+            }
+            let (key, value) = ((index as u32).to_ne_bytes(), row.as_bytes());
+            if let (Ok(key), Ok((value, _))) =
+                (K::read_from_bytes(&key), V::read_from_prefix(value))
+            {
+                rows.push((key, value));
+            }
+        }
+        Ok(rows)
     }
 
     fn write(&self, keys: &[K], values: &[V]) -> Result<(), Stopped> {
@@ -108,6 +137,9 @@ impl<K: Plain, V: Plain> MapTable<K, V> {
 
 impl<K: Plain, V: Plain + PartialEq> KernelTable<K, V> for MapTable<K, V> {
     fn load(&mut self) -> Result<Vec<(K, V)>, TableError> {
+        if self.is_mapped {
+            return self.load_mapped();
+        }
         let mut rows = Vec::new();
         let is_array = self.shape == Shape::Array;
         for_each(
