@@ -65,13 +65,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     let _only = lock::lock(&settings.run_dir)?;
     let sockets = Sockets::open(&settings).await?;
 
-    // The node's network, then the kernel's programs. Nothing meets them yet: the line puts them in place of
-    // an earlier agent's when its tables are filled.
-    sysctl::set_node(&settings.run_dir)?;
-    netlink::add_loopback_addresses(&settings.dns.addresses).await?;
-    if second_lock::close().context("close the second lock")? == Lock::Open {
-        info!("the second lock is closed");
-    }
+    // The kernel's programs and tables: the verifier takes longest of all. Nothing meets them yet: the line puts them
+    // in place of an earlier agent's when its tables are filled.
     let loading = tokio::task::spawn_blocking({
         let (settings, config) = (settings.clone(), node_config(&settings)?);
         move || {
@@ -85,7 +80,14 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
         }
     });
 
-    // Meanwhile: what the cluster says waits for the line, and the line for the pods of this node.
+    // Meanwhile the node's network.
+    sysctl::set_node(&settings.run_dir)?;
+    netlink::add_loopback_addresses(&settings.dns.addresses).await?;
+    if second_lock::close().context("close the second lock")? == Lock::Open {
+        info!("the second lock is closed");
+    }
+
+    // And what the cluster says, which waits for the line, as that waits for the pods of this node.
     let mut tasks = JoinSet::new();
     let Running {
         source,

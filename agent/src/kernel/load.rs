@@ -1,6 +1,7 @@
 //! Loading: tables opened only when their layout is what the programs expect, then every program
 //! through the verifier, before anything that runs is touched.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
@@ -86,7 +87,6 @@ pub(super) fn load(
     })?;
     let parsed = aya_obj::Object::parse(object).map_err(|e| LoadError::Object(chain(&e)))?;
     verify_layouts(&parsed, bpffs, capacities)?;
-    let lengths = lengths(&parsed);
     let mut loader = EbpfLoader::new();
     loader.override_global("NODE", config.as_bytes(), true);
     // The log is asked for only after a refusal, so that its price is paid then.
@@ -101,7 +101,7 @@ pub(super) fn load(
     let loaded = loader
         .load(object)
         .map_err(|error| LoadError::Tables(chain(&error)))
-        .and_then(|ebpf| verify(ebpf, &lengths));
+        .and_then(verify);
     match loaded {
         Ok((ebpf, verified)) => Ok(Loaded {
             ebpf,
@@ -116,15 +116,21 @@ pub(super) fn load(
     }
 }
 
+/// What the verifier takes longest for, as it says itself (`weir status` shows the instructions), the first first.
+const LONGEST: [&str; 4] = [
+    "weir_from_pod",
+    "weir_from_net",
+    "weir_to_net",
+    "weir_to_pod",
+];
+
 /// Every program through the verifier, several at a time: the kernel verifies for whoever may load programs without
 /// a lock of its own, and a node is without an agent meanwhile. With what it visited of each.
-fn verify(
-    mut ebpf: Ebpf,
-    lengths: &BTreeMap<String, usize>,
-) -> Result<(Ebpf, BTreeMap<String, Option<u32>>), LoadError> {
+fn verify(mut ebpf: Ebpf) -> Result<(Ebpf, BTreeMap<String, Option<u32>>), LoadError> {
     let mut programs: Vec<(&str, &mut Program)> = ebpf.programs_mut().collect();
-    // Taken from the end: the longest takes the longest, so it comes first.
-    programs.sort_by_key(|(name, _)| lengths.get(*name));
+    // Taken from the end.
+    let turn = |name: &str| LONGEST.iter().position(|longest| *longest == name);
+    programs.sort_by_key(|(name, _)| Reverse(turn(name).unwrap_or(LONGEST.len())));
     let threads = thread::available_parallelism().map_or(1, |n| n.get().min(programs.len()));
     let left = Mutex::new(programs);
     let work = || {
@@ -166,18 +172,6 @@ fn verify_one(name: &str, program: &mut Program) -> Result<Option<u32>, LoadErro
     loaded.map_err(|error| refused(refusal(&error)))?;
     let info = program.info().ok();
     Ok(info.and_then(|info| info.verified_instruction_count()))
-}
-
-/// How many instructions each program of an object has.
-fn lengths(object: &aya_obj::Object) -> BTreeMap<String, usize> {
-    let length = |program: &aya_obj::Program| {
-        let function = object.functions.get(&program.function_key())?;
-        Some(function.instructions.len())
-    };
-    let programs = object.programs.iter();
-    programs
-        .filter_map(|(name, program)| Some((name.clone(), length(program)?)))
-        .collect()
 }
 
 /// What the kernel says to a program, with the end of the verifier's log: the instruction that it
