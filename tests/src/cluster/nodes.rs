@@ -126,7 +126,7 @@ impl Cluster {
     /// # Errors
     /// No such container runs there.
     pub fn in_pod(&self, node: &str, pod: &str, words: &[&str]) -> Result<Command> {
-        let container = self.container(node, pod, "container")?;
+        let container = self.container(node, pod, ("io.cri-containerd.kind", "container"))?;
         let exec = format!("weir-{:x}", fastrand::u64(..));
         let place = Inside::Node(self.node(node)?);
         let mut command = self.starter.foreground(place, &format!("{node}/run"))?;
@@ -145,28 +145,31 @@ impl Cluster {
     /// # Errors
     /// None runs there.
     pub fn kill_sandbox(&self, node: &str, pod: &str) -> Result<()> {
-        self.kill_container(node, pod, "sandbox")
+        self.kill(node, pod, ("io.cri-containerd.kind", "sandbox"))
     }
 
-    /// Kills the container of a pod that has one: the kubelet starts it again.
+    /// Kills a container of a pod, by its name there: the kubelet starts it again.
     ///
     /// # Errors
     /// None runs there.
-    pub fn kill_container(&self, node: &str, pod: &str, kind: &str) -> Result<()> {
-        let container = self.container(node, pod, kind)?;
+    pub fn kill_container(&self, node: &str, pod: &str, name: &str) -> Result<()> {
+        self.kill(node, pod, ("io.kubernetes.container.name", name))
+    }
+
+    fn kill(&self, node: &str, pod: &str, label: (&str, &str)) -> Result<()> {
+        let container = self.container(node, pod, label)?;
         let kill = ["-n", "k8s.io", "tasks", "kill", "-s", "SIGKILL", &container];
         self.run_on(node, &self.programs.ctr, &kill).map(drop)
     }
 
-    /// The container (or the sandbox) of a pod that runs on a node. Of several, one.
-    fn container(&self, node: &str, pod: &str, kind: &str) -> Result<String> {
+    /// The container (or the sandbox) of a pod that runs on a node, by one of its labels. Of several, one.
+    fn container(&self, node: &str, pod: &str, (label, value): (&str, &str)) -> Result<String> {
         let ctr = |args: &[&str]| {
             let args: Vec<&str> = ["-n", "k8s.io"].iter().chain(args).copied().collect();
             self.run_on(node, &self.programs.ctr, &args)
         };
-        let filter = format!(
-            "labels.\"io.kubernetes.pod.name\"=={pod},labels.\"io.cri-containerd.kind\"=={kind}"
-        );
+        let filter =
+            format!("labels.\"io.kubernetes.pod.name\"=={pod},labels.\"{label}\"=={value}");
         let tasks = ctr(&["tasks", "list"])?;
         let runs = |id: &&str| {
             let mut lines = tasks.lines().map(str::split_whitespace);
@@ -174,7 +177,7 @@ impl Cluster {
         };
         let found = ctr(&["containers", "list", "-q", &filter])?;
         let found = found.lines().find(runs).map(str::to_owned);
-        found.with_context(|| format!("no {kind} of pod {pod} runs on {node}"))
+        found.with_context(|| format!("nothing with {label}={value} of pod {pod} runs on {node}"))
     }
 
     pub(super) fn node(&self, name: &str) -> Result<Node> {
