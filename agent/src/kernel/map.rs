@@ -7,7 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::sys::{self, Cursor, MappedRows};
+use super::mapped::{MMAPABLE, MappedRows};
+use super::sys::{self, Cursor};
 use crate::apply::{KernelTable, Stopped, TableError};
 
 /// Rows that go to the kernel in one call.
@@ -72,7 +73,7 @@ impl<K: Plain, V: Plain> MapTable<K, V> {
         Ok(Self {
             map,
             shape,
-            is_mapped: shape == Shape::Array && layout.flags & sys::MMAPABLE != 0,
+            is_mapped: shape == Shape::Array && layout.flags & MMAPABLE != 0,
             capacity: layout.max_entries as usize,
             row: PhantomData,
         })

@@ -11,6 +11,7 @@ mod links;
 mod load;
 pub mod lock;
 mod map;
+mod mapped;
 pub mod netlink;
 pub mod network;
 pub mod object;

@@ -1,5 +1,5 @@
 //! The few bpf(2) commands that are needed beside the loader: batches of map rows, links that are
-//! replaced in place, pins. Every `unsafe` of table access is here.
+//! replaced in place, pins. Every `unsafe` of table access is here and in `mapped`.
 //!
 //! Structures follow `union bpf_attr` of include/uapi/linux/bpf.h; the kernel takes what is missing at
 //! the end as zero.
@@ -9,7 +9,6 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::ptr::NonNull;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -34,8 +33,6 @@ const LINK_DETACH: libc::c_long = 34;
 /// Before everything else that is attached at a tcx hook (`BPF_F_BEFORE` without a neighbour): a final
 /// verdict of a foreign program ahead of ours would skip ours.
 const FIRST: u32 = 1 << 3;
-/// Of a map that user space can map (`BPF_F_MMAPABLE`).
-pub(crate) const MMAPABLE: u32 = 1 << 10;
 /// `BPF_LINK_TYPE_CGROUP` and `BPF_LINK_TYPE_TCX`.
 const CGROUP_LINK: u32 = 3;
 const TCX_LINK: u32 = 11;
@@ -402,60 +399,6 @@ pub(crate) fn lookup_batch(
     cursor.started = true;
     std::mem::swap(&mut cursor.at, &mut cursor.next);
     Ok((batch.count, is_over))
-}
-
-/// The rows of an array in our own address space.
-#[derive(Debug)]
-pub(crate) struct MappedRows {
-    start: NonNull<libc::c_void>,
-    length: usize,
-}
-
-impl MappedRows {
-    /// Maps an array made with [`MMAPABLE`], to be read.
-    ///
-    /// # Errors
-    /// It is of another kind, has fewer rows, or there is no room.
-    pub(crate) fn new(map: BorrowedFd<'_>, rows: usize, value_size: usize) -> io::Result<Self> {
-        let length = rows * Self::stride(value_size);
-        // SAFETY: a new mapping, at a place that the kernel chooses; checked below.
-        let start = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                length,
-                libc::PROT_READ,
-                libc::MAP_SHARED,
-                map.as_raw_fd(),
-                0,
-            )
-        };
-        match NonNull::new(start) {
-            Some(start) if start.as_ptr() != libc::MAP_FAILED => Ok(Self { start, length }),
-            _ => Err(io::Error::last_os_error()),
-        }
-    }
-
-    /// Bytes from one row to the next: the kernel keeps every row at a multiple of eight.
-    pub(crate) fn stride(value_size: usize) -> usize {
-        value_size.next_multiple_of(8)
-    }
-
-    /// Eight bytes, from the start on; as they are now, while others write. `None` behind the end.
-    pub(crate) fn word(&self, index: usize) -> Option<u64> {
-        if index >= self.length / 8 {
-            return None;
-        }
-        let words = self.start.as_ptr().cast::<u64>();
-        // SAFETY: within the mapping, which begins with a page and lives as long as we do.
-        Some(unsafe { words.add(index).read_volatile() })
-    }
-}
-
-impl Drop for MappedRows {
-    fn drop(&mut self) {
-        // SAFETY: our own mapping, and nobody has a reference into it.
-        unsafe { libc::munmap(self.start.as_ptr(), self.length) };
-    }
 }
 
 /// Puts the key behind this one, or the first, into `next`. False at the end.
