@@ -79,12 +79,14 @@ fn a_program_that_keeps_dying_is_started_less_and_less_often() {
     let script = format!("{SAY}; kill -9 $$");
     let begin = Instant::now();
     let mut keeper = keep(folder.path(), &["sh", "-c", &script]);
-    wait_for_starts(&mut keeper, folder.path(), 6);
+    let starts = wait_for_starts(&mut keeper, folder.path(), 6);
     let took = begin.elapsed();
     // Pauses of 0, 100, 200, 400 and 800 ms.
     let (least, most) = (Duration::from_millis(1500), Duration::from_secs(6));
     assert!((least..most).contains(&took), "{took:?}");
     // In the next pause of 1.6 s nothing runs that could be told.
+    let is_pause = || is_gone(starts[5].0);
+    keeper.wait_until("ended", PATIENCE, is_pause).unwrap();
     let ended = keeper.stop(PATIENCE).unwrap();
     assert_eq!(ended.code(), Some(0));
 }
