@@ -27,6 +27,8 @@ const UNUSUAL: [&str; 7] = [
 /// Pods on both nodes, a Service with a port of the nodes, a policy.
 const WORKLOAD: &str = include_str!("manifests/workload.yaml");
 
+const CLEANUP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/cleanup.yaml");
+
 #[test]
 #[ignore = "takes minutes and a cluster of its own: by hand (docs/testing.md)"]
 fn a_node_without_weir_is_what_it_was_before() {
@@ -92,9 +94,7 @@ fn a_node_without_weir_is_what_it_was_before() {
         .unwrap();
     let gone = ["wait", "--for=delete", "pod", "--all", "--timeout=120s"];
     kubectl.run(&gone).unwrap();
-    let said = cluster
-        .remove_weir(Path::new("deploy/cleanup.yaml"))
-        .unwrap();
+    let said = cluster.remove_weir(Path::new(CLEANUP)).unwrap();
     for (node, before) in NODES.iter().zip(&before) {
         let deadline = Instant::now() + SETTLING;
         let difference = loop {
