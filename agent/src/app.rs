@@ -62,14 +62,17 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     if !missing.is_empty() {
         bail!("this node lacks what Weir needs: {}", missing.join("; "));
     }
-    let _only = lock::lock(&settings.run_dir)?;
+    let only = Arc::new(lock::lock(&settings.run_dir)?);
     let sockets = Sockets::open(&settings).await?;
 
     // The kernel's programs and tables: the verifier takes longest of all. Nothing meets them yet: the line puts them
     // in place of an earlier agent's when its tables are filled.
     let loading = tokio::task::spawn_blocking({
         let (settings, config) = (settings.clone(), node_config(&settings)?);
+        // A start that fails meanwhile lets nobody else begin before this has ended.
+        let only = only.clone();
         move || {
+            let _only = only;
             Kernel::load(
                 object::OBJECT,
                 &settings.bpffs,
