@@ -5,6 +5,7 @@ pub mod admin;
 pub mod app;
 pub mod apply;
 pub mod compile;
+pub mod conditions;
 pub mod config;
 pub mod events;
 pub mod export;
