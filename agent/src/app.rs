@@ -1,6 +1,10 @@
 //! The agent's table of contents: what it is made of, in the order in which things flow.
 
 mod beside;
+mod datapath;
+mod drops;
+mod source;
+mod tasks;
 mod told;
 
 use std::fs;
@@ -10,52 +14,45 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use weir_common::nat::PortRange;
 use weir_common::node::{Features, NodeConfig};
-use weir_common::policy::RuleId;
 use weir_dns::feed::Peer;
 
 use self::beside::{
-    announce_network, follow, follow_pod_cidrs, keep_routes, keep_second_lock, settle,
+    announce_network, follow, follow_pod_cidrs, keep_routes, keep_second_lock, protect_unexplained,
+    settle, settle_later,
 };
+use self::datapath::NodeDatapath;
+use self::drops::{explain, read_ring};
+use self::source::Running;
+use self::tasks::Tasks;
 use self::told::Told;
 use crate::admin;
-use crate::compile::policy::RuleBook;
-use crate::config::{PodCidrs, Settings, Source};
-use crate::events::{self, Explainer, Names, Recent};
+use crate::conditions::{Board, Condition, NodeFault, Reporter};
+use crate::config::{PodCidrs, Settings};
+use crate::events::{Names, Recent};
 use crate::kernel::netlink::routes::KernelRoutes;
 use crate::kernel::second_lock::Lock;
-use crate::kernel::{
-    Kernel, Ring, clock, features, lock, netlink, network, object, second_lock, sysctl,
-};
-use crate::line::{Handle, Line, NodeDatapath, Parts, Published};
-use crate::model::Change;
+use crate::kernel::{Kernel, features, lock, netlink, network, object, second_lock, sysctl};
+use crate::line::{Handle, Input, KernelMachine, Line, Parts, Published};
 use crate::pods::{self, Leases, Places, Pods, Ranges};
-use crate::watch::controllers::Surroundings;
-use crate::watch::kube::{Credentials, KubeOptions, KubeSource, Timing, connect};
-use crate::watch::manifests::{ManifestsOptions, ManifestsSource, PodAddresses};
-use crate::watch::saved::{SAVED_OBJECTS, SavedObjects};
-use crate::watch::saving::{Pace, Saving};
-use crate::watch::status::Health;
 use crate::zone_feed::ZoneFeed;
 
 /// Changes that may wait for the line. A source that brings more waits.
 const CHANGES: usize = 4096;
 /// Records of the ring that may wait to be explained. More are lost, and counted.
 const RECORDS: usize = 1024;
-/// How often the manifests are read although nothing was noticed.
-const RESCAN: Duration = Duration::from_secs(5);
 /// After how long something that ended by an error is begun again.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Runs the agent until `stop`. Nothing is detached then: the kernel goes on by itself.
 ///
 /// # Errors
-/// Something that the agent needs is missing; the message says what to do. What ran before still runs.
+/// Something that the agent needs is missing, or a task of it has ended; the message says what to do. What ran before
+/// still runs.
 pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     let settings = Arc::new(settings);
     let missing = features::missing(&features::probe(&settings.bpffs, &settings.cgroup));
@@ -90,47 +87,67 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
         info!("the second lock is closed");
     }
 
+    // What is wrong, said by whoever finds it.
+    let board = Arc::new(Board::default());
+
     // And what the cluster says, which waits for the line, as that waits for the pods of this node.
-    let mut tasks = JoinSet::new();
+    let mut tasks = Tasks::default();
     let Running {
         source,
         health,
         addresses,
     } = Running::prepare(&settings).await?;
     let (changes, inbox) = mpsc::channel(CHANGES);
-    source.spawn(changes, &mut tasks);
+    tasks.spawn("source of objects", source.run(changes));
     let leases = Arc::new(open_leases(&settings)?);
     let mut kernel = loading.await.context("load the programs")??;
     for (program, (_, visited)) in kernel.programs() {
         info!(program, instructions = visited, "verified");
     }
     let ring = kernel.ring().context("open the ring of events")?;
+    let kernel = Arc::new(kernel);
 
-    // compile → apply → kernel: one task writes.
+    // compile → apply → kernel: one thread writes.
     let zone = ZoneFeed::new(settings.dns.domain.as_str());
+    let names = Names::default();
     let published = Arc::new(Published::default());
-    let (line, work) = Handle::new();
+    let (line, inputs) = Handle::new();
+    let ranges = leases.ranges();
     let resumed = Line::resume(Parts {
         settings: settings.clone(),
-        kernel,
+        machine: KernelMachine::new(kernel.clone()).context("open the tables of flows")?,
         health,
         node_addresses: netlink::node_addresses().await?,
-        ranges: leases.ranges(),
+        ranges: ranges.borrow().clone(),
         zone: zone.clone(),
+        names: names.clone(),
+        board: board.clone(),
         published: published.clone(),
     })?;
-    tasks.spawn(resumed.run(inbox, work, stop.clone()));
+    let stopping = stop.clone();
+    tasks.spawn(
+        "line",
+        beside::run_on_thread("line", move || resumed.run(inbox, inputs, stopping))?,
+    );
 
     // The pods of this node: those that an earlier agent opened, and only then what the cluster says, which
-    // `resume_pods` lets in, and what the plugin asks for.
+    // `Input::Resumed` lets in, and what the plugin asks for.
     if settings.pod_cidrs == PodCidrs::OfNode {
         let (leases, published) = (leases.clone(), published.clone());
-        tasks.spawn(follow_pod_cidrs(leases, published, line.clone()));
+        tasks.spawn(
+            "ranges of the node",
+            follow_pod_cidrs(leases, published, line.clone()),
+        );
     }
-    let datapath = NodeDatapath::new(line.clone(), published.clone(), addresses.clone());
     let mtu = match settings.mtu {
         0 => netlink::default_mtu().await?,
         mtu => mtu,
+    };
+    let datapath = NodeDatapath {
+        kernel: kernel.clone(),
+        line: line.clone(),
+        board: board.clone(),
+        addresses: addresses.clone(),
     };
     let pods = Arc::new(Pods::new(
         leases.clone(),
@@ -140,55 +157,78 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     pods.reconcile()
         .await
         .context("bring leases and devices together")?;
-    for lease in leases.all().values() {
-        if let (Some(addresses), Some(pod)) = (&addresses, &lease.pod) {
-            let name = crate::model::ObjectName::new(pod.namespace.as_str(), pod.name.as_str());
-            addresses.report(name, lease.addresses.clone());
-        }
+    let leased = leases.all();
+    for lease in leased.values() {
+        datapath::report(addresses.as_ref(), lease);
     }
     let devices = netlink::pod_devices().await?;
-    line.ask(move |line| {
-        let leases = leases.all();
-        line.resume_pods(leases.values().cloned());
-        let is_leased =
-            |device: &pods::Device| leases.values().any(|lease| lease.device() == device.name);
-        line.protect_unexplained(devices.iter().filter(|device| !is_leased(device)));
-        line.settle(&devices);
-    })
-    .await?;
-    tasks.spawn(settle(line.clone(), published.clone()));
-    tasks.spawn(keep_second_lock(published.clone()));
-    tasks.spawn(keep_routes(KernelRoutes::open()?, published.clone()));
-    let (watch, tell) = (netlink::watch_node_addresses, Line::know_addresses);
-    tasks.spawn(follow(line.clone(), watch, tell));
-    let (watch, tell) = (netlink::watch_outlets, Line::know_outlets);
-    tasks.spawn(follow(line.clone(), watch, tell));
-    tasks.spawn(pods.serve(sockets.cni));
+    line.bring(Input::Resumed(leased.values().cloned().collect()))
+        .await?;
+    protect_unexplained(&kernel, &devices, &leased);
+    settle(&kernel, &devices);
+    tasks.spawn_until_done(settle_later(kernel.clone(), published.clone()));
+    tasks.spawn(
+        "second lock",
+        keep_second_lock(board.reporter("second lock")),
+    );
+    let routes = keep_routes(
+        KernelRoutes::open()?,
+        published.clone(),
+        board.reporter("routes"),
+    );
+    tasks.spawn("routes", routes);
+    let addresses = follow(
+        line.clone(),
+        netlink::watch_node_addresses,
+        Input::NodeAddresses,
+    );
+    tasks.spawn("addresses of the node", addresses);
+    let outlets = follow(line.clone(), netlink::watch_outlets, Input::Outlets);
+    tasks.spawn("devices of the node", outlets);
+    tasks.spawn("audit of leases", pods.clone().keep_audited());
+    tasks.spawn("CNI", pods.serve(sockets.cni));
     if let Some(folder) = &settings.cni_conf_dir {
-        tasks.spawn(announce_network(folder.clone(), &settings, line.clone())?);
+        let announced = announce_network(folder.clone(), &settings, board.clone())?;
+        tasks.spawn("network configuration", announced);
     }
 
     // kernel → events → export
     let recent = Arc::new(Recent::default());
     let (records, incoming) = mpsc::channel(RECORDS);
-    tasks.spawn(read_ring(ring, records));
-    tasks.spawn(explain(incoming, published.clone(), recent.clone()));
+    tasks.spawn("ring of events", read_ring(ring, records));
+    let explained = explain(incoming, names.clone(), published.clone(), recent.clone());
+    tasks.spawn("events", explained);
 
     // What others ask.
-    tasks.spawn(serve_zone(zone, settings.clone()));
+    tasks.spawn(
+        "zone",
+        serve_zone(zone, settings.clone(), board.reporter("zone")),
+    );
     let told = Arc::new(Told {
+        counters: kernel.counters().context("open the counters")?,
+        flows: Arc::new(kernel.flows().context("open the tables of flows")?),
         line,
+        board,
+        names,
         published,
         recent,
+        lock_drops: Default::default(),
     });
-    tasks.spawn(serve_http(sockets.http, admin::probes(told.clone())));
-    tasks.spawn(serve_local(sockets.admin, admin::local(told)));
+    tasks.spawn(
+        "probes and metrics",
+        serve(sockets.http, admin::probes(told.clone())),
+    );
+    tasks.spawn("local API", serve(sockets.admin, admin::local(told)));
     info!(node = %settings.node, http = %settings.http, "weir-agent runs");
 
-    stop.cancelled().await;
+    let ended = tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        // The line ends when it is told to stop, too.
+        error = tasks.ended() => if stop.is_cancelled() { Ok(()) } else { Err(error) },
+    };
     info!("going down; programs and tables stay");
     tasks.shutdown().await;
-    Ok(())
+    ended
 }
 
 /// What the programs are told.
@@ -241,87 +281,6 @@ impl Sockets {
     }
 }
 
-/// A source of objects, and what it tells beside changes.
-struct Running {
-    source: AnySource,
-    health: watch::Receiver<Health>,
-    /// With manifests: who fills in the addresses of this node's pods.
-    addresses: Option<PodAddresses>,
-}
-
-enum AnySource {
-    Manifests(ManifestsSource),
-    Kube(KubeSource),
-}
-
-impl Running {
-    async fn prepare(settings: &Settings) -> Result<Self> {
-        match &settings.source {
-            Source::Manifests {
-                folder,
-                service_cidrs,
-            } => {
-                fs::create_dir_all(&settings.state_dir)
-                    .with_context(|| format!("create {}", settings.state_dir.display()))?;
-                let source = ManifestsSource::new(ManifestsOptions {
-                    folder: folder.clone(),
-                    assigned: settings.state_dir.join("cluster-ips.json"),
-                    surroundings: Surroundings {
-                        node: settings.node.clone(),
-                        service_cidrs: service_cidrs.clone(),
-                    },
-                    rescan: RESCAN,
-                });
-                let health = source.health();
-                let addresses = Some(source.addresses());
-                Ok(Self {
-                    source: AnySource::Manifests(source),
-                    health,
-                    addresses,
-                })
-            }
-            Source::Kube {
-                kubeconfig,
-                api_server,
-            } => {
-                let credentials = match kubeconfig {
-                    Some(path) => Credentials::Kubeconfig(path.clone()),
-                    None => Credentials::InCluster,
-                };
-                let options = KubeOptions {
-                    credentials,
-                    server: api_server.clone(),
-                };
-                let timing = Timing::default();
-                let client = connect(&options, &timing).await?;
-                let saving = Saving {
-                    to: SavedObjects::new(
-                        settings.state_dir.join(SAVED_OBJECTS),
-                        settings.node.clone(),
-                    ),
-                    pace: Pace::default(),
-                };
-                let source = KubeSource::new(client, timing).saving(saving);
-                let health = source.health();
-                Ok(Self {
-                    source: AnySource::Kube(source),
-                    health,
-                    addresses: None,
-                })
-            }
-        }
-    }
-}
-
-impl AnySource {
-    fn spawn(self, changes: mpsc::Sender<Change>, tasks: &mut JoinSet<()>) {
-        match self {
-            AnySource::Manifests(source) => tasks.spawn(source.run(changes)),
-            AnySource::Kube(source) => tasks.spawn(source.run(changes)),
-        };
-    }
-}
-
 fn open_leases(settings: &Settings) -> Result<Leases> {
     fs::create_dir_all(&settings.state_dir)
         .with_context(|| format!("create {}", settings.state_dir.display()))?;
@@ -338,87 +297,37 @@ fn open_leases(settings: &Settings) -> Result<Leases> {
     Ok(Leases::open(places, ranges, boot_id.trim().to_owned())?)
 }
 
-async fn read_ring(ring: Ring, records: mpsc::Sender<Vec<u8>>) {
-    let mut lost = 0u64;
-    let ended = ring
-        .run(records, || {
-            lost += 1;
-            if lost.is_power_of_two() {
-                warn!(
-                    lost,
-                    "drop events come faster than they are explained; counters stay exact"
-                );
-            }
-        })
-        .await;
-    if let Err(error) = ended {
-        warn!(%error, "the ring of events cannot be read any more");
-    }
-}
-
-async fn explain(
-    mut incoming: mpsc::Receiver<Vec<u8>>,
-    published: Arc<Published>,
-    recent: Arc<Recent>,
-) {
-    let mut unknown = false;
-    while let Some(record) = incoming.recv().await {
-        match events::decode(&record) {
-            Ok(event) => {
-                let words = Words {
-                    names: published.names.load_full(),
-                    rules: published.rules.load_full(),
-                };
-                recent.push(events::explain(&event, clock::monotonic_start(), &words));
-            }
-            Err(error) if !unknown => {
-                unknown = true;
-                warn!(%error, "events of another version are left out");
-            }
-            Err(_) => {}
-        }
-    }
-}
-
-struct Words {
-    names: Arc<Names>,
-    rules: Arc<RuleBook>,
-}
-
-impl Explainer for Words {
-    fn rule(&self, rule: RuleId) -> Option<String> {
-        self.rules.owner(rule).map(ToString::to_string)
-    }
-
-    fn names(&self) -> &Names {
-        &self.names
-    }
-}
-
-async fn serve_zone(zone: ZoneFeed, settings: Arc<Settings>) {
+/// weir-dns is given its zone; while it cannot be, that is said.
+async fn serve_zone(zone: ZoneFeed, settings: Arc<Settings>, said: Reporter) {
     let path = &settings.dns.zone_socket;
     let peer = Peer {
         uid: settings.dns.uid,
         gid: settings.dns.uid,
     };
-    let served = async {
-        let folder = path.parent().unwrap_or(Path::new("/"));
-        fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
-        zone.serve(path, peer).await.context("serve the zone")
-    };
-    if let Err(error) = served.await {
-        warn!(error = format!("{error:#}"), "weir-dns gets no zone");
+    loop {
+        let served = async {
+            let folder = path.parent().unwrap_or(Path::new("/"));
+            fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+            zone.clone()
+                .serve(path, peer)
+                .await
+                .context("serve the zone")
+        };
+        if let Err(error) = served.await {
+            said.raise(Condition::node(
+                NodeFault::ZoneNotServed,
+                format!("{error:#}"),
+            ));
+        }
+        tokio::time::sleep(RETRY).await;
     }
 }
 
-async fn serve_http(listener: TcpListener, routes: axum::Router) {
+async fn serve<L: axum::serve::Listener>(listener: L, routes: axum::Router)
+where
+    L::Addr: std::fmt::Debug,
+{
     if let Err(error) = axum::serve(listener, routes).await {
-        warn!(%error, "metrics and probes are not served any more");
-    }
-}
-
-async fn serve_local(listener: UnixListener, routes: axum::Router) {
-    if let Err(error) = axum::serve(listener, routes).await {
-        warn!(%error, "the local API is not served any more");
+        warn!(%error, "nobody is answered any more");
     }
 }

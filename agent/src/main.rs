@@ -36,7 +36,18 @@ fn main() -> ExitCode {
     }
 }
 
+/// A panic anywhere ends the process, whichever task or thread it is in: half an agent that looks whole is worse than
+/// one that starts again. The kernel goes on meanwhile, and the parent (`keep`) starts what a signal has ended at once.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
+}
+
 fn run(args: &RunArgs) -> Result<()> {
+    abort_on_panic();
     args.kept
         .end_with_keeper()
         .context("follow the parent in its end")?;

@@ -25,6 +25,28 @@ pub struct Status {
     pub policies: usize,
     /// Objects that exist and could not be understood or applied; the last good state of each holds.
     pub quarantined: Vec<Quarantined>,
+    /// Everything that is wrong, what has the greatest effect first.
+    #[serde(default)]
+    pub conditions: Vec<ConditionView>,
+}
+
+/// Something that is wrong. docs/operations.md says of each fault what it means and what to do.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct ConditionView {
+    /// With whom: `this node`, `Service shop/web`, `Pod shop/a`, `Node n2`.
+    pub about: String,
+    /// `node`, `object`, `pod` or `peer`.
+    pub kind: String,
+    /// Its label, in CamelCase.
+    pub fault: String,
+    /// What the node does because of it, in words; nothing if it goes on as ever.
+    pub effect: Option<String>,
+    /// RFC 3339.
+    pub since: String,
+    /// In words.
+    pub text: String,
+    /// What can be done about it.
+    pub remedy: String,
 }
 
 /// The nodes of the cluster, as this one sees them.

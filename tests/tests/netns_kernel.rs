@@ -127,7 +127,7 @@ fn a_link_keeps_its_number_when_its_program_is_replaced() {
                 assert_eq!(after[name].0, *link, "{name}");
                 assert_ne!(after[name].1, *program, "{name}");
             }
-            let hooks = second.hooks([(DEVICE.to_owned(), index)]);
+            let hooks = second.hooks([(DEVICE.to_owned(), index)], &BTreeMap::new());
             assert_eq!(hooks.len(), 10);
             assert!(hooks.iter().all(|h| h.problem.is_none()), "{hooks:?}");
         })
@@ -143,7 +143,7 @@ fn a_hook_on_another_cgroup_is_a_problem() {
     let child = machine.cgroup().child("other").unwrap();
     let other = Kernel::load(OBJECT, &pins, &child, NodeConfig::default(), &[]).unwrap();
     let problems = |kernel: &Kernel| {
-        let hooks = kernel.hooks([]).into_iter();
+        let hooks = kernel.hooks([], &BTreeMap::new()).into_iter();
         hooks
             .filter_map(|hook| hook.problem)
             .filter(|problem| problem.contains("not on the device or cgroup"))
@@ -329,9 +329,9 @@ fn strays_are_found_and_removed() {
                 stray.remove().unwrap();
             }
             assert_eq!(strays().len(), 0);
-            let hooks = ours.hooks(devices.clone());
+            let hooks = ours.hooks(devices.clone(), &BTreeMap::new());
             assert!(hooks.iter().all(|h| h.problem.is_none()), "{hooks:?}");
-            let lost = other.hooks(devices.clone());
+            let lost = other.hooks(devices.clone(), &BTreeMap::new());
             assert!(lost.iter().all(|h| h.problem.is_some()), "{lost:?}");
         })
         .unwrap();
@@ -353,7 +353,7 @@ fn a_device_that_went_leaves_a_stale_pin_and_its_successor_gets_a_link() {
     netns.ip(&format!("link del {DEVICE}")).unwrap();
     let successor = add_device(netns);
     open(successor);
-    let hooks = kernel.hooks([(DEVICE.to_owned(), successor)]);
+    let hooks = kernel.hooks([(DEVICE.to_owned(), successor)], &BTreeMap::new());
     assert!(
         hooks
             .iter()

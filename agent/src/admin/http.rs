@@ -23,8 +23,10 @@ pub type Refusal = String;
 
 /// What probes and Prometheus ask.
 pub trait Probes: Send + Sync + 'static {
+    /// Does the one thread that writes to the kernel still answer?
+    fn alive(&self) -> impl Future<Output = Result<(), Refusal>> + Send;
     /// Every reason why the node is not ready; none when it is.
-    fn not_ready(&self) -> impl Future<Output = Result<Vec<String>, Refusal>> + Send;
+    fn not_ready(&self) -> Vec<String>;
     /// The page of metrics (OpenMetrics text).
     fn metrics(&self) -> impl Future<Output = Result<String, Refusal>> + Send;
 }
@@ -46,9 +48,8 @@ pub fn probes<P: Probes>(of: Arc<P>) -> Router {
         .route(
             "/healthz",
             get(|State(of): State<Arc<P>>| async move {
-                // Alive means that the one task that writes to the kernel still answers.
-                match in_time(of.not_ready()).await {
-                    Ok(_) => (StatusCode::OK, "ok\n".to_owned()),
+                match in_time(of.alive()).await {
+                    Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
                     Err(stuck) => (StatusCode::SERVICE_UNAVAILABLE, format!("{stuck}\n")),
                 }
             }),
@@ -56,13 +57,15 @@ pub fn probes<P: Probes>(of: Arc<P>) -> Router {
         .route(
             "/readyz",
             get(|State(of): State<Arc<P>>| async move {
-                match in_time(of.not_ready()).await {
-                    Ok(reasons) if reasons.is_empty() => (StatusCode::OK, "ok\n".to_owned()),
-                    Ok(reasons) => (
+                if let Err(stuck) = in_time(of.alive()).await {
+                    return (StatusCode::SERVICE_UNAVAILABLE, format!("{stuck}\n"));
+                }
+                match of.not_ready() {
+                    reasons if reasons.is_empty() => (StatusCode::OK, "ok\n".to_owned()),
+                    reasons => (
                         StatusCode::SERVICE_UNAVAILABLE,
                         format!("{}\n", reasons.join("\n")),
                     ),
-                    Err(stuck) => (StatusCode::SERVICE_UNAVAILABLE, format!("{stuck}\n")),
                 }
             }),
         )
@@ -146,8 +149,12 @@ mod tests {
     struct Node(Result<Vec<String>, Refusal>);
 
     impl Probes for Node {
-        async fn not_ready(&self) -> Result<Vec<String>, Refusal> {
-            self.0.clone()
+        async fn alive(&self) -> Result<(), Refusal> {
+            self.0.clone().map(drop)
+        }
+
+        fn not_ready(&self) -> Vec<String> {
+            self.0.clone().unwrap_or_default()
         }
 
         async fn metrics(&self) -> Result<String, Refusal> {

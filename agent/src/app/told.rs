@@ -1,74 +1,88 @@
 //! What the agent answers to probes and to the CLI.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use weir_cli::views;
+use tokio::sync::oneshot;
+use weir_cli::views::{self, DropTotal};
+use weir_common::counter::Drops;
 
 use crate::admin::{Local, Probes, Refusal};
-use crate::events::Recent;
-use crate::export;
+use crate::conditions::Board;
+use crate::events::{Names, Recent};
+use crate::export::{self, Page};
 use crate::kernel::second_lock::{self, Lock};
-use crate::line::{self, Handle, Line, Published};
+use crate::kernel::{Counters, Flows};
+use crate::line::{self, Handle, Input, Published, Question};
 
 /// Answers of the agent to whoever asks.
 pub(super) struct Told {
     pub(super) line: Handle,
+    pub(super) board: Arc<Board>,
+    pub(super) names: Names,
     pub(super) published: Arc<Published>,
     pub(super) recent: Arc<Recent>,
+    pub(super) counters: Counters,
+    pub(super) flows: Arc<Flows>,
+    /// Packets that the second lock has dropped, when it was last looked at.
+    pub(super) lock_drops: AtomicU64,
 }
 
 impl Told {
-    async fn ask<T: Send + 'static>(
-        &self,
-        question: impl FnOnce(&mut Line) -> T + Send + 'static,
-    ) -> Result<T, Refusal> {
-        self.line
-            .ask(question)
-            .await
-            .map_err(|ended| ended.to_string())
+    async fn ask<T>(&self, question: fn(oneshot::Sender<T>) -> Question) -> Result<T, Refusal> {
+        let answer = self.line.ask(|to| Input::Question(question(to)));
+        answer.await.map_err(|ended| ended.to_string())
     }
 }
 
 impl Probes for Told {
-    async fn not_ready(&self) -> Result<Vec<String>, Refusal> {
-        self.ask(|line| line.not_ready()).await
+    async fn alive(&self) -> Result<(), Refusal> {
+        self.ask(Question::Alive).await
+    }
+
+    fn not_ready(&self) -> Vec<String> {
+        let state = self.board.node();
+        state.unready.iter().map(ToString::to_string).collect()
     }
 
     async fn metrics(&self) -> Result<String, Refusal> {
         // The rule counts by itself; it is listed when somebody asks.
         let lock = tokio::task::spawn_blocking(second_lock::state).await;
         if let Ok(Ok(Lock::Closed { drops })) = lock {
-            self.published.lock_drops.store(drops, Ordering::Relaxed);
+            self.lock_drops.store(drops, Ordering::Relaxed);
         }
-        let sample = self
-            .ask(|line| line.sample())
-            .await?
-            .map_err(|e| e.to_string())?;
-        export::encode(sample).map_err(|e| e.to_string())
+        let sample = self.ask(Question::Sample).await?;
+        let page = Page {
+            sample,
+            counters: self.counters.all().map_err(|e| e.to_string())?,
+            drops: self.counters.drops().map_err(|e| e.to_string())?,
+            conditions: self.board.counts(),
+            not_ready: self.board.node().unready.len(),
+            second_lock_drops: self.lock_drops.load(Ordering::Relaxed),
+        };
+        export::encode(page).map_err(|e| e.to_string())
     }
 }
 
 impl Local for Told {
     async fn status(&self) -> Result<views::Status, Refusal> {
-        self.ask(|line| line.status()).await
+        self.ask(Question::Status).await
     }
 
     async fn services(&self) -> Result<Vec<views::ServiceView>, Refusal> {
-        self.ask(|line| line.services()).await
+        self.ask(Question::Services).await
     }
 
     async fn endpoints(&self) -> Result<Vec<views::EndpointView>, Refusal> {
-        self.ask(|line| line.endpoints()).await
+        self.ask(Question::Endpoints).await
     }
 
     async fn policy(&self) -> Result<Vec<views::PolicyView>, Refusal> {
-        self.ask(|line| line.policy()).await
+        self.ask(Question::Policy).await
     }
 
     async fn flows(&self) -> Result<Vec<views::FlowView>, Refusal> {
-        let tables = self.ask(|line| line.flow_tables()).await?;
-        let names = self.published.names.load_full();
+        let (tables, names) = (self.flows.clone(), self.names.clone());
         let rules = self.published.rules.load_full();
         let read = tokio::task::spawn_blocking(move || line::flows(&tables, &rules, &names));
         read.await
@@ -77,19 +91,22 @@ impl Local for Told {
     }
 
     async fn drops(&self) -> Result<views::Drops, Refusal> {
-        let totals = self
-            .ask(|line| line.drop_totals())
-            .await?
-            .map_err(|e| e.to_string())?;
+        let totals = self.counters.drops().map_err(|e| e.to_string())?;
+        let totals = totals
+            .into_iter()
+            .map(|(reason, Drops { packets, bytes })| DropTotal {
+                reason: reason.label().to_owned(),
+                help: reason.help().to_owned(),
+                packets,
+                bytes,
+            });
         Ok(views::Drops {
-            totals,
+            totals: totals.collect(),
             recent: self.recent.all(),
         })
     }
 
     async fn verify(&self) -> Result<views::Verify, Refusal> {
-        self.ask(|line| line.verify())
-            .await?
-            .map_err(|e| e.to_string())
+        self.ask(Question::Verify).await?
     }
 }

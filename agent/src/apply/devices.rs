@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use weir_common::device::{Device, LocalPod};
 use weir_common::{Addr, Mac};
 
-use super::status::{Fill, Status, Statuses};
+use super::status::{Fill, Status};
 use super::table::{Comparison, KernelTable, Table, TableError};
 use crate::compile::PodRules;
 use crate::model::ObjectName;
@@ -32,7 +32,7 @@ pub struct Devices<D, P> {
     pods: Table<Addr, LocalPod, P>,
     leases: BTreeMap<u32, PodLease>,
     rules: BTreeMap<ObjectName, PodRules>,
-    statuses: Statuses,
+    statuses: BTreeMap<u32, Status>,
 }
 
 /// What a pass over both tables did.
@@ -65,7 +65,7 @@ where
             pods: Table::resume("PODS", pods)?,
             leases: BTreeMap::new(),
             rules: BTreeMap::new(),
-            statuses: Statuses::new(),
+            statuses: BTreeMap::new(),
         })
     }
 
@@ -151,9 +151,10 @@ where
         ])
     }
 
-    /// How far each pod is. [`Status::Done`] once its packets are judged by its policy.
-    pub fn statuses(&self) -> &Statuses {
-        &self.statuses
+    /// How far the pod behind a device is, by its interface index; `None` for one without a lease.
+    /// [`Status::Done`] once its packets are judged by its policy.
+    pub fn status(&self, ifindex: u32) -> Option<&Status> {
+        self.statuses.get(&ifindex)
     }
 
     /// How full the two tables are.
@@ -205,7 +206,7 @@ where
                     Some(_) if reached && self.devices.is_settled(&lease.ifindex) => Status::Done,
                     Some(_) => Status::Failed("its rows could not be written".into()),
                 };
-                (lease.pod.clone(), status)
+                (lease.ifindex, status)
             })
             .collect();
     }
@@ -257,11 +258,11 @@ mod tests {
         subject.desire_leases([lease(1)]);
         subject.write();
         assert!(devices.rows().is_empty());
-        assert_eq!(subject.statuses()[&lease(1).pod], Status::Pending);
+        assert_eq!(subject.status(101), Some(&Status::Pending));
         subject.desire_rules(&rules(1, 7));
         subject.write();
         assert_eq!(devices.rows()[&101].ingress, RulesId(7));
-        assert_eq!(subject.statuses()[&lease(1).pod], Status::Done);
+        assert_eq!(subject.status(101), Some(&Status::Done));
         assert_eq!(pods.rows()[&Addr::v4([10, 0, 0, 1])].ifindex, 101);
     }
 

@@ -14,9 +14,11 @@ use super::{About, Condition, Effect};
 #[derive(Debug, Default)]
 pub struct Board {
     /// By who says so: two may say the same, and each takes back its own.
-    held: Mutex<BTreeMap<(About, &'static str), Held>>,
+    held: Mutex<BySource>,
     node: watch::Sender<Arc<NodeState>>,
 }
+
+type BySource = BTreeMap<&'static str, BTreeMap<About, Held>>;
 
 /// A condition that holds.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -63,7 +65,12 @@ impl Board {
 
     /// Every condition that holds; those with the greatest effect first.
     pub fn all(&self) -> Vec<Held> {
-        let mut all: Vec<Held> = self.lock().values().cloned().collect();
+        let mut all: Vec<Held> = self
+            .lock()
+            .values()
+            .flat_map(BTreeMap::values)
+            .cloned()
+            .collect();
         all.sort_by_key(|held| std::cmp::Reverse(held.condition.about.effect()));
         all
     }
@@ -71,50 +78,62 @@ impl Board {
     /// How many hold, by whom they are about and by fault.
     pub fn counts(&self) -> BTreeMap<(&'static str, &'static str), usize> {
         let mut counts = BTreeMap::new();
-        for (about, _) in self.lock().keys() {
+        for about in self.lock().values().flat_map(BTreeMap::keys) {
             *counts.entry((about.kind(), about.fault())).or_default() += 1;
         }
         counts
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(About, &'static str), Held>> {
+    fn lock(&self) -> MutexGuard<'_, BySource> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn raise(&self, source: &'static str, condition: Condition) {
         let mut held = self.lock();
-        let key = (condition.about.clone(), source);
-        let before = held.get(&key);
-        if before.is_some_and(|before| before.condition == condition) {
-            return;
-        }
-        let since = before.map_or_else(SystemTime::now, |before| before.since);
-        let (fault, text) = (condition.about.fault(), &condition.text);
-        match condition.about.effect() {
-            Effect::Nothing => warn!(about = %condition.about, fault, text, "a fault"),
-            effect => warn!(about = %condition.about, fault, text, ?effect, "a fault of the node"),
-        }
-        held.insert(key, Held { condition, since });
-        self.fold(&held);
-    }
-
-    fn clear(&self, source: &'static str, about: &About) {
-        let mut held = self.lock();
-        if held.remove(&(about.clone(), source)).is_some() {
-            info!(%about, fault = about.fault(), "no longer");
+        if raise(held.entry(source).or_default(), condition) {
             self.fold(&held);
         }
     }
 
-    fn fold(&self, held: &BTreeMap<(About, &'static str), Held>) {
+    fn clear(&self, source: &'static str, about: &About) {
+        let mut held = self.lock();
+        if held.get_mut(source).is_some_and(|own| clear(own, about)) {
+            self.fold(&held);
+        }
+    }
+
+    fn replace(&self, source: &'static str, conditions: impl IntoIterator<Item = Condition>) {
+        let mut held = self.lock();
+        let own = held.entry(source).or_default();
+        let mut gone: BTreeSet<About> = own.keys().cloned().collect();
+        let mut folds = false;
+        for condition in conditions {
+            gone.remove(&condition.about);
+            folds |= raise(own, condition);
+        }
+        for about in gone {
+            folds |= clear(own, &about);
+        }
+        if folds {
+            self.fold(&held);
+        }
+    }
+
+    fn fold(&self, held: &BySource) {
         let with = |least: Effect| -> Vec<Condition> {
-            // Conditions of the node come first in the order of the keys.
-            held.values()
+            let mut found: Vec<Condition> = held
+                .values()
+                // Conditions of the node come first in the order of the keys.
+                .flat_map(|own| {
+                    own.values()
+                        .take_while(|held| held.condition.about.is_node())
+                })
                 .map(|held| &held.condition)
-                .take_while(|condition| matches!(condition.about, About::Node(..)))
                 .filter(|condition| condition.about.effect() >= least)
                 .cloned()
-                .collect()
+                .collect();
+            found.sort_by(|a, b| a.about.cmp(&b.about));
+            found
         };
         let now = NodeState {
             stops_pods: with(Effect::StopsPods),
@@ -124,15 +143,40 @@ impl Board {
             if **last == now {
                 return false;
             }
-            match (last.unready.is_empty(), now.unready.first()) {
-                (false, None) => info!("ready"),
-                (true, Some(first)) => info!(reason = %first, "not ready"),
+            match (last.unready.first(), now.unready.first()) {
+                (Some(_), None) => info!("ready"),
+                (before, Some(first)) if before != Some(first) => {
+                    info!(reason = %first, "not ready")
+                }
                 _ => {}
             }
             *last = Arc::new(now);
             true
         });
     }
+}
+
+/// True if it is about the node, so that the fold may change.
+fn raise(own: &mut BTreeMap<About, Held>, condition: Condition) -> bool {
+    let before = own.get(&condition.about);
+    if before.is_some_and(|before| before.condition == condition) {
+        return false;
+    }
+    let since = before.map_or_else(SystemTime::now, |before| before.since);
+    let about = condition.about.clone();
+    let (fault, text) = (about.fault(), &condition.text);
+    warn!(%about, fault, text, "a fault");
+    let is_node = about.is_node();
+    own.insert(about, Held { condition, since });
+    is_node
+}
+
+fn clear(own: &mut BTreeMap<About, Held>, about: &About) -> bool {
+    if own.remove(about).is_none() {
+        return false;
+    }
+    info!(%about, fault = about.fault(), "no longer");
+    about.is_node()
 }
 
 impl Reporter {
@@ -148,21 +192,7 @@ impl Reporter {
 
     /// Exactly these hold, of all that this source says. For sources that find few.
     pub fn replace(&self, conditions: impl IntoIterator<Item = Condition>) {
-        let conditions: Vec<Condition> = conditions.into_iter().collect();
-        let kept: BTreeSet<&About> = conditions.iter().map(|it| &it.about).collect();
-        let gone: Vec<About> = {
-            let held = self.board.lock();
-            let own = held.keys().filter(|(_, source)| *source == self.source);
-            own.map(|(about, _)| about.clone())
-                .filter(|about| !kept.contains(about))
-                .collect()
-        };
-        for condition in conditions {
-            self.raise(condition);
-        }
-        for about in gone {
-            self.clear(&about);
-        }
+        self.board.replace(self.source, conditions);
     }
 }
 

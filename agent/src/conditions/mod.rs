@@ -136,6 +136,8 @@ faults! {
         DeviceGone: "restart the pod",
         /// Its rows could not be written: it stays closed.
         NotWritten: "see which table is full in `weir status`",
+        /// A program is not on its device and cannot be put back: the device is closed, or gone.
+        HookLost: "restart the pod, and see who changes its device",
         /// Its host ports lead nowhere.
         HostPort: "give it another host port",
         /// Its address is outside of the node's ranges: other nodes have no route to it.
@@ -223,6 +225,11 @@ impl About {
             Self::Node(fault, _) => fault.effect(),
             Self::Object(..) | Self::Pod(..) | Self::Peer(..) => Effect::Nothing,
         }
+    }
+
+    /// Is it this node's?
+    pub const fn is_node(&self) -> bool {
+        matches!(self, Self::Node(..))
     }
 
     /// `node`, `object`, `pod` or `peer`: a label of metrics.

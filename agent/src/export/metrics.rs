@@ -1,6 +1,7 @@
 //! The page of metrics, made from one sample when it is scraped. Names are `weir_…`; labels are bounded
 //! by tables of the code: reasons, tables.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use prometheus_client::collector::Collector;
@@ -9,28 +10,55 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
+use weir_common::DropReason;
+use weir_common::counter::{Counter, Drops};
 
 use crate::line::Sample;
 
-/// The sample as OpenMetrics text.
+/// What the page is made of.
+#[derive(Debug)]
+pub struct Page {
+    pub sample: Sample,
+    pub counters: Vec<(Counter, u64)>,
+    pub drops: Vec<(DropReason, Drops)>,
+    /// How many conditions hold, by whom they are about and by fault.
+    pub conditions: BTreeMap<(&'static str, &'static str), usize>,
+    /// How many of them make the node unready.
+    pub not_ready: usize,
+    pub second_lock_drops: u64,
+}
+
+/// The page as OpenMetrics text.
 ///
 /// # Errors
 /// Never in practice: text is written to memory.
-pub fn encode(sample: Sample) -> Result<String, fmt::Error> {
+pub fn encode(page: Page) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("weir");
-    registry.register_collector(Box::new(Page(sample)));
-    let mut page = String::new();
-    prometheus_client::encoding::text::encode(&mut page, &registry)?;
-    Ok(page)
+    registry.register_collector(Box::new(page));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry)?;
+    Ok(text)
 }
 
-#[derive(Debug)]
-struct Page(Sample);
+impl Page {
+    fn about(&self, kind: &str) -> usize {
+        let conditions = self.conditions.iter();
+        let about = conditions.filter(|((about, _), _)| *about == kind);
+        about.map(|(_, count)| count).sum()
+    }
+
+    fn with(&self, kind: &'static str, fault: &'static str) -> usize {
+        self.conditions
+            .get(&(kind, fault))
+            .copied()
+            .unwrap_or_default()
+    }
+}
 
 impl Collector for Page {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Self(sample) = self;
-        for (counter, value) in &sample.counters {
+        let sample = &self.sample;
+        for (counter, value) in &self.counters {
             one(
                 &mut to,
                 counter.metric(),
@@ -39,8 +67,7 @@ impl Collector for Page {
             )?;
         }
         let drops = |value: fn(&weir_common::counter::Drops) -> u64| {
-            sample
-                .drops
+            self.drops
                 .iter()
                 .map(move |(reason, drops)| (reason.label(), value(drops)))
         };
@@ -80,12 +107,22 @@ impl Collector for Page {
             "table",
             capacity,
         )?;
+        let mut family = to.encode_descriptor(
+            "conditions",
+            "What is wrong: conditions that hold, by whom they are about and by fault.",
+            None,
+            MetricType::Gauge,
+        )?;
+        for ((about, fault), count) in &self.conditions {
+            let labels = [("about", *about), ("fault", *fault)];
+            ConstGauge::new(*count as i64).encode(family.encode_family(&labels)?)?;
+        }
         for (name, help, value) in [
             ("nodes", "Nodes known.", sample.nodes),
             (
                 "unreachable_nodes",
                 "Nodes whose pods have no route from here.",
-                sample.unreachable_nodes,
+                self.about("peer"),
             ),
             ("pods", "Pods of this node that are open.", sample.pods),
             ("services", "Services known.", sample.services),
@@ -93,12 +130,12 @@ impl Collector for Page {
             (
                 "quarantined_objects",
                 "Objects that cannot be understood; the last good state of each holds.",
-                sample.quarantined,
+                self.with("object", "Quarantined"),
             ),
             (
                 "unapplied_objects",
                 "Objects that could not be written to the kernel; the last good state of each holds.",
-                sample.unapplied,
+                self.with("object", "NotWritten") + self.with("pod", "NotWritten"),
             ),
             (
                 "unsynced_inputs",
@@ -121,7 +158,7 @@ impl Collector for Page {
             (
                 "not_ready_reasons",
                 "Reasons why the node is not ready.",
-                sample.not_ready,
+                self.not_ready,
             ),
             (
                 "dns_clients",
@@ -146,7 +183,7 @@ impl Collector for Page {
             &mut to,
             "second_lock_drops",
             "Packets of pods that no program of ours had passed, dropped by the second lock.",
-            &ConstCounter::new(sample.second_lock_drops),
+            &ConstCounter::new(self.second_lock_drops),
         )?;
         one(
             &mut to,

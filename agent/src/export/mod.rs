@@ -3,5 +3,5 @@
 mod metrics;
 mod text;
 
-pub use metrics::encode;
+pub use metrics::{Page, encode};
 pub use text::text_of;

@@ -84,16 +84,25 @@ pub struct Expected {
     pub folder: PathBuf,
 }
 
-/// Announces the network as soon as `is_ready` says so and the plugin is there, and again whenever the file has gone
+/// Announces the network as soon as `withheld` gives no reason against it and the plugin is there, and again whenever the file has gone
 /// or changed. For ever; dropping this leaves the file.
-pub async fn keep_announced<Answer: Future<Output = bool>>(
+pub async fn keep_announced<Answer: Future<Output = Option<String>>>(
     folder: PathBuf,
     network: Network,
     expected: Option<Expected>,
     pace: Pace,
-    mut is_ready: impl FnMut() -> Answer,
+    mut withheld: impl FnMut() -> Answer,
 ) {
-    while !is_ready().await {
+    let mut said = None;
+    while let Some(why) = withheld().await {
+        if said.as_ref() != Some(&why) {
+            info!(
+                why,
+                file = FILE,
+                "the network configuration is withheld: no pod starts on this node yet"
+            );
+        }
+        said = Some(why);
         tokio::time::sleep(pace.before).await;
     }
     if let Some(expected) = &expected {
@@ -222,18 +231,18 @@ mod tests {
         };
         fs::write(&expected.plugin, "plugin").unwrap();
         let asked = Cell::new(0);
-        let is_ready = || {
+        let withheld = || {
             asked.set(asked.get() + 1);
-            let ready = asked.get() > 3;
+            let why = (asked.get() <= 3).then(|| "no range".to_owned());
             assert!(!path.exists(), "not before it is ready");
-            async move { ready }
+            async move { why }
         };
         let pace = Pace {
             before: Duration::from_millis(1),
             after: Duration::from_millis(1),
         };
         let awaited = Some(expected.clone());
-        let kept = keep_announced(folder.path().to_owned(), network(), awaited, pace, is_ready);
+        let kept = keep_announced(folder.path().to_owned(), network(), awaited, pace, withheld);
         let watched = async {
             while asked.get() < 4 {
                 tokio::time::sleep(pace.before).await;

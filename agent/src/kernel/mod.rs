@@ -74,7 +74,6 @@ pub struct Kernel {
     loaded: Loaded,
     links: Links,
     cgroup: PathBuf,
-    uplinks: BTreeMap<u32, String>,
 }
 
 /// A hook and what is on it.
@@ -143,7 +142,6 @@ impl Kernel {
             loaded,
             links,
             cgroup: cgroup.to_owned(),
-            uplinks: BTreeMap::new(),
         })
     }
 
@@ -205,8 +203,13 @@ impl Kernel {
         census::take(self.loaded.bpffs(), &self.cgroup, devices)
     }
 
-    /// Every hook that should hold a program, given the open devices with their interface indexes.
-    pub fn hooks(&self, devices: impl IntoIterator<Item = (String, u32)>) -> Vec<Hook> {
+    /// Every hook that should hold a program, given the open devices with their interface indexes, and the
+    /// uplinks.
+    pub fn hooks(
+        &self,
+        devices: impl IntoIterator<Item = (String, u32)>,
+        uplinks: &BTreeMap<u32, String>,
+    ) -> Vec<Hook> {
         let cgroup = std::fs::metadata(&self.cgroup)
             .map(|found| found.ino())
             .ok();
@@ -231,7 +234,7 @@ impl Kernel {
             })
         });
         let sockets = sockets.into_iter();
-        sockets.chain(pods).chain(self.net_hooks()).collect()
+        sockets.chain(pods).chain(self.net_hooks(uplinks)).collect()
     }
 
     fn hook(

@@ -20,24 +20,14 @@ pub(super) const NET_HOOKS: [(&str, AttachType); 2] = [
 const PREFIX: &str = "uplink-";
 
 impl Kernel {
-    /// The uplinks, by interface index.
-    pub fn uplinks(&self) -> &BTreeMap<u32, String> {
-        &self.uplinks
-    }
-
-    /// From now on these are the uplinks. Puts no program anywhere.
-    pub fn know_uplinks(&mut self, devices: BTreeMap<u32, String>) {
-        self.uplinks = devices;
-    }
-
     /// Puts the programs on the uplinks, and takes them off every other device.
     ///
     /// # Errors
     /// The kernel refuses one; the others are done.
-    pub fn settle_net_hooks(&self) -> Result<()> {
-        let placed = self.place_net_hooks();
+    pub fn settle_net_hooks(&self, uplinks: &BTreeMap<u32, String>) -> Result<()> {
+        let placed = self.place_net_hooks(uplinks);
         for (name, index) in pinned(self.loaded.bpffs())? {
-            if !self.uplinks.contains_key(&index) {
+            if !uplinks.contains_key(&index) {
                 for (_, side) in NET_HOOKS {
                     self.links.remove(&self.links.device_pin(&name, side))?;
                 }
@@ -50,9 +40,9 @@ impl Kernel {
     ///
     /// # Errors
     /// The kernel refuses one; the others are done.
-    pub fn place_net_hooks(&self) -> Result<()> {
+    pub fn place_net_hooks(&self, uplinks: &BTreeMap<u32, String>) -> Result<()> {
         let mut first = Ok(());
-        for (index, device) in &self.uplinks {
+        for (index, device) in uplinks {
             for (program, side) in NET_HOOKS {
                 let placed = self.loaded.program(program).map_err(anyhow::Error::from);
                 let placed = placed.and_then(|program| {
@@ -67,8 +57,8 @@ impl Kernel {
     }
 
     /// Every hook of an uplink.
-    pub(super) fn net_hooks(&self) -> Vec<Hook> {
-        let hooks = self.uplinks.iter().flat_map(|(index, device)| {
+    pub(super) fn net_hooks(&self, uplinks: &BTreeMap<u32, String>) -> Vec<Hook> {
+        let hooks = uplinks.iter().flat_map(|(index, device)| {
             NET_HOOKS.map(|(program, side)| {
                 let pin = self.links.device_pin(&pin_name(*index), side);
                 let name = format!("{PREFIX}{device}{}", Links::suffix(side));

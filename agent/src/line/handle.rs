@@ -1,19 +1,68 @@
-//! How others reach the line: they hand it work, and it answers when it gets there.
+//! What enters the line beside what the cluster says, and what it can be asked. Everything is data: nobody
+//! else runs on the line.
 
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
+use weir_cli::views::{EndpointView, PolicyView, ServiceView, Status, Verify};
 
-use super::Line;
+use super::Sample;
+use crate::compile::masquerade::Outlet;
+use crate::pods::{Attachment, Device, Lease};
 
-/// Work for the line, done between two passes.
-pub type Work = Box<dyn FnOnce(&mut Line) + Send>;
-
-/// How much work may wait. Whoever brings more waits for room.
+/// How much may wait. Whoever brings more waits for room.
 const QUEUE: usize = 256;
+
+/// Something of this node that the line takes in.
+#[derive(Debug)]
+pub enum Input {
+    /// The pods that an earlier agent opened. Comes once; until then nothing of the cluster is taken in, and no
+    /// row of a pod is touched.
+    Resumed(Vec<Arc<Lease>>),
+    /// A pod whose device is there, and down. Answered when its packets are judged by its policy.
+    Leased {
+        lease: Arc<Lease>,
+        opened: oneshot::Sender<Result<(), String>>,
+    },
+    /// A pod that ends. Answered when no packet passes its device and no table leads to it.
+    Released {
+        lease: Arc<Lease>,
+        closed: oneshot::Sender<Result<(), String>>,
+    },
+    /// The devices of pods that exist on this node. Answered with the attachments that have neither a device nor
+    /// a pod any more: their DEL never came.
+    Devices {
+        found: Vec<Device>,
+        orphans: oneshot::Sender<Vec<Attachment>>,
+    },
+    /// The node's own addresses, sorted.
+    NodeAddresses(Vec<IpAddr>),
+    /// The devices that could lead out of the node.
+    Outlets(Vec<Outlet>),
+    /// What addresses of pods are leased from.
+    PodRanges(Vec<IpNet>),
+    Question(Question),
+}
+
+/// What somebody wants to know of the line, and where the answer goes.
+#[derive(Debug)]
+pub enum Question {
+    /// Does it still work?
+    Alive(oneshot::Sender<()>),
+    Status(oneshot::Sender<Status>),
+    Services(oneshot::Sender<Vec<ServiceView>>),
+    Endpoints(oneshot::Sender<Vec<EndpointView>>),
+    Policy(oneshot::Sender<Vec<PolicyView>>),
+    Verify(oneshot::Sender<Result<Verify, String>>),
+    Sample(oneshot::Sender<Sample>),
+}
 
 /// The way to the line. Clones lead to the same one.
 #[derive(Clone, Debug)]
 pub struct Handle {
-    work: mpsc::Sender<Work>,
+    inputs: mpsc::Sender<Input>,
 }
 
 /// The line has ended: the agent is going down.
@@ -22,34 +71,31 @@ pub struct Handle {
 pub struct Ended;
 
 impl Handle {
-    /// A handle, and where the line takes its work from.
-    pub fn new() -> (Self, mpsc::Receiver<Work>) {
-        let (work, queue) = mpsc::channel(QUEUE);
-        (Self { work }, queue)
+    /// A handle, and where the line takes from what others bring.
+    pub fn new() -> (Self, mpsc::Receiver<Input>) {
+        let (inputs, queue) = mpsc::channel(QUEUE);
+        (Self { inputs }, queue)
     }
 
-    /// Has the line compute something, and waits for the answer.
+    /// Brings something, without waiting until it is taken in.
     ///
     /// # Errors
     /// The line has ended.
-    pub async fn ask<T: Send + 'static>(
+    pub async fn bring(&self, input: Input) -> Result<(), Ended> {
+        self.inputs.send(input).await.map_err(|_| Ended)
+    }
+
+    /// Brings something that is answered, and waits for the answer:
+    /// `handle.ask(|to| Input::Question(Question::Alive(to)))`.
+    ///
+    /// # Errors
+    /// The line has ended.
+    pub async fn ask<T>(
         &self,
-        question: impl FnOnce(&mut Line) -> T + Send + 'static,
+        input: impl FnOnce(oneshot::Sender<T>) -> Input,
     ) -> Result<T, Ended> {
-        let (reply, answer) = oneshot::channel();
-        self.tell(move |line| {
-            // Who asked may have stopped waiting.
-            drop(reply.send(question(line)));
-        })
-        .await?;
+        let (to, answer) = oneshot::channel();
+        self.bring(input(to)).await?;
         answer.await.map_err(|_| Ended)
-    }
-
-    /// Has the line do something, without waiting until it is done.
-    ///
-    /// # Errors
-    /// The line has ended.
-    pub async fn tell(&self, work: impl FnOnce(&mut Line) + Send + 'static) -> Result<(), Ended> {
-        self.work.send(Box::new(work)).await.map_err(|_| Ended)
     }
 }

@@ -1,20 +1,38 @@
-//! Everything that is known, and what of it changed since the last compilation. Pure: changes in, dirty
-//! keys out.
+//! Everything that is known, and what of it changed since the last compilation. Whose an address is, where
+//! cluster and node say different things, is decided here. Pure: changes in, dirty keys out.
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::model::{Change, Kind, Object, ObjectId, ObjectName, Pod, Snapshot};
+use ipnet::IpNet;
 
-/// The snapshot, completed by what this node knows better than the cluster.
-#[derive(Debug, Default)]
+use crate::events::Names;
+use crate::model::{
+    Change, Kind, Node, Object, ObjectId, ObjectName, Pod, PodNetwork, PodPhase, Snapshot,
+};
+use crate::pods::{Attachment, Lease, PodRef};
+
+/// The snapshot, in which every address is whose it is.
+///
+/// Addresses of this node's ranges are those of its leases, and a lease is of the pod with its name *and* its
+/// uid on this node. What the pod of another node says of itself counts within the ranges of its node.
+#[derive(Debug)]
 pub struct Inputs {
+    node: Arc<str>,
+    /// What addresses of this node's pods are leased from.
+    ranges: Vec<IpNet>,
     snapshot: Snapshot,
-    /// Addresses that this node has leased to its pods: the kernel's truth, before any status says so.
-    leased: HashMap<ObjectName, Vec<IpAddr>>,
+    /// Pods as the source has said them, where the snapshot has other addresses.
+    said: HashMap<ObjectName, Arc<Pod>>,
+    /// This node's leases; the last of a pod is the one that counts.
+    leases: BTreeMap<ObjectName, Vec<Arc<Lease>>>,
     quarantined: BTreeMap<String, String>,
     dirty: Dirty,
+    names: Names,
 }
 
 /// What has to be compiled again.
@@ -22,58 +40,103 @@ pub struct Inputs {
 pub struct Dirty {
     /// Services whose own object or slices changed, or went.
     pub services: BTreeSet<ObjectName>,
-    /// Pods that changed, or went.
+    /// Pods of this node that changed, or went.
     pub pods: BTreeSet<ObjectName>,
     /// Something that policy looks at.
     pub policy: bool,
-    /// Which namespaces exist.
-    pub namespaces: bool,
-    /// Who has which address.
-    pub names: bool,
-    /// A Node, an address of this one, or whether all of them have been said.
+    /// Namespaces that appeared or went.
+    pub namespaces: BTreeSet<Arc<str>>,
+    /// A Node, an address or a range of this one, or whether all of them have been said.
     pub nodes: bool,
+    /// Objects that are quarantined now, or no longer.
+    pub quarantined: BTreeSet<String>,
 }
 
 impl Inputs {
+    /// Of the node of this name. `names` is kept as objects change.
+    pub fn new(node: Arc<str>, names: Names) -> Self {
+        Self {
+            node,
+            ranges: Vec::new(),
+            snapshot: Snapshot::default(),
+            said: HashMap::new(),
+            leases: BTreeMap::new(),
+            quarantined: BTreeMap::new(),
+            dirty: Dirty::default(),
+            names,
+        }
+    }
+
     /// Takes a change in.
     pub fn take(&mut self, change: Change) {
         match change {
-            Change::Applied(object) => {
-                let id = object.id();
-                let before = self.services_of_slice(&id);
-                if self.snapshot.apply(self.complete(object)) {
-                    self.mark(&id, before);
-                }
-            }
+            Change::Applied(Object::Pod(pod)) => self.take_pod(pod),
+            Change::Applied(Object::Node(node)) => self.take_node(node),
+            Change::Applied(object) => self.put(object),
             Change::Deleted(id) => {
-                let before = self.services_of_slice(&id);
+                if id.kind == Kind::Pod {
+                    self.said.remove(&id.name);
+                }
+                let before = self.snapshot.get(&id);
                 if self.snapshot.delete(&id) {
-                    self.mark(&id, before);
+                    self.changed(&id, before.as_ref(), None);
                 }
             }
             Change::Synced(kind) => {
                 self.snapshot.mark_synced(kind);
-                self.dirty.nodes |= kind == Kind::Node;
+                if kind == Kind::Node {
+                    self.dirty.nodes = true;
+                    // Until here a pod's node may have been unknown.
+                    self.admit_again(|_| true);
+                }
             }
             Change::Quarantined { object, reason } => {
+                self.dirty.quarantined.insert(object.clone());
                 self.quarantined.insert(object, reason);
             }
             Change::Released { object } => {
                 self.quarantined.remove(&object);
+                self.dirty.quarantined.insert(object);
             }
         }
     }
 
-    /// A pod of this node has these addresses from now on; none when its lease is gone.
-    pub fn lease(&mut self, pod: &ObjectName, addresses: Vec<IpAddr>) {
-        if addresses.is_empty() {
-            self.leased.remove(pod);
+    /// An attachment of this node has these addresses from now on.
+    pub fn lease(&mut self, lease: Arc<Lease>) {
+        let Some(pod) = lease.pod.as_ref().map(name_of) else {
             return;
+        };
+        let leases = self.leases.entry(pod.clone()).or_default();
+        leases.retain(|other| other.attachment != lease.attachment);
+        leases.push(lease);
+        self.admit_one(&pod);
+    }
+
+    /// It has them no longer: the pod is what the cluster says it is.
+    pub fn release(&mut self, pod: &PodRef, attachment: &Attachment) {
+        let pod = name_of(pod);
+        let Some(leases) = self.leases.get_mut(&pod) else {
+            return;
+        };
+        leases.retain(|lease| lease.attachment != *attachment);
+        if leases.is_empty() {
+            self.leases.remove(&pod);
         }
-        self.leased.insert(pod.clone(), addresses);
-        if let Some(known) = self.snapshot.pods.get(pod).cloned() {
-            self.take(Change::Applied(Object::Pod(known)));
+        self.admit_one(&pod);
+    }
+
+    /// What addresses of this node's pods are leased from.
+    pub fn know_ranges(&mut self, ranges: Vec<IpNet>) {
+        if ranges != self.ranges {
+            self.ranges = ranges;
+            self.dirty.nodes = true;
+            self.admit_again(|_| true);
         }
+    }
+
+    /// The same.
+    pub fn ranges(&self) -> &[IpNet] {
+        &self.ranges
     }
 
     /// All that is known.
@@ -81,9 +144,21 @@ impl Inputs {
         &self.snapshot
     }
 
-    /// Objects that exist and are not understood, with the reason.
+    /// The pod of a lease, if the cluster knows it on this node.
+    pub fn pod_of(&self, lease: &Lease) -> Option<&Pod> {
+        let pod = lease.pod.as_ref()?;
+        let known = self.snapshot.pods.get(&name_of(pod))?;
+        self.is_of(lease, known).then_some(&**known)
+    }
+
+    /// Why an object is quarantined, if it is.
     pub fn quarantined(&self) -> &BTreeMap<String, String> {
         &self.quarantined
+    }
+
+    /// Who has which address.
+    pub fn names(&self) -> &Names {
+        &self.names
     }
 
     /// What changed since the last call.
@@ -91,7 +166,7 @@ impl Inputs {
         std::mem::take(&mut self.dirty)
     }
 
-    /// Something outside of the objects changed that policy looks at, such as the node's addresses.
+    /// Policy has to be compiled again, although nothing has changed that it looks at.
     pub fn mark_policy(&mut self) {
         self.dirty.policy = true;
     }
@@ -102,126 +177,191 @@ impl Inputs {
         self.dirty.nodes = true;
     }
 
-    /// A lease says what a pod's status will say later.
-    fn complete(&self, object: Object) -> Object {
-        match object {
-            Object::Pod(pod) => match self.leased.get(&pod.id) {
-                Some(addresses) if *addresses != pod.addresses => Object::Pod(Arc::new(Pod {
-                    addresses: addresses.clone(),
-                    ..(*pod).clone()
-                })),
-                _ => Object::Pod(pod),
-            },
-            other => other,
+    fn take_pod(&mut self, said: Arc<Pod>) {
+        let addresses = self.admitted(&said);
+        if addresses == said.addresses {
+            self.said.remove(&said.id);
+            self.put(Object::Pod(said));
+            return;
+        }
+        let admitted = Arc::new(Pod {
+            addresses,
+            ..(*said).clone()
+        });
+        self.said.insert(said.id.clone(), said);
+        self.put(Object::Pod(admitted));
+    }
+
+    fn take_node(&mut self, node: Arc<Node>) {
+        let ranges = |node: &Arc<Node>| node.pod_cidrs.clone();
+        let before = self.snapshot.nodes.get(&node.name).map(ranges);
+        let has_new_ranges = before.unwrap_or_default() != node.pod_cidrs;
+        let name = node.name.clone();
+        self.put(Object::Node(node));
+        let are_nodes_said = self.snapshot.missing().all(|kind| kind != Kind::Node);
+        if has_new_ranges && are_nodes_said {
+            let is_without = |inputs: &Self, pod: &Pod| inputs.ranges_of(pod).is_empty();
+            let moved = |inputs: &Self, pod: &Pod| {
+                pod.node.as_ref() == Some(&name) || is_without(inputs, pod)
+            };
+            let pods = self.snapshot.pods.values();
+            let pods: Vec<_> = pods
+                .filter(|pod| moved(self, pod))
+                .map(|pod| pod.id.clone())
+                .collect();
+            for pod in pods {
+                self.admit_one(&pod);
+            }
         }
     }
 
-    /// The service that a slice belonged to before the change at hand.
-    fn services_of_slice(&self, id: &ObjectId) -> Option<ObjectName> {
-        match id.kind {
-            Kind::EndpointSlice => self.snapshot.slices.get(&id.name)?.service.clone(),
-            _ => None,
+    fn admit_again(&mut self, which: impl Fn(&Pod) -> bool) {
+        let pods = self.snapshot.pods.values().filter(|pod| which(pod));
+        let pods: Vec<ObjectName> = pods.map(|pod| pod.id.clone()).collect();
+        for pod in pods {
+            self.admit_one(&pod);
         }
     }
 
-    fn mark(&mut self, id: &ObjectId, before: Option<ObjectName>) {
+    /// Decides again which addresses a pod has.
+    fn admit_one(&mut self, pod: &ObjectName) {
+        let said = self.said.get(pod).or_else(|| self.snapshot.pods.get(pod));
+        if let Some(said) = said.cloned() {
+            self.take_pod(said);
+        }
+    }
+
+    /// The addresses that a pod has, of those that it says.
+    fn admitted(&self, pod: &Pod) -> Vec<IpAddr> {
+        if pod.phase == PodPhase::Finished {
+            return pod.addresses.clone();
+        }
+        let is_leased_here = |ip: &IpAddr| contains(&self.ranges, ip);
+        if pod.network == PodNetwork::Own && pod.node.as_ref() == Some(&self.node) {
+            let leases = self.leases.get(&pod.id).into_iter().flatten();
+            if let Some(lease) = leases.rev().find(|lease| self.is_of(lease, pod)) {
+                return lease.addresses.clone();
+            }
+            // A pod of this node that has no lease has none of our addresses; another plugin may have
+            // given it one.
+            return except(&pod.addresses, is_leased_here);
+        }
+        let ranges = self.ranges_of(pod);
+        if pod.network == PodNetwork::Own && !ranges.is_empty() {
+            return except(&pod.addresses, |ip| !contains(ranges, ip));
+        }
+        // Nobody has said where these belong: only not to another node's pods.
+        let is_anothers = |ip: &IpAddr| {
+            let mut nodes = self.snapshot.nodes.values();
+            is_leased_here(ip) || nodes.any(|node| contains(&node.pod_cidrs, ip))
+        };
+        except(&pod.addresses, is_anothers)
+    }
+
+    /// The ranges of the node that a pod is on; none if they are not known.
+    fn ranges_of(&self, pod: &Pod) -> &[IpNet] {
+        let node = pod
+            .node
+            .as_ref()
+            .and_then(|node| self.snapshot.nodes.get(node));
+        node.map_or(&[], |node| &node.pod_cidrs)
+    }
+
+    /// Is the lease this very pod's, and not that of an earlier or later one of its name?
+    fn is_of(&self, lease: &Lease, pod: &Pod) -> bool {
+        let uid = lease.pod.as_ref().and_then(|pod| pod.uid.as_deref());
+        pod.node.as_ref() == Some(&self.node) && uid.is_none_or(|uid| pod.is_called(uid))
+    }
+
+    fn put(&mut self, object: Object) {
+        let id = object.id();
+        let before = self.snapshot.get(&id);
+        if self.snapshot.apply(object.clone()) {
+            self.changed(&id, before.as_ref(), Some(&object));
+        }
+    }
+
+    fn changed(&mut self, id: &ObjectId, before: Option<&Object>, after: Option<&Object>) {
+        self.names.changed(before, after);
+        let dirty = &mut self.dirty;
+        let both = || before.into_iter().chain(after);
         match id.kind {
             Kind::Service => {
-                self.dirty.services.insert(id.name.clone());
-                self.dirty.names = true;
+                dirty.services.insert(id.name.clone());
             }
             Kind::EndpointSlice => {
-                let after = self.services_of_slice(id);
-                self.dirty.services.extend(before.into_iter().chain(after));
+                dirty.services.extend(both().filter_map(service_of_slice));
             }
-            Kind::Pod | Kind::Node => {
-                if id.kind == Kind::Pod {
-                    self.dirty.pods.insert(id.name.clone());
-                } else {
-                    self.dirty.nodes = true;
+            Kind::Pod => {
+                let pods = || both().filter_map(pod);
+                if pods().any(|pod| pod.node.as_ref() == Some(&self.node)) {
+                    dirty.pods.insert(id.name.clone());
                 }
-                self.dirty.policy = true;
-                self.dirty.names = true;
+                let is_policys = |object| policy_facts(object, &self.node);
+                dirty.policy |= before.and_then(is_policys) != after.and_then(is_policys);
+            }
+            Kind::Node => {
+                dirty.nodes = true;
+                dirty.policy = true;
             }
             Kind::Namespace => {
-                self.dirty.policy = true;
-                self.dirty.namespaces = true;
+                dirty.policy = true;
+                if before.is_none() || after.is_none() {
+                    dirty.namespaces.insert(id.name.name.clone());
+                }
             }
-            Kind::NetworkPolicy => self.dirty.policy = true,
+            Kind::NetworkPolicy => dirty.policy = true,
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::{EndpointSlice, Family, PodNetwork, PodPhase};
+/// The name of the pod in our nouns.
+pub(super) fn name_of(pod: &PodRef) -> ObjectName {
+    ObjectName::new(pod.namespace.as_str(), pod.name.as_str())
+}
 
-    fn slice(name: &str, service: &str) -> Change {
-        Change::Applied(Object::EndpointSlice(Arc::new(EndpointSlice {
-            id: ObjectName::new("shop", name),
-            service: Some(ObjectName::new("shop", service)),
-            family: Family::V4,
-            endpoints: Vec::new(),
-            ports: Vec::new(),
-        })))
-    }
+fn contains(ranges: &[IpNet], ip: &IpAddr) -> bool {
+    ranges.iter().any(|range| range.contains(ip))
+}
 
-    fn pod(addresses: Vec<IpAddr>) -> Change {
-        Change::Applied(Object::Pod(Arc::new(Pod {
-            id: ObjectName::new("shop", "a"),
-            uid: "1".into(),
-            static_uid: None,
-            labels: BTreeMap::new(),
-            node: Some("n1".into()),
-            addresses,
-            network: PodNetwork::Own,
-            phase: PodPhase::Pending,
-            ready: false,
-            hostname: None,
-            subdomain: None,
-            ports: Vec::new(),
-        })))
-    }
+fn except(addresses: &[IpAddr], is_out: impl Fn(&IpAddr) -> bool) -> Vec<IpAddr> {
+    addresses.iter().filter(|ip| !is_out(ip)).copied().collect()
+}
 
-    #[test]
-    fn a_slice_that_moves_dirties_both_services() {
-        let mut inputs = Inputs::default();
-        inputs.take(slice("s", "old"));
-        inputs.take_dirty();
-        inputs.take(slice("s", "new"));
-        let names = ["new", "old"].map(|n| ObjectName::new("shop", n));
-        assert_eq!(inputs.take_dirty().services, BTreeSet::from(names));
+fn pod(object: &Object) -> Option<&Pod> {
+    match object {
+        Object::Pod(pod) => Some(pod),
+        _ => None,
     }
+}
 
-    #[test]
-    fn what_changes_nothing_dirties_nothing() {
-        let mut inputs = Inputs::default();
-        inputs.take(pod(Vec::new()));
-        inputs.take_dirty();
-        inputs.take(pod(Vec::new()));
-        inputs.take(Change::Deleted(ObjectId {
-            kind: Kind::Service,
-            name: ObjectName::new("shop", "never"),
-        }));
-        assert_eq!(inputs.take_dirty(), Dirty::default());
+fn service_of_slice(object: &Object) -> Option<ObjectName> {
+    match object {
+        Object::EndpointSlice(slice) => slice.service.clone(),
+        _ => None,
     }
+}
 
-    #[test]
-    fn a_lease_is_known_before_any_status_and_outlives_an_older_status() {
-        let leased: IpAddr = [10, 0, 0, 7].into();
-        let id = ObjectName::new("shop", "a");
-        let mut inputs = Inputs::default();
-        inputs.take(pod(Vec::new()));
-        inputs.lease(&id, vec![leased]);
-        assert_eq!(inputs.snapshot().pods[&id].addresses, [leased]);
-        inputs.take_dirty();
-        inputs.take(pod(Vec::new()));
-        assert_eq!(inputs.snapshot().pods[&id].addresses, [leased]);
-        assert_eq!(
-            inputs.take_dirty(),
-            Dirty::default(),
-            "the older status says nothing new"
-        );
+/// What policy looks at in a pod. Whether it is ready is not part of it, and of pods elsewhere only what their
+/// addresses stand for.
+fn policy_facts<'a>(object: &'a Object, node: &Arc<str>) -> Option<impl PartialEq + use<'a>> {
+    let pod = pod(object)?;
+    let is_here = pod.node.as_ref() == Some(node);
+    if pod.addresses.is_empty() && !is_here {
+        return None;
     }
+    let phase = match pod.phase {
+        PodPhase::Pending | PodPhase::Running => PodPhase::Running,
+        phase => phase,
+    };
+    let names = is_here.then_some(&pod.ports);
+    Some((
+        &pod.uid,
+        &pod.labels,
+        &pod.node,
+        &pod.addresses,
+        pod.network,
+        phase,
+        names,
+    ))
 }

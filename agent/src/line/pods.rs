@@ -1,367 +1,271 @@
-//! The pods' side of the line: what the CNI server needs done for an attachment.
+//! The pods of this node: from a lease whose device is there to packets that are judged, and back. What the
+//! plugin is told, and addresses, are `pods`'.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
 use tokio::sync::oneshot;
-use tracing::{info, warn};
+use tracing::info;
+use weir_common::device::{Device as DeviceRow, LocalPod};
 use weir_common::{Addr, Mac};
 
-use super::{Handle, Line, Published, Waiting};
-use crate::apply::{Outcome, PodLease, PolicyTarget, Status};
-use crate::compile::PodRules;
-use crate::compile::policy::Compiled;
-use crate::kernel::census::State;
-use crate::kernel::netlink;
+use super::Line;
+use super::inputs::name_of;
+use super::machine::Machine;
+use crate::apply::{Devices, Outcome, PodLease, Status};
+use crate::conditions::{About, Condition, PodFault};
+use crate::config::PodCidrs;
 use crate::model::ObjectName;
-use crate::pods::{Datapath, Device, Devices, Lease, PodRef};
-use crate::watch::manifests::PodAddresses;
+use crate::pods::{Attachment, Device, Lease};
 
-/// The kernel, as the CNI server sees it.
-#[derive(Clone, Debug)]
-pub struct NodeDatapath {
-    line: Handle,
-    published: Arc<Published>,
-    /// With the manifests source: who hears of this node's addresses.
-    addresses: Option<PodAddresses>,
+/// What became of an ADD or a DEL, for whoever waits for it.
+type Answer = oneshot::Sender<Result<(), String>>;
+
+/// The state of this node's pods.
+#[derive(Debug)]
+pub(super) struct Pods<M: Machine> {
+    pub(super) devices: Devices<M::Table<u32, DeviceRow>, M::Table<Addr, LocalPod>>,
+    /// Attachments that have rows, or get them at this pass.
+    pub(super) open: BTreeMap<Attachment, Arc<Lease>>,
+    /// Those whose ADD is not answered yet.
+    waiting: BTreeMap<Attachment, Waiting>,
+    closing: Vec<(Arc<Lease>, Answer)>,
+    /// Those whose device is gone.
+    gone: BTreeSet<Attachment>,
+    /// Addresses whose flows are still to be forgotten.
+    pub(super) closed: BTreeSet<Addr>,
+    pub(super) are_resumed: bool,
 }
 
-impl NodeDatapath {
-    pub fn new(line: Handle, published: Arc<Published>, addresses: Option<PodAddresses>) -> Self {
+#[derive(Debug)]
+struct Waiting {
+    lease: Arc<Lease>,
+    opened: Answer,
+}
+
+impl<M: Machine> Pods<M> {
+    pub(super) fn resume(
+        devices: Devices<M::Table<u32, DeviceRow>, M::Table<Addr, LocalPod>>,
+    ) -> Self {
         Self {
-            line,
-            published,
-            addresses,
+            devices,
+            open: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            closing: Vec::new(),
+            gone: BTreeSet::new(),
+            closed: BTreeSet::new(),
+            are_resumed: false,
         }
+    }
+
+    /// Devices of attachments that have rows, by name and interface index; not those that are gone.
+    pub(super) fn devices_of_open(&self) -> Vec<(String, u32)> {
+        let open = self.open.values();
+        let open = open.filter(|lease| !self.gone.contains(&lease.attachment));
+        open.filter_map(|lease| Some((lease.device(), lease.devices()?.host_ifindex)))
+            .collect()
+    }
+
+    /// Whose device it is.
+    pub(super) fn of_device(&self, device: &str) -> Option<ObjectName> {
+        let lease = self.open.values().find(|lease| lease.device() == device)?;
+        Some(subject(lease))
+    }
+
+    /// How far a pod is.
+    pub(super) fn status(&self, lease: &Lease) -> Option<&Status> {
+        self.devices.status(lease.devices()?.host_ifindex)
+    }
+
+    fn desire(&mut self) {
+        let leases: Vec<_> = self.open.values().filter_map(|it| pod_lease(it)).collect();
+        self.devices.desire_leases(leases);
     }
 }
 
-/// Is there anything of an earlier agent that may go later?
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Left {
-    Nothing,
-    Something,
-}
-
-impl Datapath for NodeDatapath {
-    fn ready(&self) -> Result<(), String> {
-        match self.published.closed_to_pods.load().first() {
-            None => Ok(()),
-            Some(reason) => Err(reason.clone()),
-        }
-    }
-
-    async fn protect(&self, device: &str, devices: Devices) -> Result<()> {
-        let device = device.to_owned();
-        self.line
-            .ask(move |line| line.kernel.protect(&device, devices.host_ifindex))
-            .await?
-    }
-
-    async fn await_policy(&self, lease: &Lease) -> Result<()> {
-        let Some(pod) = lease.pod.clone() else {
-            return Ok(());
-        };
-        let (known, heard) = oneshot::channel();
-        self.line
-            .tell(move |line| {
-                line.waiting.push(Waiting { pod, known });
-                line.answer_waiting();
-            })
-            .await?;
-        heard.await.context("the agent is going down")
-    }
-
-    async fn open(&self, lease: &Lease) -> Result<()> {
-        let lease = Arc::new(lease.clone());
-        let opened = lease.clone();
-        self.line.ask(move |line| line.open_pod(opened)).await??;
-        if let (Some(addresses), Some(pod)) = (&self.addresses, &lease.pod) {
-            addresses.report(pod_name(pod), lease.addresses.clone());
-        }
-        Ok(())
-    }
-
-    async fn close(&self, lease: &Lease) -> Result<()> {
-        let lease = lease.clone();
-        if let (Some(addresses), Some(pod)) = (&self.addresses, &lease.pod) {
-            addresses.remove(&pod_name(pod));
-        }
-        self.line.ask(move |line| line.close_pod(&lease)).await?
-    }
-
-    async fn delete_device(&self, name: &str) -> Result<()> {
-        let device = name.to_owned();
-        netlink::delete_device(name).await?;
-        self.line
-            .ask(move |line| line.kernel.forget_device(&device))
-            .await?
-    }
-
-    async fn devices(&self) -> Result<Vec<Device>> {
-        netlink::pod_devices().await
-    }
-}
-
-impl Line {
-    /// Resumes the attachments that an earlier agent opened. Until it is called no row of a pod is touched.
-    pub fn resume_pods(&mut self, leases: impl IntoIterator<Item = Arc<Lease>>) {
+impl<M: Machine> Line<M> {
+    /// The attachments that an earlier agent opened.
+    pub(super) fn resume_pods(&mut self, leases: Vec<Arc<Lease>>) {
         for lease in leases {
             if lease.devices().is_some() {
                 self.remember(lease);
             }
         }
-        self.are_pods_resumed = true;
-        self.desire_leases();
+        self.pods.are_resumed = true;
+        self.pods.desire();
     }
 
-    /// Lets nothing pass the devices that no lease explains: whoever is behind them has no policy.
-    pub fn protect_unexplained<'a>(&self, devices: impl IntoIterator<Item = &'a Device>) {
-        for Device { name, ifindex, .. } in devices {
-            match self.kernel.protect(name, *ifindex) {
-                Ok(()) => warn!(device = name, "a device of ours without a lease is closed"),
-                Err(error) => warn!(
-                    device = name,
-                    error = format!("{error:#}"),
-                    "a device of ours without a lease cannot be closed"
-                ),
-            }
-        }
+    /// An ADD: its rows come once its pod is known.
+    pub(super) fn take_lease(&mut self, lease: Arc<Lease>, opened: Answer) {
+        let attachment = lease.attachment.clone();
+        self.pods
+            .waiting
+            .insert(attachment, Waiting { lease, opened });
     }
 
-    /// Removes what an earlier agent left and no longer serves, and says what it found.
-    pub fn settle(&self, devices: &[Device]) -> Left {
-        let known: Vec<_> = devices
-            .iter()
-            .map(|device| (device.name.clone(), device.ifindex))
-            .collect();
-        let found = match self.kernel.census(&known) {
-            Ok(found) => found,
-            Err(error) => {
-                warn!(
-                    error = format!("{error:#}"),
-                    "what an earlier agent left is not known"
-                );
-                return Left::Something;
-            }
-        };
-        let (current, others): (Vec<_>, Vec<_>) =
-            found.iter().partition(|it| it.state == State::Current);
-        info!(found = current.len(), "links and tables are in place");
-        let mut left = Left::Nothing;
-        for it in others {
-            let what = &it.what;
-            match it.state {
-                State::Stale | State::Stray | State::Unused => match it.remove() {
-                    Ok(()) => info!(what, state = ?it.state, "removed"),
-                    Err(error) => warn!(what, state = ?it.state, %error, "cannot be removed"),
-                },
-                State::InUse => {
-                    info!(what, "of another version and still in use, left alone");
-                    left = Left::Something;
-                }
-                State::Unknown => warn!(what, "not ours, left alone"),
-                State::Current => {}
-            }
-        }
-        left
-    }
-
-    /// The rows of a pod, then its real programs.
-    fn open_pod(&mut self, lease: Arc<Lease>) -> Result<()> {
-        let devices = lease
-            .devices()
-            .context("a lease without devices cannot be opened")?;
-        let name = name_of(&lease);
-        self.remember(lease.clone());
-        self.desire_leases();
-        self.inputs.mark_policy();
-        self.pass(Instant::now());
-        match self.devices.statuses().get(&name) {
-            Some(Status::Done) => {}
-            Some(Status::Failed(why)) => bail!("{name}: {why}"),
-            Some(Status::Pending) | None => bail!("the policy of {name} is not in the tables yet"),
-        }
-        self.kernel.open(&lease.device(), devices.host_ifindex)?;
-        info!(pod = %name, device = lease.device(), addresses = ?lease.addresses, "opened");
-        Ok(())
-    }
-
-    /// When it returns no packet passes the device and no table names its addresses.
-    fn close_pod(&mut self, lease: &Lease) -> Result<()> {
-        if let Some(devices) = lease.devices()
-            && let Err(error) = self.kernel.protect(&lease.device(), devices.host_ifindex)
-        {
-            // The device may be gone, and then nothing passes it.
-            info!(
-                device = lease.device(),
-                error = format!("{error:#}"),
-                "not closed by program"
-            );
-        }
-        if self.open.remove(&lease.attachment).is_some() {
-            info!(pod = %name_of(lease), device = lease.device(), "closed");
-        }
-        if let Some(pod) = &lease.pod {
-            let name = pod_name(pod);
-            let is_replaced = self.open.values().any(|other| name_of(other) == name);
-            if !is_replaced {
-                self.inputs.lease(&name, Vec::new());
-            }
-        }
-        self.closed
-            .extend(lease.addresses.iter().map(|ip| Addr::from(*ip)));
-        if !self.are_pods_resumed {
-            // Rows of all pods are still those of the agent before; they are settled together.
-            return Ok(());
-        }
-        self.desire_leases();
-        self.inputs.mark_policy();
-        self.pass(Instant::now());
-        let left = self.devices.write();
-        if left.outcome == Outcome::Unfinished {
-            bail!("rows of {} could not be removed", name_of(lease));
-        }
-        Ok(())
-    }
-
-    fn remember(&mut self, lease: Arc<Lease>) {
-        if let Some(pod) = &lease.pod {
-            self.inputs.lease(&pod_name(pod), lease.addresses.clone());
-        }
-        self.open.insert(lease.attachment.clone(), lease);
-    }
-
-    fn desire_leases(&mut self) {
-        let leases: Vec<_> = self
-            .open
-            .values()
-            .filter_map(|lease| pod_lease(lease))
-            .collect();
-        self.devices.desire_leases(leases);
-        self.publish_names();
-    }
-
-    /// Tells every ADD whose pod is known by now.
-    pub(super) fn answer_waiting(&mut self) {
+    /// The first half of every waiting ADD: who is known gets rows, which this pass compiles.
+    pub(super) fn admit_pods(&mut self) {
         if !self.is_complete {
             return;
         }
-        let pods = &self.inputs.snapshot().pods;
-        let rules = &self.compiled.rows().rules;
-        let is_known = |pod: &PodRef| {
-            let name = pod_name(pod);
-            let is_it =
-                |known: &crate::model::Pod| pod.uid.as_deref().is_none_or(|uid| *uid == *known.uid);
-            rules.contains_key(&name) && pods.get(&name).is_some_and(|known| is_it(known))
-        };
-        let (known, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting)
-            .into_iter()
-            .partition(|w| is_known(&w.pod));
-        self.waiting = waiting;
-        self.waiting.retain(|w| !w.known.is_closed());
-        for waited in known {
+        let pods = &mut self.pods;
+        // Who has stopped waiting takes back what was done, by a release.
+        pods.waiting.retain(|_, it| !it.opened.is_closed());
+        let inputs = &self.inputs;
+        let is_new = |it: &&Waiting| !pods.open.contains_key(&it.lease.attachment);
+        let is_known = |it: &&Waiting| it.lease.pod.is_none() || inputs.pod_of(&it.lease).is_some();
+        let waiting = pods.waiting.values().filter(is_new).filter(is_known);
+        let admitted: Vec<Arc<Lease>> = waiting.map(|it| it.lease.clone()).collect();
+        if admitted.is_empty() {
+            return;
+        }
+        for lease in admitted {
+            self.remember(lease);
+        }
+        self.pods.desire();
+        self.inputs.mark_policy();
+    }
+
+    /// The second half: whose packets are judged by now is told so.
+    pub(super) fn answer_pods(&mut self) {
+        let pods = &mut self.pods;
+        let waiting = std::mem::take(&mut pods.waiting);
+        for (attachment, it) in waiting {
+            let answer = match (pods.open.get(&attachment), pods.status(&it.lease)) {
+                (Some(_), Some(Status::Done)) => open(&self.machine, &it.lease),
+                (Some(_), Some(Status::Failed(why))) => Err(why.clone()),
+                _ => {
+                    pods.waiting.insert(attachment, it);
+                    continue;
+                }
+            };
             // An ADD that ran out of time has stopped listening: then nobody is told.
-            waited.known.send(()).unwrap_or_default();
+            it.opened.send(answer).unwrap_or_default();
+        }
+        let closing = std::mem::take(&mut pods.closing);
+        if closing.is_empty() {
+            return;
+        }
+        let left = pods.devices.write();
+        for (lease, closed) in closing {
+            let answer = match left.outcome {
+                Outcome::Complete => Ok(()),
+                Outcome::Unfinished => {
+                    Err(format!("rows of {} could not be removed", subject(&lease)))
+                }
+            };
+            closed.send(answer).unwrap_or_default();
         }
     }
 
-    /// Moves the tables from one compilation to the next, such that every packet on the way is judged as
-    /// before or as after (`compile::policy::Transition`).
-    pub(super) fn write_policy(&mut self, before: &Compiled, now: Instant) {
-        let rows = self.compiled.rows();
-        // The first is compiled after nothing, but the kernel holds what an earlier agent compiled.
-        let way = match self.is_complete {
-            true => self.compiled.transition_from(before),
-            false => self.compiled.without_transition(),
+    /// When it is answered no packet passes the device and no table names its addresses.
+    pub(super) fn take_release(&mut self, lease: Arc<Lease>, closed: Answer) {
+        if let Some(devices) = lease.devices()
+            && let Err(error) = self.machine.protect(&lease.device(), devices.host_ifindex)
+        {
+            // The device may be gone, and then nothing passes it.
+            let error = format!("{error:#}");
+            info!(device = lease.device(), error, "not closed by program");
+        }
+        let pods = &mut self.pods;
+        pods.waiting.remove(&lease.attachment);
+        pods.gone.remove(&lease.attachment);
+        if pods.open.remove(&lease.attachment).is_some() {
+            info!(pod = %subject(&lease), device = lease.device(), "closed");
+        }
+        if let Some(devices) = lease.devices() {
+            self.inputs.names().device_is_gone(devices.host_ifindex);
+        }
+        if let Some(pod) = &lease.pod {
+            self.inputs.release(pod, &lease.attachment);
+        }
+        let addresses = lease.addresses.iter().map(|ip| Addr::from(*ip));
+        pods.closed.extend(addresses);
+        if !pods.are_resumed {
+            // Rows of all pods are still those of the agent before; they are settled together.
+            closed.send(Ok(())).unwrap_or_default();
+            return;
+        }
+        pods.desire();
+        pods.closing.push((lease, closed));
+        self.inputs.mark_policy();
+    }
+
+    /// Compares attachments with the devices that exist. Answers with those that have no device and no pod any
+    /// more: their DEL never came.
+    pub(super) fn audit_pods(&mut self, devices: &[Device]) -> Vec<Attachment> {
+        let present: BTreeSet<(&str, u32)> = devices
+            .iter()
+            .map(|device| (device.name.as_str(), device.ifindex))
+            .collect();
+        let is_there = |lease: &&Arc<Lease>| {
+            let ifindex = lease.devices().map(|devices| devices.host_ifindex);
+            ifindex.is_some_and(|ifindex| present.contains(&(lease.device().as_str(), ifindex)))
         };
-        let pods = self.rules_of_pods();
-        let is_direct = way.classes == rows.classes;
-        let last = PolicyTarget {
-            classes: rows.classes.clone(),
-            transitional: way
-                .verdicts
-                .iter()
-                .filter(|(key, _)| !rows.verdicts.contains_key(key))
-                .map(|(key, row)| (*key, *row))
-                .collect(),
-            verdicts: rows.verdicts.clone(),
-            ports: rows.ports.clone(),
-            pods: pods.clone(),
+        let open = self.pods.open.values();
+        let gone: Vec<Arc<Lease>> = open.filter(|lease| !is_there(lease)).cloned().collect();
+        self.pods.gone = gone.iter().map(|it| it.attachment.clone()).collect();
+        let is_said = self.is_complete && self.stale_for().is_none();
+        let is_needed =
+            |lease: &&Arc<Lease>| lease.pod.is_none() || self.inputs.pod_of(lease).is_some();
+        let orphans = gone.iter().filter(|lease| is_said && !is_needed(lease));
+        orphans.map(|lease| lease.attachment.clone()).collect()
+    }
+
+    /// What is wrong with this node's pods, each by itself.
+    pub(super) fn report_pods(&self) {
+        let pods = &self.pods;
+        let mut found: BTreeMap<About, Condition> = BTreeMap::new();
+        let mut say = |lease: &Lease, fault, text: String| {
+            let condition = Condition::pod(subject(lease), fault, text);
+            found.entry(condition.about.clone()).or_insert(condition);
         };
-        if !is_direct {
-            self.policies.desire(PolicyTarget {
-                classes: way.classes,
-                verdicts: way.verdicts,
-                transitional: BTreeMap::new(),
-                ports: way.ports,
-                pods,
-            });
-            if !self.reach(before, now) {
-                if self.policy_refused.is_none() {
-                    warn!(status = ?self.policies.status(), "a change of policy is half way; it goes on");
-                    self.policy_after = Some(last);
-                }
-                return;
+        let ranges = self.inputs.ranges();
+        let judges_ranges = !ranges.is_empty() && self.settings.pod_cidrs == PodCidrs::OfNode;
+        let is_outside = |ip: &IpAddr| !ranges.iter().any(|range| range.contains(ip));
+        for lease in pods.open.values() {
+            if let Some(Status::Failed(why)) = pods.status(lease) {
+                say(lease, PodFault::NotWritten, why.clone());
+            }
+            if pods.gone.contains(&lease.attachment) {
+                let text = format!("its device {} is gone", lease.device());
+                say(lease, PodFault::DeviceGone, text);
+            }
+            if judges_ranges && let Some(ip) = lease.addresses.iter().find(|ip| is_outside(ip)) {
+                let text = format!("its address {ip} is outside of this node's pod CIDRs");
+                say(lease, PodFault::OutsideRange, text);
             }
         }
-        self.policy_after = None;
-        self.policies.desire(last);
-        self.reach(before, now);
+        self.said.pods.replace(found.into_values());
     }
 
-    /// Writes what policy desires. If it has no room the compilation before stays the one that holds, so
-    /// that the next change starts from what the kernel has.
-    fn reach(&mut self, before: &Compiled, now: Instant) -> bool {
-        let pass = self.policies.reconcile(&mut self.devices, now);
-        self.policy_refused = self.policies.abandon_refused();
-        if let Some(reason) = &self.policy_refused {
-            warn!(reason, "a change of policy is refused");
-            self.compiled = before.clone();
+    fn remember(&mut self, lease: Arc<Lease>) {
+        self.inputs.lease(lease.clone());
+        if let Some(devices) = lease.devices() {
+            let names = self.inputs.names();
+            names.device_is(devices.host_ifindex, lease.device());
         }
-        pass.outcome == Outcome::Complete
-    }
-
-    /// Is a change of policy half way? Then no other may start.
-    pub(super) fn is_policy_half_way(&self) -> bool {
-        self.policy_after.is_some()
-    }
-
-    /// Goes on with a change of policy, or tries again one that had no room.
-    pub(super) fn continue_policy(&mut self, now: Instant) {
-        if self.policy_refused.is_some() {
-            self.inputs.mark_policy();
-        }
-        let pass = self.policies.reconcile(&mut self.devices, now);
-        if pass.outcome == Outcome::Complete
-            && let Some(last) = self.policy_after.take()
-        {
-            self.policies.desire(last);
-            self.policies.reconcile(&mut self.devices, now);
-        }
-    }
-
-    /// Containers that belong to no pod have no policy.
-    fn rules_of_pods(&self) -> BTreeMap<ObjectName, PodRules> {
-        let mut rules = self.compiled.rows().rules.clone();
-        let others = self.open.values().filter(|lease| lease.pod.is_none());
-        rules.extend(others.map(|lease| (name_of(lease), PodRules::default())));
-        rules
+        self.pods.open.insert(lease.attachment.clone(), lease);
     }
 }
 
-/// The name of the pod in our nouns.
-fn pod_name(pod: &PodRef) -> ObjectName {
-    ObjectName::new(pod.namespace.as_str(), pod.name.as_str())
+fn open<M: Machine>(machine: &M, lease: &Lease) -> Result<(), String> {
+    let devices = lease
+        .devices()
+        .ok_or("a lease without devices cannot be opened")?;
+    machine
+        .open(&lease.device(), devices.host_ifindex)
+        .map_err(|error| format!("{error:#}"))?;
+    let (pod, device) = (subject(lease), lease.device());
+    info!(%pod, device, addresses = ?lease.addresses, "opened");
+    Ok(())
 }
 
 /// Whose attachment it is: a pod's, or a container's by itself.
-pub(super) fn name_of(lease: &Lease) -> ObjectName {
+pub(super) fn subject(lease: &Lease) -> ObjectName {
     match &lease.pod {
-        Some(pod) => pod_name(pod),
+        Some(pod) => name_of(pod),
         None => ObjectName::cluster(lease.attachment.to_string()),
     }
 }
@@ -377,7 +281,7 @@ fn pod_lease(lease: &Lease) -> Option<PodLease> {
         IpAddr::V4(_) => None,
     });
     Some(PodLease {
-        pod: name_of(lease),
+        pod: subject(lease),
         ifindex: devices.host_ifindex,
         ipv4: v4,
         ipv6: v6,

@@ -2,20 +2,28 @@
 
 use std::time::Instant;
 
+use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation};
+
+use super::machine::Machine;
 use super::{DNS_PORT, Dirty, Line};
-use crate::apply::ServiceChange;
+use crate::apply::{ServiceChange, Services, Status};
 use crate::compile::service::{self, DnsRedirect};
 use crate::compile::{Owner, host_port};
+use crate::conditions::{Condition, ObjectFault, PodFault};
 
-impl Line {
+/// The tables of services.
+pub(super) type ServiceTables<M> = Services<
+    <M as Machine>::Table<FrontendKey, Frontend>,
+    <M as Machine>::Table<u32, Backend>,
+    <M as Machine>::Table<BackendId, Generation>,
+>;
+
+impl<M: Machine> Line<M> {
     /// Plans and writes every service, and the host ports of every pod, that something changed about.
     pub(super) fn pass_services(&mut self, dirty: &Dirty, now: Instant) {
-        let snapshot = self.inputs.snapshot();
-        if dirty.namespaces {
-            self.zone.everything_changed(snapshot);
-        }
-        if dirty.nodes {
-            self.pass_node_addresses();
+        for namespace in &dirty.namespaces {
+            self.zone
+                .namespace_changed(self.inputs.snapshot(), namespace);
         }
         let snapshot = self.inputs.snapshot();
         let host_ports = dirty.pods.iter().map(|id| {
@@ -56,5 +64,29 @@ impl Line {
             self.zone.service_changed(snapshot, id);
         }
         self.services.apply(changes, now);
+    }
+
+    /// Services and host ports that are understood and could not be written.
+    pub(super) fn report_services(&self) {
+        let failed = self
+            .services
+            .statuses()
+            .iter()
+            .filter_map(|(owner, status)| {
+                let Status::Failed(why) = status else {
+                    return None;
+                };
+                Some(match owner {
+                    Owner::Service(name) => Condition::object(
+                        format!("Service {name}"),
+                        ObjectFault::NotWritten,
+                        why.as_str(),
+                    ),
+                    Owner::HostPorts(pod) => {
+                        Condition::pod(pod.clone(), PodFault::HostPort, why.as_str())
+                    }
+                })
+            });
+        self.said.services.replace(failed);
     }
 }

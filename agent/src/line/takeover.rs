@@ -9,11 +9,11 @@ use std::time::Instant;
 
 use tracing::{info, warn};
 
+use super::machine::Machine;
 use super::{Line, Programs};
-use crate::apply::Status;
 use crate::kernel::Hook;
 
-impl Line {
+impl<M: Machine> Line<M> {
     /// Puts our programs on every hook, if it is time and was not done before. A hook that refuses is repaired like
     /// any other.
     pub(super) fn take_over(&mut self, now: Instant) {
@@ -24,7 +24,7 @@ impl Line {
         if !is_time && cfg!(not(feature = "broken-take-over-first")) {
             return;
         }
-        if let Err(error) = self.kernel.place_socket_hooks() {
+        if let Err(error) = self.machine.place_socket_hooks() {
             warn!(
                 error = format!("{error:#}"),
                 "a socket hook holds no program of ours yet"
@@ -32,8 +32,8 @@ impl Line {
         }
         self.place_net_hooks();
         let mut pods = 0;
-        for (device, ifindex) in self.open_devices() {
-            match self.kernel.open(&device, ifindex) {
+        for (device, ifindex) in self.pods.devices_of_open() {
+            match self.machine.open(&device, ifindex) {
                 Ok(()) => pods += 1,
                 Err(error) => warn!(
                     device,
@@ -61,7 +61,8 @@ impl Line {
 
     /// The hooks, as somebody should see them who asks.
     pub(super) fn hooks(&self) -> Vec<Hook> {
-        let mut hooks = self.kernel.hooks(self.open_devices());
+        let pods = self.pods.devices_of_open();
+        let mut hooks = self.machine.hooks(pods, &self.nodes.devices);
         if self.programs == Programs::OfBefore {
             for hook in &mut hooks {
                 hook.problem = hook.problem.take().map(|problem| {
@@ -73,16 +74,12 @@ impl Line {
     }
 
     fn awaits(&self) -> Option<&str> {
-        if self.outlets.is_none() {
+        if self.nodes.outlets.is_none() {
             return Some("the devices that lead out of the node are not known yet");
         }
-        if !self.are_pods_resumed {
+        if !self.pods.are_resumed {
             return Some("the pods of this node are not known yet");
         }
-        match (&self.policy_refused, self.policies.status()) {
-            (None, Status::Done) if self.policy_after.is_none() => None,
-            (Some(why), _) | (None, Status::Failed(why)) => Some(why),
-            (None, Status::Pending | Status::Done) => Some("policy is not written yet"),
-        }
+        self.policy.awaits()
     }
 }

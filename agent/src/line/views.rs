@@ -1,31 +1,45 @@
-//! What the line tells about itself. Made when it is asked for, on the line's own task.
+//! What the line tells about itself. Made when it is asked for, on the line's own thread.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use weir_cli::views::{
-    DropTotal, EndpointView, FlowView, HookState, Input, PolicyView, ProgramInfo, Quarantined,
+    ConditionView, EndpointView, FlowView, HookState, Input, PolicyView, ProgramInfo, Quarantined,
     ServiceView, Status, TableDrift, TableFill, Verify,
 };
-use weir_common::DropReason;
-use weir_common::counter::{Counter, Drops};
 use weir_common::flow::{Flow, FlowBits, FlowKey, Peer};
 use weir_common::policy::{RuleId, RulesId};
 use weir_common::service::Scope;
 
-use super::pods::name_of;
-use super::{Line, stale};
+use super::conditions::problem;
+use super::machine::Machine;
+use super::pods::subject;
+use super::{Line, Question};
 use crate::apply;
 use crate::compile::Way;
 use crate::compile::policy::{Direction, Report, RuleBook, RuleOwner};
+use crate::conditions::{About, Effect, Held};
 use crate::events::{Names, protocol};
 use crate::kernel::{Flows, clock};
 use crate::model::{Kind, ObjectName, PodNetwork};
 
-impl Line {
+impl<M: Machine> Line<M> {
+    /// Answers whoever asked; they may have stopped waiting.
+    pub(super) fn answer(&mut self, question: Question) {
+        match question {
+            Question::Alive(to) => to.send(()).unwrap_or_default(),
+            Question::Status(to) => drop(to.send(self.status())),
+            Question::Services(to) => drop(to.send(self.services_view())),
+            Question::Endpoints(to) => drop(to.send(self.endpoints())),
+            Question::Policy(to) => drop(to.send(self.policy_view())),
+            Question::Verify(to) => drop(to.send(self.verify().map_err(|e| e.to_string()))),
+            Question::Sample(to) => drop(to.send(self.sample())),
+        }
+    }
+
     /// `weir status`.
-    pub fn status(&self) -> Status {
+    fn status(&self) -> Status {
         let snapshot = self.inputs.snapshot();
         let health = self.health.borrow().clone();
         let missing: Vec<Kind> = snapshot.missing().collect();
@@ -40,43 +54,42 @@ impl Line {
                 Kind::Node => snapshot.nodes.len(),
                 Kind::NetworkPolicy => snapshot.policies.len(),
             },
-            problem: stale::problem(health.get(&kind)),
+            problem: problem(health.get(&kind)),
         });
-        let unapplied = self.unapplied();
-        let quarantined = self
-            .inputs
-            .quarantined()
+        let held = self.board.all();
+        let not_ready = self
+            .board
+            .node()
+            .unready
             .iter()
-            .chain(unapplied.iter().map(|(object, why)| (object, why)))
-            .map(|(object, reason)| Quarantined {
-                object: object.clone(),
-                reason: reason.clone(),
-            });
+            .map(ToString::to_string)
+            .collect();
         Status {
             node: self.settings.node.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: self.started.elapsed().as_secs(),
             restarts: self.settings.restarts,
-            not_ready: self.not_ready(),
+            not_ready,
             inputs: inputs.into(),
             tables: self.fills(),
             programs: self.programs(),
-            nodes: self.nodes(),
-            pods: self.open.len(),
+            nodes: self.nodes_view(),
+            pods: self.pods.open.len(),
             services: snapshot.services.len(),
             policies: snapshot.policies.len(),
-            quarantined: quarantined.collect(),
+            quarantined: held.iter().filter_map(quarantined).collect(),
+            conditions: held.iter().map(condition).collect(),
         }
     }
 
     /// How full the tables are.
-    pub fn fills(&self) -> Vec<TableFill> {
+    fn fills(&self) -> Vec<TableFill> {
         let fills = self.services.fills().into_iter();
         let fills = fills
-            .chain([self.nodes.fill()])
-            .chain(self.policies.fills())
-            .chain(self.devices.fills())
-            .chain(self.uplinks.fills());
+            .chain([self.nodes.table.fill()])
+            .chain(self.policy.tables.fills())
+            .chain(self.pods.devices.fills())
+            .chain(self.nodes.uplinks.fills());
         fills
             .map(|fill| TableFill {
                 table: fill.table.to_owned(),
@@ -89,7 +102,7 @@ impl Line {
 
     fn programs(&self) -> Vec<ProgramInfo> {
         let hooks = self.hooks();
-        self.kernel
+        self.machine
             .programs()
             .into_iter()
             .map(|(name, (id, verified_instructions))| ProgramInfo {
@@ -105,7 +118,7 @@ impl Line {
     }
 
     /// `weir services`.
-    pub fn services(&self) -> Vec<ServiceView> {
+    fn services_view(&self) -> Vec<ServiceView> {
         let mut rows: Vec<_> = self
             .services
             .plans()
@@ -136,8 +149,8 @@ impl Line {
     }
 
     /// `weir endpoints`: pods of this node that run here or should.
-    pub fn endpoints(&self) -> Vec<EndpointView> {
-        let rules = &self.compiled.rows().rules;
+    fn endpoints(&self) -> Vec<EndpointView> {
+        let rules = &self.policy.compiled.rows().rules;
         let isolation = |pod: &ObjectName, direction| {
             let lists = rules.get(pod).copied().unwrap_or_default();
             let list = match direction {
@@ -147,11 +160,12 @@ impl Line {
             self.isolating(list)
         };
         let mut rows: Vec<EndpointView> = self
+            .pods
             .open
             .values()
             .map(|lease| {
-                let name = name_of(lease);
-                let state = match self.devices.statuses().get(&name) {
+                let name = subject(lease);
+                let state = match self.pods.status(lease) {
                     Some(apply::Status::Done) => "open".to_owned(),
                     Some(apply::Status::Failed(why)) => why.clone(),
                     Some(apply::Status::Pending) | None => {
@@ -199,8 +213,8 @@ impl Line {
         if list == RulesId::OPEN {
             return Vec::new();
         }
-        let denial = self.compiled.denying_rule(list);
-        match denial.and_then(|rule| self.compiled.book().owner(rule)) {
+        let denial = self.policy.compiled.denying_rule(list);
+        match denial.and_then(|rule| self.policy.compiled.book().owner(rule)) {
             Some(RuleOwner::Isolated { policies, .. }) => {
                 policies.iter().map(ToString::to_string).collect()
             }
@@ -209,7 +223,7 @@ impl Line {
     }
 
     /// `weir policy`.
-    pub fn policy(&self) -> Vec<PolicyView> {
+    fn policy_view(&self) -> Vec<PolicyView> {
         let snapshot = self.inputs.snapshot();
         let mut rows: Vec<_> = snapshot
             .policies
@@ -227,7 +241,7 @@ impl Line {
                     policy.ingress.as_ref().map(|_| "ingress".to_owned()),
                     policy.egress.as_ref().map(|_| "egress".to_owned()),
                 ];
-                let unsupported = self.compiled.reports().iter().filter(|report| {
+                let unsupported = self.policy.compiled.reports().iter().filter(|report| {
                     matches!(report, Report::AllowsNothing { policy: id, .. } if *id == policy.id)
                 });
                 PolicyView {
@@ -242,33 +256,17 @@ impl Line {
         rows
     }
 
-    /// Exact drops, by reason.
-    ///
-    /// # Errors
-    /// The kernel refuses to read.
-    pub fn drop_totals(&self) -> std::io::Result<Vec<DropTotal>> {
-        let totals = self.counters.drops()?.into_iter();
-        Ok(totals
-            .map(|(reason, Drops { packets, bytes })| DropTotal {
-                reason: reason.label().to_owned(),
-                help: reason.help().to_owned(),
-                packets,
-                bytes,
-            })
-            .collect())
-    }
-
     /// `weir verify`: reads every table again.
     ///
     /// # Errors
     /// A table cannot be read.
-    pub fn verify(&mut self) -> Result<Verify, apply::TableError> {
+    fn verify(&mut self) -> Result<Verify, apply::TableError> {
         let drifts = self.services.compare()?.into_iter();
         let drifts = drifts
-            .chain([self.nodes.compare()?])
-            .chain(self.policies.compare()?)
-            .chain(self.devices.compare()?)
-            .chain(self.uplinks.compare()?);
+            .chain([self.nodes.table.compare()?])
+            .chain(self.policy.tables.compare()?)
+            .chain(self.pods.devices.compare()?)
+            .chain(self.nodes.uplinks.compare()?);
         let tables = drifts
             .map(|(table, c)| TableDrift {
                 table: table.to_owned(),
@@ -290,33 +288,49 @@ impl Line {
         Ok(Verify { tables, hooks })
     }
 
-    /// What metrics are made of.
-    ///
-    /// # Errors
-    /// The kernel refuses to read.
-    pub fn sample(&self) -> std::io::Result<Sample> {
+    fn sample(&self) -> Sample {
         let snapshot = self.inputs.snapshot();
-        let nodes = self.nodes();
-        Ok(Sample {
-            nodes: nodes.known,
-            unreachable_nodes: nodes.unreachable.len(),
-            counters: self.counters.all()?,
-            drops: self.counters.drops()?,
+        Sample {
+            nodes: snapshot.nodes.len(),
             fills: self.fills(),
-            pods: self.open.len(),
+            pods: self.pods.open.len(),
             services: snapshot.services.len(),
             policies: snapshot.policies.len(),
-            quarantined: self.inputs.quarantined().len(),
-            unapplied: self.unapplied().len(),
             unsynced: snapshot.missing().count(),
             stale_for: self.stale_for(),
-            not_ready: self.not_ready().len(),
             drifted_rows: self.drifted,
             dns_clients: self.zone.clients(),
-            epoch: self.policies.epoch(),
+            epoch: self.policy.tables.epoch(),
             restarts: self.settings.restarts,
-            second_lock_drops: self.published.lock_drops.load(Ordering::Relaxed),
-        })
+        }
+    }
+}
+
+/// An object or pod whose last good state holds, or of which a part does not.
+fn quarantined(held: &Held) -> Option<Quarantined> {
+    match &held.condition.about {
+        About::Object(..) | About::Pod(..) => Some(Quarantined {
+            object: held.condition.about.to_string(),
+            reason: held.condition.text.clone(),
+        }),
+        About::Node(..) | About::Peer(..) => None,
+    }
+}
+
+fn condition(held: &Held) -> ConditionView {
+    let about = &held.condition.about;
+    ConditionView {
+        about: about.to_string(),
+        kind: about.kind().to_owned(),
+        fault: about.fault().to_owned(),
+        effect: match about.effect() {
+            Effect::Nothing => None,
+            Effect::Unready => Some("the node is not ready".to_owned()),
+            Effect::StopsPods => Some("no pod is started here".to_owned()),
+        },
+        since: humantime::format_rfc3339_seconds(held.since).to_string(),
+        text: held.condition.text.clone(),
+        remedy: about.remedy().to_owned(),
     }
 }
 
@@ -336,28 +350,21 @@ pub fn flows(tables: &Flows, book: &RuleBook, names: &Names) -> std::io::Result<
         .collect())
 }
 
-/// Figures of one moment.
+/// Figures of one moment, as far as the line has them.
 #[derive(Clone, Debug)]
 pub struct Sample {
-    pub counters: Vec<(Counter, u64)>,
-    pub drops: Vec<(DropReason, Drops)>,
     pub fills: Vec<TableFill>,
     pub nodes: usize,
-    pub unreachable_nodes: usize,
     pub pods: usize,
     pub services: usize,
     pub policies: usize,
-    pub quarantined: usize,
-    pub unapplied: usize,
     pub unsynced: usize,
     /// How old objects are that were saved by an earlier run and are gone by; `None` without such.
     pub stale_for: Option<Duration>,
-    pub not_ready: usize,
     pub drifted_rows: usize,
     pub dns_clients: usize,
     pub epoch: u32,
     pub restarts: u64,
-    pub second_lock_drops: u64,
 }
 
 fn kind(way: Way) -> &'static str {

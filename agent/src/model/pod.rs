@@ -33,6 +33,13 @@ pub struct Pod {
     pub ports: Vec<ContainerPort>,
 }
 
+impl Pod {
+    /// Does a container runtime that gives this uid mean this pod?
+    pub fn is_called(&self, uid: &str) -> bool {
+        *self.uid == *uid || self.static_uid.as_deref() == Some(uid)
+    }
+}
+
 /// Whose network a pod is in.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum PodNetwork {

@@ -84,6 +84,19 @@ impl Snapshot {
         self.synced.insert(kind);
     }
 
+    /// What is known of an object.
+    pub fn get(&self, id: &ObjectId) -> Option<Object> {
+        let name = &id.name;
+        Some(match id.kind {
+            Kind::Service => Object::Service(self.services.get(name)?.clone()),
+            Kind::EndpointSlice => Object::EndpointSlice(self.slices.get(name)?.clone()),
+            Kind::Pod => Object::Pod(self.pods.get(name)?.clone()),
+            Kind::Namespace => Object::Namespace(self.namespaces.get(&name.name)?.clone()),
+            Kind::Node => Object::Node(self.nodes.get(&name.name)?.clone()),
+            Kind::NetworkPolicy => Object::Policy(self.policies.get(name)?.clone()),
+        })
+    }
+
     /// Takes an object in. True if that changed anything.
     pub fn apply(&mut self, object: Object) -> bool {
         match object {

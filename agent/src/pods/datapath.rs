@@ -3,8 +3,9 @@
 
 use std::future::Future;
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use super::{Devices, Lease};
+use super::{Attachment, Devices, Lease};
 use anyhow::Result;
 
 /// A device of the node with a name of ours (`weir_cni::attachment::is_device`).
@@ -16,11 +17,10 @@ pub struct Device {
     pub addresses: Vec<IpAddr>,
 }
 
-/// For one attachment the calls come in this order: `protect`, `await_policy`, `open`, later `close`
-/// and `delete_device`. They never overlap for one attachment, and do for different ones. After a
-/// failure, at the deadline (the future is dropped where it waits) and after a crash of the agent,
-/// `close` follows whatever was done, so it must accept a lease of which the kernel knows half or
-/// nothing.
+/// For one attachment the calls come in this order: `protect`, `open`, later `close` and `delete_device`. They
+/// never overlap for one attachment, and do for different ones. After a failure, at the deadline (the future is
+/// dropped where it waits) and after a crash of the agent, `close` follows whatever was done, so it must accept a
+/// lease of which the kernel knows half or nothing.
 pub trait Datapath: Send + Sync + 'static {
     /// Whether an ADD could be served now; if not, why, in words for STATUS.
     fn ready(&self) -> Result<(), String>;
@@ -28,18 +28,15 @@ pub trait Datapath: Send + Sync + 'static {
     /// Attaches and pins the program that drops everything, on the node's end, which is down.
     fn protect(&self, device: &str, devices: Devices) -> impl Future<Output = Result<()>> + Send;
 
-    /// Returns when the pod that the lease names, by its uid if it has one, is in the snapshot and
-    /// its policy is in the tables. The server stops waiting at the deadline of the ADD by dropping
-    /// the future. A lease without a pod has no policy to wait for.
-    fn await_policy(&self, lease: &Lease) -> impl Future<Output = Result<()>> + Send;
-
-    /// Writes the rows of the pod and swaps the real program in.
-    fn open(&self, lease: &Lease) -> impl Future<Output = Result<()>> + Send;
+    /// Returns when the pod that the lease names, by its uid if it has one, is known, its policy is in the tables
+    /// and its packets are judged by it. The server stops waiting at the deadline of the ADD by dropping the
+    /// future. A lease without a pod has no policy to wait for.
+    fn open(&self, lease: &Arc<Lease>) -> impl Future<Output = Result<()>> + Send;
 
     /// The reverse: when it returns, no packet passes the device and nothing in the tables names its
     /// addresses, so they may be leased again. The device may still exist. It is on the way of DEL:
     /// whatever waits for an RCU grace period belongs in `delete_device`.
-    fn close(&self, lease: &Lease) -> impl Future<Output = Result<()>> + Send;
+    fn close(&self, lease: &Arc<Lease>) -> impl Future<Output = Result<()>> + Send;
 
     /// Deletes a device of the node, what is attached to it, and its pins. One that does not exist is
     /// no error. Many may be asked for at once; batching them is worth while.
@@ -47,4 +44,7 @@ pub trait Datapath: Send + Sync + 'static {
 
     /// All devices of the node with a name of ours.
     fn devices(&self) -> impl Future<Output = Result<Vec<Device>>> + Send;
+
+    /// Those of the attachments that have neither one of these devices nor a pod any more: their DEL never came.
+    fn orphans(&self, devices: &[Device]) -> impl Future<Output = Result<Vec<Attachment>>> + Send;
 }

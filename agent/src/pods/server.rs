@@ -33,6 +33,9 @@ const FIRST_FRAME: Duration = Duration::from_secs(2);
 /// How long after a failed `accept` (no file descriptors left) the next is tried.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How often leases are compared with devices.
+const AUDIT: Duration = Duration::from_secs(60);
+
 /// What the operator decides.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
@@ -76,7 +79,8 @@ impl<D: Datapath> Pods<D> {
             .collect();
         for lease in self.leases.all().values() {
             if let Some(ifindex) = present.get(lease.device().as_str()) {
-                self.leases.attach(lease, *ifindex)?;
+                let (lease, ifindex) = (lease.clone(), *ifindex);
+                self.blocking(move |it| it.attach(&lease, ifindex)).await?;
                 continue;
             }
             let _claim = self.claim(&lease.attachment).await;
@@ -96,6 +100,49 @@ impl<D: Datapath> Pods<D> {
         Ok(())
     }
 
+    /// Brings leases and devices together again and again: for ever.
+    pub async fn keep_audited(self: Arc<Self>) {
+        let mut due = tokio::time::interval(AUDIT);
+        // The first comes at once, and the start has just done it.
+        due.tick().await;
+        loop {
+            due.tick().await;
+            if let Err(error) = self.audit().await {
+                let error = format!("{error:#}");
+                warn!(error, "leases cannot be compared with devices; later again");
+            }
+        }
+    }
+
+    /// Frees what nobody will free: leases whose device and pod are gone (their DEL never came), and devices
+    /// without a lease over which nothing is routed.
+    ///
+    /// # Errors
+    /// When devices or releases cannot be listed.
+    pub async fn audit(&self) -> Result<()> {
+        self.take_in_releases().await?;
+        // A device is made after its lease, so the devices are listed before the leases.
+        let devices = self.datapath.devices().await.context("list our devices")?;
+        for attachment in self.datapath.orphans(&devices).await? {
+            let _claim = self.claim(&attachment).await;
+            match self.free(&attachment).await {
+                Ok(()) => info!(%attachment, "released: its device and its pod are gone"),
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    warn!(%attachment, error, "stays leased until DEL");
+                }
+            }
+        }
+        let explained: HashSet<String> = self.leases.all().values().map(|it| it.device()).collect();
+        for device in devices.iter().filter(|it| !explained.contains(&it.name)) {
+            let holding = device.name.clone();
+            if !self.blocking(move |it| it.holds(&holding)).await {
+                self.settle_unexplained(device).await;
+            }
+        }
+        Ok(())
+    }
+
     async fn settle_unexplained(&self, device: &Device) {
         if device.addresses.is_empty() {
             self.delete_device(&device.name).await;
@@ -106,7 +153,8 @@ impl<D: Datapath> Pods<D> {
                 ?addresses,
                 "held: a device without a lease"
             );
-            self.leases.hold(device);
+            let device = device.clone();
+            self.blocking(move |it| it.hold(&device)).await;
         }
     }
 
@@ -271,21 +319,21 @@ impl<D: Datapath> Pods<D> {
 
     /// Protects the device, and opens it when the policy is there.
     async fn open(&self, lease: &Arc<Lease>, host_ifindex: u32, deadline: Instant) -> Result<()> {
-        let lease = self.leases.attach(lease, host_ifindex)?;
+        let lease = {
+            let lease = lease.clone();
+            self.blocking(move |it| it.attach(&lease, host_ifindex))
+                .await?
+        };
         let device = lease.device();
         let devices = lease.devices().context("an attached lease has devices")?;
         self.datapath
             .protect(&device, devices)
             .await
             .with_context(|| format!("protect {device}"))?;
-        timeout_at(deadline, self.datapath.await_policy(&lease))
+        timeout_at(deadline, self.datapath.open(&lease))
             .await
             .map_err(|_| anyhow!("this node does not know {} in time", named(&lease)))?
-            .with_context(|| format!("wait for {}", named(&lease)))?;
-        self.datapath
-            .open(&lease)
-            .await
-            .with_context(|| format!("open {device}"))
+            .with_context(|| format!("open {device} for {}", named(&lease)))
     }
 
     async fn del(&self, attachment: &Attachment) -> (Reply, Option<Leftover>) {
@@ -346,7 +394,7 @@ impl<D: Datapath> Pods<D> {
                     if !explained.contains(&name) {
                         info!(device = name, "deleted by GC");
                         self.delete_device(&name).await;
-                        self.leases.let_go(&name);
+                        self.blocking(move |it| it.let_go(&name)).await;
                     }
                 }
             }
@@ -364,9 +412,10 @@ impl<D: Datapath> Pods<D> {
     async fn free(&self, attachment: &Attachment) -> Result<()> {
         let device = attachment.device();
         let Some(lease) = self.leases.find(attachment) else {
-            if self.leases.holds(&device) {
+            let held = device.clone();
+            if self.blocking(move |it| it.holds(&held)).await {
                 self.datapath.delete_device(&device).await?;
-                self.leases.let_go(&device);
+                self.blocking(move |it| it.let_go(&device)).await;
             }
             return Ok(());
         };

@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::process::Command;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Result, bail};
 use tokio::sync::watch;
-use weir_agent::pods::{Datapath, Device, Devices, Lease};
+use weir_agent::pods::{Attachment, Datapath, Device, Devices, Lease};
 
 /// What waiting for a pod's policy does.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -89,17 +89,13 @@ impl Datapath for Fake {
         Ok(())
     }
 
-    async fn await_policy(&self, _lease: &Lease) -> Result<()> {
+    async fn open(&self, lease: &Arc<Lease>) -> Result<()> {
         self.waiting.send_modify(|it| *it += 1);
         let mut policy = self.policy.subscribe();
         let policy = *policy.wait_for(|it| *it != Policy::Unknown).await?;
-        match policy {
-            Policy::Broken => bail!("the policy cannot be compiled"),
-            _ => Ok(()),
+        if policy == Policy::Broken {
+            bail!("the policy cannot be compiled");
         }
-    }
-
-    async fn open(&self, lease: &Lease) -> Result<()> {
         self.note("open", &lease.device());
         let mut open = self.open.lock().unwrap();
         for address in &lease.addresses {
@@ -110,7 +106,7 @@ impl Datapath for Fake {
         Ok(())
     }
 
-    async fn close(&self, lease: &Lease) -> Result<()> {
+    async fn close(&self, lease: &Arc<Lease>) -> Result<()> {
         let mut open = self.open.lock().unwrap();
         for address in &lease.addresses {
             open.remove(&address.to_string());
@@ -158,5 +154,9 @@ impl Datapath for Fake {
             });
         }
         Ok(devices)
+    }
+
+    async fn orphans(&self, _devices: &[Device]) -> Result<Vec<Attachment>> {
+        Ok(Vec::new())
     }
 }

@@ -1,0 +1,101 @@
+//! Which source of objects there is: an API server or a folder of manifests.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::sync::{mpsc, watch};
+
+use crate::config::{Settings, Source};
+use crate::model::Change;
+use crate::watch::controllers::Surroundings;
+use crate::watch::kube::{Credentials, KubeOptions, KubeSource, Timing, connect};
+use crate::watch::manifests::{ManifestsOptions, ManifestsSource, PodAddresses};
+use crate::watch::saved::{SAVED_OBJECTS, SavedObjects};
+use crate::watch::saving::{Pace, Saving};
+use crate::watch::status::Health;
+
+/// How often the manifests are read although nothing was noticed.
+const RESCAN: Duration = Duration::from_secs(5);
+
+/// A source of objects, and what it tells beside changes.
+pub(super) struct Running {
+    pub(super) source: AnySource,
+    pub(super) health: watch::Receiver<Health>,
+    /// With manifests: who fills in the addresses of this node's pods.
+    pub(super) addresses: Option<PodAddresses>,
+}
+
+pub(super) enum AnySource {
+    Manifests(ManifestsSource),
+    Kube(KubeSource),
+}
+
+impl Running {
+    pub(super) async fn prepare(settings: &Settings) -> Result<Self> {
+        match &settings.source {
+            Source::Manifests {
+                folder,
+                service_cidrs,
+            } => {
+                fs::create_dir_all(&settings.state_dir)
+                    .with_context(|| format!("create {}", settings.state_dir.display()))?;
+                let source = ManifestsSource::new(ManifestsOptions {
+                    folder: folder.clone(),
+                    assigned: settings.state_dir.join("cluster-ips.json"),
+                    surroundings: Surroundings {
+                        node: settings.node.clone(),
+                        service_cidrs: service_cidrs.clone(),
+                    },
+                    rescan: RESCAN,
+                });
+                let health = source.health();
+                let addresses = Some(source.addresses());
+                Ok(Self {
+                    source: AnySource::Manifests(source),
+                    health,
+                    addresses,
+                })
+            }
+            Source::Kube {
+                kubeconfig,
+                api_server,
+            } => {
+                let credentials = match kubeconfig {
+                    Some(path) => Credentials::Kubeconfig(path.clone()),
+                    None => Credentials::InCluster,
+                };
+                let options = KubeOptions {
+                    credentials,
+                    server: api_server.clone(),
+                };
+                let timing = Timing::default();
+                let client = connect(&options, &timing).await?;
+                let saving = Saving {
+                    to: SavedObjects::new(
+                        settings.state_dir.join(SAVED_OBJECTS),
+                        settings.node.clone(),
+                    ),
+                    pace: Pace::default(),
+                };
+                let source = KubeSource::new(client, timing).saving(saving);
+                let health = source.health();
+                Ok(Self {
+                    source: AnySource::Kube(source),
+                    health,
+                    addresses: None,
+                })
+            }
+        }
+    }
+}
+
+impl AnySource {
+    /// Says what there is for as long as somebody listens.
+    pub(super) async fn run(self, changes: mpsc::Sender<Change>) {
+        match self {
+            AnySource::Manifests(source) => source.run(changes).await,
+            AnySource::Kube(source) => source.run(changes).await,
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Whole histories of the line, in memory.

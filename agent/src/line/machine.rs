@@ -1,0 +1,175 @@
+//! What the line needs of the node: its tables, its hooks, and forgetting flows. In production that is the
+//! kernel; in tests memory, so that whole histories run without it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::io;
+use std::sync::Arc;
+
+use anyhow::Result;
+use tokio::task::JoinHandle;
+use tracing::warn;
+use weir_common::Addr;
+use weir_common::device::{Device, LocalPod};
+use weir_common::nat::{ClusterKey, InCluster, Uplink};
+use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
+use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::apply::{KernelTable, Origin};
+use crate::kernel::{Flows, Hook, Kernel, MapTable, clock};
+
+/// What keys and rows of a table are: plain bytes that can be compared.
+pub trait Plain: FromBytes + IntoBytes + Immutable + Copy + Debug + Send + 'static {}
+impl<T: FromBytes + IntoBytes + Immutable + Copy + Debug + Send + 'static> Plain for T {}
+
+/// The node, as the line writes to it.
+pub trait Machine: Debug + Send + Sized + 'static {
+    /// A table of the kernel.
+    type Table<K: Plain + Ord, V: Plain + PartialEq>: KernelTable<K, V> + Debug + Send;
+
+    /// Every table that the line fills. Asked once.
+    ///
+    /// # Errors
+    /// One cannot be opened.
+    fn tables(&mut self) -> io::Result<Tables<Self>>;
+
+    /// Puts the socket hooks on the node's cgroup, in place of older ones.
+    ///
+    /// # Errors
+    /// The kernel refuses one; each works by itself.
+    fn place_socket_hooks(&self) -> Result<()>;
+
+    /// Puts the programs on these uplinks, and takes them off every other device.
+    ///
+    /// # Errors
+    /// The kernel refuses one; the others are done.
+    fn place_net_hooks(&self, uplinks: &BTreeMap<u32, String>) -> Result<()>;
+
+    /// Puts the programs on a pod's device, in place of whatever is there.
+    ///
+    /// # Errors
+    /// The kernel refuses; then the device is closed, or its programs are as they were.
+    fn open(&self, device: &str, ifindex: u32) -> Result<()>;
+
+    /// Lets nothing pass a pod's device.
+    ///
+    /// # Errors
+    /// The kernel refuses, or the device is gone.
+    fn protect(&self, device: &str, ifindex: u32) -> Result<()>;
+
+    /// Every hook that should hold a program, with what is wrong with it.
+    fn hooks(&self, pods: Vec<(String, u32)>, uplinks: &BTreeMap<u32, String>) -> Vec<Hook>;
+
+    /// Programs by name: their numbers, and what the verifier visited of them.
+    fn programs(&self) -> BTreeMap<String, (u32, Option<u32>)>;
+
+    /// Forgets the flows of these addresses and those that have expired. Gives the addresses back if it is busy
+    /// with earlier ones.
+    fn sweep(&mut self, gone: BTreeSet<Addr>) -> Result<(), BTreeSet<Addr>>;
+}
+
+/// The tables that the line fills.
+#[derive(Debug)]
+pub struct Tables<M: Machine> {
+    pub frontends: M::Table<FrontendKey, Frontend>,
+    pub backends: M::Table<u32, Backend>,
+    pub live: M::Table<BackendId, Generation>,
+    pub nodes: M::Table<Addr, NodeAddress>,
+    pub classes: M::Table<Addr, Class>,
+    pub verdicts: M::Table<VerdictKey, VerdictRow>,
+    pub ports: M::Table<PortKey, PortRow>,
+    pub epoch: M::Table<u32, u32>,
+    pub devices: M::Table<u32, Device>,
+    pub pods: M::Table<Addr, LocalPod>,
+    pub uplinks: M::Table<u32, Uplink>,
+    pub cluster: M::Table<ClusterKey, InCluster>,
+    pub frontends_are: Origin,
+    pub live_is: Origin,
+}
+
+/// The kernel. Others may use it beside the line; the line alone writes to its tables.
+#[derive(Debug)]
+pub struct KernelMachine {
+    kernel: Arc<Kernel>,
+    flows: Arc<Flows>,
+    sweep: Option<JoinHandle<()>>,
+}
+
+impl KernelMachine {
+    /// # Errors
+    /// The tables of flows cannot be opened.
+    pub fn new(kernel: Arc<Kernel>) -> io::Result<Self> {
+        Ok(Self {
+            flows: Arc::new(kernel.flows()?),
+            kernel,
+            sweep: None,
+        })
+    }
+}
+
+impl Machine for KernelMachine {
+    type Table<K: Plain + Ord, V: Plain + PartialEq> = MapTable<K, V>;
+
+    fn tables(&mut self) -> io::Result<Tables<Self>> {
+        let services = self.kernel.service_tables()?;
+        let policy = self.kernel.policy_tables()?;
+        let devices = self.kernel.device_tables()?;
+        let uplinks = self.kernel.uplink_tables()?;
+        Ok(Tables {
+            frontends: services.frontends,
+            backends: services.backends,
+            live: services.live,
+            nodes: services.nodes,
+            classes: policy.classes,
+            verdicts: policy.verdicts,
+            ports: policy.ports,
+            epoch: policy.epoch,
+            devices: devices.devices,
+            pods: devices.pods,
+            uplinks: uplinks.uplinks,
+            cluster: uplinks.cluster,
+            frontends_are: services.frontends_are,
+            live_is: services.live_is,
+        })
+    }
+
+    fn place_socket_hooks(&self) -> Result<()> {
+        self.kernel.place_socket_hooks()
+    }
+
+    fn place_net_hooks(&self, uplinks: &BTreeMap<u32, String>) -> Result<()> {
+        self.kernel.settle_net_hooks(uplinks)
+    }
+
+    fn open(&self, device: &str, ifindex: u32) -> Result<()> {
+        self.kernel.open(device, ifindex)
+    }
+
+    fn protect(&self, device: &str, ifindex: u32) -> Result<()> {
+        self.kernel.protect(device, ifindex)
+    }
+
+    fn hooks(&self, pods: Vec<(String, u32)>, uplinks: &BTreeMap<u32, String>) -> Vec<Hook> {
+        self.kernel.hooks(pods, uplinks)
+    }
+
+    fn programs(&self) -> BTreeMap<String, (u32, Option<u32>)> {
+        self.kernel.programs()
+    }
+
+    fn sweep(&mut self, gone: BTreeSet<Addr>) -> Result<(), BTreeSet<Addr>> {
+        if self.sweep.as_ref().is_some_and(|it| !it.is_finished()) {
+            return Err(gone);
+        }
+        let flows = self.flows.clone();
+        // It takes a while, and nothing waits for it.
+        self.sweep = Some(tokio::task::spawn_blocking(move || {
+            // An address that could not be swept now is swept with its flows' patience.
+            if let Err(error) = flows.sweep(clock::monotonic(), |addr| gone.contains(addr)) {
+                warn!(%error, "ended flows cannot be swept");
+            }
+        }));
+        Ok(())
+    }
+}
