@@ -31,10 +31,6 @@ pub(crate) fn status(status: &Status) -> String {
         "{} nodes, {} pods, {} services, {} policies\n",
         status.nodes.known, status.pods, status.services, status.policies
     ));
-    for unreachable in &status.nodes.unreachable {
-        let (node, reason) = (&unreachable.node, &unreachable.reason);
-        out.push_str(&format!("NOT REACHED: pods of node {node}: {reason}\n"));
-    }
     out.push('\n');
     let mut inputs = table(&["INPUT", "OBJECTS", "STATE"]);
     for input in &status.inputs {
@@ -69,8 +65,15 @@ pub(crate) fn status(status: &Status) -> String {
         ]);
     }
     out.push_str(&format!("{programs}\n"));
-    for q in &status.quarantined {
-        out.push_str(&format!("\nQUARANTINED {}: {}", q.object, q.reason));
+    for c in &status.conditions {
+        let effect = match &c.effect {
+            Some(effect) => format!(" ({effect})"),
+            None => String::new(),
+        };
+        out.push_str(&format!(
+            "\n{} {}{effect}, since {}: {}\n    {}",
+            c.fault, c.about, c.since, c.text, c.remedy
+        ));
     }
     out
 }

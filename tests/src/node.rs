@@ -281,6 +281,18 @@ impl Node {
         readyz(&self.machine).1
     }
 
+    /// The conditions with this fault, a line each (`about: text`); empty if none holds or nobody answers.
+    #[must_use]
+    pub fn conditions(&self, fault: &str) -> String {
+        let status = self.ask("status").unwrap_or_default();
+        let all = status["conditions"].as_array().into_iter().flatten();
+        let lines = all.filter(|it| it["fault"] == fault).map(|it| {
+            let word = |name: &str| it[name].as_str().unwrap_or_default().to_owned();
+            format!("{}: {}", word("about"), word("text"))
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
     /// The agent's process.
     ///
     /// # Errors

@@ -241,10 +241,15 @@ fn routes_come_back_within_a_second_and_go_with_their_node() {
     eventually(
         "said",
         SOON,
-        || pair.nodes[0].readyz(),
+        || pair.nodes[0].conditions("Unreachable"),
         |it| it.contains(reason),
     )
     .unwrap();
+    assert_eq!(
+        pair.nodes[0].readyz(),
+        "ok",
+        "another node's trouble is that node's"
+    );
     assert!(!has_route(netns, "10.244.3.0/24"));
     assert!(
         has_route(netns, "fd00:10:244:3::/64"),
@@ -254,10 +259,10 @@ fn routes_come_back_within_a_second_and_go_with_their_node() {
     let third_is_there = || has_route(netns, "10.244.3.0/24");
     eventually("ours instead", SOON, third_is_there, |is| *is).unwrap();
     eventually(
-        "ready",
+        "no longer said",
         2 * SOON,
-        || pair.nodes[0].readyz(),
-        |it| it == "ok",
+        || pair.nodes[0].conditions("Unreachable"),
+        |it| !it.contains(reason),
     )
     .unwrap();
 
@@ -397,8 +402,10 @@ fn a_node_waits_for_its_ranges() {
     moved.pod_cidrs = ["10.244.9.0/24".into(), "fd00:10:244:9::/64".into()];
     node.write_manifest(&file, &moved.object().to_string())
         .unwrap();
-    let named = "and 1 others have addresses outside of this node's pod CIDRs";
-    eventually("named", SOON, || node.readyz(), |it| it.contains(named)).unwrap();
+    let outside = || node.conditions("OutsideRange");
+    let are_named = |it: &String| it.contains("Pod a/only: ") && it.contains("Pod a/both: ");
+    eventually("named", SOON, outside, are_named).unwrap();
+    assert_eq!(node.readyz(), "ok", "what runs goes on");
     assert_eq!(
         ask_both(netns, port_80(&both, Family::V4), PATIENCE),
         by("both")
@@ -409,7 +416,7 @@ fn a_node_waits_for_its_ranges() {
     for old in [pod, both] {
         node.delete_pod(old).unwrap();
     }
-    eventually("ready", 2 * SOON, || node.readyz(), |it| it == "ok").unwrap();
+    eventually("all well", 2 * SOON, outside, String::is_empty).unwrap();
 }
 
 #[test]
@@ -421,12 +428,13 @@ fn a_node_behind_a_router_is_named_and_stops_nobody() {
     let node = &pair.nodes[0];
     let reason = "node far7 at 10.1.2.3 is not on this node's link: native routes need one layer 2";
     eventually(
-        "not ready",
+        "named",
         SOON,
-        || node.readyz(),
-        |it| it.contains("node far7 at"),
+        || node.conditions("Unreachable"),
+        |it| it.contains(reason),
     )
     .unwrap();
+    assert_eq!(node.readyz(), "ok", "a rolling update goes on");
     let status = node.ask("status").unwrap();
     assert_eq!(status["nodes"]["known"], 3);
     let unreachable = status["nodes"]["unreachable"].as_array().unwrap();
@@ -434,9 +442,8 @@ fn a_node_behind_a_router_is_named_and_stops_nobody() {
     assert_eq!(unreachable[0]["node"], "far7");
     let words = node.weir("status").output().unwrap();
     let words = String::from_utf8_lossy(&words.stdout).into_owned();
-    assert!(words.contains("NOT REACHED: pods of node far7"), "{words}");
+    assert!(words.contains("Unreachable Node far7"), "{words}");
     assert!(node.metrics().unwrap().contains("weir_unreachable_nodes 1"));
-    assert!(node.readyz().contains(reason), "{}", node.readyz());
     let server = pair.run_pod(1, web("a", "server")).unwrap();
     let client = pair.run_pod(0, Workload::named("a", "client")).unwrap();
     let answer = ask_both(client.netns(), port_80(&server, Family::V6), PATIENCE);

@@ -35,6 +35,40 @@ pub struct Settings {
     pub restarts: u64,
 }
 
+#[cfg(test)]
+impl Settings {
+    /// Of a node in memory: nothing that it names exists.
+    pub(crate) fn for_tests(node: &str) -> Self {
+        Self {
+            node: node.into(),
+            source: Source::Manifests {
+                folder: "/nowhere".into(),
+                service_cidrs: Vec::new(),
+            },
+            pod_cidrs: PodCidrs::OfNode,
+            mtu: 1500,
+            masquerade: false,
+            devices: Vec::new(),
+            dns: DnsSettings {
+                addresses: Vec::new(),
+                service: ObjectName::new("kube-system", "kube-dns"),
+                uid: 0,
+                zone_socket: "/nowhere/zone".into(),
+                domain: "cluster.local".into(),
+            },
+            bpffs: "/nowhere".into(),
+            cgroup: "/nowhere".into(),
+            run_dir: "/nowhere".into(),
+            state_dir: "/nowhere".into(),
+            cni_conf_dir: None,
+            cni_bin_dir: None,
+            http: SocketAddr::from(([127, 0, 0, 1], 0)),
+            debug_bpf: false,
+            restarts: 0,
+        }
+    }
+}
+
 /// Where the addresses of this node's pods come from.
 #[derive(Clone, Debug, PartialEq)]
 pub enum PodCidrs {
