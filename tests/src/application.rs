@@ -151,6 +151,7 @@ fn model_pod(pod: &Pod) -> model::Pod {
     model::Pod {
         id: id_of(pod),
         uid: "".into(),
+        static_uid: None,
         labels: pod
             .workload
             .labels

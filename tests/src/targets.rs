@@ -257,6 +257,7 @@ mod tests {
         model::Pod {
             id: ObjectName::new("shop", name),
             uid: "".into(),
+            static_uid: None,
             labels: BTreeMap::from([("app".into(), "web".into())]),
             node: None,
             addresses: Vec::new(),

@@ -67,6 +67,7 @@ mod tests {
         Pod {
             id: ObjectName::new("default", "web"),
             uid: "1".into(),
+            static_uid: None,
             labels: BTreeMap::new(),
             node: Some("here".into()),
             addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),

@@ -171,6 +171,7 @@ mod tests {
         Change::Applied(Object::Pod(Arc::new(Pod {
             id: ObjectName::new("shop", "a"),
             uid: "1".into(),
+            static_uid: None,
             labels: BTreeMap::new(),
             node: Some("n1".into()),
             addresses,

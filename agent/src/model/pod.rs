@@ -13,6 +13,10 @@ use super::{Labels, ObjectName};
 pub struct Pod {
     pub id: ObjectName,
     pub uid: Arc<str>,
+    /// Of the mirror of a static pod: the uid by which the kubelet knows the static pod, and which it gives
+    /// to the plugin. The mirror's own `uid` is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub static_uid: Option<Arc<str>>,
     pub labels: Labels,
     /// `spec.nodeName`, once it is scheduled.
     pub node: Option<Arc<str>>,

@@ -70,6 +70,7 @@ pub(super) fn pod(id: &str, text: &str, number: u8) -> Pod {
     Pod {
         id: name(id),
         uid: format!("uid-{number:03}").into(),
+        static_uid: None,
         labels: labels(text),
         node: Some("n1".into()),
         addresses: vec![

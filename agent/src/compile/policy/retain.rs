@@ -102,6 +102,7 @@ mod tests {
             Step::Pod(phase) => snapshot.apply(Object::Pod(Arc::new(Pod {
                 id: name(),
                 uid: "1".into(),
+                static_uid: None,
                 labels: Labels::new(),
                 node: None,
                 addresses: Vec::new(),

@@ -64,6 +64,7 @@ pub fn pod(wire: wire::Pod) -> Result<Converted, Invalid> {
         object: Some(Object::Pod(Arc::new(Pod {
             id,
             uid: meta.uid.into(),
+            static_uid: optional(meta.annotations.config_mirror),
             labels: labels(meta.labels),
             node: optional(spec.node_name),
             addresses,

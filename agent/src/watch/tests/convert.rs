@@ -542,3 +542,34 @@ fn a_list_survives_its_worst_item() {
     );
     assert!(reasons[2..].iter().all(|(_, outcome)| outcome.is_err()));
 }
+
+#[test]
+fn a_mirror_pod_knows_the_uid_of_its_static_pod() {
+    for (annotations, static_uid) in [
+        (json!(null), None),
+        (json!({"kubernetes.io/config.mirror": ""}), None),
+        // An ordinary pod that says so of itself is still known by its own uid.
+        (json!({"kubernetes.io/config.hash": "9d1c"}), None),
+        (
+            json!({
+                "kubernetes.io/config.hash": "9d1c",
+                "kubernetes.io/config.mirror": "9d1c",
+                "kubernetes.io/config.source": "file",
+            }),
+            Some("9d1c"),
+        ),
+    ] {
+        let pod = json!({
+            "metadata": {
+                "namespace": "kube-system", "name": "etcd-n1", "uid": "u-1",
+                "annotations": annotations,
+            },
+        });
+        let found = decode::<wire::Pod, _>(&pod).1.unwrap().object;
+        let Some(Object::Pod(found)) = found else {
+            panic!("{pod} is a pod");
+        };
+        assert_eq!(&*found.uid, "u-1");
+        assert_eq!(found.static_uid.as_deref(), static_uid, "{pod}");
+    }
+}

@@ -114,6 +114,7 @@ fn objects() -> Vec<Object> {
     let pod = Pod {
         id: shop("cart-0"),
         uid: "u-1".into(),
+        static_uid: None,
         labels: labels(&[("app", "cart")]),
         node: Some("n1".into()),
         addresses: vec![v4, v6],

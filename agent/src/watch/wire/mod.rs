@@ -38,7 +38,19 @@ pub struct Meta {
     pub resource_version: String,
     #[serde(deserialize_with = "nullable")]
     pub labels: BTreeMap<String, String>,
+    #[serde(deserialize_with = "nullable")]
+    pub annotations: Annotations,
     pub deletion_timestamp: Option<String>,
+}
+
+/// The annotations that mean something to us; people keep whole documents in others.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Annotations {
+    /// On the mirror that the kubelet makes of a static pod: the static pod's `config.hash`, which is its
+    /// uid.
+    #[serde(rename = "kubernetes.io/config.mirror")]
+    pub config_mirror: Option<String>,
 }
 
 /// `LabelSelector`. Strict, since a selector that is read in part selects too much.
