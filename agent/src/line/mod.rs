@@ -33,6 +33,7 @@ use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation
 use crate::apply::routes::{RouteReport, Wanted};
 use crate::apply::{Devices, NodeAddresses, Policies, PolicyTarget, Services, Status, Uplinks};
 use crate::compile::Owner;
+use crate::compile::claims::Claims;
 use crate::compile::masquerade::Outlet;
 use crate::compile::policy::{self, Compiled, NodeView, Retained, RuleBook};
 use crate::config::Settings;
@@ -119,6 +120,7 @@ pub struct Line {
     node_addresses: Vec<IpAddr>,
     ranges: watch::Receiver<Vec<IpNet>>,
 
+    claims: Claims,
     services: ServiceState,
     nodes: NodeState,
     policies: PolicyState,
@@ -207,6 +209,7 @@ impl Line {
         let policies = Policies::resume(p.classes, p.verdicts, p.ports, p.epoch)
             .context("read the tables of policy")?;
         Ok(Self {
+            claims: Claims::resume(services.held()),
             services: services.after_another_layout(s.frontends_are, s.live_is, Generation(first)),
             nodes: NodeAddresses::resume(s.nodes).context("read the table of nodes")?,
             policies: policies.beginning_with(first),

@@ -2,8 +2,10 @@
 
 use std::time::Instant;
 
+use tracing::warn;
+
 use super::{DNS_PORT, Dirty, Line};
-use crate::apply::ServiceChange;
+use crate::compile::claims::Delta;
 use crate::compile::service::{self, DnsRedirect};
 use crate::compile::{Owner, host_port};
 
@@ -18,43 +20,48 @@ impl Line {
             self.pass_node_addresses();
         }
         let snapshot = self.inputs.snapshot();
-        let host_ports = dirty.pods.iter().map(|id| {
-            let pod = snapshot
-                .pods
-                .get(id)
-                .filter(|pod| pod.node.as_deref() == Some(&*self.settings.node));
-            match pod.and_then(|pod| host_port::compile(pod)) {
-                None => ServiceChange::Deleted(Owner::HostPorts(id.clone())),
-                Some(plan) => ServiceChange::Planned(plan),
-            }
-        });
-        let host_ports: Vec<_> = host_ports.collect();
-        if dirty.services.is_empty() && host_ports.is_empty() {
-            return;
-        }
         let node = service::NodeView {
             name: &self.settings.node,
             zone: None,
+            external_ips: &self.settings.external_ip_ranges,
         };
         let dns = DnsRedirect {
             service: self.settings.dns.service.clone(),
             addresses: self.settings.dns.addresses.clone(),
             port: DNS_PORT,
         };
-        let services = dirty
-            .services
-            .iter()
-            .map(|id| match snapshot.services.get(id) {
-                None => ServiceChange::Deleted(Owner::Service(id.clone())),
-                Some(service) => {
-                    let slices = snapshot.slices_of(id).map(|slice| &**slice);
-                    ServiceChange::Planned(service::compile(service, slices, &node, Some(&dns)))
-                }
+        let services = dirty.services.iter().map(|id| {
+            let plan = snapshot.services.get(id).map(|service| {
+                let slices = snapshot.slices_of(id).map(|slice| &**slice);
+                service::compile(service, slices, &node, Some(&dns))
             });
-        let changes: Vec<_> = services.chain(host_ports).collect();
+            (Owner::Service(id.clone()), plan)
+        });
+        let host_ports = dirty.pods.iter().map(|id| {
+            let pod = snapshot
+                .pods
+                .get(id)
+                .filter(|pod| pod.node.as_deref() == Some(&*self.settings.node));
+            let plan = pod.and_then(|pod| host_port::compile(pod));
+            (Owner::HostPorts(id.clone()), plan)
+        });
+        let mut delta = Delta::default();
+        for (owner, plan) in services.chain(host_ports) {
+            delta.extend(self.claims.update(&owner, plan));
+        }
+        if snapshot.is_complete() {
+            delta.extend(self.claims.everything_said());
+        }
         for id in &dirty.services {
             self.zone.service_changed(snapshot, id);
         }
-        self.services.apply(changes, now);
+        for (owner, reports) in &delta.reports {
+            for report in reports {
+                warn!(%owner, %report, "a part of it is left out");
+            }
+        }
+        if !delta.plans.is_empty() {
+            self.services.apply(delta.plans, now);
+        }
     }
 }

@@ -17,8 +17,8 @@ use weir_common::service::Scope;
 use super::pods::name_of;
 use super::{Line, stale};
 use crate::apply;
-use crate::compile::Way;
 use crate::compile::policy::{Direction, Report, RuleBook, RuleOwner};
+use crate::compile::{FrontendPlan, Way};
 use crate::events::{Names, protocol};
 use crate::kernel::{Flows, clock};
 use crate::model::{Kind, ObjectName, PodNetwork};
@@ -107,12 +107,16 @@ impl Line {
     /// `weir services`.
     pub fn services(&self) -> Vec<ServiceView> {
         let mut rows: Vec<_> = self
-            .services
-            .plans()
+            .claims
+            .asked()
             .flat_map(|plan| {
                 let problem = match self.services.statuses().get(&plan.id) {
                     Some(apply::Status::Failed(why)) => Some(why.clone()),
                     _ => None,
+                };
+                let taken = |frontend: &FrontendPlan| {
+                    let holder = self.claims.holder(&frontend.key)?;
+                    (*holder != plan.id).then(|| format!("belongs to {holder}"))
                 };
                 plan.frontends.iter().map(move |frontend| ServiceView {
                     service: plan.id.to_string(),
@@ -126,7 +130,7 @@ impl Line {
                         .map(|b| SocketAddr::new(b.addr.into(), b.port.into()))
                         .collect(),
                     affinity_seconds: frontend.affinity,
-                    problem: problem.clone(),
+                    problem: taken(frontend).or_else(|| problem.clone()),
                 })
             })
             .collect();
