@@ -101,6 +101,7 @@ mod tests {
     fn service(name: &str) -> Object {
         Object::Service(Arc::new(Service {
             id: ObjectName::new("default", name),
+            created: None,
             kind: ServiceKind::ClusterIp(vec![]),
             ports: vec![],
             selector: None,

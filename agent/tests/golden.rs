@@ -63,6 +63,8 @@ fn plans(snapshot: &Snapshot) -> String {
     let node = NodeView {
         name: "here",
         zone: Some("a"),
+        external_ips: &["198.51.100.0/24", "192.0.2.200/32", "2001:db8::/32"]
+            .map(|range| range.parse().unwrap()),
     };
     let dns = DnsRedirect {
         service: ObjectName::new("kube-system", "kube-dns"),
@@ -83,6 +85,9 @@ fn plans(snapshot: &Snapshot) -> String {
 
 fn print(plan: &ServicePlan, out: &mut String) {
     writeln!(out, "{}", plan.id).unwrap();
+    for report in &plan.reports {
+        writeln!(out, "  report: {report}").unwrap();
+    }
     if plan.frontends.is_empty() {
         out.push_str("  no frontends\n");
     }

@@ -5,7 +5,10 @@
 pub const FRONTENDS: u32 = 65_536;
 /// `BACKENDS`: 100,000 endpoints, held twice while a service is rewritten. 262,144 × 24 = 6 MB.
 pub const BACKENDS: u32 = 262_144;
-/// `LIVE`: one row for each backend that exists at a time. 131,072 × 8 = 1 MB.
+/// `LIVE`: one row for each address, port and protocol behind a Service: 100,000 endpoints with one port each, or 10,000
+/// services with six endpoints of two ports. Who finds no row is told, and nobody else suffers. Twice as many would
+/// take another megabyte, and another layout: flows would not find their backends in it, and every translated
+/// connection would end at the upgrade. 131,072 × 8 = 1 MB.
 pub const LIVE: u32 = 131_072;
 /// `NODES`: 5,000 nodes, three addresses each. Not preallocated.
 pub const NODES: u32 = 16_384;

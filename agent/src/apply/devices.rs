@@ -157,6 +157,14 @@ where
         self.statuses.get(&ifindex)
     }
 
+    /// Does the kernel hold nothing of a pod that has been withdrawn?
+    pub fn is_gone(&self, ifindex: u32, addresses: impl IntoIterator<Item = Addr>) -> bool {
+        let mut addresses = addresses.into_iter();
+        let leads_there = |row: LocalPod| row.ifindex == ifindex;
+        self.devices.actual(&ifindex).is_none()
+            && addresses.all(|addr| !self.pods.actual(&addr).is_some_and(leads_there))
+    }
+
     /// How full the two tables are.
     pub fn fills(&self) -> [Fill; 2] {
         [self.devices.fill(), self.pods.fill()]

@@ -15,6 +15,16 @@ pub enum Status {
     Failed(String),
 }
 
+impl Status {
+    /// Why it could not be written.
+    pub fn failure(&self) -> Option<&str> {
+        match self {
+            Self::Failed(why) => Some(why),
+            Self::Pending | Self::Done => None,
+        }
+    }
+}
+
 /// The status of every object of a kind.
 pub type Statuses<N = ObjectName> = BTreeMap<N, Status>;
 

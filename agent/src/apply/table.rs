@@ -148,6 +148,18 @@ where
     /// Removes the rows that should not be there.
     pub fn remove_stale(&mut self) -> Written<K> {
         let keys = self.delta.to_remove();
+        self.remove_all(keys)
+    }
+
+    /// Removes those of these rows that are there and should not be.
+    pub fn remove(&mut self, keys: &[K]) -> Written<K> {
+        let is_stale =
+            |key: &&K| self.delta.desired(key).is_none() && self.delta.actual(key).is_some();
+        let keys = keys.iter().filter(is_stale).copied().collect();
+        self.remove_all(keys)
+    }
+
+    fn remove_all(&mut self, keys: Vec<K>) -> Written<K> {
         let (done, failed) = attempt(&keys, |rest| self.kernel.remove(rest));
         for &i in &done {
             self.delta.observe(keys[i], None);

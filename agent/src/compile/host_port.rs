@@ -49,7 +49,9 @@ pub fn compile(pod: &Pod) -> Option<ServicePlan> {
     frontends.dedup_by_key(|f| f.key);
     (!frontends.is_empty()).then(|| ServicePlan {
         id: Owner::HostPorts(pod.id.clone()),
+        created: None,
         frontends,
+        reports: Vec::new(),
     })
 }
 

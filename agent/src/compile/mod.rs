@@ -1,6 +1,7 @@
 //! From the snapshot to what the kernel should hold: pure functions and plain data. No clock, socket,
 //! map or tokio.
 
+pub mod claims;
 pub mod host_port;
 pub mod masquerade;
 pub mod node_addresses;
@@ -12,4 +13,4 @@ mod service_plan;
 pub mod zone;
 
 pub use policy_rows::{PodRules, PolicyRows};
-pub use service_plan::{BackendAddr, FrontendPlan, Owner, ServicePlan, Way};
+pub use service_plan::{BackendAddr, FrontendPlan, Owner, Report, ServicePlan, Way};

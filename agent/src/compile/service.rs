@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use weir_common::service::{FrontendFlags, FrontendKey, Scope};
 use weir_common::{Addr, Port, Protocol};
 
-use super::{BackendAddr, FrontendPlan, Owner, ServicePlan, Way};
+use super::{BackendAddr, FrontendPlan, Owner, Report, ServicePlan, Way};
 use crate::model::{
     Conditions, EndpointSlice, Family, ObjectName, Proxying, Service, ServiceKind, ServicePort,
     TrafficPolicy,
@@ -22,6 +23,9 @@ pub struct NodeView<'a> {
     pub name: &'a str,
     /// The label `topology.kubernetes.io/zone`, for topology hints.
     pub zone: Option<&'a str>,
+    /// Where Services may have external IPs. Anybody who may create a Service can name any address there, and has
+    /// what pods send to it (CVE-2020-8554).
+    pub external_ips: &'a [IpNet],
 }
 
 /// The Service whose DNS ports are answered on the node itself.
@@ -44,13 +48,17 @@ pub fn compile<'a>(
 ) -> ServicePlan {
     let mut plan = ServicePlan {
         id: Owner::Service(service.id.clone()),
+        created: service.created,
         frontends: Vec::new(),
+        reports: Vec::new(),
     };
     let addresses = match (&service.kind, service.proxying) {
         (ServiceKind::ClusterIp(addresses), Proxying::Here) => addresses,
         _ => return plan,
     };
     let slices: Vec<_> = slices.into_iter().collect();
+    let outside = Outside::of(service, node);
+    plan.reports = outside.reports();
     for address in addresses {
         for port in &service.ports {
             let family = Family::of(address);
@@ -60,6 +68,7 @@ pub fn compile<'a>(
                 port,
                 address: *address,
                 sets: &sets,
+                outside: &outside,
             };
             let own_dns = dns.and_then(|dns| dns.answer(service, port, family));
             plan.frontends.push(ways.cluster_ip(own_dns));
@@ -68,10 +77,51 @@ pub fn compile<'a>(
             plan.frontends.extend(ways.external());
         }
     }
-    // An external address can be that of a load balancer too.
+    // An external address can be a cluster IP too.
     plan.frontends.sort_by_key(|f| (f.key, f.way));
     plan.frontends.dedup_by_key(|f| f.key);
     plan
+}
+
+/// The addresses of a Service that the cluster has not given to it itself: those it has here, and those it asks for
+/// in vain.
+struct Outside {
+    load_balancer: Vec<IpAddr>,
+    external: Vec<IpAddr>,
+    /// Of load balancers, and closed to everybody: who may use them is restricted, which is not enforced yet.
+    restricted: Vec<IpAddr>,
+    not_allowed: Vec<IpAddr>,
+}
+
+impl Outside {
+    fn of(service: &Service, node: &NodeView<'_>) -> Self {
+        let external = &service.external;
+        let all = external.load_balancer.iter().copied();
+        let (restricted, load_balancer): (Vec<_>, Vec<_>) =
+            all.partition(|address| external.sources.restrict(Family::of(address)));
+        let is_allowed = |address: &IpAddr| node.external_ips.iter().any(|r| r.contains(address));
+        // A closed address is not opened by naming it twice.
+        let named = external.addresses.iter().copied();
+        let named = named.filter(|address| !external.load_balancer.contains(address));
+        let (external, not_allowed) = named.partition(is_allowed);
+        Self {
+            load_balancer,
+            external,
+            restricted,
+            not_allowed,
+        }
+    }
+
+    fn reports(&self) -> Vec<Report> {
+        let restricted = (!self.restricted.is_empty()).then(|| Report::SourceRanges {
+            addresses: self.restricted.clone(),
+        });
+        let not_allowed = self
+            .not_allowed
+            .iter()
+            .map(|address| Report::ExternalIp { address: *address });
+        restricted.into_iter().chain(not_allowed).collect()
+    }
 }
 
 /// The endpoints that a port may lead to. The two sets are decided apart (`topology.go`).
@@ -109,6 +159,7 @@ struct Ways<'a> {
     /// The cluster IP.
     address: IpAddr,
     sets: &'a Sets,
+    outside: &'a Outside,
 }
 
 impl Ways<'_> {
@@ -145,14 +196,14 @@ impl Ways<'_> {
     /// At the addresses of load balancers and at external IPs. Clients inside of the cluster are not sent
     /// out and back in, and `externalTrafficPolicy` means nothing to them (core/v1 types.go).
     fn external(&self) -> Vec<FrontendPlan> {
-        let external = &self.service.external;
+        let policy = self.service.external.traffic_policy;
         let of = |way, addresses: &[IpAddr]| {
             let family = Family::of(&self.address);
             let ours = addresses.iter().filter(|a| Family::of(a) == family);
             ours.flat_map(|address| {
                 let key = |scope| self.key(*address, self.port.port, scope);
                 let inside = (self.sets.cluster.clone(), 0);
-                let outside = self.sets.under(external.traffic_policy);
+                let outside = self.sets.under(policy);
                 [
                     self.frontend(key(Scope::INTERNAL), way, inside),
                     self.frontend(key(Scope::EXTERNAL), way, outside),
@@ -160,8 +211,8 @@ impl Ways<'_> {
             })
             .collect::<Vec<_>>()
         };
-        let mut frontends = of(Way::LoadBalancer, &external.load_balancer);
-        frontends.extend(of(Way::ExternalIp, &external.addresses));
+        let mut frontends = of(Way::LoadBalancer, &self.outside.load_balancer);
+        frontends.extend(of(Way::ExternalIp, &self.outside.external));
         frontends
     }
 

@@ -2,11 +2,17 @@
 //! derived is not here.
 
 use std::fmt;
+use std::net::IpAddr;
 
+use siphasher::sip::SipHasher13;
 use weir_common::service::FrontendKey;
 use weir_common::{Addr, Port};
 
+use super::claims::Address;
 use crate::model::ObjectName;
+
+/// How many of its numbers an owner is known by in rows of before.
+const FIRST_NUMBERS: usize = 8;
 
 /// What asks for frontends.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -20,8 +26,23 @@ pub enum Owner {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ServicePlan {
     pub id: Owner,
+    /// When its object was created, in seconds since 1970, if somebody says so.
+    pub created: Option<u64>,
     /// Sorted by key, keys unique.
     pub frontends: Vec<FrontendPlan>,
+    /// What of its object is left out, in order.
+    pub reports: Vec<Report>,
+}
+
+/// A part of what an object asks for that it does not get here. The rest of it holds.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Report {
+    /// Addresses of load balancers are closed: who may use them is restricted, which is not enforced yet.
+    SourceRanges { addresses: Vec<IpAddr> },
+    /// An external IP outside of every range that is allowed.
+    ExternalIp { address: IpAddr },
+    /// Another one has the address.
+    AddressTaken { address: Address, holder: Owner },
 }
 
 /// One address that clients send to, and who may answer.
@@ -39,8 +60,8 @@ pub struct FrontendPlan {
     pub flags: u32,
 }
 
-/// By what right an address is asked for. Of two who ask for the same one the earlier way has it: nobody
-/// takes a cluster IP away by naming it as an external one (CVE-2020-8554).
+/// By what right an address is asked for. Of two who ask for the same one the earlier way here has it, whoever was
+/// first: nobody takes a cluster IP away, or keeps it, by naming it as an external one (CVE-2020-8554).
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Way {
     ClusterIp,
@@ -55,6 +76,49 @@ pub enum Way {
 pub struct BackendAddr {
     pub addr: Addr,
     pub port: Port,
+}
+
+impl ServicePlan {
+    /// The frontend of this key.
+    pub fn frontend(&self, key: &FrontendKey) -> Option<&FrontendPlan> {
+        let place = self.frontends.binary_search_by_key(key, |f| f.key).ok()?;
+        self.frontends.get(place)
+    }
+}
+
+impl Owner {
+    /// Its numbers, the first one first. They come from its name, so that clients with affinity are known whatever
+    /// else has changed; never 0.
+    pub fn numbers(&self) -> impl Iterator<Item = u32> + use<> {
+        let first = SipHasher13::new().hash(self.to_string().as_bytes()) as u32;
+        (0..u32::MAX)
+            .map(move |step| first.wrapping_add(step))
+            .filter(|number| *number != 0)
+    }
+
+    /// Those that it has unless very many others have them.
+    pub fn first_numbers(&self) -> impl Iterator<Item = u32> + use<> {
+        self.numbers().take(FIRST_NUMBERS)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SourceRanges { addresses } => {
+                let addresses: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
+                write!(
+                    f,
+                    "{} closed to everybody: loadBalancerSourceRanges are not enforced yet",
+                    addresses.join(", ")
+                )
+            }
+            Self::ExternalIp { address } => {
+                write!(f, "external IP {address} is in no range that is allowed")
+            }
+            Self::AddressTaken { address, holder } => write!(f, "{address} belongs to {holder}"),
+        }
+    }
 }
 
 /// `namespace/name`, or `hostport namespace/name`.

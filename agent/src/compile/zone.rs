@@ -95,6 +95,7 @@ mod tests {
     fn service(kind: ServiceKind, ports: &[(Option<&str>, Protocol, u16)]) -> Service {
         Service {
             id: ObjectName::new("default", "web"),
+            created: None,
             kind,
             ports: ports
                 .iter()

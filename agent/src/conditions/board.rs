@@ -71,7 +71,10 @@ impl Board {
             .flat_map(BTreeMap::values)
             .cloned()
             .collect();
-        all.sort_by_key(|held| std::cmp::Reverse(held.condition.about.effect()));
+        all.sort_by(|a, b| {
+            let (a, b) = (&a.condition.about, &b.condition.about);
+            b.effect().cmp(&a.effect()).then_with(|| a.cmp(b))
+        });
         all
     }
 

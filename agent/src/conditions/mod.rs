@@ -5,6 +5,7 @@
 //! an object, of a pod or of another node has no way to say that it stops anybody.
 
 mod board;
+pub mod services;
 
 use std::fmt;
 use std::sync::Arc;

@@ -130,6 +130,10 @@ pub struct RunArgs {
     /// With --manifests: where Services without a cluster IP get one. One range of each family.
     #[arg(long = "service-cidr", default_value = "10.96.0.0/16")]
     pub service_cidrs: Vec<IpNet>,
+    /// Where Services may have external IPs (spec.externalIPs). Repeatable; without it they have none. Whoever may
+    /// create a Service gets what pods send to an address there: allow no range that others have.
+    #[arg(long = "external-ip-range", value_name = "CIDR")]
+    pub external_ip_ranges: Vec<IpNet>,
     /// The largest packet of the pods' devices, in bytes; 0 for that of the default route's device.
     #[arg(long, default_value_t = 0)]
     pub mtu: u32,

@@ -16,6 +16,8 @@ pub struct Settings {
     pub node: Arc<str>,
     pub source: Source,
     pub pod_cidrs: PodCidrs,
+    /// Where Services may have external IPs.
+    pub external_ip_ranges: Vec<IpNet>,
     pub mtu: u32,
     pub masquerade: bool,
     /// Names of the uplinks; empty to find them.
@@ -46,6 +48,7 @@ impl Settings {
                 service_cidrs: Vec::new(),
             },
             pod_cidrs: PodCidrs::OfNode,
+            external_ip_ranges: Vec::new(),
             mtu: 1500,
             masquerade: false,
             devices: Vec::new(),
@@ -172,6 +175,7 @@ impl TryFrom<&RunArgs> for Settings {
             } else {
                 PodCidrs::Given(args.pod_cidrs.clone())
             },
+            external_ip_ranges: args.external_ip_ranges.clone(),
             mtu: args.mtu,
             masquerade: args.masquerade,
             devices: args.devices.clone(),
@@ -285,6 +289,15 @@ mod tests {
     fn without_a_range_the_node_object_says_it() {
         let settings = settings("--manifests /").unwrap();
         assert_eq!(settings.pod_cidrs, PodCidrs::OfNode);
+    }
+
+    #[test]
+    fn external_ips_are_allowed_nowhere_unless_a_range_says_so() {
+        let ranges = |words: &str| settings(words).unwrap().external_ip_ranges;
+        assert!(ranges("--manifests /").is_empty());
+        let some = "--external-ip-range 198.51.100.0/24 --external-ip-range 2001:db8::/64";
+        let wanted = ["198.51.100.0/24", "2001:db8::/64"].map(|range| range.parse().unwrap());
+        assert_eq!(ranges(&format!("--manifests / {some}")), wanted);
     }
 
     #[test]

@@ -16,6 +16,8 @@ pub(super) struct Said {
     inputs: Reporter,
     quarantine: Reporter,
     pub(super) services: Reporter,
+    /// What is left out of what objects ask for.
+    pub(super) claims: Reporter,
     pub(super) policy: Reporter,
     /// Parts of policies.
     pub(super) parts: Reporter,
@@ -31,6 +33,7 @@ impl Said {
             inputs: board.reporter("inputs"),
             quarantine: board.reporter("quarantine"),
             services: board.reporter("services"),
+            claims: board.reporter("claims"),
             policy: board.reporter("policy"),
             parts: board.reporter("parts of policies"),
             pods: board.reporter("pods"),
@@ -43,7 +46,7 @@ impl Said {
 
 impl<M: Machine> Line<M> {
     /// Says again what the groups find. Each looks at what is its own.
-    pub(super) fn report(&self) {
+    pub(super) fn report(&mut self) {
         self.report_inputs();
         self.report_services();
         self.report_policy();

@@ -28,7 +28,7 @@ use tracing::info;
 use weir_common::service::Generation;
 
 use crate::apply::routes::Wanted;
-use crate::apply::{Devices, NodeAddresses, Policies, Services, Uplinks};
+use crate::apply::{self, Devices, NodeAddresses, Policies, Uplinks};
 use crate::compile::policy::RuleBook;
 use crate::conditions::Board;
 use crate::config::Settings;
@@ -45,7 +45,7 @@ pub use machine::{KernelMachine, Machine, Plain, Tables};
 use nodes::Nodes;
 use pods::Pods;
 use policy::Policy;
-use services::ServiceTables;
+use services::Services;
 pub use views::{Sample, flows};
 
 /// The port at which weir-dns listens, host order.
@@ -85,7 +85,7 @@ pub struct Line<M: Machine> {
     inputs: Inputs,
     health: watch::Receiver<Health>,
 
-    services: ServiceTables<M>,
+    services: Services<M>,
     policy: Policy<M>,
     pods: Pods<M>,
     nodes: Nodes<M>,
@@ -138,7 +138,7 @@ impl<M: Machine> Line<M> {
         let t = machine.tables().context("open the tables")?;
         // Milliseconds since the machine began: nothing that tables of another layout remember counts faster.
         let first = clock::monotonic().as_millis() as u32;
-        let services = Services::resume(t.frontends, t.backends, t.live)
+        let services = apply::Services::resume(t.frontends, t.backends, t.live)
             .context("read the tables of services")?
             .after_another_layout(t.frontends_are, t.live_is, Generation(first));
         let policies = Policies::resume(t.classes, t.verdicts, t.ports, t.epoch)
@@ -150,8 +150,8 @@ impl<M: Machine> Line<M> {
             Uplinks::resume(t.uplinks, t.cluster).context("read the tables of uplinks")?;
         let mut inputs = Inputs::new(settings.node.clone(), names);
         inputs.know_ranges(ranges);
-        let line = Self {
-            services,
+        let mut line = Self {
+            services: Services::resume(services),
             policy: Policy::resume(policies),
             pods: Pods::resume(devices),
             nodes: Nodes::resume(addresses, uplinks, node_addresses),

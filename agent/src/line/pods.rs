@@ -13,7 +13,7 @@ use weir_common::{Addr, Mac};
 use super::Line;
 use super::inputs::name_of;
 use super::machine::Machine;
-use crate::apply::{Devices, Outcome, PodLease, Status};
+use crate::apply::{Devices, PodLease, Status};
 use crate::conditions::{About, Condition, PodFault};
 use crate::config::PodCidrs;
 use crate::model::ObjectName;
@@ -147,13 +147,13 @@ impl<M: Machine> Line<M> {
         if closing.is_empty() {
             return;
         }
-        let left = pods.devices.write();
+        pods.devices.write();
         for (lease, closed) in closing {
-            let answer = match left.outcome {
-                Outcome::Complete => Ok(()),
-                Outcome::Unfinished => {
-                    Err(format!("rows of {} could not be removed", subject(&lease)))
-                }
+            let addresses = lease.addresses.iter().map(|ip| Addr::from(*ip));
+            let ifindex = lease.devices().map(|devices| devices.host_ifindex);
+            let answer = match ifindex.is_none_or(|index| pods.devices.is_gone(index, addresses)) {
+                true => Ok(()),
+                false => Err(format!("rows of {} could not be removed", subject(&lease))),
             };
             closed.send(answer).unwrap_or_default();
         }

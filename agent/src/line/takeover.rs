@@ -45,8 +45,8 @@ impl<M: Machine> Line<M> {
         self.programs = Programs::Ours;
         self.published.programs.send_replace(Programs::Ours);
         // Programs of another layout may have read these rows until now.
-        self.services.allow_deletes(now);
-        self.services.tick(now);
+        self.services.tables.allow_deletes(now);
+        self.services.tables.tick(now);
         info!(pods, "our programs are on their hooks");
     }
 

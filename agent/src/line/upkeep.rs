@@ -19,7 +19,7 @@ impl<M: Machine> Line<M> {
     /// To be called every second.
     pub(super) fn tick(&mut self, now: Instant) {
         self.ticks += 1;
-        self.services.tick(now);
+        self.services.tables.tick(now);
         self.nodes.table.tick();
         if self.is_complete {
             self.continue_policy(now);
@@ -105,7 +105,7 @@ impl<M: Machine> Line<M> {
     }
 
     fn audit(&mut self) -> Result<usize, TableError> {
-        Ok(self.services.audit()?
+        Ok(self.services.tables.audit()?
             + self.nodes.table.audit()?
             + self.policy.tables.audit()?
             + self.pods.devices.audit()?

@@ -17,8 +17,8 @@ use super::machine::Machine;
 use super::pods::subject;
 use super::{Line, Question};
 use crate::apply;
-use crate::compile::Way;
 use crate::compile::policy::{Direction, Report, RuleBook, RuleOwner};
+use crate::compile::{FrontendPlan, Way};
 use crate::conditions::{About, Effect, Held};
 use crate::events::{Names, protocol};
 use crate::kernel::{Flows, clock};
@@ -84,7 +84,7 @@ impl<M: Machine> Line<M> {
 
     /// How full the tables are.
     fn fills(&self) -> Vec<TableFill> {
-        let fills = self.services.fills().into_iter();
+        let fills = self.services.tables.fills().into_iter();
         let fills = fills
             .chain([self.nodes.table.fill()])
             .chain(self.policy.tables.fills())
@@ -121,11 +121,16 @@ impl<M: Machine> Line<M> {
     fn services_view(&self) -> Vec<ServiceView> {
         let mut rows: Vec<_> = self
             .services
-            .plans()
+            .claims
+            .asked()
             .flat_map(|plan| {
-                let problem = match self.services.statuses().get(&plan.id) {
+                let problem = match self.services.tables.statuses().get(&plan.id) {
                     Some(apply::Status::Failed(why)) => Some(why.clone()),
                     _ => None,
+                };
+                let taken = |frontend: &FrontendPlan| {
+                    let holder = self.services.claims.holder(&frontend.key)?;
+                    (*holder != plan.id).then(|| format!("belongs to {holder}"))
                 };
                 plan.frontends.iter().map(move |frontend| ServiceView {
                     service: plan.id.to_string(),
@@ -139,7 +144,7 @@ impl<M: Machine> Line<M> {
                         .map(|b| SocketAddr::new(b.addr.into(), b.port.into()))
                         .collect(),
                     affinity_seconds: frontend.affinity,
-                    problem: problem.clone(),
+                    problem: taken(frontend).or_else(|| problem.clone()),
                 })
             })
             .collect();
@@ -261,7 +266,7 @@ impl<M: Machine> Line<M> {
     /// # Errors
     /// A table cannot be read.
     fn verify(&mut self) -> Result<Verify, apply::TableError> {
-        let drifts = self.services.compare()?.into_iter();
+        let drifts = self.services.tables.compare()?.into_iter();
         let drifts = drifts
             .chain([self.nodes.table.compare()?])
             .chain(self.policy.tables.compare()?)

@@ -11,6 +11,7 @@ mod slice;
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use ipnet::IpNet;
 use weir_common::Protocol;
@@ -74,6 +75,14 @@ fn id(meta: &wire::Meta) -> Result<ObjectName, String> {
         namespace,
         name("metadata.name", &meta.name)?,
     ))
+}
+
+/// `metadata.creationTimestamp`, in seconds since 1970.
+fn created(meta: &wire::Meta) -> Option<u64> {
+    let at = humantime::parse_rfc3339(meta.creation_timestamp.as_deref()?).ok()?;
+    at.duration_since(UNIX_EPOCH)
+        .ok()
+        .map(|since| since.as_secs())
 }
 
 /// A DNS subdomain (RFC 1123), as every kind that we read demands of its name.

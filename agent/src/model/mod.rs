@@ -19,7 +19,8 @@ pub use pod::{ContainerPort, HostPort, Pod, PodNetwork, PodPhase};
 pub use policy::{Block, PeerSelector, Peers, PodPeers, Policy, PortMatch, PortRange, Ports, Rule};
 pub use selector::{Labels, Operator, Requirement, Selector};
 pub use service::{
-    External, NotReady, Proxying, Service, ServiceKind, ServicePort, TargetPort, TrafficPolicy,
+    External, NotReady, Proxying, Service, ServiceKind, ServicePort, Sources, TargetPort,
+    TrafficPolicy,
 };
 pub use slice::{Conditions, Endpoint, EndpointSlice, Family, SlicePort};
 pub use snapshot::{Change, Object, Snapshot};

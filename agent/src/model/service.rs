@@ -4,15 +4,19 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use weir_common::Protocol;
 
-use super::{Labels, ObjectName};
+use super::{Family, Labels, ObjectName};
 
 /// A Service.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Service {
     pub id: ObjectName,
+    /// When it was created, in seconds since 1970; `None` when nobody says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<u64>,
     pub kind: ServiceKind,
     pub ports: Vec<ServicePort>,
     /// `spec.selector`; `None` when somebody else makes the EndpointSlices.
@@ -43,8 +47,38 @@ pub struct External {
     /// `status.loadBalancer.ingress` of a LoadBalancer, without those whose traffic has to go through a
     /// proxy (`ipMode: Proxy`, KEP-1860).
     pub load_balancer: Vec<IpAddr>,
+    /// Who may use the addresses of load balancers.
+    #[serde(default, skip_serializing_if = "Sources::are_everybody")]
+    pub sources: Sources,
     /// `spec.externalIPs`.
     pub addresses: Vec<IpAddr>,
+}
+
+/// `spec.loadBalancerSourceRanges`.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Sources {
+    #[default]
+    Everybody,
+    /// Those in these ranges. A range that could not be read is none; nobody, when that leaves none.
+    In(Vec<IpNet>),
+}
+
+impl Sources {
+    fn are_everybody(&self) -> bool {
+        *self == Self::Everybody
+    }
+
+    /// Are clients of this family left out? Ranges of one family alone count for the other too: who restricts his
+    /// clients does not mean to leave a door open.
+    pub fn restrict(&self, family: Family) -> bool {
+        let Self::In(ranges) = self else {
+            return false;
+        };
+        let of_family = |range: &&IpNet| Family::of(&range.addr()) == family;
+        let has_own = ranges.iter().any(|range| of_family(&range));
+        let mut counted = ranges.iter().filter(|range| !has_own || of_family(range));
+        !counted.any(|range| range.prefix_len() == 0)
+    }
 }
 
 /// A port of a Service.

@@ -3,8 +3,10 @@
 //!
 //! Rows that nothing points to yet come first (ports, then verdicts), then the addresses' classes, then
 //! the rule lists of the pods, then the epoch, by which every flow is judged again; what nothing points
-//! to any more goes last. A stage that fails ends the pass, and the next pass goes on there.
+//! to any more goes last, after a time of grace of its own: however often something changes, what it leaves behind
+//! goes. A stage that fails ends the pass, and the next pass goes on there.
 
+mod retired;
 #[cfg(test)]
 mod tests;
 
@@ -16,8 +18,8 @@ use weir_common::device::{Device, LocalPod};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::table::EPOCH_INDEX;
 
+use self::retired::Retired;
 use super::devices::{Devices, Outcome};
-use super::services::GRACE;
 use super::status::{Deletes, Fill, Status};
 use super::table::{Comparison, KernelTable, Table, TableError, Written};
 use crate::compile::PodRules;
@@ -39,8 +41,9 @@ pub struct Policies<C, V, P, E> {
     first_epoch: u32,
     /// Something that flows have been judged by has changed, or is about to.
     epoch_due: EpochDue,
-    /// Since when nothing points to the rows that are to go.
-    settled: Option<Instant>,
+    /// Rows that nothing points to any more.
+    retired_verdicts: Retired<VerdictKey>,
+    retired_ports: Retired<PortKey>,
     deletes: Deletes,
     status: Status,
 }
@@ -96,7 +99,8 @@ where
             refused: None,
             first_epoch: 1,
             epoch_due: EpochDue::Yes,
-            settled: None,
+            retired_verdicts: Retired::default(),
+            retired_ports: Retired::default(),
             deletes: Deletes::Held,
             status: Status::Pending,
         })
@@ -119,7 +123,6 @@ where
             return;
         }
         self.refused = None;
-        self.settled = None;
         self.status = Status::Pending;
         self.transitional = rows
             .transitional
@@ -132,6 +135,11 @@ where
         let mut verdicts = rows.transitional;
         verdicts.extend(rows.verdicts);
         self.verdicts.desire_exactly(verdicts);
+        let (verdicts, ports) = (&self.verdicts, &self.ports);
+        self.retired_verdicts
+            .revive(|key| verdicts.desired(key).is_some());
+        self.retired_ports
+            .revive(|key| ports.desired(key).is_some());
         self.pods = rows.pods;
     }
 
@@ -195,7 +203,6 @@ where
             + self.epoch.audit()?.rows();
         if drifted > 0 {
             self.epoch_due = EpochDue::Yes;
-            self.settled = None;
         }
         Ok(drifted)
     }
@@ -245,11 +252,8 @@ where
         finish("VERDICTS", self.verdicts.write(), rows)?;
         finish("CLASSES", self.classes.write(), rows)?;
         finish("CLASSES", self.classes.remove_stale(), rows)?;
-        let pass = devices.write();
-        *rows += pass.rows;
-        if pass.outcome == Outcome::Unfinished {
-            return Err("DEVICES: rows could not be written".into());
-        }
+        // A row of a device that cannot be written is that pod's matter: it is closed, or judged as before.
+        *rows += devices.write().rows;
         if self.epoch_due == EpochDue::Yes {
             let next = match self.epoch.actual(&EPOCH_INDEX) {
                 None => self.first_epoch,
@@ -260,15 +264,11 @@ where
             finish("EPOCH", self.epoch.write(), rows)?;
             self.epoch_due = EpochDue::No;
         }
-        let settled = *self.settled.get_or_insert(now);
-        if now.saturating_duration_since(settled) < GRACE {
-            return Ok(());
-        }
         for key in std::mem::take(&mut self.transitional) {
             self.verdicts.withdraw(&key);
         }
-        finish("VERDICTS", self.verdicts.remove_stale(), rows)?;
-        finish("PORTS", self.ports.remove_stale(), rows)
+        remove_retired(&mut self.verdicts, &mut self.retired_verdicts, now, rows)?;
+        remove_retired(&mut self.ports, &mut self.retired_ports, now, rows)
     }
 
     /// A row that nothing points to yet changes no judgement.
@@ -325,6 +325,28 @@ where
             fill.table, fill.capacity
         )
     })
+}
+
+/// Nothing points to rows that are not desired, since all that points anywhere has been written: they are retired, and
+/// those that were retired long enough ago go.
+fn remove_retired<K, V, T>(
+    table: &mut Table<K, V, T>,
+    retired: &mut Retired<K>,
+    now: Instant,
+    rows: &mut usize,
+) -> Result<(), String>
+where
+    K: Copy + Ord + std::fmt::Debug,
+    V: Copy + PartialEq,
+    T: KernelTable<K, V>,
+{
+    retired.retire(table.to_remove(), now);
+    let due = retired.due(now);
+    let written = table.remove(&due);
+    for key in due.iter().filter(|key| table.actual(key).is_none()) {
+        retired.forget(key);
+    }
+    finish(table.name(), written, rows)
 }
 
 fn finish<K>(table: &'static str, written: Written<K>, rows: &mut usize) -> Result<(), String> {

@@ -320,6 +320,65 @@ proptest! {
     }
 }
 
+/// What a target may have in a table.
+fn keys_of(target: &PolicyTarget) -> (BTreeSet<VerdictKey>, BTreeSet<PortKey>) {
+    let verdicts = target.verdicts.keys().chain(target.transitional.keys());
+    (
+        verdicts.copied().collect(),
+        target.ports.keys().copied().collect(),
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(30))]
+
+    /// A tenth of a second between two changes, for a long time and without a pause: the tables hold what is desired
+    /// and what was within the last time of grace, and no other row.
+    #[test]
+    fn however_often_something_changes_old_rows_go(
+        sources in prop::collection::vec((0..3u8, 0..200u8, 0..PODS, 0..200u8, any::<bool>()), 60..90),
+        every in prop_oneof![Just(0usize), 5..9usize],
+    ) {
+        let step = Duration::from_millis(100);
+        let world = World::with_room(every, 128);
+        let (mut policies, mut devices) = world.start();
+        let mut now = Instant::now();
+        let mut last = Source::default();
+        // Targets, and when another one came to its place.
+        let mut past: Vec<(PolicyTarget, Option<Instant>)> = Vec::new();
+        for (address, class, pod, list, is_same) in sources {
+            let next = if is_same { last.clone() } else { source(&[(address, class)], &[(pod, list)]) };
+            let target = compile(&last, &next);
+            last = next;
+            policies.desire(target.clone());
+            let mut outcome = policies.reconcile(&mut devices, now).outcome;
+            for _ in 0..20 {
+                // A refused write is tried again; another target comes only when this one is in the kernel.
+                if outcome == Outcome::Complete { break; }
+                outcome = policies.reconcile(&mut devices, now).outcome;
+            }
+            prop_assert_eq!(outcome, Outcome::Complete, "{:?}", policies.status());
+            if let Some((_, end)) = past.last_mut() {
+                *end = Some(now);
+            }
+            past.push((target, None));
+            past.retain(|(_, end)| end.is_none_or(|end| now < end + GRACE));
+            let (mut verdicts, mut ports) = (BTreeSet::new(), BTreeSet::new());
+            for (target, _) in &past {
+                let keys = keys_of(target);
+                verdicts.extend(keys.0);
+                ports.extend(keys.1);
+            }
+            let held: BTreeSet<_> = world.verdicts.rows().into_keys().collect();
+            let old: Vec<_> = held.difference(&verdicts).collect();
+            prop_assert!(old.is_empty(), "{} rows that nothing points to: {old:?}", old.len());
+            let held: BTreeSet<_> = world.ports.rows().into_keys().collect();
+            prop_assert!(held.is_subset(&ports), "{} ports, {} may be", held.len(), ports.len());
+            now += step;
+        }
+    }
+}
+
 fn source(classes: &[(u8, u8)], rules: &[(u8, u8)]) -> Source {
     Source {
         classes: classes.iter().copied().collect(),

@@ -2,12 +2,11 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use siphasher::sip::SipHasher13;
 use weir_common::Protocol;
 use weir_common::service::{BackendId, Generation};
 
 use crate::apply::{KernelTable, Table};
-use crate::compile::{BackendAddr, Owner};
+use crate::compile::BackendAddr;
 
 /// What makes two rows of `BACKENDS` the same backend.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -91,6 +90,13 @@ impl BackendIds {
         self.uses.keys().copied()
     }
 
+    /// Is there a number for each of these?
+    pub(super) fn have_room(&self, identities: impl Iterator<Item = Identity>) -> bool {
+        let fresh = identities.filter(|identity| !self.by_identity.contains_key(identity));
+        let unused = self.capacity.saturating_sub(self.next) as usize;
+        fresh.count() <= unused + self.gone.len()
+    }
+
     /// Is it in a run?
     pub(super) fn is_used(&self, id: BackendId) -> bool {
         self.uses.contains_key(&id)
@@ -153,15 +159,6 @@ impl BackendIds {
         live.desire(id, gone_after(live.desired(&id)));
         self.gone.push_back(id);
     }
-}
-
-/// Numbers for a Service, the first one first. They come from its name, so that clients with affinity are
-/// known whatever else has changed; never 0.
-pub(super) fn numbers(owner: &Owner) -> impl Iterator<Item = u32> {
-    let first = SipHasher13::new().hash(owner.to_string().as_bytes()) as u32;
-    (0..u32::MAX)
-        .map(move |step| first.wrapping_add(step))
-        .filter(|number| *number != 0)
 }
 
 /// The next even generation. The first is 2: 0 is what a row says that was never used.

@@ -2,6 +2,7 @@
 //! theirs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Instant;
 
 use weir_common::service::{Backend, Frontend, FrontendKey, Generation, Scope};
@@ -49,7 +50,7 @@ fn plan(service: u8, backends: &[u8]) -> ServiceChange {
         addr: Addr::v4([10, 0, 0, *n]),
         port: Port::from(8080),
     };
-    ServiceChange::Planned(ServicePlan {
+    ServiceChange::Planned(Arc::new(ServicePlan {
         id: Owner::Service(ObjectName::new("default", format!("s{service}"))),
         frontends: vec![FrontendPlan {
             key: FrontendKey {
@@ -64,7 +65,9 @@ fn plan(service: u8, backends: &[u8]) -> ServiceChange {
             affinity: 0,
             flags: 0,
         }],
-    })
+        created: None,
+        reports: Vec::new(),
+    }))
 }
 
 #[test]

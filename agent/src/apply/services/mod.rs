@@ -1,5 +1,6 @@
 //! Services: from plans to rows of `FRONTENDS`, `BACKENDS` and `LIVE`, in an order in which every
-//! intermediate state is right. Which backends a frontend has is the compiler's business.
+//! intermediate state is right. Which backends a frontend has, and who has an address that several ask for, is
+//! the compiler's business: two plans never have the same frontend.
 //!
 //! A frontend is changed by writing a fresh run of `BACKENDS` and then replacing its one row of
 //! `FRONTENDS`. A process that dies between any two writes leaves tables that are right, and the next
@@ -14,6 +15,7 @@ mod runs;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation, Segment};
@@ -22,6 +24,7 @@ use self::ids::{BackendIds, Identity};
 use self::runs::Runs;
 use super::status::{Deletes, Fill, Status, Statuses};
 use super::table::{Comparison, KernelTable, Table, TableError};
+use crate::compile::claims::Address;
 use crate::compile::{BackendAddr, FrontendPlan, Owner, ServicePlan, Way};
 
 /// How long a run is left alone after no frontend points to it: a program that read the old row of
@@ -36,9 +39,9 @@ pub struct Services<F, B, L> {
     backends: Table<u32, Backend, B>,
     live: Table<BackendId, Generation, L>,
 
-    plans: BTreeMap<Owner, ServicePlan>,
-    /// Who asks for a frontend. The first has it.
-    claims: BTreeMap<FrontendKey, BTreeSet<(Way, Owner)>>,
+    plans: BTreeMap<Owner, Arc<ServicePlan>>,
+    /// In whose plan a frontend is.
+    owners: BTreeMap<FrontendKey, Owner>,
 
     numbers: HashMap<Owner, u32>,
     names: HashMap<u32, Owner>,
@@ -59,6 +62,11 @@ pub struct Services<F, B, L> {
     dirty: BTreeSet<FrontendKey>,
     failures: BTreeMap<FrontendKey, String>,
     statuses: Statuses<Owner>,
+    failed: BTreeSet<Owner>,
+    /// Whose plan has changed since statuses were last brought up to date.
+    unreported: BTreeSet<Owner>,
+    /// Who has failed, failed otherwise or no longer fails since somebody asked.
+    news: BTreeSet<Owner>,
     deletes: Deletes,
 }
 
@@ -86,8 +94,15 @@ enum RunKind {
 /// A change of one Service.
 #[derive(Clone, Debug)]
 pub enum ServiceChange {
-    Planned(ServicePlan),
+    Planned(Arc<ServicePlan>),
     Deleted(Owner),
+}
+
+/// What follows from claims ([`crate::compile::claims::Delta::plans`]).
+impl From<(Owner, Option<Arc<ServicePlan>>)> for ServiceChange {
+    fn from((owner, plan): (Owner, Option<Arc<ServicePlan>>)) -> Self {
+        plan.map_or(Self::Deleted(owner), Self::Planned)
+    }
 }
 
 /// What a pass did.
@@ -108,11 +123,11 @@ where
     /// Takes the changes in and writes what follows from them.
     pub fn apply(
         &mut self,
-        changes: impl IntoIterator<Item = ServiceChange>,
+        changes: impl IntoIterator<Item = impl Into<ServiceChange>>,
         now: Instant,
     ) -> Pass {
         for change in changes {
-            match change {
+            match change.into() {
                 ServiceChange::Planned(plan) => self.plan(plan),
                 ServiceChange::Deleted(name) => self.forget(&name),
             }
@@ -153,7 +168,7 @@ where
         self.dirty.extend(
             self.installed
                 .keys()
-                .filter(|key| !self.claims.contains_key(key)),
+                .filter(|key| !self.owners.contains_key(key)),
         );
         self.end_unused_generations();
     }
@@ -180,12 +195,36 @@ where
 
     /// What every Service should be.
     pub fn plans(&self) -> impl Iterator<Item = &ServicePlan> {
-        self.plans.values()
+        self.plans.values().map(Arc::as_ref)
+    }
+
+    /// What the kernel holds: frontends, and the number of whom each belongs to.
+    pub fn held(&self) -> impl Iterator<Item = (FrontendKey, u32)> {
+        let installed = self.installed.iter();
+        installed.map(|(key, run)| (*key, run.value.service))
     }
 
     /// How far each Service is.
     pub fn statuses(&self) -> &Statuses<Owner> {
         &self.statuses
+    }
+
+    /// Those that could not be written, and why.
+    pub fn failed(&self) -> impl Iterator<Item = (&Owner, &str)> {
+        let failed = self.failed.iter();
+        failed.filter_map(|owner| Some((owner, self.statuses.get(owner)?.failure()?)))
+    }
+
+    /// Those that have failed, failed for another reason or no longer fail since this was last asked, with why they
+    /// fail now.
+    pub fn take_news(&mut self) -> Vec<(Owner, Option<String>)> {
+        let news = std::mem::take(&mut self.news).into_iter();
+        news.map(|owner| {
+            let why = self.statuses.get(&owner).and_then(Status::failure);
+            let why = why.map(str::to_owned);
+            (owner, why)
+        })
+        .collect()
     }
 
     /// How full the three tables are.
@@ -209,53 +248,43 @@ where
             .map(|run| run.backends.iter().map(|(addr, _)| *addr))
     }
 
-    fn plan(&mut self, plan: ServicePlan) {
+    fn plan(&mut self, plan: Arc<ServicePlan>) {
         let name = plan.id.clone();
-        let old = self.plans.insert(name.clone(), plan);
-        let plan = &self.plans[&name];
+        let old = self.plans.insert(name.clone(), plan.clone());
         for frontend in &plan.frontends {
-            self.claims
-                .entry(frontend.key)
-                .or_default()
-                .insert((frontend.way, name.clone()));
-            self.dirty.insert(frontend.key);
+            let before = old.as_ref().and_then(|old| old.frontend(&frontend.key));
+            let owner = self.owners.insert(frontend.key, name.clone());
+            if before != Some(frontend) || owner.as_ref() != Some(&name) {
+                self.dirty.insert(frontend.key);
+            }
         }
-        self.statuses.insert(name.clone(), Status::Pending);
-        let kept: BTreeSet<_> = plan.frontends.iter().map(|f| (f.key, f.way)).collect();
-        self.unclaim(&name, old.as_ref(), &kept);
-        // Somebody has to say so if there is nothing to write.
-        if kept.is_empty() {
-            self.statuses.insert(name, Status::Done);
+        let frontends = old.iter().flat_map(|old| &old.frontends);
+        for gone in frontends.filter(|f| plan.frontend(&f.key).is_none()) {
+            self.give_up(&name, &gone.key);
         }
+        self.unreported.insert(name);
     }
 
     fn forget(&mut self, name: &Owner) {
         let old = self.plans.remove(name);
-        self.statuses.remove(name);
-        self.unclaim(name, old.as_ref(), &BTreeSet::new());
+        for gone in old.iter().flat_map(|old| &old.frontends) {
+            self.give_up(name, &gone.key);
+        }
         if let Some(number) = self.numbers.remove(name) {
             self.names.remove(&number);
         }
+        self.statuses.remove(name);
+        self.unreported.remove(name);
+        if self.failed.remove(name) {
+            self.news.insert(name.clone());
+        }
     }
 
-    fn unclaim(
-        &mut self,
-        name: &Owner,
-        plan: Option<&ServicePlan>,
-        kept: &BTreeSet<(FrontendKey, Way)>,
-    ) {
-        let frontends = plan.into_iter().flat_map(|p| &p.frontends);
-        for (key, way) in frontends.map(|f| (f.key, f.way)) {
-            if kept.contains(&(key, way)) {
-                continue;
-            }
-            self.dirty.insert(key);
-            if let Some(claims) = self.claims.get_mut(&key) {
-                claims.remove(&(way, name.clone()));
-                if claims.is_empty() {
-                    self.claims.remove(&key);
-                }
-            }
+    /// A frontend that is in no plan any more, unless it is in another one already.
+    fn give_up(&mut self, name: &Owner, key: &FrontendKey) {
+        self.dirty.insert(*key);
+        if self.owners.get(key) == Some(name) {
+            self.owners.remove(key);
         }
     }
 
@@ -266,7 +295,7 @@ where
                 self.discard(&key);
                 continue;
             };
-            let number = self.number(&name, &key);
+            let number = self.number(&name);
             if let Some(run) = self.installed.get(&key)
                 && run.equals(number, &wanted)
             {
@@ -344,7 +373,7 @@ where
         let unclaimed: Vec<FrontendKey> = self
             .dirty
             .iter()
-            .filter(|key| !self.claims.contains_key(key))
+            .filter(|key| !self.owners.contains_key(key))
             .copied()
             .collect();
         for key in &unclaimed {
@@ -381,28 +410,35 @@ where
 
     /// The plan that has the frontend, and whose it is.
     fn wanted(&self, key: &FrontendKey) -> Option<(Owner, FrontendPlan)> {
-        let (_, name) = self.claims.get(key)?.first()?;
-        let plan = self.plans.get(name)?;
-        let frontend = plan.frontends.iter().find(|f| f.key == *key)?;
+        let name = self.owners.get(key)?;
+        let frontend = self.plans.get(name)?.frontend(key)?;
         Some((name.clone(), frontend.clone()))
     }
 
     /// The number of a Service: what the kernel has it under, or a new one.
-    fn number(&mut self, name: &Owner, key: &FrontendKey) -> u32 {
+    fn number(&mut self, name: &Owner) -> u32 {
         if let Some(&number) = self.numbers.get(name) {
             return number;
         }
         let frontends = self.plans.get(name).map(|p| p.frontends.as_slice());
-        let known = std::iter::once(key)
-            .chain(frontends.into_iter().flatten().map(|f| &f.key))
-            .filter_map(|key| self.installed.get(key))
-            .map(|run| run.value.service)
-            .find(|number| *number != 0 && !self.names.contains_key(number));
+        let rows = frontends.into_iter().flatten().filter_map(|frontend| {
+            let number = self.installed.get(&frontend.key)?.value.service;
+            Some((frontend.way, number))
+        });
+        // A row of before may be another's who had the address, but for a cluster IP.
+        let is_its_own = |way: Way, number: u32| match way {
+            Way::ClusterIp if self.deletes == Deletes::Held => true,
+            _ => name.first_numbers().any(|own| own == number),
+        };
+        let known = rows
+            .filter(|(way, number)| *number != 0 && is_its_own(*way, *number))
+            .map(|(_, number)| number)
+            .find(|number| !self.names.contains_key(number));
         let number = known.unwrap_or_else(|| {
             let is_taken = |number: &u32| {
                 self.names.contains_key(number) || self.found_numbers.contains(number)
             };
-            ids::numbers(name)
+            name.numbers()
                 .find(|number| !is_taken(number))
                 .unwrap_or_default()
         });
@@ -439,18 +475,25 @@ where
                 kind: RunKind::Installed,
             });
         }
+        let identity = |addr: &BackendAddr| Identity {
+            service,
+            addr: *addr,
+            protocol: wanted.key.protocol,
+        };
         let segment = u32::try_from(wanted.backends.len())
             .ok()
             .and_then(|len| self.runs.allocate(len))
             .ok_or_else(|| format!("BACKENDS has no room for {}", wanted.backends.len()))?;
+        if !self.ids.have_room(wanted.backends.iter().map(identity)) {
+            self.runs.free(segment);
+            return Err(format!(
+                "LIVE has no room for all of {} backends",
+                wanted.backends.len()
+            ));
+        }
         let mut backends = Vec::with_capacity(wanted.backends.len());
         for addr in &wanted.backends {
-            let identity = Identity {
-                service,
-                addr: *addr,
-                protocol: wanted.key.protocol,
-            };
-            let Some(id) = self.ids.acquire(identity, &mut self.live) else {
+            let Some(id) = self.ids.acquire(identity(addr), &mut self.live) else {
                 for (_, id) in backends {
                     self.ids.release(id, &mut self.live);
                 }
@@ -508,31 +551,37 @@ where
         self.runs.free(segment);
     }
 
-    /// Brings the status of every Service with one of these frontends up to date.
+    /// Brings the status of every Service with one of these frontends, or with a new plan, up to date.
     fn report(&mut self, touched: &BTreeSet<FrontendKey>) {
-        let names: BTreeSet<&Owner> = touched
-            .iter()
-            .filter_map(|key| self.claims.get(key))
-            .flatten()
-            .map(|(_, owner)| owner)
-            .collect();
-        let fresh: Vec<(Owner, Status)> = names
-            .into_iter()
-            .filter_map(|name| Some((name.clone(), self.status(self.plans.get(name)?))))
-            .collect();
-        self.statuses.extend(fresh);
+        let mut names = std::mem::take(&mut self.unreported);
+        names.extend(
+            touched
+                .iter()
+                .filter_map(|key| self.owners.get(key))
+                .cloned(),
+        );
+        for name in names {
+            let Some(status) = self.plans.get(&name).map(|plan| self.status(plan)) else {
+                continue;
+            };
+            let why = status.failure();
+            let before = self.statuses.get(&name).and_then(Status::failure);
+            if why != before {
+                self.news.insert(name.clone());
+            }
+            if why.is_some() {
+                self.failed.insert(name.clone());
+            } else {
+                self.failed.remove(&name);
+            }
+            self.statuses.insert(name, status);
+        }
     }
 
     fn status(&self, plan: &ServicePlan) -> Status {
         let keys = || plan.frontends.iter().map(|f| &f.key);
-        if let Some((key, owner)) = keys().find_map(|key| {
-            let (_, owner) = self.claims.get(key)?.first()?;
-            (*owner != plan.id).then_some((key, owner))
-        }) {
-            return Status::Failed(format!("{} belongs to {owner}", address(key)));
-        }
         if let Some((key, reason)) = keys().find_map(|key| Some((key, self.failures.get(key)?))) {
-            return Status::Failed(format!("{}: {reason}", address(key)));
+            return Status::Failed(format!("{}: {reason}", Address::of(key)));
         }
         if keys().any(|key| self.dirty.contains(key)) {
             return Status::Pending;
@@ -565,14 +614,4 @@ impl Run {
         });
         (self.value.segment.start..).zip(rows)
     }
-}
-
-fn address(key: &FrontendKey) -> String {
-    let port = u16::from(key.port);
-    let protocol = key.protocol.0;
-    if key.scope.is_of_nodes() {
-        return format!("port {port} of the nodes (protocol {protocol})");
-    }
-    let addr = std::net::SocketAddr::new(key.addr.into(), port);
-    format!("{addr} (protocol {protocol})")
 }

@@ -27,7 +27,7 @@ where
             backends: Table::resume("BACKENDS", backends)?,
             live: Table::resume("LIVE", live)?,
             plans: BTreeMap::new(),
-            claims: BTreeMap::new(),
+            owners: BTreeMap::new(),
             numbers: HashMap::new(),
             names: HashMap::new(),
             found_numbers: HashSet::new(),
@@ -40,6 +40,9 @@ where
             dirty: BTreeSet::new(),
             failures: BTreeMap::new(),
             statuses: Statuses::new(),
+            failed: BTreeSet::new(),
+            unreported: BTreeSet::new(),
+            news: BTreeSet::new(),
             deletes: Deletes::Held,
         };
         services.adopt_frontends();

@@ -1,6 +1,7 @@
 //! Histories of Services against a naive model, with the invariants checked after every single write.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -8,15 +9,37 @@ use proptest::prelude::*;
 use weir_common::service::{Backend, Frontend, FrontendKey, Generation, Scope};
 use weir_common::{Addr, Port, Protocol};
 
-use super::{GRACE, ServiceChange, Services};
+use super::{GRACE, Services};
 use crate::apply::Status;
 use crate::apply::fake::{FakeTable, FaultyTable, Fuse};
+use crate::compile::claims::Claims;
 use crate::compile::{BackendAddr, FrontendPlan, Owner, ServicePlan, Way};
 use crate::model::ObjectName;
 
 type Faulty<K, V> = FaultyTable<FakeTable<K, V>>;
-type Subject =
-    Services<Faulty<FrontendKey, Frontend>, Faulty<u32, Backend>, Faulty<u32, Generation>>;
+type Change = (Owner, Option<ServicePlan>);
+
+/// Services behind those who decide who has which frontend, as they are in the agent.
+struct Subject {
+    claims: Claims,
+    services:
+        Services<Faulty<FrontendKey, Frontend>, Faulty<u32, Backend>, Faulty<u32, Generation>>,
+}
+
+impl Deref for Subject {
+    type Target =
+        Services<Faulty<FrontendKey, Frontend>, Faulty<u32, Backend>, Faulty<u32, Generation>>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.services
+    }
+}
+
+impl DerefMut for Subject {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.services
+    }
+}
 
 fn key(n: u8) -> FrontendKey {
     FrontendKey {
@@ -41,11 +64,13 @@ fn name(n: u8) -> Owner {
 fn plan(service: u8, frontends: &BTreeMap<u8, (BTreeSet<u8>, u32)>) -> ServicePlan {
     ServicePlan {
         id: name(service),
+        created: None,
+        reports: Vec::new(),
         frontends: frontends
             .iter()
             .map(|(k, (backends, affinity))| FrontendPlan {
                 key: key(*k),
-                way: Way::ClusterIp,
+                way: Way::ExternalIp,
                 port: Port::from(80),
                 backends: backends.iter().map(|b| backend(*b)).collect(),
                 affinity: *affinity,
@@ -55,9 +80,17 @@ fn plan(service: u8, frontends: &BTreeMap<u8, (BTreeSet<u8>, u32)>) -> ServicePl
     }
 }
 
-fn simple(service: u8, k: u8, backends: &[u8]) -> ServiceChange {
+fn planned(plan: ServicePlan) -> Change {
+    (plan.id.clone(), Some(plan))
+}
+
+fn deleted(service: u8) -> Change {
+    (name(service), None)
+}
+
+fn simple(service: u8, k: u8, backends: &[u8]) -> Change {
     let frontends = BTreeMap::from([(k, (backends.iter().copied().collect(), 0))]);
-    ServiceChange::Planned(plan(service, &frontends))
+    planned(plan(service, &frontends))
 }
 
 /// The kernel's three tables, which outlive the process, and what a reader of them may see.
@@ -83,10 +116,14 @@ struct Watch {
 
 impl World {
     fn new(every: usize, capacity: usize) -> Self {
+        Self::with_live(every, capacity, capacity)
+    }
+
+    fn with_live(every: usize, capacity: usize, live: usize) -> Self {
         let world = Self {
             frontends: FakeTable::empty(capacity),
             backends: FakeTable::empty(capacity),
-            live: FakeTable::empty(capacity),
+            live: FakeTable::empty(live),
             fuse: Fuse::default(),
             every,
             watch: Arc::new(Mutex::new(Watch {
@@ -113,12 +150,16 @@ impl World {
     }
 
     fn start(&self) -> Subject {
-        Services::resume(
+        let services = Services::resume(
             FaultyTable::with_fuse(self.frontends.clone(), self.every, self.fuse.clone()),
             FaultyTable::with_fuse(self.backends.clone(), self.every, self.fuse.clone()),
             FaultyTable::with_fuse(self.live.clone(), self.every, self.fuse.clone()),
         )
-        .unwrap()
+        .unwrap();
+        Subject {
+            claims: Claims::resume(services.held()),
+            services,
+        }
     }
 
     fn now(&self) -> Instant {
@@ -140,11 +181,12 @@ impl World {
         }
     }
 
-    fn apply(&self, services: &mut Subject, change: ServiceChange) -> super::Pass {
-        if let ServiceChange::Planned(plan) = &change {
+    fn apply(&self, subject: &mut Subject, (owner, plan): Change) -> super::Pass {
+        if let Some(plan) = &plan {
             self.expect(plan);
         }
-        services.apply([change], self.now())
+        let delta = subject.claims.update(&owner, plan);
+        subject.services.apply(delta.plans, self.now())
     }
 
     /// Runs until nothing is left to do.
@@ -240,21 +282,51 @@ impl Watch {
     }
 }
 
-/// What should be, from the plans alone.
-fn wanted(plans: &BTreeMap<u8, ServicePlan>) -> BTreeMap<FrontendKey, Vec<BackendAddr>> {
-    let mut wanted = BTreeMap::new();
-    let mut by_name: Vec<&ServicePlan> = plans.values().collect();
-    by_name.sort_by(|a, b| a.id.cmp(&b.id));
-    for plan in by_name {
-        for f in &plan.frontends {
-            wanted.entry(f.key).or_insert_with(|| f.backends.clone());
-        }
-    }
-    wanted
+/// What is asked for, and who should have it: the first who asked, of several who are left the first name.
+#[derive(Clone, Debug, Default)]
+struct Model {
+    plans: BTreeMap<u8, ServicePlan>,
+    holders: BTreeMap<FrontendKey, u8>,
 }
 
-fn assert_as_wanted(world: &World, plans: &BTreeMap<u8, ServicePlan>) {
-    let wanted = wanted(plans);
+impl Model {
+    fn asks(&self, s: u8, key: &FrontendKey) -> bool {
+        let plan = self.plans.get(&s);
+        plan.is_some_and(|plan| plan.frontend(key).is_some())
+    }
+
+    fn set(&mut self, s: u8, plan: Option<ServicePlan>) {
+        match plan {
+            Some(plan) => self.plans.insert(s, plan),
+            None => self.plans.remove(&s),
+        };
+        for key in (0..4).map(key) {
+            let holder = self.holders.remove(&key).filter(|h| self.asks(*h, &key));
+            if let Some(holder) = holder.or_else(|| (0..4).find(|s| self.asks(*s, &key))) {
+                self.holders.insert(key, holder);
+            }
+        }
+    }
+
+    /// After a death somebody else may have it, who asks for it.
+    fn believe(&mut self, claims: &Claims) {
+        for (key, holder) in &mut self.holders {
+            let found = claims.holder(key).unwrap();
+            let plans = &self.plans;
+            *holder = (0..4).find(|s| name(*s) == *found).unwrap();
+            assert!(plans[holder].frontend(key).is_some());
+        }
+    }
+
+    fn wanted(&self) -> BTreeMap<FrontendKey, Vec<BackendAddr>> {
+        let backends = |key, s| self.plans[s].frontend(key).unwrap().backends.clone();
+        let held = self.holders.iter();
+        held.map(|(key, s)| (*key, backends(key, s))).collect()
+    }
+}
+
+fn assert_as_wanted(world: &World, model: &Model) {
+    let wanted = model.wanted();
     assert_eq!(world.contents(), wanted);
     let rows: usize = wanted.values().map(Vec::len).sum();
     assert_eq!(world.backends.rows().len(), rows, "rows that nobody needs");
@@ -289,14 +361,17 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn restart(world: &World, plans: &BTreeMap<u8, ServicePlan>) -> Subject {
+fn restart(world: &World, model: &Model) -> Subject {
     world.fuse.set(None);
-    let mut services = world.start();
-    let changes = plans.values().cloned().map(ServiceChange::Planned);
-    services.apply(changes, world.now());
-    services.allow_deletes(world.now());
-    services.tick(world.now());
-    services
+    let mut subject = world.start();
+    for plan in model.plans.values().rev().cloned() {
+        world.apply(&mut subject, planned(plan));
+    }
+    let delta = subject.claims.everything_said();
+    subject.services.apply(delta.plans, world.now());
+    subject.allow_deletes(world.now());
+    subject.tick(world.now());
+    subject
 }
 
 proptest! {
@@ -308,19 +383,21 @@ proptest! {
         every in prop_oneof![Just(0usize), 2..7usize],
     ) {
         let world = World::new(every, 256);
-        let mut plans: BTreeMap<u8, ServicePlan> = BTreeMap::new();
-        let mut services = restart(&world, &plans);
+        let mut model = Model::default();
+        let mut services = restart(&world, &model);
         let mut dying = false;
+        // Were all writes of the agent before the last start made?
+        let mut is_clean = every == 0;
         for op in ops {
             let change = match op {
                 Op::Plan(s, frontends) => {
                     let plan = plan(s, &frontends);
-                    plans.insert(s, plan.clone());
-                    Some(ServiceChange::Planned(plan))
+                    model.set(s, Some(plan.clone()));
+                    Some(planned(plan))
                 }
                 Op::Delete(s) => {
-                    plans.remove(&s);
-                    Some(ServiceChange::Deleted(name(s)))
+                    model.set(s, None);
+                    Some(deleted(s))
                 }
                 Op::Wait(ms) => {
                     world.advance(Duration::from_millis(ms));
@@ -328,7 +405,10 @@ proptest! {
                     None
                 }
                 Op::Restart => {
-                    services = restart(&world, &plans);
+                    services = restart(&world, &model);
+                    if !is_clean {
+                        model.believe(&services.claims);
+                    }
                     None
                 }
                 Op::DieAfter(writes) => {
@@ -340,33 +420,32 @@ proptest! {
             if let Some(change) = change {
                 world.apply(&mut services, change);
                 if std::mem::take(&mut dying) {
-                    services = restart(&world, &plans);
+                    services = restart(&world, &model);
+                    model.believe(&services.claims);
                 }
+            } else if dying {
+                is_clean = false;
             }
         }
         world.fuse.set(None);
         world.settle(&mut services);
-        assert_as_wanted(&world, &plans);
-        let winners = wanted(&plans);
-        for (s, plan) in &plans {
-            let lost = plan.frontends.iter().any(|f| {
-                plans.values().any(|p| p.id < plan.id && p.frontends.iter().any(|g| g.key == f.key))
-            });
-            let status = services.statuses().get(&name(*s)).cloned();
-            prop_assert_eq!(matches!(status, Some(Status::Failed(_))), lost, "{:?}", winners);
-            prop_assert!(lost || status == Some(Status::Done));
+        assert_as_wanted(&world, &model);
+        for (s, plan) in &model.plans {
+            prop_assert_eq!(services.statuses().get(&name(*s)), Some(&Status::Done));
+            let lost = plan.frontends.iter().any(|f| model.holders[&f.key] != *s);
+            prop_assert_eq!(services.claims.reports(&name(*s)).is_empty(), !lost);
         }
 
         let before = world.writes();
-        services = restart(&world, &plans);
+        services = restart(&world, &model);
         world.settle(&mut services);
         prop_assert_eq!(world.writes(), before, "a restart without a change writes");
 
         for s in 0..4 {
-            world.apply(&mut services, ServiceChange::Deleted(name(s)));
+            world.apply(&mut services, deleted(s));
         }
         world.settle(&mut services);
-        assert_as_wanted(&world, &BTreeMap::new());
+        assert_as_wanted(&world, &Model::default());
         prop_assert!(world.live.rows().values().all(|g| !g.is_usable()));
     }
 
@@ -376,36 +455,35 @@ proptest! {
         capacity in 2..10usize,
     ) {
         let world = World::new(0, capacity);
-        let mut plans: BTreeMap<u8, ServicePlan> = BTreeMap::new();
-        let mut services = restart(&world, &plans);
+        let mut model = Model::default();
+        let mut services = restart(&world, &model);
         for op in ops {
             match op {
                 Op::Plan(s, frontends) => {
                     let plan = plan(s, &frontends);
-                    plans.insert(s, plan.clone());
-                    world.apply(&mut services, ServiceChange::Planned(plan));
+                    model.set(s, Some(plan.clone()));
+                    world.apply(&mut services, planned(plan));
                 }
                 Op::Delete(s) => {
-                    plans.remove(&s);
-                    world.apply(&mut services, ServiceChange::Deleted(name(s)));
+                    model.set(s, None);
+                    world.apply(&mut services, deleted(s));
                 }
                 Op::Wait(ms) => world.advance(Duration::from_millis(ms)),
-                Op::Restart | Op::DieAfter(_) => services = restart(&world, &plans),
+                Op::Restart | Op::DieAfter(_) => services = restart(&world, &model),
             }
         }
-        plans.clear();
         for s in 0..4 {
-            world.apply(&mut services, ServiceChange::Deleted(name(s)));
+            world.apply(&mut services, deleted(s));
         }
         world.settle(&mut services);
-        assert_as_wanted(&world, &plans);
+        assert_as_wanted(&world, &Model::default());
         world.apply(&mut services, simple(0, 0, &[1]));
         prop_assert_eq!(world.contents(), BTreeMap::from([(key(0), vec![backend(1)])]));
     }
 }
 
 fn started(world: &World) -> Subject {
-    restart(world, &BTreeMap::new())
+    restart(world, &Model::default())
 }
 
 #[test]
@@ -416,7 +494,7 @@ fn a_backend_shared_by_two_frontends_of_a_service_has_one_number() {
         (1, (BTreeSet::from([7, 8]), 0)),
         (2, (BTreeSet::from([8]), 0)),
     ]);
-    world.apply(&mut services, ServiceChange::Planned(plan(0, &frontends)));
+    world.apply(&mut services, planned(plan(0, &frontends)));
     let ids: BTreeSet<u32> = world.backends.rows().values().map(|row| row.id).collect();
     assert_eq!(ids.len(), 2);
     assert_eq!(world.live.rows().len(), 2);
@@ -494,22 +572,36 @@ fn nothing_is_taken_away_before_every_input_is_synced() {
 }
 
 #[test]
-fn of_two_services_with_one_address_the_first_name_has_it_whatever_the_order() {
-    for order in [[0, 1], [1, 0]] {
-        let world = World::new(0, 64);
-        let mut services = started(&world);
-        for s in order {
-            world.apply(&mut services, simple(s, 1, &[s]));
-        }
-        assert_eq!(world.contents()[&key(1)], vec![backend(0)]);
-        let Status::Failed(reason) = &services.statuses()[&name(1)] else {
-            panic!("the loser does not know");
-        };
-        assert_eq!(reason, "10.96.0.1:80 (protocol 6) belongs to default/s0");
-        world.apply(&mut services, ServiceChange::Deleted(name(0)));
-        assert_eq!(world.contents()[&key(1)], vec![backend(1)]);
-        assert_eq!(services.statuses()[&name(1)], Status::Done);
+fn a_full_table_names_the_service_that_lost_and_nothing_else_suffers() {
+    let world = World::with_live(0, 64, 8);
+    let mut services = started(&world);
+    world.apply(&mut services, simple(0, 1, &[1, 2]));
+    world.apply(&mut services, simple(1, 2, &[1, 2, 3, 4, 5, 6]));
+    world.apply(&mut services, simple(2, 3, &[1, 2, 3]));
+    let two = |services: &Subject| services.statuses()[&name(2)].clone();
+    assert_eq!(two(&services), Status::Done);
+    assert_eq!(world.contents()[&key(1)].len(), 2);
+    assert_eq!(world.contents()[&key(3)].len(), 3);
+    let why = "10.96.0.2:80 TCP: LIVE has no room for all of 6 backends".to_owned();
+    assert_eq!(services.take_news(), [(name(1), Some(why.clone()))]);
+    assert_eq!(services.failed().collect::<Vec<_>>(), [(&name(1), &*why)]);
+
+    // It is tried again and again, at no cost to the others, and is nobody's news meanwhile.
+    let before = world.writes();
+    for _ in 0..5 {
+        world.advance(GRACE);
+        services.tick(world.now());
     }
+    assert_eq!(world.writes(), before);
+    assert_eq!(services.take_news(), []);
+    world.apply(&mut services, simple(2, 3, &[1]));
+    assert_eq!(two(&services), Status::Done);
+
+    world.apply(&mut services, deleted(2));
+    world.apply(&mut services, simple(1, 2, &[1, 2]));
+    assert_eq!(services.take_news(), [(name(1), None)]);
+    assert_eq!(services.failed().count(), 0);
+    assert_eq!(world.contents()[&key(2)].len(), 2);
 }
 
 #[test]
@@ -552,9 +644,13 @@ fn rows_that_make_no_sense_are_replaced_and_never_trusted() {
         live: FakeTable::with_rows(64, world.live.rows()),
         ..world
     };
-    let plans = [simple(0, 1, &[7, 8]), simple(1, 2, &[7])];
     let mut services = silent.start();
-    services.apply(plans, silent.now());
+    for change in [simple(0, 1, &[7, 8]), simple(1, 2, &[7])] {
+        silent.apply(&mut services, change);
+    }
+    // The second row seems to be the first Service's, until it is known that it does not ask for it.
+    let delta = services.claims.everything_said();
+    services.apply(delta.plans, silent.now());
     services.allow_deletes(silent.now());
     silent.settle(&mut services);
     let expected = BTreeMap::from([

@@ -111,7 +111,7 @@ pub(super) struct Memory {
     live: ShakyTable<BackendId, Generation>,
     nodes: ShakyTable<Addr, NodeAddress>,
     pub(super) classes: ShakyTable<Addr, Class>,
-    verdicts: ShakyTable<VerdictKey, VerdictRow>,
+    pub(super) verdicts: ShakyTable<VerdictKey, VerdictRow>,
     ports: ShakyTable<PortKey, PortRow>,
     epoch: ShakyTable<u32, u32>,
     pub(super) devices: ShakyTable<u32, Device>,

@@ -1,6 +1,6 @@
 //! What happens in a history, and what everybody but the troublemakers has at its end.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use tokio::sync::{oneshot, watch};
 use weir_common::Addr;
-use weir_common::policy::Class;
+use weir_common::policy::{Class, VerdictKey};
 
 use super::machine::Memory;
 use crate::conditions::{Board, NodeState};
@@ -60,7 +60,8 @@ pub(super) struct Others {
     answers: Vec<(&'static str, Option<Result<(), String>>)>,
     /// Rows of devices, by interface index: addresses and rules.
     devices: BTreeMap<u32, (Addr, u32, u32)>,
-    classes: BTreeMap<Addr, Class>,
+    /// What the tables say of packets between them: receiver, sender, action.
+    verdicts: Vec<(u32, Addr, Option<u8>)>,
 }
 
 /// The cluster IP of the Service that asks for others' addresses.
@@ -221,7 +222,7 @@ impl World {
                 services: self.services(),
                 answers,
                 devices: self.devices(),
-                classes: self.classes(),
+                verdicts: self.verdicts(),
             },
             opened,
             conditions,
@@ -289,12 +290,25 @@ impl World {
             .collect()
     }
 
-    fn classes(&self) -> BTreeMap<Addr, Class> {
-        let good: BTreeSet<Addr> = ["good-a", "good-b", "good-far"]
-            .map(|pod| Addr::from(address_of(pod)))
-            .into();
-        let rows = self.memory.classes.rows().into_iter();
-        rows.filter(|(addr, _)| good.contains(addr)).collect()
+    fn verdicts(&self) -> Vec<(u32, Addr, Option<u8>)> {
+        let classes = self.memory.classes.rows();
+        let verdicts = self.memory.verdicts.rows();
+        let rows = self.memory.devices.rows();
+        // A pod that the cluster has forgotten has no policy, and is closed while it still runs.
+        let is_said = |pod: &&str| self.said.contains_key(format!("pod {pod}").as_str());
+        let said: Vec<u32> = GOOD.into_iter().filter(is_said).map(index_of).collect();
+        let good = rows.iter().filter(|(index, _)| said.contains(index));
+        let mut found = Vec::new();
+        for (index, row) in good {
+            for sender in ["good-a", "good-b", "good-far"] {
+                let sender = Addr::from(address_of(sender));
+                let class = classes.get(&sender).copied().unwrap_or(Class::WORLD);
+                let rules = row.ingress;
+                let verdict = verdicts.get(&VerdictKey { rules, class });
+                found.push((*index, sender, verdict.map(|row| row.action.0)));
+            }
+        }
+        found
     }
 }
 
@@ -317,6 +331,7 @@ fn start(memory: &Memory, health: &watch::Sender<Health>) -> (Line<Memory>, Arc<
 fn settings() -> Settings {
     Settings {
         pod_cidrs: PodCidrs::Given(vec!["10.0.1.0/24".parse().unwrap()]),
+        external_ip_ranges: vec!["10.96.0.0/16".parse().unwrap()],
         ..Settings::for_tests("n1")
     }
 }

@@ -5,10 +5,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Converted, Invalid, Problem, id, labels, optional, port, protocol, unicast};
+use super::{
+    Converted, Invalid, Problem, cidr, created, id, labels, optional, port, protocol, unicast,
+};
 use crate::model::{
-    External, Family, NotReady, Object, Proxying, Service, ServiceKind, ServicePort, TargetPort,
-    TrafficPolicy,
+    External, Family, NotReady, Object, Proxying, Service, ServiceKind, ServicePort, Sources,
+    TargetPort, TrafficPolicy,
 };
 use crate::watch::wire::{self, IntOrString};
 
@@ -39,7 +41,11 @@ pub fn service(wire: wire::Service) -> Result<Converted, Invalid> {
     let id = id(&meta)?;
     let kind = kind(&spec)?;
     let mut problems = Vec::new();
-    let external = external(&spec, wire.status, &mut problems)?;
+    let sources = sources(&spec, &meta.annotations, &mut problems);
+    let external = External {
+        sources,
+        ..external(&spec, wire.status, &mut problems)?
+    };
     let has_node_ports = has_node_ports(&spec);
     let mut seen = BTreeSet::new();
     let ports = spec
@@ -78,6 +84,7 @@ pub fn service(wire: wire::Service) -> Result<Converted, Invalid> {
     };
     let object = Object::Service(Arc::new(Service {
         id,
+        created: created(&meta),
         kind,
         ports,
         // An empty selector selects nothing, which is what no selector does (core/v1).
@@ -101,6 +108,39 @@ pub fn service(wire: wire::Service) -> Result<Converted, Invalid> {
 /// Types that have node ports. The API server clears the numbers when a Service becomes another.
 fn has_node_ports(spec: &wire::ServiceSpec) -> bool {
     matches!(spec.kind.as_deref(), Some("NodePort" | "LoadBalancer"))
+}
+
+/// Only a LoadBalancer may have ranges. The annotation counts where the field is empty, as it does for who makes the
+/// load balancer (k8s.io/cloud-provider/service/helpers).
+fn sources(
+    spec: &wire::ServiceSpec,
+    annotations: &wire::Annotations,
+    problems: &mut Vec<Problem>,
+) -> Sources {
+    let annotation = annotations
+        .source_ranges
+        .as_deref()
+        .unwrap_or_default()
+        .trim();
+    let texts: Vec<&str> = match spec.load_balancer_source_ranges.as_slice() {
+        [] if annotation.is_empty() => return Sources::Everybody,
+        [] => annotation.split(',').collect(),
+        ranges => ranges.iter().map(String::as_str).collect(),
+    };
+    if spec.kind.as_deref() != Some("LoadBalancer") {
+        return Sources::Everybody;
+    }
+    let mut ranges = Vec::with_capacity(texts.len());
+    for (i, text) in texts.into_iter().enumerate() {
+        match cidr(text.trim()) {
+            Ok(range) => ranges.push(range),
+            Err(reason) => problems.push(Problem {
+                part: format!("load balancer source range {i}"),
+                reason,
+            }),
+        }
+    }
+    Sources::In(ranges)
 }
 
 fn traffic_policy(field: &str, text: Option<&str>) -> Result<TrafficPolicy, String> {
@@ -141,6 +181,7 @@ fn external(
             "spec.externalTrafficPolicy",
             spec.external_traffic_policy.as_deref(),
         )?,
+        sources: Sources::Everybody,
         load_balancer: read("load balancer address", virtual_ips.collect()),
         addresses: read("external IP", spec.external_ips.iter().collect()),
     })

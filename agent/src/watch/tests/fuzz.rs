@@ -235,6 +235,7 @@ fn check(value: &Value) -> usize {
     let node = NodeView {
         name: "here",
         zone: None,
+        external_ips: &[],
     };
     for service in snapshot.services.values() {
         let slices = snapshot.slices.values().map(AsRef::as_ref);

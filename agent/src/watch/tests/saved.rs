@@ -13,7 +13,7 @@ use crate::model::{
     Block, Conditions, ContainerPort, Endpoint, EndpointSlice, External, Family, HostPort, Labels,
     Namespace, NamespacePhase, Node, NotReady, Object, ObjectName, Operator, PeerSelector, Peers,
     Pod, PodNetwork, PodPeers, PodPhase, Policy, PortMatch, PortRange, Ports, Proxying,
-    Requirement, Rule, Selector, Service, ServiceKind, ServicePort, SlicePort, TargetPort,
+    Requirement, Rule, Selector, Service, ServiceKind, ServicePort, SlicePort, Sources, TargetPort,
     TrafficPolicy,
 };
 use crate::watch::saved::{SAVED_OBJECTS, SavedObjects};
@@ -70,6 +70,7 @@ fn objects() -> Vec<Object> {
     let v6: IpAddr = "fd00::7".parse().unwrap();
     let service = Service {
         id: shop("cart"),
+        created: None,
         kind: ServiceKind::ClusterIp(vec![[10, 96, 0, 9].into(), "fd96::9".parse().unwrap()]),
         ports: vec![ServicePort {
             name: Some("http".into()),
@@ -84,6 +85,7 @@ fn objects() -> Vec<Object> {
         external: External {
             traffic_policy: TrafficPolicy::Cluster,
             load_balancer: vec![[192, 0, 2, 1].into()],
+            sources: Sources::Everybody,
             addresses: vec![[192, 0, 2, 2].into()],
         },
         not_ready: NotReady::Hidden,
@@ -195,6 +197,20 @@ fn what_is_saved_reads_as_it_always_did() {
     let expected = include_str!("objects.jsonl");
     assert_eq!(disk.text(), expected, "\n{}", disk.text());
     assert_eq!(disk.saved.load().unwrap().objects, objects());
+}
+
+#[test]
+fn who_may_use_a_load_balancer_is_saved_with_it() {
+    let disk = Disk::new();
+    let mut objects = objects();
+    let Object::Service(service) = &mut objects[0] else {
+        unreachable!("a Service comes first");
+    };
+    let service = Arc::make_mut(service);
+    service.created = Some(1_700_000_000);
+    service.external.sources = Sources::In(vec!["198.51.100.0/24".parse().unwrap()]);
+    disk.saved.save(&objects).unwrap();
+    assert_eq!(disk.saved.load().unwrap().objects, objects);
 }
 
 #[test]

@@ -40,6 +40,7 @@ pub struct Meta {
     pub labels: BTreeMap<String, String>,
     #[serde(deserialize_with = "nullable")]
     pub annotations: Annotations,
+    pub creation_timestamp: Option<String>,
     pub deletion_timestamp: Option<String>,
 }
 
@@ -51,6 +52,9 @@ pub struct Annotations {
     /// uid.
     #[serde(rename = "kubernetes.io/config.mirror")]
     pub config_mirror: Option<String>,
+    /// What `spec.loadBalancerSourceRanges` says today, with commas (core/v1 annotation_key_constants.go).
+    #[serde(rename = "service.beta.kubernetes.io/load-balancer-source-ranges")]
+    pub source_ranges: Option<String>,
 }
 
 /// `LabelSelector`. Strict, since a selector that is read in part selects too much.

@@ -35,6 +35,8 @@ pub struct ServiceSpec {
     pub external_traffic_policy: Option<String>,
     #[serde(rename = "externalIPs", deserialize_with = "nullable")]
     pub external_ips: Vec<String>,
+    #[serde(deserialize_with = "nullable")]
+    pub load_balancer_source_ranges: Vec<String>,
     pub publish_not_ready_addresses: Option<bool>,
 }
 
