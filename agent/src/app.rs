@@ -8,7 +8,6 @@ mod tasks;
 mod told;
 
 use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,20 +30,23 @@ use self::source::Running;
 use self::tasks::Tasks;
 use self::told::Told;
 use crate::admin;
-use crate::conditions::{Board, Condition, NodeFault, Reporter};
+use crate::conditions::Board;
 use crate::config::{PodCidrs, Settings};
 use crate::events::{Names, Recent};
+use crate::kernel::netlink::dns_addresses;
 use crate::kernel::netlink::routes::KernelRoutes;
 use crate::kernel::second_lock::Lock;
 use crate::kernel::{Kernel, features, lock, netlink, network, object, second_lock, sysctl};
 use crate::line::{Handle, Input, KernelMachine, Line, Parts, Published};
 use crate::pods::{self, Leases, Places, Pods, Ranges};
-use crate::zone_feed::ZoneFeed;
+use crate::zone_feed::{self, ZoneFeed};
 
 /// Changes that may wait for the line. A source that brings more waits.
 const CHANGES: usize = 4096;
 /// Records of the ring that may wait to be explained. More are lost, and counted.
 const RECORDS: usize = 1024;
+/// How often the DNS addresses are looked at although nothing was heard of them.
+const DNS_AUDIT: Duration = Duration::from_secs(5);
 /// After how long something that ended by an error is begun again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -82,7 +84,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
 
     // Meanwhile the node's network.
     sysctl::set_node(&settings.run_dir)?;
-    netlink::add_loopback_addresses(&settings.dns.addresses).await?;
+    dns_addresses::put_dns_addresses(&settings.dns.addresses).await?;
     if second_lock::close().context("close the second lock")? == Lock::Open {
         info!("the second lock is closed");
     }
@@ -168,6 +170,14 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     settle(&kernel, &devices);
     tasks.spawn_until_done(settle_later(kernel.clone(), published.clone()));
     tasks.spawn(
+        "DNS addresses",
+        dns_addresses::keep_dns_addresses(
+            settings.dns.addresses.clone(),
+            DNS_AUDIT,
+            board.reporter("DNS addresses"),
+        ),
+    );
+    tasks.spawn(
         "second lock",
         keep_second_lock(board.reporter("second lock")),
     );
@@ -200,10 +210,16 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     tasks.spawn("events", explained);
 
     // What others ask.
-    tasks.spawn(
-        "zone",
-        serve_zone(zone, settings.clone(), board.reporter("zone")),
-    );
+    let at = zone_feed::Place {
+        socket: settings.dns.zone_socket.clone(),
+        peer: Peer {
+            uid: settings.dns.uid,
+            gid: settings.dns.uid,
+        },
+        pace: RETRY,
+    };
+    let served = zone_feed::keep_served(zone, at, board.reporter("zone"));
+    tasks.spawn("zone", served);
     let told = Arc::new(Told {
         counters: kernel.counters().context("open the counters")?,
         flows: Arc::new(kernel.flows().context("open the tables of flows")?),
@@ -295,32 +311,6 @@ fn open_leases(settings: &Settings) -> Result<Leases> {
         PodCidrs::OfNode => Ranges::LastServed,
     };
     Ok(Leases::open(places, ranges, boot_id.trim().to_owned())?)
-}
-
-/// weir-dns is given its zone; while it cannot be, that is said.
-async fn serve_zone(zone: ZoneFeed, settings: Arc<Settings>, said: Reporter) {
-    let path = &settings.dns.zone_socket;
-    let peer = Peer {
-        uid: settings.dns.uid,
-        gid: settings.dns.uid,
-    };
-    loop {
-        let served = async {
-            let folder = path.parent().unwrap_or(Path::new("/"));
-            fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
-            zone.clone()
-                .serve(path, peer)
-                .await
-                .context("serve the zone")
-        };
-        if let Err(error) = served.await {
-            said.raise(Condition::node(
-                NodeFault::ZoneNotServed,
-                format!("{error:#}"),
-            ));
-        }
-        tokio::time::sleep(RETRY).await;
-    }
 }
 
 async fn serve<L: axum::serve::Listener>(listener: L, routes: axum::Router)

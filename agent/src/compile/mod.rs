@@ -2,6 +2,7 @@
 //! map or tokio.
 
 pub mod claims;
+pub mod dns_service;
 pub mod host_port;
 pub mod masquerade;
 pub mod node_addresses;

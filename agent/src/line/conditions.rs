@@ -18,6 +18,7 @@ pub(super) struct Said {
     pub(super) services: Reporter,
     /// What is left out of what objects ask for.
     pub(super) claims: Reporter,
+    pub(super) dns: Reporter,
     pub(super) policy: Reporter,
     /// Parts of policies.
     pub(super) parts: Reporter,
@@ -34,6 +35,7 @@ impl Said {
             quarantine: board.reporter("quarantine"),
             services: board.reporter("services"),
             claims: board.reporter("claims"),
+            dns: board.reporter("Service of DNS"),
             policy: board.reporter("policy"),
             parts: board.reporter("parts of policies"),
             pods: board.reporter("pods"),

@@ -151,7 +151,7 @@ impl<M: Machine> Line<M> {
         let mut inputs = Inputs::new(settings.node.clone(), names);
         inputs.know_ranges(ranges);
         let mut line = Self {
-            services: Services::resume(services),
+            services: Services::resume(services, settings.dns.service.clone()),
             policy: Policy::resume(policies),
             pods: Pods::resume(devices),
             nodes: Nodes::resume(addresses, uplinks, node_addresses),

@@ -82,7 +82,8 @@ impl<M: Machine> Line<M> {
     /// Which addresses are nodes', for ports that all nodes have.
     pub(super) fn pass_node_addresses(&mut self) {
         let nodes = self.inputs.snapshot().nodes.values();
-        let rows = node_addresses::compile(nodes, &self.settings.node, &self.nodes.addresses);
+        let (own, dns) = (&self.nodes.addresses, &self.settings.dns.addresses);
+        let rows = node_addresses::compile(nodes, &self.settings.node, own, dns);
         self.nodes.table.apply(rows);
     }
 

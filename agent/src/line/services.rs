@@ -9,9 +9,12 @@ use super::machine::Machine;
 use super::{DNS_PORT, Dirty, Line};
 use crate::apply;
 use crate::compile::claims::{Claims, Delta};
+use crate::compile::dns_service::{DnsService, DnsServices};
 use crate::compile::service::{self, DnsRedirect};
 use crate::compile::{Owner, host_port};
 use crate::conditions::services::{say_failure, say_reports};
+use crate::conditions::{Condition, NodeFault};
+use crate::model::ObjectName;
 
 /// The tables of services.
 pub(super) type ServiceTables<M> = apply::Services<
@@ -23,13 +26,17 @@ pub(super) type ServiceTables<M> = apply::Services<
 /// The state of services.
 #[derive(Debug)]
 pub(super) struct Services<M: Machine> {
+    /// Which one is the cluster's DNS.
+    dns: DnsServices,
     pub(super) claims: Claims,
     pub(super) tables: ServiceTables<M>,
 }
 
 impl<M: Machine> Services<M> {
-    pub(super) fn resume(tables: ServiceTables<M>) -> Self {
+    /// `dns` is the Service that is meant to be the cluster's DNS.
+    pub(super) fn resume(tables: ServiceTables<M>, dns: ObjectName) -> Self {
         Self {
+            dns: DnsServices::new(dns),
             claims: Claims::resume(tables.held()),
             tables,
         }
@@ -48,15 +55,21 @@ impl<M: Machine> Line<M> {
             zone: None,
             external_ips: &self.settings.external_ip_ranges,
         };
-        let dns = DnsRedirect {
-            service: self.settings.dns.service.clone(),
+        let dns = &mut self.services.dns;
+        let mut changed = dirty.services.clone();
+        for id in &dirty.services {
+            let service = snapshot.services.get(id).map(|service| &**service);
+            changed.extend(dns.take(id, service));
+        }
+        let dns = dns.service().map(|service| DnsRedirect {
+            service: service.clone(),
             addresses: self.settings.dns.addresses.clone(),
             port: DNS_PORT,
-        };
-        let services = dirty.services.iter().map(|id| {
+        });
+        let services = changed.iter().map(|id| {
             let plan = snapshot.services.get(id).map(|service| {
                 let slices = snapshot.slices_of(id).map(|slice| &**slice);
-                service::compile(service, slices, &node, Some(&dns))
+                service::compile(service, slices, &node, dns.as_ref())
             });
             (Owner::Service(id.clone()), plan)
         });
@@ -92,5 +105,11 @@ impl<M: Machine> Line<M> {
         for (owner, failure) in self.services.tables.take_news() {
             say_failure(&self.said.services, &owner, failure);
         }
+        let missing = match self.services.dns.answer() {
+            DnsService::Missing(missing) if self.is_complete => Some(missing.to_string()),
+            _ => None,
+        };
+        let condition = missing.map(|why| Condition::node(NodeFault::DnsServiceMissing, why));
+        self.said.dns.replace(condition);
     }
 }
