@@ -3,7 +3,7 @@
 //!
 //! The next process gets the *same* sockets, not others beside them: what waits in the queue of a UDP
 //! socket or of a TCP listener is closed with the last process that has it, so whoever ends takes
-//! nothing along. (Why not steer with SO_REUSEPORT: docs/decisions.)
+//! nothing along. (Why not steer with SO_REUSEPORT: decision 13.)
 
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
