@@ -4,7 +4,6 @@ mod beside;
 mod told;
 
 use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,8 +24,10 @@ use self::beside::{
 use self::told::Told;
 use crate::admin;
 use crate::compile::policy::RuleBook;
+use crate::conditions::Board;
 use crate::config::{PodCidrs, Settings, Source};
 use crate::events::{self, Explainer, Names, Recent};
+use crate::kernel::netlink::dns_addresses;
 use crate::kernel::netlink::routes::KernelRoutes;
 use crate::kernel::second_lock::Lock;
 use crate::kernel::{
@@ -41,7 +42,7 @@ use crate::watch::manifests::{ManifestsOptions, ManifestsSource, PodAddresses};
 use crate::watch::saved::{SAVED_OBJECTS, SavedObjects};
 use crate::watch::saving::{Pace, Saving};
 use crate::watch::status::Health;
-use crate::zone_feed::ZoneFeed;
+use crate::zone_feed::{self, ZoneFeed};
 
 /// Changes that may wait for the line. A source that brings more waits.
 const CHANGES: usize = 4096;
@@ -49,6 +50,8 @@ const CHANGES: usize = 4096;
 const RECORDS: usize = 1024;
 /// How often the manifests are read although nothing was noticed.
 const RESCAN: Duration = Duration::from_secs(5);
+/// How often the DNS addresses are looked at although nothing was heard of them.
+const DNS_AUDIT: Duration = Duration::from_secs(5);
 /// After how long something that ended by an error is begun again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -85,7 +88,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
 
     // Meanwhile the node's network.
     sysctl::set_node(&settings.run_dir)?;
-    netlink::add_loopback_addresses(&settings.dns.addresses).await?;
+    let board = Arc::new(Board::default());
+    dns_addresses::put_dns_addresses(&settings.dns.addresses).await?;
     if second_lock::close().context("close the second lock")? == Lock::Open {
         info!("the second lock is closed");
     }
@@ -157,6 +161,11 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     })
     .await?;
     tasks.spawn(settle(line.clone(), published.clone()));
+    tasks.spawn(dns_addresses::keep_dns_addresses(
+        settings.dns.addresses.clone(),
+        DNS_AUDIT,
+        board.reporter("dns addresses"),
+    ));
     tasks.spawn(keep_second_lock(published.clone()));
     tasks.spawn(keep_routes(KernelRoutes::open()?, published.clone()));
     let (watch, tell) = (netlink::watch_node_addresses, Line::know_addresses);
@@ -175,7 +184,16 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     tasks.spawn(explain(incoming, published.clone(), recent.clone()));
 
     // What others ask.
-    tasks.spawn(serve_zone(zone, settings.clone()));
+    let peer = Peer {
+        uid: settings.dns.uid,
+        gid: settings.dns.uid,
+    };
+    let at = zone_feed::Place {
+        socket: settings.dns.zone_socket.clone(),
+        peer,
+        pace: RETRY,
+    };
+    tasks.spawn(zone_feed::keep_served(zone, at, board.reporter("zone")));
     let told = Arc::new(Told {
         line,
         published,
@@ -392,22 +410,6 @@ impl Explainer for Words {
 
     fn names(&self) -> &Names {
         &self.names
-    }
-}
-
-async fn serve_zone(zone: ZoneFeed, settings: Arc<Settings>) {
-    let path = &settings.dns.zone_socket;
-    let peer = Peer {
-        uid: settings.dns.uid,
-        gid: settings.dns.uid,
-    };
-    let served = async {
-        let folder = path.parent().unwrap_or(Path::new("/"));
-        fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
-        zone.serve(path, peer).await.context("serve the zone")
-    };
-    if let Err(error) = served.await {
-        warn!(error = format!("{error:#}"), "weir-dns gets no zone");
     }
 }
 

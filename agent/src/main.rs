@@ -11,6 +11,7 @@ use tracing_subscriber::EnvFilter;
 use weir_agent::config::{Args, CleanupArgs, Command, InstallArgs, LogFormat, RunArgs, Settings};
 use weir_agent::install::{self, Installed, Leases, Places};
 use weir_agent::{app, keep, kernel, watch};
+use weir_dns::hand_over::Folder;
 
 /// How often a plugin that is kept is looked at.
 const LOOK: Duration = Duration::from_secs(5);
@@ -21,10 +22,12 @@ fn main() -> ExitCode {
         Command::Doctor(args) => return doctor(&args.bpffs, &args.cgroup),
         Command::Install(args) => install(&args),
         Command::Cleanup(args) => cleanup(&args),
-        Command::Keep(args) => match keep::keep(&args.command, &args.hold) {
-            Ok(code) => return code,
-            Err(error) => Err(error),
-        },
+        Command::Keep(args) => {
+            match keep::keep(&args.command, &args.hold, &Folder::new(args.hand_over)) {
+                Ok(code) => return code,
+                Err(error) => Err(error),
+            }
+        }
         Command::Wait => wait(),
     };
     match ended {

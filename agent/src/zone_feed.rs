@@ -1,14 +1,24 @@
 //! Gives weir-dns its zone: what the snapshot says, compiled and handed to the feed. The protocol and
-//! the socket are `weir_dns::feed`.
+//! the socket are `weir_dns::feed`. It is served here, for as long as the agent runs.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::fs::{self, DirBuilder, Permissions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use weir_dns::feed::{FeedError, Peer, Server, ZoneChange};
+use anyhow::{Context, Result, bail};
+use tokio::net::UnixListener;
+use tracing::warn;
+use weir_dns::feed::{Peer, Server, ZoneChange};
+use weir_dns::hand_over::{FOLDER_MODE, FOLDER_NAME};
+use weir_dns::selinux::label_for_containers;
 use weir_dns::zone::ServiceName;
 
 use crate::compile::zone::{zone_name, zone_service};
+use crate::conditions::{Condition, NodeFault, Reporter};
 use crate::model::{Kind, ObjectName, Snapshot};
 
 /// The kinds that names come from.
@@ -82,18 +92,96 @@ impl ZoneFeed {
     pub fn clients(&self) -> usize {
         self.server.clients()
     }
+}
 
-    /// Serves on the socket at `path`, for ever. Root and `peer` may connect.
-    pub async fn serve(self, path: &Path, peer: Peer) -> Result<(), FeedError> {
-        let listener = Server::bind(path, peer)?;
-        self.server.serve(listener, peer).await;
-        Ok(())
+/// Where weir-dns is served.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The socket. Its folder, and in that the one for the hand-over, are made.
+    pub socket: PathBuf,
+    /// Who may connect, beside root.
+    pub peer: Peer,
+    /// How often a socket that cannot be had is tried again, and one that is had looked at.
+    pub pace: Duration,
+}
+
+/// Serves a zone for ever. Says so while nobody can be served, and begins again when somebody has taken the socket
+/// away.
+pub async fn keep_served(zone: ZoneFeed, at: Place, reporter: Reporter) {
+    loop {
+        match open(&at) {
+            Ok((listener, socket)) => {
+                reporter.replace([]);
+                tokio::select! {
+                    () = zone.server.clone().serve(listener, at.peer) => {}
+                    () = gone(&at, socket) => warn!(path = %at.socket.display(), "the zone's socket is gone: it is made again"),
+                }
+            }
+            Err(error) => {
+                let text = format!("weir-dns gets no zone: {error:#}");
+                reporter.replace([Condition::node(NodeFault::ZoneNotServed, text)]);
+                tokio::time::sleep(at.pace).await;
+            }
+        }
+    }
+}
+
+/// A socket, wherever its name leads later.
+type SocketId = (u64, u64);
+
+fn open(at: &Place) -> Result<(UnixListener, SocketId)> {
+    let folder = at
+        .socket
+        .parent()
+        .context("the zone's socket has no folder")?;
+    fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    let hand_over = folder.join(FOLDER_NAME);
+    make_private(&hand_over, at.peer.gid)
+        .with_context(|| format!("make {} for weir-dns alone", hand_over.display()))?;
+    for folder in [folder, &hand_over] {
+        if let Err(error) = label_for_containers(folder) {
+            warn!(folder = %folder.display(), %error, "SELinux may keep weir-dns out of the folder");
+        }
+    }
+    let listener = Server::bind(&at.socket, at.peer)?;
+    let id = socket_id(at).context("find the socket that was just made")?;
+    Ok((listener, id))
+}
+
+/// The folder where one weir-dns gives its sockets to the next. Who may enter it may have them.
+fn make_private(folder: &Path, group: u32) -> Result<()> {
+    match DirBuilder::new().mode(0o700).create(folder) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error.into()),
+        _ => {}
+    }
+    if !fs::symlink_metadata(folder)?.is_dir() {
+        bail!("something else is there");
+    }
+    if fs::metadata(folder)?.gid() != group {
+        chown(folder, None, Some(group)).with_context(|| format!("give it to group {group}"))?;
+    }
+    Ok(fs::set_permissions(
+        folder,
+        Permissions::from_mode(FOLDER_MODE),
+    )?)
+}
+
+fn socket_id(at: &Place) -> Option<SocketId> {
+    let there = fs::symlink_metadata(&at.socket).ok()?;
+    Some((there.dev(), there.ino()))
+}
+
+/// Waits until the name does not lead to our socket any more.
+async fn gone(at: &Place, ours: SocketId) {
+    while socket_id(at) == Some(ours) {
+        tokio::time::sleep(at.pace).await;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::conditions::Board;
     use crate::model::{
         External, NotReady, Object, ObjectId, Proxying, Service, ServiceKind, TrafficPolicy,
     };
@@ -110,6 +198,55 @@ mod tests {
             not_ready: NotReady::Hidden,
             proxying: Proxying::Here,
         }))
+    }
+
+    #[tokio::test]
+    async fn a_zone_that_cannot_be_served_is_said_and_tried_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path().join("run");
+        // What should be a folder is a file.
+        fs::write(&at, "").unwrap();
+        let board = Arc::new(Board::default());
+        let place = Place {
+            socket: at.join("zone.sock"),
+            peer: Peer {
+                uid: 0,
+                gid: fs::metadata(folder.path()).unwrap().gid(),
+            },
+            pace: Duration::from_millis(10),
+        };
+        let faults = || -> Vec<_> {
+            let all = board.all();
+            all.iter().map(|it| it.condition.about.fault()).collect()
+        };
+        let until = async |what: &str, is_so: &dyn Fn() -> bool| {
+            for _ in 0..500 {
+                if is_so() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            panic!("in vain: {what}, {:?}", board.all());
+        };
+        let feed = ZoneFeed::new("cluster.local");
+        let serving = keep_served(feed.clone(), place.clone(), board.reporter("zone"));
+        let serving = tokio::spawn(serving);
+        until("it is said", &|| faults() == ["ZoneNotServed"]).await;
+        fs::remove_file(&at).unwrap();
+        until("it is served", &|| place.socket.exists()).await;
+        until("it is no longer said", &|| faults().is_empty()).await;
+        let hand_over = fs::metadata(at.join(FOLDER_NAME)).unwrap();
+        assert_eq!(hand_over.mode() & 0o7777, FOLDER_MODE);
+
+        // Somebody cleans /run.
+        fs::remove_file(&place.socket).unwrap();
+        until("it is made again", &|| place.socket.exists()).await;
+        let client = tokio::net::UnixStream::connect(&place.socket)
+            .await
+            .unwrap();
+        until("clients are served", &|| feed.clients() == 1).await;
+        drop(client);
+        serving.abort();
     }
 
     fn names(feed: &ZoneFeed) -> Vec<String> {

@@ -4,27 +4,38 @@
 //! The next process gets the *same* sockets, not others beside them: what waits in the queue of a UDP
 //! socket or of a TCP listener is closed with the last process that has it, so whoever ends takes
 //! nothing along. (Why not steer with SO_REUSEPORT: decision 13.)
+//!
+//! They meet in a folder of the host that the agent makes and only root and weir-dns's group may enter. A process
+//! on the host's network that happens to have weir-dns's uid does not see it: being in there is what counts.
 
+mod earlier;
+
+use std::fs;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::sys::socket::getsockopt;
-use nix::sys::socket::sockopt::PeerCredentials;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
+use rustix::process::geteuid;
 use socket2::{Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tracing::warn;
+use tracing::{debug, warn};
 
-/// Processes that can offer the same sockets at once: two in an update, and room for crashes in it.
-const PLACES: u32 = 8;
+/// Where the agent makes the folder, beside the zone's socket, unless it is told of another place.
+pub const FOLDER: &str = "/run/weir-dns/handover";
+/// The name of the folder, in that of the zone's socket.
+pub const FOLDER_NAME: &str = "handover";
+/// What its owner, root, and its group, weir-dns's, may do there: everything. Nobody else anything.
+pub const FOLDER_MODE: u32 = 0o770;
+
 /// How long a process that offers its sockets may take to say so. One that is stopped never does.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Beside the sockets: who gives them. Another meaning needs another byte.
@@ -52,63 +63,135 @@ pub enum Giver {
     Holds,
 }
 
-/// One of the names that sockets are offered under.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Place(u32);
-
-/// Whom to give sockets to, and to take them from: root, and these users.
+/// Where processes of weir-dns on one host find each other.
 #[derive(Clone, Debug)]
-pub struct Trusted(pub Vec<u32>);
+pub struct Folder(PathBuf);
 
-impl Trusted {
-    fn includes(&self, uid: u32) -> bool {
-        uid == 0 || self.0.contains(&uid)
+/// Sockets are to be had here, until it is dropped.
+#[derive(Debug)]
+pub struct Offer {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Offer {
+    /// Where the next process asks.
+    pub fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+}
+
+impl Drop for Offer {
+    fn drop(&mut self) {
+        // Of one that is killed somebody else does it.
+        if let Err(error) = fs::remove_file(&self.path) {
+            debug!(path = %self.path.display(), %error, "a name in the hand-over folder stays");
+        }
+    }
+}
+
+impl Folder {
+    /// The folder at this path, which may not be there yet.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
     }
 
-    /// Whether who has connected may have our sockets.
-    pub fn check(&self, next: impl AsFd) -> io::Result<()> {
-        let asker = peer_user(&next)?;
-        match self.includes(asker) {
+    /// The sockets on `address` of a process that answers there, or else of one that holds them; `None` if
+    /// nobody offers any.
+    pub fn take(&self, address: SocketAddr) -> Option<Inherited> {
+        self.take_except(address, None)
+    }
+
+    /// As [`Folder::take`], from everybody but the one of this offer: ourselves.
+    pub fn take_except(&self, address: SocketAddr, own: Option<&Offer>) -> Option<Inherited> {
+        if cfg!(feature = "broken-close-first") || address.port() == 0 {
+            return None;
+        }
+        let offers = match self.offers(address) {
+            Ok(offers) => offers,
+            Err(error) if error.kind() == ErrorKind::NotFound => return None,
+            Err(error) => {
+                warn!(folder = %self.0.display(), %error, "nobody's sockets can be taken over");
+                return None;
+            }
+        };
+        let mut holder = None;
+        for path in offers {
+            if own.is_some_and(|own| own.path == path) {
+                continue;
+            }
+            match UnixStream::connect(&path).and_then(|link| accept_from(link, address)) {
+                Ok(inherited) if inherited.giver == Giver::Reads => return Some(inherited),
+                Ok(inherited) => holder = holder.or(Some(inherited)),
+                // Its process was killed. Nobody listens at a name before it has it.
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => forget(&path),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => warn!(%address, path = %path.display(), %error, "sockets not taken"),
+            }
+        }
+        holder
+    }
+
+    /// As [`Folder::take`], and else from a version that had no folder: it must run as one of these users.
+    pub fn take_from_any(&self, address: SocketAddr, users: &[u32]) -> Option<Inherited> {
+        self.take(address).or_else(|| earlier::take(address, users))
+    }
+
+    /// Opens a place where the next process finds us.
+    ///
+    /// # Errors
+    /// The folder is not there, not ours, or open to others.
+    pub fn offer(&self, address: SocketAddr) -> io::Result<Offer> {
+        self.check()?;
+        let unique = format!("{}.{:016x}", prefix(address), fastrand::u64(..));
+        let (hidden, path) = (self.0.join(format!(".{unique}")), self.0.join(unique));
+        // So that a name without a listener is always that of a process that is gone.
+        let listener = UnixListener::bind(&hidden)?;
+        // The folder decides who may come: also a weir-dns that has another uid from now on.
+        fs::set_permissions(&hidden, fs::Permissions::from_mode(0o666))?;
+        fs::rename(&hidden, &path)?;
+        Ok(Offer { listener, path })
+    }
+
+    fn offers(&self, address: SocketAddr) -> io::Result<Vec<PathBuf>> {
+        self.check()?;
+        let prefix = format!("{}.", prefix(address));
+        let mut offers = Vec::new();
+        for entry in fs::read_dir(&self.0)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                offers.push(entry.path());
+            }
+        }
+        Ok(offers)
+    }
+
+    /// Who may enter the folder may have the sockets, so it must not be open to everybody.
+    fn check(&self) -> io::Result<()> {
+        let folder = fs::symlink_metadata(&self.0)?;
+        let is_ours = folder.uid() == 0 || folder.uid() == geteuid().as_raw();
+        match folder.is_dir() && is_ours && folder.mode() & 0o007 == 0 {
             true => Ok(()),
-            false => Err(refused(format!("asked for by user {asker}"))),
+            false => Err(refused(format!(
+                "it must be a folder of root's that others may not enter (mode {:o})",
+                FOLDER_MODE
+            ))),
         }
     }
 }
 
-/// The sockets on `address` of a process that answers there, or else of one that holds them; `None` if
-/// nobody offers any.
-pub fn take(address: SocketAddr, trusted: &Trusted) -> Option<Inherited> {
-    take_except(address, None, trusted)
+fn prefix(address: SocketAddr) -> String {
+    format!("{address}")
 }
 
-/// As [`take`], from everybody but the one at a place: ourselves.
-pub fn take_except(
-    address: SocketAddr,
-    own: Option<Place>,
-    trusted: &Trusted,
-) -> Option<Inherited> {
-    if cfg!(feature = "broken-close-first") || address.port() == 0 {
-        return None;
+fn forget(path: &Path) {
+    if let Err(error) = fs::remove_file(path) {
+        debug!(path = %path.display(), %error, "a stale name in the hand-over folder stays");
     }
-    let mut holder = None;
-    for place in (0..PLACES).map(Place).filter(|it| Some(*it) != own) {
-        match take_from(address, place, trusted) {
-            Ok(inherited) if inherited.giver == Giver::Reads => return Some(inherited),
-            Ok(inherited) => holder = holder.or(Some(inherited)),
-            // Nobody is at this place.
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
-            Err(error) => warn!(%address, ?place, %error, "sockets not taken"),
-        }
-    }
-    holder
 }
 
-fn take_from(address: SocketAddr, place: Place, trusted: &Trusted) -> io::Result<Inherited> {
-    let link = UnixStream::connect_addr(&name(address, place)?)?;
-    let owner = peer_user(&link)?;
-    if !trusted.includes(owner) {
-        return Err(refused(format!("they are offered by user {owner}")));
-    }
+/// Takes the sockets that somebody gives over a connection.
+fn accept_from(link: UnixStream, address: SocketAddr) -> io::Result<Inherited> {
     link.set_read_timeout(Some(PATIENCE))?;
     let (giver, udp, tcp) = receive(&link)?;
     let (udp, tcp) = (Socket::from(udp), Socket::from(tcp));
@@ -131,20 +214,7 @@ fn take_from(address: SocketAddr, place: Place, trusted: &Trusted) -> io::Result
     })
 }
 
-/// Opens the place where the next process finds us. Later ones find another if we live on.
-pub fn offer(address: SocketAddr) -> io::Result<(Place, UnixListener)> {
-    let mut taken = io::Error::from(ErrorKind::AddrInUse);
-    for place in (0..PLACES).map(Place) {
-        match UnixListener::bind_addr(&name(address, place)?) {
-            Ok(listener) => return Ok((place, listener)),
-            Err(error) if error.kind() == ErrorKind::AddrInUse => taken = error,
-            Err(error) => return Err(error),
-        }
-    }
-    Err(taken)
-}
-
-/// Gives sockets to a process that asked and was checked.
+/// Gives sockets to a process that asked.
 pub fn give(
     next: impl AsFd,
     giver: Giver,
@@ -190,12 +260,6 @@ pub async fn gone(other: &mut tokio::net::UnixStream) {
     while matches!(other.read(&mut byte).await, Ok(1..)) {}
 }
 
-/// Not by rustix: a process of another PID namespace has the pid 0 here, which its type cannot say, and what
-/// comes out is an error (1.1.6).
-fn peer_user(link: &impl AsFd) -> io::Result<u32> {
-    Ok(getsockopt(link, PeerCredentials)?.uid())
-}
-
 fn receive(link: &UnixStream) -> io::Result<(Giver, OwnedFd, OwnedFd)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut message = RecvAncillaryBuffer::new(&mut space);
@@ -223,12 +287,6 @@ fn receive(link: &UnixStream) -> io::Result<(Giver, OwnedFd, OwnedFd)> {
         (Some(udp), Some(tcp)) => Ok((giver, udp, tcp)),
         _ => Err(refused("without sockets")),
     }
-}
-
-/// In the abstract namespace, which is the network namespace's: two pods on the host's network share
-/// it and no folder, and it leaves nothing behind.
-fn name(address: SocketAddr, Place(number): Place) -> io::Result<UnixAddr> {
-    UnixAddr::from_abstract_name(format!("weir-dns/{address}/{number}"))
 }
 
 fn refused(why: impl Into<String>) -> io::Error {

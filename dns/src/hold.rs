@@ -4,16 +4,15 @@
 use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::geteuid;
 use tracing::warn;
 
-use crate::hand_over::{self, Giver, Inherited, Place, Trusted, give, offer};
+use crate::hand_over::{Folder, Giver, Inherited, Offer, give};
 
 /// Between two looks for a process that has sockets.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -23,30 +22,27 @@ const PAUSE_SPEC: Timespec = Timespec {
     tv_nsec: 50_000_000,
 };
 
-/// Holds the sockets of these addresses from a thread for each, until this process ends. `user` is whom
-/// weir-dns runs as.
+/// Holds the sockets of these addresses from a thread for each, until this process ends.
 ///
 /// # Errors
 /// There can be no more threads.
-pub fn hold(addresses: &[SocketAddr], user: u32) -> io::Result<()> {
-    let trusted = Trusted(vec![user, geteuid().as_raw()]);
+pub fn hold(addresses: &[SocketAddr], folder: &Folder) -> io::Result<()> {
     for address in addresses.iter().copied() {
-        let trusted = trusted.clone();
+        let folder = folder.clone();
         thread::Builder::new()
             .name(format!("hold {address}"))
-            .spawn(move || hold_one(address, &trusted))?;
+            .spawn(move || hold_one(address, &folder))?;
     }
     Ok(())
 }
 
-fn hold_one(address: SocketAddr, trusted: &Trusted) -> ! {
+fn hold_one(address: SocketAddr, folder: &Folder) -> ! {
     let mut held: Option<Inherited> = None;
-    let mut offered: Option<(Place, UnixListener)> = None;
+    let mut offered: Option<Offer> = None;
     loop {
         // Whoever reads has the sockets that count: others, if we held any, are closed here, since the
         // kernel would still give them a part of the questions.
-        let own = offered.as_ref().map(|(place, _)| *place);
-        if let Some(mut inherited) = hand_over::take_except(address, own, trusted)
+        if let Some(mut inherited) = folder.take_except(address, offered.as_ref())
             && inherited.giver == Giver::Reads
         {
             offered = None;
@@ -59,8 +55,8 @@ fn hold_one(address: SocketAddr, trusted: &Trusted) -> ! {
                 Ok(())
             }
             // At once: the next process may look already.
-            (Some(_), None) => offer(address).map(|it| offered = Some(it)),
-            (Some(inherited), Some((_, listener))) => pass_on(listener, inherited, trusted),
+            (Some(_), None) => folder.offer(address).map(|it| offered = Some(it)),
+            (Some(inherited), Some(offer)) => pass_on(offer, inherited),
         };
         if let Err(error) = turn {
             warn!(%address, %error, "sockets not passed on");
@@ -70,7 +66,8 @@ fn hold_one(address: SocketAddr, trusted: &Trusted) -> ! {
 }
 
 /// Gives the sockets to the next process, if it comes before it is time to look around again.
-fn pass_on(listener: &UnixListener, inherited: &Inherited, trusted: &Trusted) -> io::Result<()> {
+fn pass_on(offer: &Offer, inherited: &Inherited) -> io::Result<()> {
+    let listener = offer.listener();
     let mut waiting = [PollFd::new(listener, PollFlags::IN)];
     match poll(&mut waiting, Some(&PAUSE_SPEC)) {
         Ok(0) | Err(Errno::INTR) => return Ok(()),
@@ -78,7 +75,6 @@ fn pass_on(listener: &UnixListener, inherited: &Inherited, trusted: &Trusted) ->
         Err(error) => return Err(error.into()),
     }
     let (next, _) = listener.accept()?;
-    trusted.check(&next)?;
     let (udp, tcp) = (inherited.udp.as_fd(), inherited.tcp.as_fd());
     give(&next, Giver::Holds, udp, tcp)
 }

@@ -13,6 +13,7 @@ pub mod probe;
 pub mod reply;
 pub mod request;
 pub mod resolve;
+pub mod selinux;
 pub mod server;
 pub mod status;
 pub mod turn;

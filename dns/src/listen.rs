@@ -6,9 +6,11 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::net::UnixStream;
 
+use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
+use tracing::warn;
 
-use crate::hand_over::{self, Giver, Trusted};
+use crate::hand_over::{Folder, Giver};
 use crate::metrics::Transport;
 
 /// Room for a burst of questions, in bytes.
@@ -69,10 +71,57 @@ impl fmt::Display for ListenError {
 
 impl std::error::Error for ListenError {}
 
+impl ListenError {
+    /// Whether this host lacks the address's family: IPv6 that was switched off when it was booted. One that is off
+    /// by sysctl is none: the sockets wait for the address.
+    fn is_for_want_of_family(&self) -> bool {
+        matches!(
+            Errno::from_io_error(&self.source),
+            Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL)
+        )
+    }
+}
+
+/// Listens on every address whose family this host has. A family cannot come without a boot, so nobody waits
+/// for it.
+///
+/// # Errors
+/// Another reason than that, or not one of the addresses is left.
+pub fn everywhere(
+    addresses: &[SocketAddr],
+    open: impl Fn(SocketAddr) -> Result<Listener, ListenError>,
+) -> Result<Vec<Listener>, ListenError> {
+    let (mut listeners, mut lacking) = (Vec::new(), Vec::new());
+    for address in addresses {
+        match open(*address) {
+            Ok(listener) => listeners.push(listener),
+            Err(error) if error.is_for_want_of_family() => lacking.push(error),
+            Err(error) => return Err(error),
+        }
+    }
+    if listeners.is_empty()
+        && let Some(error) = lacking.pop()
+    {
+        return Err(error);
+    }
+    for ListenError {
+        address, source, ..
+    } in lacking
+    {
+        warn!(%address, error = %source, "this host lacks the family: nobody is answered there");
+    }
+    Ok(listeners)
+}
+
 impl Listener {
-    /// The sockets of a process that answers there already, or new ones.
-    pub fn take_or_open(address: SocketAddr, trusted: &Trusted) -> Result<Self, ListenError> {
-        let Some(inherited) = hand_over::take(address, trusted) else {
+    /// The sockets of a process that answers there already, or new ones. Those of a version without a folder
+    /// must be of one of these users.
+    pub fn take_or_open(
+        address: SocketAddr,
+        folder: &Folder,
+        users: &[u32],
+    ) -> Result<Self, ListenError> {
+        let Some(inherited) = folder.take_from_any(address, users) else {
             return Self::open(address);
         };
         Ok(Self {

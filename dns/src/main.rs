@@ -15,12 +15,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 use weir_dns::feed::{Client, SharedZone};
-use weir_dns::hand_over::Trusted;
+use weir_dns::hand_over::{FOLDER, Folder};
 use weir_dns::host_port::host_port;
 use weir_dns::kept::Kept;
-use weir_dns::listen::{ListenError, Listener};
+use weir_dns::listen::{self, ListenError, Listener};
 use weir_dns::metrics::Metrics;
-use weir_dns::privilege::{self, User};
+use weir_dns::privilege::{self, USER, User};
 use weir_dns::probe;
 use weir_dns::resolve::Resolve;
 use weir_dns::server;
@@ -64,8 +64,12 @@ struct Args {
     /// if it is.
     #[arg(long, value_name = "STATUS_SOCKET")]
     probe: Option<PathBuf>,
-    /// Whom to become, as UID:GID, when started as root.
-    #[arg(long, default_value = "65532:65532")]
+    /// The folder where the process before us and the next one are met, which the agent makes. Who may enter
+    /// it may have our sockets.
+    #[arg(long, default_value = FOLDER)]
+    hand_over: PathBuf,
+    /// Whom to become, as UID:GID, when started as root. Nobody else should have this uid.
+    #[arg(long, default_value_t = USER)]
     user: User,
     #[command(flatten)]
     kept: Kept,
@@ -110,12 +114,11 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<()> {
-    let trusted = Trusted(vec![args.user.uid, getuid().as_raw()]);
-    let listeners = args
-        .listen
-        .iter()
-        .map(|address| Listener::take_or_open(*address, &trusted))
-        .collect::<Result<Vec<_>, _>>()?;
+    let folder = Folder::new(&args.hand_over);
+    let users = [args.user.uid, getuid().as_raw()];
+    let listeners = listen::everywhere(&args.listen, |address| {
+        Listener::take_or_open(address, &folder, &users)
+    })?;
     let port = args.metrics.map(Port::open).transpose()?;
     let socket = args
         .status_socket
@@ -174,8 +177,12 @@ async fn answer(
     });
     let pages = tokio::spawn(pages.serve(router));
     let upstream = Upstream::new(&servers)?;
+    let folder = Folder::new(args.hand_over);
     let resolve = Arc::new(Resolve::new(args.domain, zone, upstream, metrics));
-    let mut service = tokio::spawn(server::serve(listeners, resolve, shutdown.clone()));
+    let mut service = tokio::spawn({
+        let shutdown = shutdown.clone();
+        async move { server::serve(listeners, &folder, resolve, shutdown).await }
+    });
     tokio::select! {
         _ = terminate.recv() => info!("told to end"),
         _ = interrupt.recv() => info!("interrupted"),

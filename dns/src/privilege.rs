@@ -10,6 +10,13 @@ use rustix::thread::{
     set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
+/// Weir's own: "weir" in ASCII, in the range from 1879048192 up that systemd's table of uids leaves to nobody. A
+/// number that images use, such as distroless' 65532, would be other people's too.
+pub const USER: User = User {
+    uid: 2_003_134_834,
+    gid: 2_003_134_834,
+};
+
 /// Whom to be.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct User {
@@ -75,7 +82,9 @@ mod tests {
         for text in ["", "1", "0:1", "1:0", "a:1", "1:1:1", "4294967295:1"] {
             assert!(text.parse::<User>().is_err(), "{text:?}");
         }
-        let user: User = "65532:65532".parse().unwrap();
-        assert_eq!(user.to_string(), "65532:65532");
+        let user: User = "2003134834:2003134834".parse().unwrap();
+        assert_eq!(user, USER);
+        assert_eq!(user.to_string(), "2003134834:2003134834");
+        assert_eq!(USER.uid.to_be_bytes(), *b"weir");
     }
 }

@@ -8,12 +8,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::process::geteuid;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::hand_over::Trusted;
+use crate::hand_over::Folder;
 use crate::listen::Listener;
 use crate::metrics::Text;
 use crate::resolve::Resolve;
@@ -22,9 +21,10 @@ use crate::turn::{Turn, Turns};
 /// How long questions under way may take once we are told to end: a whole upstream budget, and some.
 const DRAIN: Duration = Duration::from_secs(3);
 
-/// Answers on every listener until `shutdown`, then finishes what has begun.
+/// Answers on every listener until `shutdown`, and offers its sockets in `folder` to the next process; then finishes what has begun.
 pub async fn serve(
     listeners: Vec<Listener>,
+    folder: &Folder,
     resolve: Arc<Resolve>,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
@@ -44,7 +44,7 @@ pub async fn serve(
             address,
             udp: udp.try_clone()?.into(),
             tcp: tcp.try_clone()?.into(),
-            trusted: Trusted(vec![geteuid().as_raw()]),
+            folder: folder.clone(),
             zone: resolve.zone.clone(),
             turn: turn.clone(),
         };

@@ -15,11 +15,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::feed::SharedZone;
-use crate::hand_over::{self, Giver, Trusted, gone, hear_reading, say_reading};
+use crate::hand_over::{self, Folder, Giver, Offer, gone, hear_reading, say_reading};
 use crate::listen::Origin;
 
 /// Processes that have our sockets at once.
 const MAX_OTHERS: usize = 8;
+/// Between two tries to offer them.
+const OFFER_PAUSE: Duration = Duration::from_millis(500);
 
 /// Who reads the sockets, as far as this process knows.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -123,7 +125,7 @@ pub struct Turns {
     /// Copies to give away.
     pub udp: OwnedFd,
     pub tcp: OwnedFd,
-    pub trusted: Trusted,
+    pub folder: Folder,
     pub zone: SharedZone,
     pub turn: Turn,
 }
@@ -138,14 +140,8 @@ impl Turns {
                 Origin::Opened | Origin::Holder => None,
                 Origin::Reader(before) => self.succeed(before).await,
             };
-            match self.offer() {
-                Ok(listener) => self.give_away(listener).await,
-                Err(error) => {
-                    let address = self.address;
-                    warn!(%address, %error, "sockets cannot be handed over: an update may lose questions");
-                    std::future::pending().await
-                }
-            }
+            let (_offer, listener) = self.offer().await;
+            self.give_away(listener).await;
         };
         tokio::select! {
             () = shutdown.cancelled() => {}
@@ -153,10 +149,27 @@ impl Turns {
         }
     }
 
-    fn offer(&self) -> io::Result<UnixListener> {
-        let (_, listener) = hand_over::offer(self.address)?;
-        listener.set_nonblocking(true)?;
-        UnixListener::from_std(listener)
+    /// As soon as there is a folder: an agent that starts after us makes it.
+    async fn offer(&self) -> (Offer, UnixListener) {
+        let open = || -> io::Result<_> {
+            let offer = self.folder.offer(self.address)?;
+            let listener = offer.listener().try_clone()?;
+            listener.set_nonblocking(true)?;
+            Ok((offer, UnixListener::from_std(listener)?))
+        };
+        let mut is_told = false;
+        loop {
+            match open() {
+                Ok(open) => return open,
+                Err(error) if !is_told => {
+                    let (address, folder) = (self.address, &self.folder);
+                    warn!(%address, ?folder, %error, "sockets cannot be handed over yet: an update may lose questions");
+                    is_told = true;
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(OFFER_PAUSE).await;
+        }
     }
 
     async fn succeed(&self, before: StdUnixStream) -> Option<UnixStream> {
@@ -207,12 +220,10 @@ impl Turns {
                 warn!("hand-over refused: too many processes");
                 continue;
             }
-            let given = self.trusted.check(&next).and_then(|()| {
-                // First, since nothing may be done to them any more that others would feel.
-                self.turn.change(|reader| reader.sockets = Sockets::Shared);
-                hand_over::give(&next, Giver::Reads, self.udp.as_fd(), self.tcp.as_fd())
-            });
-            if let Err(error) = given {
+            // First, since nothing may be done to them any more that others would feel.
+            self.turn.change(|reader| reader.sockets = Sockets::Shared);
+            let (udp, tcp) = (self.udp.as_fd(), self.tcp.as_fd());
+            if let Err(error) = hand_over::give(&next, Giver::Reads, udp, tcp) {
                 warn!(address = %self.address, %error, "sockets not handed over");
                 continue;
             }

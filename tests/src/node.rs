@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
+use weir_dns::hand_over::FOLDER_NAME;
 
 use crate::machine::Machine;
 use crate::pod::{PodObjects, write_whole};
@@ -233,6 +234,8 @@ impl Node {
             ])
             .arg("--feed")
             .arg(dir.join("zone/zone.sock"))
+            .arg("--hand-over")
+            .arg(dir.join("zone").join(FOLDER_NAME))
             .arg("--status-socket")
             .arg(self.dns_status(name));
         for upstream in &self.options.upstreams {

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use serde_json::Value;
 use weir_agent::config::Args;
+use weir_dns::privilege::USER;
 use weir_tests::documents;
 use weir_tests::helm::Helm;
 use weir_tests::node::binary;
@@ -390,6 +391,13 @@ fn no_container_has_more_power_than_this() {
     let dns = pod(object(&objects, "DaemonSet", "weir-dns"));
     assert_eq!(dns["automountServiceAccountToken"], false);
     assert_eq!(dns["securityContext"]["runAsNonRoot"], true);
+    // Its own, and not the number that images use; confined, where SELinux is on, as the agent is not.
+    assert_eq!(dns["securityContext"]["runAsUser"], USER.uid);
+    assert_eq!(dns["securityContext"]["runAsGroup"], USER.gid);
+    assert_eq!(
+        dns["securityContext"]["seLinuxOptions"]["type"],
+        "container_t"
+    );
     // Who takes over the agent cannot take over what the runtime starts as root.
     let agent = pod(object(&objects, "DaemonSet", "weir"));
     let writes_plugins = |container: &Value| {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use weir_dns::privilege::USER;
 use weir_tests::node::{Family, Node, NodeOptions, binary};
 use weir_tests::traffic::is_echoed;
 use weir_tests::workloads::Workload;
@@ -20,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// As in the chart, which `install.rs` compares with a list of its own.
 const CAPABILITIES: &str = "-all,+bpf,+net_admin,+perfmon";
 /// The user of weir-dns, whose group the agent is in.
-const DNS: u32 = 65_532;
+const DNS: u32 = USER.uid;
 
 /// Of weir-dns.
 const METRICS: &str = "127.0.0.1:9661";
@@ -132,7 +133,9 @@ fn the_dns_server_has_its_port_without_ever_being_root() {
             .arg(&parent)
             .args(["keep", "--"])
             .arg(&program)
-            .args(["--listen=169.254.53.53:53", "--user=65532:65532"])
+            .args(["--listen=169.254.53.53:53", &format!("--user={USER}")])
+            .arg("--hand-over")
+            .arg(dir.join("zone/handover"))
             .arg(format!("--metrics={METRICS}"))
             .arg("--feed")
             .arg(dir.join("zone/zone.sock"))
@@ -172,6 +175,40 @@ fn the_dns_server_has_its_port_without_ever_being_root() {
         let proc = format!("/proc/{child}");
         wait_until("the server is gone", || !Path::new(&proc).exists());
     }
+}
+
+/// As a pod on the host's network that runs as the user of weir-dns: it does not see the node's folders.
+#[test]
+fn who_only_runs_as_the_dns_servers_user_gets_neither_its_sockets_nor_its_port() {
+    let mut node = Node::start(NodeOptions::named("dnsthief")).unwrap();
+    let dir = node.machine().dir().to_owned();
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+    let hand_over = fs::metadata(dir.join("zone/handover")).unwrap();
+    let kept = (hand_over.uid(), hand_over.gid(), hand_over.mode() & 0o7777);
+    assert_eq!(kept, (0, DNS, 0o770));
+    let program = dir.join("thief");
+    fs::copy(binary("weir-dns"), &program).unwrap();
+    let dns = node.dns().unwrap().pid();
+    let unix = fs::read_to_string(format!("/proc/{dns}/net/unix")).unwrap();
+    assert!(unix.contains("zone/handover/169.254.53.53:53."), "{unix}");
+    assert!(
+        !unix.contains("@weir-dns"),
+        "nothing is offered to everybody: {unix}"
+    );
+    let mut thief = node
+        .machine()
+        .launch("thief", "setpriv")
+        .args([&format!("--reuid={DNS}"), &format!("--regid={DNS}")])
+        .args(["--clear-groups", "--inh-caps=-all", "--bounding-set=-all"])
+        .arg(&program)
+        .args(["--listen=169.254.53.53:53", "--upstream=127.0.0.1:9"])
+        .args(["--feed=/nonexistent", "--hand-over=/nonexistent"])
+        .spawn()
+        .unwrap();
+    assert_eq!(thief.wait(PATIENCE).unwrap().code(), Some(3));
+    let said = thief.log();
+    assert!(!said.contains("shares its sockets"), "{said}");
+    assert!(said.contains("CAP_NET_BIND_SERVICE"), "{said}");
 }
 
 /// A program that runs the agent with the container's capabilities.

@@ -1,6 +1,7 @@
 //! From the snapshot to what the kernel should hold: pure functions and plain data. No clock, socket,
 //! map or tokio.
 
+pub mod dns_service;
 pub mod host_port;
 pub mod masquerade;
 pub mod node_addresses;

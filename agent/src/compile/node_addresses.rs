@@ -10,11 +10,13 @@ use weir_common::service::{NodeAddress, NodeFlags};
 use crate::model::Node;
 
 /// Rows of `NODES`. `addresses` are those that this node's devices have: kube-proxy answers node ports at
-/// all of them, at loopback for the node's own processes, and so do we.
+/// all of them, at loopback for the node's own processes, and so do we. `dns` are those at which weir-dns answers:
+/// the devices have them too, and nothing else is answered there.
 pub fn compile<'a>(
     nodes: impl IntoIterator<Item = &'a Arc<Node>>,
     own_name: &str,
     addresses: &[IpAddr],
+    dns: &[IpAddr],
 ) -> BTreeMap<Addr, NodeAddress> {
     let own = NodeAddress {
         flags: NodeFlags::OWN,
@@ -24,7 +26,11 @@ pub fn compile<'a>(
         IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(Ipv6Addr::LOCALHOST),
     ];
-    own_addresses.extend(addresses.iter().filter(|ip| !is_link_local(ip)));
+    own_addresses.extend(
+        addresses
+            .iter()
+            .filter(|ip| !is_link_local(ip) && !dns.contains(ip)),
+    );
     for node in nodes {
         if *node.name == *own_name {
             own_addresses.extend(&node.addresses);
@@ -65,9 +71,18 @@ mod tests {
             // Claims an address that is not its own.
             node("there", &["192.0.2.2", "2001:db8::2", "192.0.2.1"]),
         ];
-        let devices = ["192.0.2.1", "172.17.0.1", "fe80::1", "169.254.20.10"];
+        let devices = [
+            "192.0.2.1",
+            "172.17.0.1",
+            "fe80::1",
+            "169.254.20.10",
+            "fd02::10",
+        ];
         let devices: Vec<IpAddr> = devices.iter().map(|a| a.parse().unwrap()).collect();
-        let rows = compile(&nodes, "here", &devices);
+        let dns: Vec<IpAddr> = ["169.254.20.10", "fd02::10"]
+            .map(|a| a.parse().unwrap())
+            .into();
+        let rows = compile(&nodes, "here", &devices, &dns);
         let rows: Vec<(String, u32)> = rows
             .into_iter()
             .map(|(addr, row)| (IpAddr::from(addr).to_string(), row.flags))

@@ -6,8 +6,10 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
+use weir_dns::hand_over::FOLDER;
 use weir_dns::host_port::host_port;
 use weir_dns::kept::Kept;
+use weir_dns::privilege::USER;
 
 /// Weir's node agent: Services, NetworkPolicy, pod networking and cluster DNS through eBPF.
 #[derive(Clone, Debug, Parser)]
@@ -42,9 +44,12 @@ pub enum Command {
 #[derive(Clone, Debug, clap::Args)]
 pub struct KeepArgs {
     /// Keep the sockets open that weir-dns has on this address and port while it is dead: what is asked
-    /// meanwhile is answered by the next one. For a weir-dns that runs as our own user. Repeatable.
+    /// meanwhile is answered by the next one. Repeatable.
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub hold: Vec<SocketAddr>,
+    /// Where weir-dns offers them, as in its own --hand-over.
+    #[arg(long, default_value = FOLDER)]
+    pub hand_over: PathBuf,
     /// The program, by its path, and its arguments.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<OsString>,
@@ -149,10 +154,12 @@ pub struct RunArgs {
     /// The Service whose port 53 is answered by this node's weir-dns.
     #[arg(long, default_value = "kube-system/kube-dns")]
     pub dns_service: String,
-    /// The user that weir-dns runs as: it may read the zone.
-    #[arg(long, default_value_t = 65_532)]
+    /// The user that weir-dns runs as, and its group: it may read the zone, and its next process may have its
+    /// sockets. Nobody else should have this uid.
+    #[arg(long, default_value_t = USER.uid)]
     pub dns_uid: u32,
-    /// Where weir-dns is given its zone. Not in --run-dir, which is root's alone.
+    /// Where weir-dns is given its zone. Not in --run-dir, which is root's alone. Its folder `handover`, where one
+    /// weir-dns gives its sockets to the next, is beside it.
     #[arg(long, default_value = "/run/weir-dns/zone.sock")]
     pub zone_socket: PathBuf,
     /// The domain of cluster names.

@@ -5,6 +5,8 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
+use weir_dns::hand_over::FOLDER_NAME;
+
 use super::file;
 use super::network::FILE;
 use super::plugin::PLUGIN;
@@ -88,7 +90,8 @@ pub fn remove(places: &Places, leases: Leases) -> Removed {
     removed.note(&plugin, file::take(&plugin));
     removed.note(&places.zone_socket, file::take(&places.zone_socket));
     if let Some(folder) = places.zone_socket.parent() {
-        removed.folder(folder);
+        // With names of processes that were killed.
+        folder_of_ours(&mut removed, folder, &[FOLDER_NAME]);
     }
     if let Err(error) = file::take(&places.run_dir.join(LOCK)) {
         removed.left.push(format!("{LOCK}: {error}"));
@@ -133,7 +136,7 @@ mod tests {
         for folder in [
             "opt/cni/bin",
             "run/weir",
-            "run/weir-dns",
+            "run/weir-dns/handover",
             "var/lib/weir/released",
         ] {
             fs::create_dir_all(at(folder)).unwrap();
@@ -143,6 +146,7 @@ mod tests {
             "run/weir/cni.sock",
             "run/weir/agent.lock",
             "run/weir-dns/zone.sock",
+            "run/weir-dns/handover/169.254.53.53:53.0",
             "var/lib/weir/leases.redb",
             "var/lib/weir/released/one",
         ];

@@ -15,9 +15,10 @@ use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::Pid;
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use weir_dns::hand_over::Folder;
 use weir_dns::kept;
 
 use self::pace::Pace;
@@ -55,16 +56,17 @@ enum End {
 }
 
 /// Runs a program, given with its arguments, until it exits or we are told to stop by SIGTERM or SIGINT,
-/// which it is told too; meanwhile the sockets of a weir-dns on these addresses stay open. Returns the code that it exited with, or 128 and the number of its signal.
+/// which it is told too; meanwhile the sockets of a weir-dns on these addresses, which it offers in `folder`, stay
+/// open. Returns the code that it exited with, or 128 and the number of its signal.
 ///
 /// # Errors
 /// It cannot be started.
-pub fn keep(command: &[OsString], hold: &[SocketAddr]) -> Result<ExitCode> {
+pub fn keep(command: &[OsString], hold: &[SocketAddr], folder: &Folder) -> Result<ExitCode> {
     let Some((program, arguments)) = command.split_first() else {
         bail!("say which program to keep running");
     };
     let news = signals()?;
-    weir_dns::hold::hold(hold, geteuid().as_raw()).context("hold the sockets of weir-dns")?;
+    weir_dns::hold::hold(hold, folder).context("hold the sockets of weir-dns")?;
     let mut pace = Pace::default();
     let mut restarts = 0u64;
     loop {

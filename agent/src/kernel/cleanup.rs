@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::links::Links;
+use super::netlink::dns_addresses;
 use super::{census, netlink, second_lock, sysctl};
 
 /// What came of it.
@@ -57,7 +58,7 @@ pub async fn cleanup(bpffs: &Path, cgroup: &Path, run_dir: &Path) -> Result<Clea
             outcome => cleaned.note(format!("folder {}", folder.display()), outcome),
         }
     }
-    match netlink::remove_loopback_addresses().await {
+    match dns_addresses::remove_dns_addresses().await {
         Ok(addresses) => {
             let words = addresses.iter().map(|it| format!("address {it} of lo"));
             cleaned.removed.extend(words);

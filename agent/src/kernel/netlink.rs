@@ -1,5 +1,6 @@
 //! The node's devices and addresses, through rtnetlink in the network namespace of the agent.
 
+pub mod dns_addresses;
 pub mod routes;
 
 use std::collections::BTreeMap;
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use futures::{FutureExt, StreamExt, TryStreamExt};
-use rtnetlink::packet_route::address::{AddressAttribute, AddressProtocol};
+use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkLayerType};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use rtnetlink::{
@@ -21,8 +22,6 @@ use weir_cni::attachment::DEVICE_PREFIX;
 use crate::compile::masquerade::{Outlet, Routes};
 use crate::pods::Device;
 
-/// Who has put an address on a device (`IFA_PROTO`): we. The kernel's own are 1 to 3.
-const OUR_PROTOCOL: AddressProtocol = AddressProtocol::Other(0x57);
 /// Addresses change in bursts, when a device comes or goes: they are read once it is over.
 const BURST: Duration = Duration::from_millis(50);
 
@@ -318,65 +317,6 @@ pub async fn watch_outlets(to: mpsc::Sender<Vec<Outlet>>) -> Result<()> {
         MulticastGroup::Ipv6Route,
     ];
     watch(&groups, outlets, to).await
-}
-
-/// Puts these addresses on the loopback device, where weir-dns listens. Those that are there stay.
-///
-/// # Errors
-/// The kernel refuses.
-pub async fn add_loopback_addresses(addresses: &[IpAddr]) -> Result<()> {
-    let netlink = Netlink::open()?;
-    let lo = netlink.loopback().await?;
-    for address in addresses {
-        let length = if address.is_ipv4() { 32 } else { 128 };
-        let mut request = netlink.handle.address().add(lo, *address, length);
-        let attributes = &mut request.message_mut().attributes;
-        attributes.push(AddressAttribute::Protocol(OUR_PROTOCOL));
-        match request.execute().await {
-            Err(rtnetlink::Error::NetlinkError(error))
-                if error.to_io().raw_os_error() == Some(libc::EEXIST) => {}
-            other => other.with_context(|| format!("put {address} on the loopback device"))?,
-        }
-    }
-    Ok(())
-}
-
-/// Takes off the loopback device what an agent has put there. Returns it.
-///
-/// # Errors
-/// The kernel refuses.
-pub async fn remove_loopback_addresses() -> Result<Vec<IpAddr>> {
-    let netlink = Netlink::open()?;
-    let lo = netlink.loopback().await?;
-    let mut addresses = netlink.handle.address().get().execute();
-    let mut ours = Vec::new();
-    while let Some(address) = addresses.try_next().await.context("list the addresses")? {
-        let is_ours = address
-            .attributes
-            .contains(&AddressAttribute::Protocol(OUR_PROTOCOL));
-        if address.header.index == lo && is_ours {
-            ours.push(address);
-        }
-    }
-    let mut removed = Vec::new();
-    for address in ours {
-        let ip = address
-            .attributes
-            .iter()
-            .find_map(|attribute| match attribute {
-                AddressAttribute::Address(ip) => Some(*ip),
-                _ => None,
-            });
-        netlink
-            .handle
-            .address()
-            .del(address)
-            .execute()
-            .await
-            .context("take an address off the loopback device")?;
-        removed.extend(ip);
-    }
-    Ok(removed)
 }
 
 /// The MTU of the device that the default route leaves through, in bytes; 1500 without one.

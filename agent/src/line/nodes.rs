@@ -39,7 +39,8 @@ impl Line {
     /// Which addresses are nodes', for ports that all nodes have.
     pub(super) fn pass_node_addresses(&mut self) {
         let nodes = self.inputs.snapshot().nodes.values();
-        let rows = node_addresses::compile(nodes, &self.settings.node, &self.node_addresses);
+        let dns = &self.settings.dns.addresses;
+        let rows = node_addresses::compile(nodes, &self.settings.node, &self.node_addresses, dns);
         self.nodes.apply(rows);
     }
 

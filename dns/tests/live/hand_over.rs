@@ -1,7 +1,11 @@
 //! A server that takes over from another, and one that starts before it knows the zone.
 
+use std::io::Read;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::AsFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -11,14 +15,14 @@ use std::time::{Duration, Instant};
 use hickory_proto::rr::RecordType;
 use tokio::net::UdpSocket;
 use weir_dns::feed::{Peer, Server as Feed, ZoneChange};
-use weir_dns::hand_over::Trusted;
+use weir_dns::hand_over::{self, FOLDER_MODE, FOLDER_NAME, Folder, Giver};
 use weir_dns::hold::hold;
 use weir_dns::listen::{Listener, Origin};
 
 use crate::process::Process;
 use crate::support::{
     Manner, PATIENCE, PlayedUpstream, Server, ask, ask_tcp, cluster_ip, exchange, free_address,
-    question, shown, until, zone,
+    hand_over_folder, question, shown, until, zone,
 };
 
 const WEB: &str = "web.default.svc.cluster.local";
@@ -28,18 +32,19 @@ const ANSWER: &str = "NOERROR A=10.96.0.20";
 const SOON: Duration = Duration::from_millis(1500);
 
 fn successor(of: &Server) -> Server {
-    let trusted = Trusted(vec![rustix::process::geteuid().as_raw()]);
+    let folder = Folder::new(of.folder.path());
     let mut listener = None;
     // It offers its sockets a moment after it began to answer.
     for _ in 0..200 {
-        let taken = Listener::take_or_open(of.address, &trusted).unwrap();
+        let taken = Listener::take_or_open(of.address, &folder, &[]).unwrap();
         if matches!(taken.origin, Origin::Reader(_)) {
             listener = Some(taken);
             break;
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    Server::start_with(listener.expect("sockets are handed over"), &[])
+    let listener = listener.expect("sockets are handed over");
+    Server::start_with(listener, of.folder.clone(), &[])
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -167,6 +172,8 @@ async fn another_user_gets_no_sockets() {
     stranger
         .args(["--listen", &server.address.to_string()])
         .args(["--upstream", "127.0.0.1:9", "--feed", "/nonexistent"])
+        .arg("--hand-over")
+        .arg(server.folder.path())
         .uid(47_812)
         .gid(47_812);
     let ended = tokio::task::spawn_blocking(move || stranger.output().unwrap());
@@ -196,16 +203,22 @@ async fn a_parent_that_holds_the_sockets_leaves_nobody_refused() {
     let listener = Feed::bind(&path, peer).unwrap();
     let feeding = tokio::spawn(feed.serve(listener, peer));
     let address = free_address();
+    let meeting = folder.path().join(FOLDER_NAME);
+    std::fs::create_dir(&meeting).unwrap();
+    std::fs::set_permissions(&meeting, std::fs::Permissions::from_mode(FOLDER_MODE)).unwrap();
+    chown(&meeting, None, Some(USER)).unwrap();
     let start = || {
         let mut command = Command::new(env!("CARGO_BIN_EXE_weir-dns"));
         command
             .args(["--listen", &address.to_string()])
             .args(["--upstream", "127.0.0.1:9"])
+            .arg("--hand-over")
+            .arg(&meeting)
             .args(["--user", &format!("{USER}:{USER}"), "--feed"])
             .arg(&path);
         Process(command.stderr(Stdio::null()).spawn().unwrap())
     };
-    hold(&[address], USER).unwrap();
+    hold(&[address], &Folder::new(&meeting)).unwrap();
     let mut child = start();
     until("it answers", async || {
         let message = question(WEB, RecordType::A);
@@ -232,6 +245,9 @@ async fn a_parent_that_holds_the_sockets_leaves_nobody_refused() {
     assert!(asked > 200, "{asked}");
     assert_eq!(refused, 0);
     assert!(silent <= KILLS, "{silent}");
+    // Of those that were killed nothing stays: the holder's own name, and the last one's.
+    let names = std::fs::read_dir(&meeting).unwrap().count();
+    assert!(names <= 2, "{names}");
     drop(child);
     feeding.abort();
 }
@@ -262,4 +278,54 @@ async fn ask_steadily(address: SocketAddr, done: Arc<AtomicBool>) -> (usize, usi
         }
     }
     (count, refused, silent)
+}
+
+/// Whoever may enter the folder may have the sockets, so one that everybody may enter is none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_is_open_to_others_is_not_used() {
+    let server = Server::start(&[]);
+    let folder = Folder::new(server.folder.path());
+    until("it offers", async || folder.take(server.address).is_some()).await;
+    let mode = |mode| std::fs::Permissions::from_mode(mode);
+    for (open, is_used) in [(0o707, false), (0o701, false), (0o770, true)] {
+        std::fs::set_permissions(server.folder.path(), mode(open)).unwrap();
+        assert_eq!(folder.take(server.address).is_some(), is_used, "{open:o}");
+        assert_eq!(folder.offer(server.address).is_ok(), is_used, "{open:o}");
+    }
+    server.stop().await;
+}
+
+/// As a version up to 0.1.0 did it: at a name of the abstract namespace, to whoever has its uid.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_earlier_version_hands_its_sockets_over() {
+    let address = free_address();
+    let earlier = Listener::open(address).unwrap();
+    let name = UnixAddr::from_abstract_name(format!("weir-dns/{address}/0")).unwrap();
+    let offer = UnixListener::bind_addr(&name).unwrap();
+    let giving = tokio::task::spawn_blocking(move || {
+        let (mut next, _) = offer.accept().unwrap();
+        hand_over::give(
+            &next,
+            Giver::Reads,
+            earlier.udp.as_fd(),
+            earlier.tcp.as_fd(),
+        )
+        .unwrap();
+        let mut said = [0];
+        next.read_exact(&mut said).unwrap();
+        (said, next)
+    });
+    let folder = hand_over_folder();
+    let meeting = Folder::new(folder.path());
+    let listener = tokio::task::spawn_blocking(move || {
+        Listener::take_or_open(address, &meeting, &[]).unwrap()
+    });
+    let listener = listener.await.unwrap();
+    assert!(matches!(listener.origin, Origin::Reader(_)), "{listener:?}");
+    let next = Server::start_with(listener, folder, &[]);
+    next.zone.store(Some(Arc::new(zone())));
+    let (said, _open) = giving.await.unwrap();
+    assert_eq!(said, *b"r", "it reads");
+    assert_eq!(shown(&ask(address, WEB, RecordType::A).await), ANSWER);
+    next.stop().await;
 }

@@ -7,6 +7,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use hickory_proto::rr::RecordType;
+use nix::libc;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use weir_dns::feed::{Peer, Server, ZoneChange};
@@ -172,6 +177,52 @@ async fn it_ends_well_when_told_to() {
             .unwrap();
         assert!(ended.success(), "{signal}: {ended}");
     }
+}
+
+/// Runs a command where sockets of IPv6 cannot be had, as after a boot with `ipv6.disable=1`.
+fn without_ipv6(mut command: Command) -> Child {
+    let spawn = move || {
+        let family = u64::try_from(libc::AF_INET6).unwrap();
+        let of_ipv6 = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, family);
+        let rule = SeccompRule::new(vec![of_ipv6.unwrap()]).unwrap();
+        let refused = SeccompAction::Errno(libc::EAFNOSUPPORT.cast_unsigned());
+        let machine = std::env::consts::ARCH.try_into().unwrap();
+        let rules = [(libc::SYS_socket, vec![rule])].into();
+        let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, machine).unwrap();
+        let filter: BpfProgram = filter.try_into().unwrap();
+        // Of this thread, and of what it starts.
+        seccompiler::apply_filter(&filter).unwrap();
+        command.spawn().unwrap()
+    };
+    std::thread::spawn(spawn).join().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_without_ipv6_is_answered_over_ipv4() {
+    let address = free_address();
+    let other = format!("[::1]:{}", address.port());
+    let start = |listen: &[&str]| {
+        let mut command = program();
+        for address in listen {
+            command.args(["--listen", address]);
+        }
+        command.args(["--upstream", "127.0.0.1:9"]);
+        command.args(["--feed", "/nonexistent/zone.sock"]);
+        command
+    };
+    let mut child = without_ipv6(start(&[&other]));
+    assert_eq!(child.wait().unwrap().code(), Some(3), "no address is left");
+    let mut command = start(&[&other, &address.to_string()]);
+    command.stderr(Stdio::null());
+    let child = Process(without_ipv6(command));
+    until("it answers", async || {
+        let message = crate::support::question("version.bind", RecordType::TXT);
+        let asked = crate::support::exchange(address, &message);
+        let answer = tokio::time::timeout(Duration::from_millis(200), asked).await;
+        answer.is_ok_and(|it| it.is_some())
+    })
+    .await;
+    drop(child);
 }
 
 #[test]

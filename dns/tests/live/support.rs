@@ -1,6 +1,7 @@
 //! A server in this process, an upstream that behaves as told, and a client that speaks plain DNS.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio_util::sync::CancellationToken;
 use weir_dns::feed::SharedZone;
+use weir_dns::hand_over::{FOLDER_MODE, Folder};
 use weir_dns::listen::Listener;
 use weir_dns::metrics::Metrics;
 use weir_dns::resolve::Resolve;
@@ -114,12 +116,22 @@ pub(crate) fn free_address() -> SocketAddr {
     panic!("no free port");
 }
 
+/// Where servers meet, as the agent makes it.
+pub(crate) fn hand_over_folder() -> Arc<tempfile::TempDir> {
+    let folder = tempfile::tempdir().unwrap();
+    let mode = std::fs::Permissions::from_mode(FOLDER_MODE);
+    std::fs::set_permissions(folder.path(), mode).unwrap();
+    Arc::new(folder)
+}
+
 /// A running server.
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) zone: SharedZone,
     pub(crate) metrics: Metrics,
     registry: Registry,
+    /// Where it hands its sockets over.
+    pub(crate) folder: Arc<tempfile::TempDir>,
     shutdown: CancellationToken,
     task: tokio::task::JoinHandle<std::io::Result<()>>,
 }
@@ -133,27 +145,32 @@ impl Server {
     }
 
     pub(crate) fn start_unsynced(address: SocketAddr, upstream: &[SocketAddr]) -> Self {
-        Self::start_with(Listener::open(address).unwrap(), upstream)
+        let folder = hand_over_folder();
+        Self::start_with(Listener::open(address).unwrap(), folder, upstream)
     }
 
     /// Without a zone.
-    pub(crate) fn start_with(listener: Listener, upstream: &[SocketAddr]) -> Self {
+    pub(crate) fn start_with(
+        listener: Listener,
+        folder: Arc<tempfile::TempDir>,
+        upstream: &[SocketAddr],
+    ) -> Self {
         let address = listener.address;
         let zone = SharedZone::default();
         let (metrics, registry) = Metrics::new(&domain());
         let upstream = Upstream::new(upstream).unwrap();
         let resolve = Resolve::new(domain(), zone.clone(), upstream, metrics.clone());
         let shutdown = CancellationToken::new();
-        let task = tokio::spawn(server::serve(
-            vec![listener],
-            Arc::new(resolve),
-            shutdown.clone(),
-        ));
+        let task = tokio::spawn({
+            let (meeting, shutdown) = (Folder::new(folder.path()), shutdown.clone());
+            async move { server::serve(vec![listener], &meeting, Arc::new(resolve), shutdown).await }
+        });
         Self {
             address,
             zone,
             metrics,
             registry,
+            folder,
             shutdown,
             task,
         }

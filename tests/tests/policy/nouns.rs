@@ -142,6 +142,8 @@ pub(super) fn view(node: &str) -> NodeView {
         name: node.into(),
         addresses: addresses
             .flat_map(|(_, ips)| ips)
+            // Its devices have those of its DNS too.
+            .chain(&DNS)
             .copied()
             .map(ip)
             .collect(),

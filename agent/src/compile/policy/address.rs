@@ -13,10 +13,10 @@ use crate::model::{Pod, PodNetwork, PodPhase, Snapshot};
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct NodeView {
     pub name: Arc<str>,
-    /// Every address of the node itself. Those of its Node object are added.
+    /// Every address that the devices of the node have. Those of its Node object are added.
     pub addresses: Vec<IpAddr>,
-    /// Where the node answers DNS for its pods. An address that is also among `addresses` is the
-    /// node's own, since probes may come from it.
+    /// Where the node answers DNS for its pods. The node's devices have these too, and they are not its own for
+    /// that: nothing comes from them but answers, and asking is up to policy.
     pub dns: Vec<IpAddr>,
 }
 
@@ -33,7 +33,8 @@ pub(super) enum Holder<'a> {
 /// The holder of every address that has one, and the claims that lost.
 ///
 /// A node's address is the node's whatever a pod says: a node satisfies no selector, so a stale or
-/// false claim can only lose permissions. Between pods, one that is not being deleted wins, then the
+/// false claim can only lose permissions. An address at which DNS is answered is the node's own only where the
+/// Node object says that it is. Between pods, one that is not being deleted wins, then the
 /// greater uid.
 pub(super) fn holders<'a>(
     snapshot: &'a Snapshot,
@@ -41,8 +42,13 @@ pub(super) fn holders<'a>(
 ) -> (BTreeMap<Addr, Holder<'a>>, Vec<Report>) {
     let mut holders: BTreeMap<Addr, Holder<'a>> = BTreeMap::new();
     let own = snapshot.nodes.get(&node.name).into_iter();
-    let own = own.flat_map(|own| &own.addresses).chain(&node.addresses);
+    let devices = node.addresses.iter().filter(|ip| !node.dns.contains(ip));
+    let own = own.flat_map(|own| &own.addresses).chain(devices);
     holders.extend(own.map(|ip| (Addr::from(*ip), Holder::OwnNode)));
+    // Before other nodes: these addresses mean this node on every node, whatever an object says.
+    for ip in &node.dns {
+        holders.entry(Addr::from(*ip)).or_insert(Holder::Dns);
+    }
 
     let others = snapshot.nodes.values().flat_map(|node| &node.addresses);
     let host = snapshot
@@ -51,9 +57,6 @@ pub(super) fn holders<'a>(
         .filter(|p| lives_in(p, PodNetwork::Host));
     for ip in others.chain(host.flat_map(|pod| &pod.addresses)) {
         holders.entry(Addr::from(*ip)).or_insert(Holder::Node);
-    }
-    for ip in &node.dns {
-        holders.entry(Addr::from(*ip)).or_insert(Holder::Dns);
     }
 
     let mut pods: Vec<&Pod> = snapshot

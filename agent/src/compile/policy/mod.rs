@@ -173,8 +173,10 @@ pub fn compile(
     };
     let class_of = |(addr, holder): (&Addr, &Holder<'_>)| {
         let class = match (holder, facts.get(addr)) {
-            (Holder::OwnNode, _) | (_, None) => Class::OWN_NODE,
+            (Holder::OwnNode, _) => Class::OWN_NODE,
             (_, Some(facts)) => numbered[facts],
+            // What nothing is known of may not be more than the world may.
+            (_, None) => Class::WORLD,
         };
         (*addr, class)
     };
