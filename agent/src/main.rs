@@ -178,5 +178,8 @@ fn doctor(bpffs: &std::path::Path, cgroup: &std::path::Path) -> ExitCode {
             }
         }
     }
+    for finding in install::surroundings::look() {
+        println!("LOOK     {:32} {}", finding.what, finding.text);
+    }
     code
 }

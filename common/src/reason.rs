@@ -1,5 +1,5 @@
-//! Why a packet was dropped: the one table that programs, counters, events, labels and docs/drops.md
-//! are made from. A number is given once and never used again.
+//! Why a packet was dropped: the one table that programs, counters, events, labels and the page for
+//! people (docs/operations.md, "Drops") are made from. A number is given once and never used again.
 
 macro_rules! reasons {
     ($($number:literal $name:ident $label:literal $help:literal)*) => {

@@ -3,7 +3,7 @@
 //!
 //! The next process gets the *same* sockets, not others beside them: what waits in the queue of a UDP
 //! socket or of a TCP listener is closed with the last process that has it, so whoever ends takes
-//! nothing along. (Why not steer with SO_REUSEPORT: docs/decisions/0013-dns-sockets-are-handed-over.md.)
+//! nothing along. (Why not steer with SO_REUSEPORT: decision 13.)
 //!
 //! They meet in a folder of the host that the agent makes and only root and weir-dns's group may enter. A process
 //! on the host's network that happens to have weir-dns's uid does not see it: being in there is what counts.

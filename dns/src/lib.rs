@@ -4,6 +4,7 @@
 pub mod feed;
 pub mod hand_over;
 pub mod hold;
+pub mod host_port;
 pub mod kept;
 pub mod listen;
 pub mod metrics;

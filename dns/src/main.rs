@@ -16,6 +16,7 @@ use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 use weir_dns::feed::{Client, SharedZone};
 use weir_dns::hand_over::{FOLDER, Folder};
+use weir_dns::host_port::host_port;
 use weir_dns::kept::Kept;
 use weir_dns::listen::{self, ListenError, Listener};
 use weir_dns::metrics::Metrics;
@@ -53,8 +54,8 @@ struct Args {
     #[arg(long, default_value = "/etc/resolv.conf")]
     resolv_conf: PathBuf,
     /// Where /metrics, /health and /ready are served, if at all. Of several processes on a host the
-    /// oldest has the port, and the next gets it from there.
-    #[arg(long)]
+    /// oldest has the port, and the next gets it from there. An IPv6 address may lack its brackets.
+    #[arg(long, value_parser = host_port)]
     metrics: Option<SocketAddr>,
     /// The same pages at a unix socket, which is this process's alone.
     #[arg(long)]

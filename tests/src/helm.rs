@@ -1,4 +1,4 @@
-//! Helm, built once from its Go module, for rendering the chart of `deploy/`.
+//! Helm, built once from its Go module, for rendering and linting the chart of `deploy/`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -44,25 +44,41 @@ impl Helm {
         Ok(Self { program })
     }
 
-    /// Objects as YAML: the chart's, with these values (`KEY=VALUE`).
+    /// Objects as YAML: the chart's as the release `weir` of this namespace, with these values (`KEY=VALUE`).
     ///
     /// # Errors
     /// The chart cannot be rendered; the error says why.
-    pub fn template(&self, chart: &Path, values: &[&str]) -> Result<String> {
-        let mut helm = Command::new(&self.program);
-        helm.arg("template").arg("weir").arg(chart);
-        helm.args(["--namespace", "kube-system"]);
-        for value in values {
-            helm.args(["--set", value]);
-        }
+    pub fn template(&self, chart: &Path, namespace: &str, values: &[&str]) -> Result<String> {
+        let mut words = vec!["template", "weir"];
+        let chart = chart.to_str().context("the chart's path")?;
+        words.extend([chart, "--namespace", namespace]);
+        words.extend(values.iter().flat_map(|value| ["--set", value]));
+        self.run(&words)
+    }
+
+    /// What Helm finds wrong with the chart, as a failure, or nothing.
+    ///
+    /// # Errors
+    /// It finds something.
+    pub fn lint(&self, chart: &Path, values: &[&str]) -> Result<String> {
+        let mut words = vec!["lint", "--strict"];
+        words.push(chart.to_str().context("the chart's path")?);
+        words.extend(values.iter().flat_map(|value| ["--set", value]));
+        self.run(&words)
+    }
+
+    fn run(&self, words: &[&str]) -> Result<String> {
         // Neither a kubeconfig of whoever runs this nor plugins of theirs.
-        let output = helm
+        let output = Command::new(&self.program)
+            .args(words)
             .env("KUBECONFIG", "/dev/null")
             .env("HELM_PLUGINS", "/nonexistent")
             .output()
             .context("start helm")?;
+        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
         if !output.status.success() {
-            bail!("helm: {}", String::from_utf8_lossy(&output.stderr).trim());
+            // lint says what is wrong on stdout.
+            bail!("helm: {}\n{}", said(&output.stderr), said(&output.stdout));
         }
         Ok(String::from_utf8(output.stdout)?)
     }

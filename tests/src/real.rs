@@ -17,12 +17,21 @@ use crate::kubelet::{Kubelet, PodRuntime, RegisteredNode};
 use crate::node::{CLUSTER, Node, NodeOptions, Pod, Runtime, Source};
 use crate::workloads;
 
-/// The role, the account and the binding, as a cluster would apply them.
-pub const CLUSTER_ROLE: &str = include_str!("../../deploy/helm/weir/templates/rbac.yaml");
+/// What a cluster applies, with the template that each object is from.
+const MANIFEST: &str = include_str!("../../deploy/weir.yaml");
 
 /// The node's device towards the control plane, and its address there.
 const DEVICE: &str = "eth0";
 const ADDRESS: &str = "10.210.0.11";
+
+/// The role, the account and the binding, as a cluster would apply them.
+#[must_use]
+pub fn cluster_role() -> String {
+    let documents = MANIFEST.split_inclusive("---\n");
+    documents
+        .filter(|it| it.contains("# Source: weir/templates/rbac.yaml\n"))
+        .collect()
+}
 
 /// A running node on a control plane of its own. Everything goes on drop.
 #[derive(Debug)]
@@ -45,7 +54,7 @@ impl RealNode {
     /// # Errors
     /// One of them does not become ready; the error shows its log.
     pub fn start(binaries: &Binaries, name: &str) -> Result<Self> {
-        let mut real = Self::prepare(ControlPlane::start(binaries)?, name, CLUSTER_ROLE)?;
+        let mut real = Self::prepare(ControlPlane::start(binaries)?, name, &cluster_role())?;
         real.start_node()?;
         Ok(real)
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use weir_tests::binaries::ready_or_not_run;
 use weir_tests::control_plane::ControlPlane;
 use weir_tests::node::Source;
-use weir_tests::real::{CLUSTER_ROLE, RealNode};
+use weir_tests::real::{RealNode, cluster_role};
 
 /// How long the agent may take to come to its conclusion, at the end of a run of failures too.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -26,8 +26,9 @@ fn a_missing_permission_is_one_clear_message_until_it_is_given() {
     else {
         return;
     };
-    let role = CLUSTER_ROLE.replace(POLICIES, "");
-    assert_ne!(role, CLUSTER_ROLE, "the rule is in the role");
+    let whole = cluster_role();
+    let role = whole.replace(POLICIES, "");
+    assert_ne!(role, whole, "the rule is in the role");
     let mut real = RealNode::prepare(plane, "n1", &role).unwrap();
     real.node.start_agent().unwrap();
 
@@ -56,7 +57,7 @@ fn a_missing_permission_is_one_clear_message_until_it_is_given() {
         "{warnings:#?}"
     );
 
-    real.kubectl().apply(CLUSTER_ROLE).unwrap();
+    real.kubectl().apply(&whole).unwrap();
     eventually("ready with the permission", || {
         (real.node.readyz() == "ok").then_some(())
     });
@@ -70,7 +71,7 @@ fn a_token_that_nobody_knows_is_said_to_be_that() {
     let Some(plane) = control_plane("a_token_that_nobody_knows_is_said_to_be_that") else {
         return;
     };
-    let mut real = RealNode::prepare(plane, "n1", CLUSTER_ROLE).unwrap();
+    let mut real = RealNode::prepare(plane, "n1", &cluster_role()).unwrap();
     let Source::Kube { kubeconfig, .. } = &real.node.options.source else {
         panic!("it has an API server");
     };
@@ -104,7 +105,7 @@ fn a_kubeconfig_that_cannot_be_used_ends_the_agent_with_its_name() {
     else {
         return;
     };
-    let mut real = RealNode::prepare(plane, "n1", CLUSTER_ROLE).unwrap();
+    let mut real = RealNode::prepare(plane, "n1", &cluster_role()).unwrap();
     let Source::Kube {
         kubeconfig,
         api_server,

@@ -340,8 +340,8 @@ fn quoted(cell: &str) -> Vec<String> {
         .collect()
 }
 
-/// Whether a path begins with a place; `.` is everywhere. `a/b` holds `a/b.rs` and `a/b/c.rs`, and
-/// not `a/bc.rs`; `*/a/` is every folder `a`, however deep.
+/// Whether a path begins with a place; `.` is everywhere. `agent/src/app` holds `agent/src/app.rs` and what is
+/// in the folder of that name, and not `agent/src/apply`; `*/a/` is every folder `a`, however deep.
 fn is_inside(path: &str, place: &str) -> bool {
     if let Some(folder) = place.strip_prefix("*/") {
         return path.starts_with(folder) || path.contains(&format!("/{folder}"));

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use weir_dns::hand_over::FOLDER;
+use weir_dns::host_port::host_port;
 use weir_dns::kept::Kept;
 use weir_dns::privilege::USER;
 
@@ -184,8 +185,8 @@ pub struct RunArgs {
     #[arg(long, requires = "cni_conf_dir")]
     pub cni_bin_dir: Option<PathBuf>,
 
-    /// Where /metrics, /healthz and /readyz are served.
-    #[arg(long, default_value = "127.0.0.1:9660")]
+    /// Where /metrics, /healthz and /readyz are served. An IPv6 address may lack its brackets.
+    #[arg(long, default_value = "127.0.0.1:9660", value_parser = host_port)]
     pub http: SocketAddr,
     /// Lines for people, or JSON.
     #[arg(long, value_enum, default_value = "text")]

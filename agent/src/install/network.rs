@@ -157,7 +157,7 @@ async fn wait_for(expected: &Expected, pace: Duration) {
 }
 
 /// Configurations of others that a runtime prefers to ours.
-fn before_ours(folder: &Path) -> Vec<String> {
+pub(super) fn before_ours(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(folder)
         .into_iter()
         .flatten()

@@ -321,7 +321,7 @@ fn ipv6_works_where_the_runtime_switched_it_off() {
     assert!(pod.reaches(&node.netns, "2001:db8::1"));
 }
 
-/// Not a target: numbers.md 14 is measured by the bench, with a release build.
+/// Not a target: row 14 of docs/targets.md is measured by the bench, with a release build.
 #[test]
 fn thirty_adds_at_once_get_thirty_addresses() {
     let node = Node::new(&["10.64.0.0/24"]);

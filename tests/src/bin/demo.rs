@@ -14,7 +14,7 @@ use weir_tests::application::{Application, Cell, settle};
 use weir_tests::binaries::Binaries;
 use weir_tests::control_plane::ControlPlane;
 use weir_tests::node::{CLUSTER_DNS, Family, Node, NodeOptions, Pod, binary};
-use weir_tests::real::{CLUSTER_ROLE, RealNode};
+use weir_tests::real::{RealNode, cluster_role};
 use weir_tests::workloads;
 
 /// Where `cargo xtask demo` starts, the root of the checkout.
@@ -99,7 +99,7 @@ fn on_control_plane(args: &Args, folder: &Path, binaries: &Binaries) -> Result<(
     check_stop()?;
     heading("A node on it: its agent reads six kinds of objects and may do nothing else");
     let mut real = step("register the node, apply the agent's role", || {
-        RealNode::prepare(plane, "demo", CLUSTER_ROLE)
+        RealNode::prepare(plane, "demo", &cluster_role())
     })?;
     step("start agent and DNS", || real.start_node())?;
     check_stop()?;

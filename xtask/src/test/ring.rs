@@ -1,7 +1,7 @@
 //! The rings: which tests belong to each, and how cargo is asked to run them.
 //!
-//! An integration test says its ring by its file name: `netns_service.rs` and `netns.rs` are in the
-//! ring `netns`. Every other test is in the ring `host`.
+//! An integration test says its ring by its file name: `netns_services.rs` is in the ring
+//! `netns`, `vm.rs` in the ring `vm`. Every other test is in the ring `host`.
 
 use std::fs;
 use std::path::Path;
