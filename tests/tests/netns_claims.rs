@@ -90,10 +90,10 @@ fn a_service_that_names_anothers_address_gets_nothing_of_it_and_stops_nobody() {
             assert_eq!(ask(WEB), by("web-0"), "round {round}");
             assert_eq!(ask(THIEF), by("thief-0"), "round {round}");
         }
-        assert_eq!(problem(&node, "shop/a-thief", WEB), belongs);
-        assert_eq!(node.readyz(), "ok", "round {round}");
         let new = pod(&node, &format!("new-{round}"), "new");
         assert_eq!(ask_tcp(new.netns(), at(WEB), PATIENCE), by("web-0"));
+        assert_eq!(node.readyz(), "ok", "round {round}");
+        assert_eq!(problem(&node, "shop/a-thief", WEB), belongs);
         // An agent that starts with both there gives nothing to the other.
         node.kill_agent().unwrap();
         node.start_agent().unwrap();
