@@ -40,10 +40,10 @@ impl Run {
             patience: PATIENCE,
             ..Timing::default()
         };
-        let client = connect(&options(&format!("http://{}", server.addr)), &timing)
+        let servers = connect(&options(&format!("http://{}", server.addr)), &timing)
             .await
             .unwrap();
-        let source = KubeSource::new(client, timing).saving(Saving {
+        let source = KubeSource::new(servers, timing).saving(Saving {
             to: saved(folder),
             pace: Pace {
                 settle: SETTLE,
