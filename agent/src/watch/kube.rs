@@ -22,7 +22,7 @@ use super::saved::Saved;
 use super::saving::{Said, Saving, pass_on, save, sleep_until};
 use super::status::{Health, Reporter};
 use super::wire::{EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service, WireKind};
-use crate::model::{Change, Kind, Object};
+use crate::model::{Change, Interner, Kind, Object};
 
 pub use connect::{ConnectError, Credentials, KubeOptions, connect};
 pub use servers::Servers;
@@ -144,21 +144,28 @@ impl KubeSource {
     }
 
     async fn kinds(&self, saved: Option<Saved>, say: mpsc::Sender<Said>) {
+        let names = Interner::default();
         let mut spares = Spare::by_kind(saved, Instant::now() + self.timing.patience);
         let mut of = |kind| spares.remove(&kind);
+        let names = || names.clone();
         tokio::join!(
-            self.kind::<Service>(of(Kind::Service), &say),
-            self.kind::<EndpointSlice>(of(Kind::EndpointSlice), &say),
-            self.kind::<Pod>(of(Kind::Pod), &say),
-            self.kind::<Namespace>(of(Kind::Namespace), &say),
-            self.kind::<Node>(of(Kind::Node), &say),
-            self.kind::<NetworkPolicy>(of(Kind::NetworkPolicy), &say),
+            self.kind::<Service>(of(Kind::Service), names(), &say),
+            self.kind::<EndpointSlice>(of(Kind::EndpointSlice), names(), &say),
+            self.kind::<Pod>(of(Kind::Pod), names(), &say),
+            self.kind::<Namespace>(of(Kind::Namespace), names(), &say),
+            self.kind::<Node>(of(Kind::Node), names(), &say),
+            self.kind::<NetworkPolicy>(of(Kind::NetworkPolicy), names(), &say),
         );
     }
 
-    async fn kind<K: WireKind>(&self, spare: Option<Spare>, say: &mpsc::Sender<Said>) {
+    async fn kind<K: WireKind>(
+        &self,
+        spare: Option<Spare>,
+        names: Interner,
+        say: &mpsc::Sender<Said>,
+    ) {
         let mut course = Course {
-            ledger: Ledger::new(K::KIND),
+            ledger: Ledger::new(K::KIND, names),
             version: None,
             is_doubtful: false,
             listed: None,
