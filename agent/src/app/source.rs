@@ -59,7 +59,7 @@ impl Running {
             }
             Source::Kube {
                 kubeconfig,
-                api_server,
+                api_servers,
             } => {
                 let credentials = match kubeconfig {
                     Some(path) => Credentials::Kubeconfig(path.clone()),
@@ -67,10 +67,10 @@ impl Running {
                 };
                 let options = KubeOptions {
                     credentials,
-                    server: api_server.clone(),
+                    servers: api_servers.clone(),
                 };
                 let timing = Timing::default();
-                let client = connect(&options, &timing).await?;
+                let servers = connect(&options, &timing).await?;
                 let saving = Saving {
                     to: SavedObjects::new(
                         settings.state_dir.join(SAVED_OBJECTS),
@@ -78,7 +78,7 @@ impl Running {
                     ),
                     pace: Pace::default(),
                 };
-                let source = KubeSource::new(client, timing).saving(saving);
+                let source = KubeSource::new(servers, timing).saving(saving);
                 let health = source.health();
                 Ok(Self {
                     source: AnySource::Kube(source),

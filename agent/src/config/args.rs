@@ -125,9 +125,14 @@ pub struct RunArgs {
     #[arg(long, env = "KUBECONFIG")]
     pub kubeconfig: Option<PathBuf>,
     /// Reach the API server at this URL, whatever kubeconfig or environment say. It cannot be the
-    /// kubernetes Service: that is ours to provide.
-    #[arg(long, env = "WEIR_KUBE_API_SERVER")]
-    pub kube_api_server: Option<String>,
+    /// kubernetes Service: that is ours to provide. Repeat for several servers of one cluster: the first
+    /// that answers is asked, and the next one when it no longer does.
+    #[arg(
+        long = "kube-api-server",
+        env = "WEIR_KUBE_API_SERVER",
+        value_delimiter = ','
+    )]
+    pub kube_api_servers: Vec<String>,
 
     /// The addresses of this node's pods: one range of each family. Repeat for dual stack. Without it, those
     /// of this node's Node object (spec.podCIDRs), which are waited for.

@@ -90,7 +90,8 @@ pub enum Source {
     },
     Kube {
         kubeconfig: Option<PathBuf>,
-        api_server: Option<String>,
+        /// Empty: the one that the credentials name.
+        api_servers: Vec<String>,
     },
 }
 
@@ -203,10 +204,10 @@ impl TryFrom<&RunArgs> for Settings {
 }
 
 fn source(args: &RunArgs, errors: &mut Vec<ConfigError>) -> Source {
-    if let Some(url) = &args.kube_api_server
-        && !(url.starts_with("http://") || url.starts_with("https://"))
-    {
-        errors.push(ConfigError::ApiServer(url.clone()));
+    for url in &args.kube_api_servers {
+        if !(url.starts_with("http://") || url.starts_with("https://")) {
+            errors.push(ConfigError::ApiServer(url.clone()));
+        }
     }
     match (&args.manifests, &args.kubeconfig) {
         (Some(folder), None) => {
@@ -224,7 +225,7 @@ fn source(args: &RunArgs, errors: &mut Vec<ConfigError>) -> Source {
             }
             Source::Kube {
                 kubeconfig: kubeconfig.clone(),
-                api_server: args.kube_api_server.clone(),
+                api_servers: args.kube_api_servers.clone(),
             }
         }
     }
@@ -259,6 +260,26 @@ mod tests {
             Command::Run(args) => Settings::try_from(&*args),
             _ => unreachable!("the words say run"),
         }
+    }
+
+    #[test]
+    fn api_servers_are_a_list_in_order() {
+        let found = settings(
+            "--kube-api-server https://10.0.0.1:6443,https://[fd00::1]:6443 \
+             --kube-api-server http://c:1",
+        )
+        .unwrap();
+        let Source::Kube { api_servers, .. } = found.source else {
+            panic!("it is an API server");
+        };
+        let expected = [
+            "https://10.0.0.1:6443",
+            "https://[fd00::1]:6443",
+            "http://c:1",
+        ];
+        assert_eq!(api_servers, expected);
+        let error = settings("--kube-api-server https://a:1,b:2").unwrap_err();
+        assert_eq!(error, [ConfigError::ApiServer("b:2".to_owned())]);
     }
 
     #[test]

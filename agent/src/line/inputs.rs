@@ -297,8 +297,12 @@ impl Inputs {
                 if pods().any(|pod| pod.node.as_ref() == Some(&self.node)) {
                     dirty.pods.insert(id.name.clone());
                 }
-                let is_policys = |object| policy_facts(object, &self.node);
-                dirty.policy |= before.and_then(is_policys) != after.and_then(is_policys);
+                let of_policy = |object| of_policy(object, &self.node);
+                dirty.policy |= match (before.and_then(of_policy), after.and_then(of_policy)) {
+                    (None, None) => false,
+                    (Some(before), Some(after)) => !before.policy_facts_equal(after),
+                    _ => true,
+                };
             }
             Kind::Node => {
                 dirty.nodes = true;
@@ -342,26 +346,9 @@ fn service_of_slice(object: &Object) -> Option<ObjectName> {
     }
 }
 
-/// What policy looks at in a pod. Whether it is ready is not part of it, and of pods elsewhere only what their
-/// addresses stand for.
-fn policy_facts<'a>(object: &'a Object, node: &Arc<str>) -> Option<impl PartialEq + use<'a>> {
+/// The pod, if policy looks at it: of those elsewhere it does so by their addresses.
+fn of_policy<'a>(object: &'a Object, node: &Arc<str>) -> Option<&'a Pod> {
     let pod = pod(object)?;
     let is_here = pod.node.as_ref() == Some(node);
-    if pod.addresses.is_empty() && !is_here {
-        return None;
-    }
-    let phase = match pod.phase {
-        PodPhase::Pending | PodPhase::Running => PodPhase::Running,
-        phase => phase,
-    };
-    let names = is_here.then_some(&pod.ports);
-    Some((
-        &pod.uid,
-        &pod.labels,
-        &pod.node,
-        &pod.addresses,
-        pod.network,
-        phase,
-        names,
-    ))
+    (is_here || !pod.addresses.is_empty()).then_some(pod)
 }

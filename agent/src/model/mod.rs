@@ -1,6 +1,7 @@
 //! Our own nouns, and the snapshot of all of them. Only `convert` knows what Kubernetes calls them.
 
 pub mod convert;
+mod interner;
 mod name;
 mod namespace;
 mod node;
@@ -12,6 +13,7 @@ mod service;
 mod slice;
 mod snapshot;
 
+pub use interner::Interner;
 pub use name::{Kind, ObjectId, ObjectName};
 pub use namespace::{Namespace, NamespacePhase};
 pub use node::Node;

@@ -1,28 +1,31 @@
-//! The kube source: list, then watch, of six kinds. Every reconnect after an error lists again and says
-//! what is gone; a watch that only came to its regular end goes on where it stopped.
+//! The kube source: six kinds, each listed once and then watched from there. A watch that ends or breaks
+//! goes on where it stopped; only a server that has forgotten the place is listed again. What a single
+//! call does is `calls`'.
 
+mod calls;
 mod connect;
+mod servers;
+mod trouble;
 
 use std::collections::BTreeMap;
-use std::error::Error as _;
 use std::pin::pin;
 use std::time::{Duration, SystemTime};
 
-use futures::StreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
-use kube::{Api, Client};
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::info;
 
+use self::calls::{Stop, say_all};
 use super::ledger::Ledger;
 use super::saved::Saved;
 use super::saving::{Said, Saving, pass_on, save, sleep_until};
-use super::status::{Cause, Health, Reporter};
-use super::wire::{Decoded, EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service, WireKind};
-use crate::model::{Change, Kind, Object};
+use super::status::{Health, Reporter};
+use super::wire::{EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service, WireKind};
+use crate::model::{Change, Interner, Kind, Object};
 
 pub use connect::{ConnectError, Credentials, KubeOptions, connect};
+pub use servers::Servers;
 
 /// A log filter: the library warns at every failed attempt, where the source reports each change once.
 pub const LOG_FILTER: &str =
@@ -34,16 +37,23 @@ const QUEUE: usize = 64;
 /// How patient the source is.
 #[derive(Clone, Debug)]
 pub struct Timing {
-    /// How long one watch call lasts, in whole seconds. It is this short because its end is the only sign
-    /// of life that a quiet watch gives. 5 s after it did not come, the server is called again, and has
-    /// `connect` to take the call: 55 s in all to notice that it is out of reach.
+    /// The least time that one watch call lasts, in whole seconds. Each lasts up to twice as long, at random,
+    /// so that the calls of a thousand nodes do not end in the same second.
     pub watch: Duration,
+    /// How long an API server may be silent on every watch until a watch is called again to hear something.
+    /// It is cut at random by up to a quarter, so that one watch goes first. With `answer` it is how long a
+    /// server that hangs goes unnoticed.
+    pub quiet: Duration,
+    /// How long one watch may be silent. The API server sends a bookmark every 60 s to 75 s.
+    pub silence: Duration,
     /// How long the API server has to take a connection.
     pub connect: Duration,
-    /// How long a connection may be silent; longer than a watch call.
-    pub silence: Duration,
-    /// The first wait after a failure; it doubles, up to `retry_max`, and is cut at random to between half
-    /// and all of it.
+    /// How long the API server has to begin to answer a watch call.
+    pub answer: Duration,
+    /// How long it has for a page of a list; its own limit is 60 s.
+    pub page: Duration,
+    /// The first wait after a failure; it doubles, up to `retry_max`, and is drawn out at random to up to
+    /// twice of it: a thousand nodes that lost the same server must not come back in the same instant.
     pub retry_min: Duration,
     pub retry_max: Duration,
     /// How long a watch has to go well after a failure until it counts as recovered. A permission to list
@@ -58,11 +68,14 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Self {
         Self {
-            watch: Duration::from_secs(40),
+            watch: Duration::from_secs(300),
+            quiet: Duration::from_secs(40),
+            silence: Duration::from_secs(90),
             connect: Duration::from_secs(10),
-            silence: Duration::from_secs(50),
-            retry_min: Duration::from_millis(250),
-            retry_max: Duration::from_secs(15),
+            answer: Duration::from_secs(15),
+            page: Duration::from_secs(50),
+            retry_min: Duration::from_millis(200),
+            retry_max: Duration::from_secs(10),
             proof: Duration::from_secs(2),
             between_lists: Duration::from_secs(5),
             patience: Duration::from_secs(5),
@@ -70,29 +83,31 @@ impl Default for Timing {
     }
 }
 
+impl Timing {
+    fn retry(&self) -> ExponentialBackoff {
+        ExponentialBuilder::new()
+            .with_min_delay(self.retry_min)
+            .with_max_delay(self.retry_max)
+            .without_max_times()
+            .with_jitter()
+            .build()
+    }
+}
+
 /// The source.
 #[derive(Debug)]
 pub struct KubeSource {
-    client: KubeClient,
+    servers: Servers,
     timing: Timing,
     saving: Option<Saving>,
     reporter: Reporter,
 }
 
-/// `kube::Client` cannot be printed.
-struct KubeClient(Client);
-
-impl std::fmt::Debug for KubeClient {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Client")
-    }
-}
-
 impl KubeSource {
     /// Asks nothing yet.
-    pub fn new(client: Client, timing: Timing) -> Self {
+    pub fn new(servers: Servers, timing: Timing) -> Self {
         Self {
-            client: KubeClient(client),
+            servers,
             timing,
             saving: None,
             reporter: Reporter::new(),
@@ -129,107 +144,80 @@ impl KubeSource {
     }
 
     async fn kinds(&self, saved: Option<Saved>, say: mpsc::Sender<Said>) {
+        let names = Interner::default();
         let mut spares = Spare::by_kind(saved, Instant::now() + self.timing.patience);
         let mut of = |kind| spares.remove(&kind);
+        let names = || names.clone();
         tokio::join!(
-            self.kind::<Service>(of(Kind::Service), &say),
-            self.kind::<EndpointSlice>(of(Kind::EndpointSlice), &say),
-            self.kind::<Pod>(of(Kind::Pod), &say),
-            self.kind::<Namespace>(of(Kind::Namespace), &say),
-            self.kind::<Node>(of(Kind::Node), &say),
-            self.kind::<NetworkPolicy>(of(Kind::NetworkPolicy), &say),
+            self.kind::<Service>(of(Kind::Service), names(), &say),
+            self.kind::<EndpointSlice>(of(Kind::EndpointSlice), names(), &say),
+            self.kind::<Pod>(of(Kind::Pod), names(), &say),
+            self.kind::<Namespace>(of(Kind::Namespace), names(), &say),
+            self.kind::<Node>(of(Kind::Node), names(), &say),
+            self.kind::<NetworkPolicy>(of(Kind::NetworkPolicy), names(), &say),
         );
     }
 
-    async fn kind<K: WireKind>(&self, spare: Option<Spare>, say: &mpsc::Sender<Said>) {
+    async fn kind<K: WireKind>(
+        &self,
+        spare: Option<Spare>,
+        names: Interner,
+        say: &mpsc::Sender<Said>,
+    ) {
         let mut course = Course {
-            ledger: Ledger::new(K::KIND),
+            ledger: Ledger::new(K::KIND, names),
+            version: None,
+            is_doubtful: false,
             listed: None,
-            retry: Retry::new(&self.timing),
+            failed: 0,
+            retry: self.timing.retry(),
             spare,
         };
         loop {
-            let ended = tokio::select! {
-                ended = self.follow::<K>(&mut course, say) => ended,
+            let stop = tokio::select! {
+                stop = self.follow::<K>(&mut course, say) => stop,
                 () = say.closed() => return,
             };
-            let Ended::Failed(error) = ended else {
+            let Stop::Failed(failure) = stop else {
                 return;
             };
-            match trouble::<K>(&error) {
-                // The server has forgotten where we were: nothing is wrong, and the list will tell.
-                None => info!(kind = %K::KIND, "watch fell behind; listing again"),
-                Some((cause, message)) => {
-                    self.reporter
-                        .failed(K::KIND, cause, message, SystemTime::now());
-                }
+            if failure.loses_the_place() {
+                course.version = None;
             }
-            let next = Instant::now() + course.retry.next();
-            while Instant::now() < next {
-                tokio::select! {
-                    () = tokio::time::sleep_until(next) => {}
-                    () = sleep_until(course.spare_from()) => self.stand_in(&mut course, say).await,
-                    () = say.closed() => return,
-                }
+            course.is_doubtful |= failure.is_of_the_server();
+            course.failed += 1;
+            if failure.is_expired() {
+                info!(kind = %K::KIND, "watch fell behind; listing again");
+            } else if failure.is_of_the_server() && course.failed < self.servers.count() {
+                // The next server is asked at once, and one that answers leaves nothing to report.
+                continue;
+            } else {
+                let (cause, message) = failure.explain::<K>();
+                self.reporter
+                    .failed(K::KIND, cause, message, SystemTime::now());
+            }
+            let wait = course.retry.next().unwrap_or(self.timing.retry_max);
+            let wait = tokio::time::sleep(wait);
+            tokio::select! {
+                () = self.meanwhile(&mut course, say, wait) => {}
+                () = say.closed() => return,
             }
         }
     }
 
-    /// One list, and the watches from there, up to the first error.
-    async fn follow<K: WireKind>(&self, course: &mut Course, say: &mpsc::Sender<Said>) -> Ended {
-        if let Some(at) = course.listed {
-            tokio::time::sleep_until(at + self.timing.between_lists).await;
-        }
-        let api: Api<Decoded<K>> = Api::all(self.client.0.clone());
-        let seconds = u32::try_from(self.timing.watch.as_secs()).unwrap_or(u32::MAX);
-        let config = watcher::Config::default().timeout(seconds.max(1));
-        let mut events = pin!(watcher(api, config));
-        let mut changes = Vec::new();
-        let mut proven_at = None;
+    /// What is waited for, with what was saved standing in meanwhile when its time comes.
+    async fn meanwhile<T>(
+        &self,
+        course: &mut Course,
+        say: &mpsc::Sender<Said>,
+        awaited: impl Future<Output = T>,
+    ) -> T {
+        let mut awaited = pin!(awaited);
         loop {
-            let event = tokio::select! {
-                event = events.next() => event,
-                () = sleep_until(proven_at) => {
-                    proven_at = None;
-                    course.retry.reset();
-                    self.reporter.synced(K::KIND);
-                    continue;
-                }
-                () = sleep_until(course.spare_from()) => {
-                    self.stand_in(course, say).await;
-                    continue;
-                }
-            };
-            let Some(event) = event else {
-                return Ended::NobodyListens;
-            };
-            match event {
-                Ok(Event::Init) => course.ledger.begin_list(),
-                Ok(Event::InitApply(object) | Event::Apply(object)) => {
-                    let Decoded { name, outcome, .. } = object;
-                    course.ledger.applied(name, outcome, &mut changes);
-                }
-                Ok(Event::Delete(object)) => course.ledger.deleted(&object.name, &mut changes),
-                Ok(Event::InitDone) => {
-                    course.ledger.finish_list(&mut changes);
-                    course.spare = None;
-                    let now = Instant::now();
-                    course.listed = Some(now);
-                    proven_at = Some(now + self.timing.proof);
-                }
-                Err(error) => return Ended::Failed(error),
-            }
-            let is_list_done = changes.last() == Some(&Change::Synced(K::KIND));
-            if say_all(say, &mut changes).await.is_err() {
-                return Ended::NobodyListens;
-            }
-            if is_list_done {
-                if say.send(Said::Listed(K::KIND)).await.is_err() {
-                    return Ended::NobodyListens;
-                }
-                if !self.reporter.is_failing(K::KIND) {
-                    self.reporter.synced(K::KIND);
-                }
+            tokio::select! {
+                biased;
+                done = &mut awaited => return done,
+                () = sleep_until(course.spare_from()) => self.stand_in(course, say).await,
             }
         }
     }
@@ -248,22 +236,19 @@ impl KubeSource {
     }
 }
 
-async fn say_all(
-    say: &mpsc::Sender<Said>,
-    changes: &mut Vec<Change>,
-) -> Result<(), mpsc::error::SendError<Said>> {
-    for change in changes.drain(..) {
-        say.send(Said::Change(change)).await?;
-    }
-    Ok(())
-}
-
 /// How far the watch of a kind has come.
 struct Course {
     ledger: Ledger,
+    /// The resourceVersion up to which everything was said; `None` until a list has said it.
+    version: Option<String>,
+    /// Who answers next may be a server that knows less than this: one restored from a backup, or of another
+    /// store.
+    is_doubtful: bool,
     /// When the last list was complete.
     listed: Option<Instant>,
-    retry: Retry,
+    /// How often in a row.
+    failed: usize,
+    retry: ExponentialBackoff,
     /// Until the first list, or until it stands in.
     spare: Option<Spare>,
 }
@@ -300,103 +285,4 @@ impl Spare {
         }
         spares
     }
-}
-
-/// Why `follow` came back.
-enum Ended {
-    Failed(watcher::Error),
-    NobodyListens,
-}
-
-/// Waits that double.
-struct Retry {
-    first: Duration,
-    max: Duration,
-    next: Duration,
-}
-
-impl Retry {
-    fn new(timing: &Timing) -> Self {
-        Self {
-            first: timing.retry_min,
-            max: timing.retry_max,
-            next: timing.retry_min,
-        }
-    }
-
-    fn next(&mut self) -> Duration {
-        let wait = self.next;
-        self.next = (wait * 2).min(self.max);
-        // A thousand nodes that lost the same server must not come back in the same instant.
-        wait.mul_f64(0.5 + fastrand::f64() / 2.0)
-    }
-
-    fn reset(&mut self) {
-        self.next = self.first;
-    }
-}
-
-/// What is wrong, and what to do about it; `None` when the watch only has to be started again.
-fn trouble<K: WireKind>(error: &watcher::Error) -> Option<(Cause, String)> {
-    let (verb, cause) = match error {
-        watcher::Error::InitialListFailed(e) => ("list", e),
-        watcher::Error::WatchStartFailed(e) | watcher::Error::WatchFailed(e) => ("watch", e),
-        watcher::Error::WatchError(status) => return answer::<K>("watch", status),
-        watcher::Error::NoResourceVersion => {
-            let message = format!("the API server sent {} without resourceVersion", K::PLURAL);
-            return Some((Cause::Refused, message));
-        }
-    };
-    match cause {
-        kube::Error::Api(status) => answer::<K>(verb, status),
-        other => Some((
-            Cause::Unreachable,
-            format!(
-                "cannot {verb} {}: {}; is the address of the API server (--kube-api-server) right, and \
-                 reachable without the Service kubernetes?",
-                K::PLURAL,
-                chain(other)
-            ),
-        )),
-    }
-}
-
-fn answer<K: WireKind>(verb: &str, status: &kube::core::Status) -> Option<(Cause, String)> {
-    let (plural, group, said) = (K::PLURAL, K::GROUP, &status.message);
-    match status.code {
-        410 => None,
-        403 => Some((
-            Cause::Forbidden,
-            format!(
-                "not allowed to {verb} {plural}: add apiGroups [\"{group}\"], resources [\"{plural}\"], \
-                 verbs [\"list\", \"watch\"] to the ClusterRole weir-agent (the API server says: {said})"
-            ),
-        )),
-        401 => Some((
-            Cause::Unauthorized,
-            format!(
-                "the API server does not know who asks to {verb} {plural}: check the kubeconfig, or the \
-                 token of the service account (the API server says: {said})"
-            ),
-        )),
-        code => Some((
-            Cause::Refused,
-            format!("cannot {verb} {plural}: the API server answers {code}: {said}"),
-        )),
-    }
-}
-
-/// An error and what caused it, each said once.
-fn chain(error: &kube::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let said = cause.to_string();
-        if !text.contains(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        source = cause.source();
-    }
-    text
 }

@@ -4,13 +4,15 @@
 use std::collections::{BTreeMap, HashMap, hash_map};
 
 use crate::model::convert::{Converted, Invalid};
-use crate::model::{Change, Kind, Object, ObjectId, ObjectName};
+use crate::model::{Change, Interner, Kind, Object, ObjectId, ObjectName};
 
 /// What was said of one kind.
 #[derive(Debug)]
 pub struct Ledger {
     kind: Kind,
+    names: Interner,
     list: u32,
+    /// By the name that the object itself has, so that it is held once.
     entries: HashMap<ObjectName, Entry>,
     /// Reports that stand, of the few objects that have some: name of the object or part, and reason.
     reports: HashMap<ObjectName, BTreeMap<String, String>>,
@@ -34,10 +36,11 @@ enum Held {
 }
 
 impl Ledger {
-    /// Nothing said yet.
-    pub fn new(kind: Kind) -> Self {
+    /// Nothing said yet. What is said shares `names` with other kinds.
+    pub fn new(kind: Kind, names: Interner) -> Self {
         Self {
             kind,
+            names,
             list: 0,
             entries: HashMap::new(),
             reports: HashMap::new(),
@@ -52,7 +55,8 @@ impl Ledger {
     /// Before the first list is complete: these objects were there when they were saved, and are to be
     /// gone by until it is. What the list at hand has said already goes before.
     pub fn stand_in(&mut self, saved: Vec<Object>, out: &mut Vec<Change>) {
-        for object in saved {
+        for mut object in saved {
+            self.names.intern(&mut object);
             if let hash_map::Entry::Vacant(entry) = self.entries.entry(object.id().name) {
                 entry.insert(Entry {
                     list: self.list.wrapping_sub(1),
@@ -86,10 +90,18 @@ impl Ledger {
     /// The object exists, and is like this.
     pub fn applied(
         &mut self,
-        name: ObjectName,
-        outcome: Result<Converted, Invalid>,
+        mut name: ObjectName,
+        mut outcome: Result<Converted, Invalid>,
         out: &mut Vec<Change>,
     ) {
+        let object = match &mut outcome {
+            Ok(converted) => &mut converted.object,
+            Err(invalid) => &mut invalid.closed,
+        };
+        if let Some(object) = object {
+            self.names.intern(object);
+            name = object.id().name;
+        }
         let id = ObjectId {
             kind: self.kind,
             name: name.clone(),

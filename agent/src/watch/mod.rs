@@ -12,7 +12,7 @@ pub mod saving;
 pub mod status;
 pub mod wire;
 
-pub use self::kube::{Credentials, KubeOptions, KubeSource, Timing};
+pub use self::kube::{Credentials, KubeOptions, KubeSource, Servers, Timing};
 pub use controllers::Surroundings;
 pub use manifests::{ManifestsOptions, ManifestsSource, PodAddresses};
 pub use saved::SavedObjects;

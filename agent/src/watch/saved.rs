@@ -1,15 +1,14 @@
-//! The objects that the cluster last said, in a file. When it is written, and when it is gone by, is not
-//! here.
-//!
-//! The file is lines of JSON: what it is, the objects, and at the end how many they are with a checksum of
-//! every byte before. It is written beside and renamed, so that it is there as a whole or not at all. It
-//! can be read by root alone: labels and names are nobody else's business. There is no secret among the
-//! six kinds.
+//! What the sources said, on disk, for an agent that starts while none of them answers: one file of our
+//! nouns. It begins with all of them, written beside and renamed, so that they are there as a whole or not
+//! at all; what changes afterwards is a `log` behind them, of which a torn end is left out. It can be read
+//! by root alone: labels and names are nobody else's business. There is no secret among the six kinds.
 
-use std::fs::{self, File, OpenOptions};
+mod log;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
 use std::hash::Hasher;
-use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, BufRead, BufReader, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -17,13 +16,18 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use siphasher::sip128::{Hasher128, SipHasher13};
 use thiserror::Error;
-use tracing::warn;
+use tracing::{info, warn};
 
-use crate::model::Object;
+use crate::model::{Object, ObjectId};
+
+pub use self::log::Log;
 
 /// Raised with every change of what a line means: nouns of the model that are renamed, or mean something
 /// else, are such changes.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
+
+/// Without a log, and otherwise the same.
+const FORMAT_WITHOUT_LOG: u32 = 1;
 
 /// The name of the file in the agent's state folder.
 pub const SAVED_OBJECTS: &str = "objects.jsonl";
@@ -35,6 +39,9 @@ pub struct SavedObjects {
     node: Arc<str>,
 }
 
+/// What has become of objects; `None` is gone.
+pub type Changes = BTreeMap<ObjectId, Option<Object>>;
+
 /// Objects of an earlier run.
 #[derive(Debug)]
 pub struct Saved {
@@ -43,12 +50,14 @@ pub struct Saved {
     pub of: SystemTime,
 }
 
-/// A line of the file.
+/// A line of the file. After the header come batches, each with its end: the first is all there is, and the
+/// following ones are changes.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Line<O> {
+enum Line<O, I> {
     Header(Header),
     Object(O),
+    Gone(I),
     End(End),
 }
 
@@ -61,14 +70,16 @@ struct Header {
 
 #[derive(Debug, Deserialize, Eq, PartialEq, Serialize)]
 struct End {
+    /// Lines of this batch.
     objects: usize,
+    /// Of the whole file up to here, without the ends of batches.
     sum: String,
 }
 
 /// Why a file is not gone by.
 #[derive(Debug, Error)]
 enum Refused {
-    #[error("its format is {0}, this agent reads {FORMAT}")]
+    #[error("its format is {0}, this agent reads {FORMAT} and {FORMAT_WITHOUT_LOG}")]
     Format(u32),
     #[error("it is of node {0}")]
     OtherNode(Arc<str>),
@@ -106,47 +117,6 @@ impl SavedObjects {
         }
     }
 
-    /// Replaces what is saved. When it returns, the new file has reached the disk.
-    ///
-    /// # Errors
-    /// The folder cannot be written; the old file stands.
-    pub fn save<'a>(&self, objects: impl IntoIterator<Item = &'a Object>) -> io::Result<()> {
-        let part = part(&self.path);
-        match fs::remove_file(&part) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut options = OpenOptions::new();
-        let file = options
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&part)?;
-        let mut to = Summed {
-            to: BufWriter::new(file),
-            sum: SipHasher13::new(),
-        };
-        to.line(&Line::<&Object>::Header(Header {
-            format: FORMAT,
-            node: self.node.clone(),
-        }))?;
-        let mut count = 0;
-        for object in objects {
-            to.line(&Line::Object(object))?;
-            count += 1;
-        }
-        let end = End {
-            objects: count,
-            sum: digest(&to.sum),
-        };
-        to.line(&Line::<&Object>::End(end))?;
-        let file = to.to.into_inner().map_err(io::IntoInnerError::into_error)?;
-        file.sync_all()?;
-        fs::rename(&part, &self.path)?;
-        let folder = self.path.parent().unwrap_or(Path::new("/"));
-        File::open(folder)?.sync_all()
-    }
-
     /// What is saved is still so, as of `now`.
     ///
     /// # Errors
@@ -164,62 +134,50 @@ impl SavedObjects {
         let mut lines = Lines {
             from: BufReader::new(file),
             text: Vec::new(),
+            sum: SipHasher13::new(),
         };
-        let mut sum = SipHasher13::new();
         match lines.next()? {
-            Some(Line::Header(Header { format, .. })) if format != FORMAT => {
+            Some(Line::Header(Header { format, .. }))
+                if format != FORMAT && format != FORMAT_WITHOUT_LOG =>
+            {
                 return Err(Refused::Format(format));
             }
             Some(Line::Header(Header { node, .. })) if node != self.node => {
                 return Err(Refused::OtherNode(node));
             }
-            Some(Line::Header(_)) => sum.write(&lines.text),
-            _ => {
-                return Err(Refused::Damaged(
-                    "it does not begin as it should".to_owned(),
-                ));
-            }
+            Some(Line::Header(_)) => {}
+            _ => return Err(damaged("it does not begin as it should")),
         }
-        let mut objects = Vec::new();
-        let end = loop {
-            match lines.next()? {
-                Some(Line::Object(object)) => objects.push(object),
-                Some(Line::End(end)) => break end,
-                Some(Line::Header(_)) => {
-                    return Err(Refused::Damaged("it begins twice".to_owned()));
+        let mut objects = BTreeMap::new();
+        take(lines.batch()?, &mut objects);
+        while !lines.is_over()? {
+            match lines.batch() {
+                Ok(batch) => take(batch, &mut objects),
+                Err(Refused::Damaged(why)) => {
+                    // What was being written when the power went is the last there is.
+                    if lines.has_another_end()? {
+                        return Err(Refused::Damaged(why));
+                    }
+                    info!(
+                        why,
+                        "the end of the saved objects was not written; they are used without it"
+                    );
+                    break;
                 }
-                None => return Err(Refused::Damaged("its end is missing".to_owned())),
+                Err(other) => return Err(other),
             }
-            sum.write(&lines.text);
-        };
-        let found = End {
-            objects: objects.len(),
-            sum: digest(&sum),
-        };
-        if end != found {
-            return Err(Refused::Damaged(format!(
-                "it says {end:?} and is {found:?}"
-            )));
         }
-        if lines.next()?.is_some() {
-            return Err(Refused::Damaged("it goes on after its end".to_owned()));
-        }
+        let objects = objects.into_values().collect();
         Ok(Saved { objects, of })
     }
 }
 
-/// A file, and the sum of what was written to it.
-struct Summed {
-    to: BufWriter<File>,
-    sum: SipHasher13,
-}
-
-impl Summed {
-    fn line(&mut self, line: &Line<&Object>) -> io::Result<()> {
-        let mut text = serde_json::to_vec(line)?;
-        text.push(b'\n');
-        self.sum.write(&text);
-        self.to.write_all(&text)
+fn take(batch: Vec<(ObjectId, Option<Object>)>, objects: &mut BTreeMap<ObjectId, Object>) {
+    for (id, object) in batch {
+        match object {
+            Some(object) => objects.insert(id, object),
+            None => objects.remove(&id),
+        };
     }
 }
 
@@ -227,18 +185,70 @@ struct Lines {
     from: BufReader<File>,
     /// The last one, with its end.
     text: Vec<u8>,
+    sum: SipHasher13,
 }
 
 impl Lines {
-    fn next(&mut self) -> Result<Option<Line<Object>>, Refused> {
+    fn is_over(&mut self) -> io::Result<bool> {
+        Ok(self.from.fill_buf()?.is_empty())
+    }
+
+    fn next(&mut self) -> Result<Option<Line<Object, ObjectId>>, Refused> {
         self.text.clear();
         if self.from.read_until(b'\n', &mut self.text)? == 0 {
             return Ok(None);
         }
-        let line = serde_json::from_slice(&self.text);
-        line.map(Some)
-            .map_err(|error| Refused::Damaged(error.to_string()))
+        let line: Line<Object, ObjectId> =
+            serde_json::from_slice(&self.text).map_err(|error| damaged(&error.to_string()))?;
+        if !matches!(line, Line::End(_)) {
+            self.sum.write(&self.text);
+        }
+        Ok(Some(line))
     }
+
+    /// Up to its end, which has to be right. What is wrong with a line is said when its end is read.
+    fn batch(&mut self) -> Result<Vec<(ObjectId, Option<Object>)>, Refused> {
+        let mut batch = Vec::new();
+        let mut wrong = None;
+        let end = loop {
+            match self.next() {
+                Ok(Some(Line::Object(object))) => batch.push((object.id(), Some(object))),
+                Ok(Some(Line::Gone(id))) => batch.push((id, None)),
+                Ok(Some(Line::End(end))) => break end,
+                Ok(Some(Line::Header(_))) => wrong = Some(damaged("it begins twice")),
+                Ok(None) => return Err(wrong.unwrap_or(damaged("its end is missing"))),
+                Err(refused @ Refused::Damaged(_)) => wrong = Some(refused),
+                Err(other) => return Err(other),
+            }
+        };
+        let found = End {
+            objects: batch.len(),
+            sum: digest(&self.sum),
+        };
+        match wrong {
+            Some(wrong) => Err(wrong),
+            None if end != found || self.text.last() != Some(&b'\n') => {
+                Err(damaged(&format!("it says {end:?} and is {found:?}")))
+            }
+            None => Ok(batch),
+        }
+    }
+
+    /// Is there an end of a batch in what is left?
+    fn has_another_end(&mut self) -> Result<bool, Refused> {
+        loop {
+            match self.next() {
+                Ok(Some(Line::End(_))) => return Ok(true),
+                Ok(None) => return Ok(false),
+                Ok(Some(_)) | Err(Refused::Damaged(_)) => {}
+                Err(other) => return Err(other),
+            }
+        }
+    }
+}
+
+fn damaged(why: &str) -> Refused {
+    Refused::Damaged(why.to_owned())
 }
 
 /// The keys are zero: it is to find damage, and not an enemy, who could write leases too.

@@ -1,5 +1,5 @@
 //! Passes on what a source says, and keeps the saved objects like it: soon after a change, not often, and
-//! only once the source has said everything. Beside the line, which waits for no disk.
+//! only once the source has said everything. Beside the line, which waits for no disk: one thread writes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -7,11 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::saved::SavedObjects;
+use super::saved::{Changes, Log, SavedObjects};
 use super::status::{Health, WatchStatus};
 use crate::model::{Change, Kind, Object, ObjectId};
 
@@ -52,7 +51,8 @@ pub struct Saving {
     pub pace: Pace,
 }
 
-/// Goes on until nobody says or hears anything any more.
+/// Goes on until nobody says or hears anything any more. What is not saved then is handed to the thread that
+/// writes, which ends after it, and the runtime after the thread.
 pub(super) async fn save(
     saving: Saving,
     health: watch::Receiver<Health>,
@@ -73,8 +73,8 @@ pub(super) async fn save(
                 None => return,
             },
             () = changes.closed() => return,
-            () = sleep_until(saver.next()) => saver.begin(),
-            done = finished(&mut saver.writing) => saver.finish(done),
+            () = sleep_until(saver.due()) => saver.begin(),
+            done = saver.writer.done.recv() => saver.finish(done),
         }
     }
 }
@@ -106,40 +106,96 @@ pub(super) async fn sleep_until(time: Option<Instant>) {
     }
 }
 
-async fn finished(writing: &mut Option<Writing>) -> Result<io::Result<()>, JoinError> {
-    match writing {
-        Some(task) => task.await,
-        None => std::future::pending().await,
+type Objects = BTreeMap<ObjectId, Object>;
+
+/// What there is to write.
+enum Work {
+    Everything(Arc<Objects>),
+    Changes(Changes),
+    Confirm,
+}
+
+/// What the file is like after it.
+type Done = io::Result<Next>;
+
+/// What is to be written next.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Next {
+    Everything,
+    Changes,
+}
+
+/// The side of the thread that writes, at which one work at a time is done. There is room for the last one
+/// behind it.
+struct Writer {
+    work: mpsc::Sender<Work>,
+    done: mpsc::Receiver<Done>,
+}
+
+impl Writer {
+    fn start(to: SavedObjects) -> Self {
+        let (work, works) = mpsc::channel(2);
+        let (finished, done) = mpsc::channel(2);
+        tokio::task::spawn_blocking(move || write(&to, works, &finished));
+        Self { work, done }
     }
 }
 
-type Objects = BTreeMap<ObjectId, Object>;
-type Writing = JoinHandle<io::Result<()>>;
+fn write(to: &SavedObjects, mut works: mpsc::Receiver<Work>, done: &mpsc::Sender<Done>) {
+    let mut log: Option<Log> = None;
+    while let Some(work) = works.blocking_recv() {
+        let result = match work {
+            Work::Everything(objects) => to.save(objects.values()).map(|new| log = Some(new)),
+            Work::Changes(changes) => match &mut log {
+                Some(log) => log.append(&changes),
+                None => Err(io::ErrorKind::NotFound.into()),
+            },
+            Work::Confirm => to.confirm(SystemTime::now()),
+        };
+        if result.is_err() {
+            log = None;
+        }
+        let next = match &log {
+            Some(log) if !log.has_outgrown() => Next::Changes,
+            _ => Next::Everything,
+        };
+        // Of the last work nobody hears.
+        done.blocking_send(result.map(|()| next))
+            .unwrap_or_default();
+    }
+}
 
 struct Saver {
     saving: Saving,
     health: watch::Receiver<Health>,
-    /// Shared with who writes; the objects themselves are those of the line.
+    /// Shared with who writes everything; the objects themselves are those of the line.
     objects: Arc<Objects>,
+    /// What no file has, in case changes alone are written.
+    unsaved: Changes,
+    next: Next,
     listed: BTreeSet<Kind>,
     /// When the first change came that no file has.
     changed: Option<Instant>,
     /// When something was last written or confirmed, or tried to be.
     last: Option<Instant>,
-    writing: Option<Writing>,
+    writer: Writer,
+    is_writing: bool,
     trouble: Option<String>,
 }
 
 impl Saver {
     fn new(saving: Saving, health: watch::Receiver<Health>) -> Self {
         Self {
+            writer: Writer::start(saving.to.clone()),
             saving,
             health,
             objects: Arc::default(),
+            unsaved: Changes::new(),
+            next: Next::Everything,
             listed: BTreeSet::new(),
             changed: None,
             last: None,
-            writing: None,
+            is_writing: false,
             trouble: None,
         }
     }
@@ -151,14 +207,22 @@ impl Saver {
                 if self.objects.get(&id) == Some(object) {
                     return;
                 }
-                Arc::make_mut(&mut self.objects).insert(id, object.clone());
+                Arc::make_mut(&mut self.objects).insert(id.clone(), object.clone());
+                self.note(id, Some(object.clone()));
             }
             Change::Deleted(id) => {
                 Arc::make_mut(&mut self.objects).remove(id);
+                self.note(id.clone(), None);
             }
             Change::Synced(_) | Change::Quarantined { .. } | Change::Released { .. } => return,
         }
         self.changed.get_or_insert_with(Instant::now);
+    }
+
+    fn note(&mut self, id: ObjectId, object: Option<Object>) {
+        if self.next == Next::Changes || self.is_writing {
+            self.unsaved.insert(id, object);
+        }
     }
 
     fn listed(&mut self, kind: Kind) {
@@ -174,8 +238,8 @@ impl Saver {
     }
 
     /// When there is something to do.
-    fn next(&self) -> Option<Instant> {
-        if !self.is_complete() || self.writing.is_some() {
+    fn due(&self) -> Option<Instant> {
+        if !self.is_complete() || self.is_writing {
             return None;
         }
         let pace = &self.saving.pace;
@@ -189,19 +253,21 @@ impl Saver {
 
     fn begin(&mut self) {
         self.last = Some(Instant::now());
-        let to = self.saving.to.clone();
-        self.writing = match self.changed.take() {
-            Some(_) => {
-                let objects = self.objects.clone();
-                Some(tokio::task::spawn_blocking(move || {
-                    to.save(objects.values())
-                }))
-            }
-            None if self.is_current() => Some(tokio::task::spawn_blocking(move || {
-                to.confirm(SystemTime::now())
-            })),
-            None => None,
+        let work = match self.changed.take() {
+            Some(_) => self.work(),
+            None if self.is_current() => Work::Confirm,
+            None => return,
         };
+        // It is idle, or has ended, which `finish` is told.
+        self.is_writing = self.writer.work.try_send(work).is_ok();
+    }
+
+    fn work(&mut self) -> Work {
+        let changes = std::mem::take(&mut self.unsaved);
+        match self.next {
+            Next::Everything => Work::Everything(self.objects.clone()),
+            Next::Changes => Work::Changes(changes),
+        }
     }
 
     fn is_current(&self) -> bool {
@@ -209,14 +275,22 @@ impl Saver {
         health.values().all(|status| *status == WatchStatus::Synced)
     }
 
-    fn finish(&mut self, done: Result<io::Result<()>, JoinError>) {
-        self.writing = None;
+    fn finish(&mut self, done: Option<Done>) {
+        self.is_writing = false;
         self.last = Some(Instant::now());
-        let trouble = match done {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(error) => Some(error.to_string()),
+        let (next, trouble) = match done {
+            Some(Ok(next)) => (next, None),
+            Some(Err(error)) => (Next::Everything, Some(error.to_string())),
+            None => {
+                self.writer = Writer::start(self.saving.to.clone());
+                let trouble = "the thread that writes them has ended".to_owned();
+                (Next::Everything, Some(trouble))
+            }
         };
+        self.next = next;
+        if next == Next::Everything {
+            self.unsaved.clear();
+        }
         match (&self.trouble, &trouble) {
             (before, Some(error)) if before.as_ref() != Some(error) => {
                 warn!(
@@ -231,5 +305,18 @@ impl Saver {
             self.changed.get_or_insert_with(Instant::now);
         }
         self.trouble = trouble;
+    }
+}
+
+impl Drop for Saver {
+    /// Whatever ends the source, the agent's end included, what it said is saved.
+    fn drop(&mut self) {
+        if self.changed.is_none() || !self.is_complete() {
+            return;
+        }
+        let work = self.work();
+        if self.writer.work.try_send(work).is_err() {
+            warn!("the last changes are not saved: the thread that writes them has ended");
+        }
     }
 }

@@ -7,6 +7,7 @@ use kube::config::{Config, InClusterError, KubeConfigOptions, Kubeconfig, Kubeco
 use thiserror::Error;
 
 use super::Timing;
+use super::servers::Servers;
 
 /// A name that every API server's certificate carries (kubeadm and the managed offerings alike).
 const SERVER_NAME: &str = "kubernetes.default.svc";
@@ -15,9 +16,10 @@ const SERVER_NAME: &str = "kubernetes.default.svc";
 #[derive(Clone, Debug)]
 pub struct KubeOptions {
     pub credentials: Credentials,
-    /// `--kube-api-server https://host:port`: asks there, whatever the credentials name. The address of
-    /// the Service kubernetes is ours to provide, so it cannot be relied on.
-    pub server: Option<String>,
+    /// `--kube-api-server https://host:port`: asks there, whatever the credentials name, and of several the
+    /// first that answers. The address of the Service kubernetes is ours to provide, so it cannot be
+    /// relied on.
+    pub servers: Vec<String>,
 }
 
 /// Who asks.
@@ -47,13 +49,30 @@ pub enum ConnectError {
     Client(#[source] kube::Error),
 }
 
-/// A client with timeouts, so that a server which went silent is noticed within a minute.
-pub async fn connect(options: &KubeOptions, timing: &Timing) -> Result<Client, ConnectError> {
-    Client::try_from(config(options, timing).await?).map_err(ConnectError::Client)
+/// A client for each server, in the order in which they are to be tried.
+///
+/// # Errors
+/// The credentials or an address cannot be used.
+pub async fn connect(options: &KubeOptions, timing: &Timing) -> Result<Servers, ConnectError> {
+    let mut targets: Vec<_> = options.servers.iter().map(Some).collect();
+    if targets.is_empty() {
+        targets.push(None);
+    }
+    let mut clients = Vec::with_capacity(targets.len());
+    for server in targets {
+        let config = config(&options.credentials, server, timing).await?;
+        let url = config.cluster_url.to_string();
+        clients.push((url, Client::try_from(config).map_err(ConnectError::Client)?));
+    }
+    Ok(Servers::new(clients))
 }
 
-async fn config(options: &KubeOptions, timing: &Timing) -> Result<Config, ConnectError> {
-    let mut config = match (&options.credentials, &options.server) {
+async fn config(
+    credentials: &Credentials,
+    server: Option<&String>,
+    timing: &Timing,
+) -> Result<Config, ConnectError> {
+    let mut config = match (credentials, server) {
         (Credentials::Kubeconfig(path), _) => {
             let refused = |source| ConnectError::Kubeconfig {
                 path: path.clone(),
@@ -71,7 +90,7 @@ async fn config(options: &KubeOptions, timing: &Timing) -> Result<Config, Connec
             config
         }
     };
-    if let Some(server) = &options.server {
+    if let Some(server) = server {
         let wrong = || ConnectError::Server(server.clone());
         config.cluster_url = server.parse().map_err(|_| wrong())?;
         let url = &config.cluster_url;
@@ -81,8 +100,8 @@ async fn config(options: &KubeOptions, timing: &Timing) -> Result<Config, Connec
     }
     config.connect_timeout = Some(timing.connect);
     config.write_timeout = Some(timing.connect);
-    config.read_timeout = Some(timing.silence);
-    config.reset_reader_on_write = true;
+    // How long a call may be silent is the source's to say, and differs from call to call.
+    config.read_timeout = None;
     // The source tries again itself, and says so.
     config.default_retry = false;
     Ok(config)

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -19,9 +20,17 @@ use tokio::sync::watch;
 
 pub(super) struct ApiServer {
     pub(super) addr: SocketAddr,
-    shared: Arc<Shared>,
+    front: Arc<Front>,
     /// Its own, so that stopping it takes every connection with it.
     runtime: Option<Runtime>,
+}
+
+/// One server; several may have one store.
+struct Front {
+    shared: Arc<Shared>,
+    is_frozen: AtomicBool,
+    /// How often it was asked for anything.
+    calls: AtomicUsize,
 }
 
 struct Shared {
@@ -30,6 +39,8 @@ struct Shared {
     version: watch::Sender<u64>,
     /// Moves when every open watch is to break.
     cut: watch::Sender<u64>,
+    /// Moves when every open watch is to be told how far it is.
+    mark: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -43,23 +54,41 @@ struct Store {
     /// Verb and resource.
     forbidden: BTreeSet<(&'static str, String)>,
     is_locked: bool,
-    is_frozen: bool,
+    /// 410 is the answer to the call, and not an event of the watch.
+    is_blunt: bool,
+    /// Without those of a single object.
     lists: BTreeMap<String, usize>,
     watches: BTreeMap<String, usize>,
+    /// `timeoutSeconds` of all watches.
+    lengths: Vec<u64>,
 }
 
 impl ApiServer {
     pub(super) fn start() -> Self {
-        let shared = Arc::new(Shared {
+        Self::of(Arc::new(Shared {
             store: Mutex::default(),
             version: watch::Sender::new(0),
             cut: watch::Sender::new(0),
+            mark: watch::Sender::new(0),
+        }))
+    }
+
+    /// Another server of the same cluster.
+    pub(super) fn start_beside(&self) -> Self {
+        Self::of(self.front.shared.clone())
+    }
+
+    fn of(shared: Arc<Shared>) -> Self {
+        let front = Arc::new(Front {
+            shared,
+            is_frozen: AtomicBool::new(false),
+            calls: AtomicUsize::new(0),
         });
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let mut server = Self {
             addr,
-            shared,
+            front,
             runtime: None,
         };
         server.serve(listener);
@@ -70,7 +99,7 @@ impl ApiServer {
         let router = Router::new()
             .route("/api/v1/{resource}", get(answer))
             .route("/apis/{group}/v1/{resource}", get(answer_group))
-            .with_state(self.shared.clone());
+            .with_state(self.front.clone());
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -117,7 +146,12 @@ impl ApiServer {
 
     /// Breaks every open watch.
     pub(super) fn cut(&self) {
-        self.shared.cut.send_modify(|n| *n += 1);
+        self.front.shared.cut.send_modify(|n| *n += 1);
+    }
+
+    /// Sends a bookmark to every open watch.
+    pub(super) fn bookmark(&self) {
+        self.front.shared.mark.send_modify(|n| *n += 1);
     }
 
     /// Forgets every event so far.
@@ -125,6 +159,19 @@ impl ApiServer {
         let mut store = self.store();
         store.version += 1;
         store.compacted = store.version;
+        store.log.clear();
+    }
+
+    /// Refuses a watch from before [`Self::compact`] with its answer, and not with its first event.
+    pub(super) fn refuse_bluntly(&self) {
+        self.store().is_blunt = true;
+    }
+
+    /// As after a restore from a backup of the empty cluster: versions begin anew.
+    pub(super) fn restore(&self) {
+        let mut store = self.store();
+        store.version = 0;
+        store.objects.clear();
         store.log.clear();
     }
 
@@ -143,7 +190,7 @@ impl ApiServer {
 
     /// Keeps every connection open, and never says a word again.
     pub(super) fn freeze(&self) {
-        self.store().is_frozen = true;
+        self.front.is_frozen.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn lists(&self, resource: &str) -> usize {
@@ -154,8 +201,18 @@ impl ApiServer {
         self.store().watches.get(resource).copied().unwrap_or(0)
     }
 
+    /// `timeoutSeconds` of all watches so far.
+    pub(super) fn lengths(&self) -> Vec<u64> {
+        self.store().lengths.clone()
+    }
+
+    /// How often this server, of those with one store, was asked.
+    pub(super) fn calls(&self) -> usize {
+        self.front.calls.load(Ordering::Relaxed)
+    }
+
     fn store(&self) -> MutexGuard<'_, Store> {
-        self.shared.store.lock().unwrap()
+        self.front.shared.store.lock().unwrap()
     }
 
     fn change(&self, mut object: Value, said: Said) {
@@ -174,7 +231,7 @@ impl ApiServer {
             store.log.push((version, resource, event, object));
         }
         drop(store);
-        self.shared.version.send_replace(version);
+        self.front.shared.version.send_replace(version);
     }
 
     fn remove(&self, resource: &str, name: &str, said: Said) {
@@ -190,7 +247,7 @@ impl ApiServer {
                 .push((version, resource.to_owned(), "DELETED", object));
         }
         drop(store);
-        self.shared.version.send_replace(version);
+        self.front.shared.version.send_replace(version);
     }
 }
 
@@ -218,31 +275,31 @@ fn full_name(object: &Value) -> String {
 type Parameters = Query<BTreeMap<String, String>>;
 
 async fn answer(
-    State(shared): State<Arc<Shared>>,
+    State(front): State<Arc<Front>>,
     Path(resource): Path<String>,
     parameters: Parameters,
 ) -> Response {
-    thaw(&shared).await;
-    respond(shared, resource, &parameters)
+    front.calls.fetch_add(1, Ordering::Relaxed);
+    thaw(&front).await;
+    respond(&front, resource, &parameters)
 }
 
 async fn answer_group(
-    State(shared): State<Arc<Shared>>,
+    front: State<Arc<Front>>,
     Path((_, resource)): Path<(String, String)>,
     parameters: Parameters,
 ) -> Response {
-    thaw(&shared).await;
-    respond(shared, resource, &parameters)
+    answer(front, Path(resource), parameters).await
 }
 
-async fn thaw(shared: &Shared) {
-    let is_frozen = shared.store.lock().unwrap().is_frozen;
-    if is_frozen {
+async fn thaw(front: &Front) {
+    if front.is_frozen.load(Ordering::Relaxed) {
         std::future::pending::<()>().await;
     }
 }
 
-fn respond(shared: Arc<Shared>, resource: String, parameters: &Parameters) -> Response {
+fn respond(front: &Arc<Front>, resource: String, parameters: &Parameters) -> Response {
+    let shared = &front.shared;
     let is_watch = parameters.get("watch").is_some();
     let mut store = shared.store.lock().unwrap();
     if store.is_locked {
@@ -258,7 +315,9 @@ fn respond(shared: Arc<Shared>, resource: String, parameters: &Parameters) -> Re
         );
     }
     if !is_watch {
-        *store.lists.entry(resource.clone()).or_default() += 1;
+        if parameters.get("limit").is_none_or(|limit| limit != "1") {
+            *store.lists.entry(resource.clone()).or_default() += 1;
+        }
         let items: Vec<_> = store
             .objects
             .iter()
@@ -275,14 +334,19 @@ fn respond(shared: Arc<Shared>, resource: String, parameters: &Parameters) -> Re
     }
     *store.watches.entry(resource.clone()).or_default() += 1;
     let from: u64 = parameters["resourceVersion"].parse().unwrap();
-    drop(store);
+    if store.is_blunt && from < store.compacted {
+        return refuse(StatusCode::GONE, "too old resource version");
+    }
     let seconds: u64 = parameters["timeoutSeconds"].parse().unwrap();
+    store.lengths.push(seconds);
+    drop(store);
     let watch = Watch {
         seen: from,
         version: shared.version.subscribe(),
         cut: shared.cut.subscribe(),
+        mark: shared.mark.subscribe(),
         end: tokio::time::Instant::now() + Duration::from_secs(seconds),
-        shared,
+        front: front.clone(),
         resource,
         is_over: false,
     };
@@ -298,11 +362,12 @@ fn refuse(code: StatusCode, message: &str) -> Response {
 }
 
 struct Watch {
-    shared: Arc<Shared>,
+    front: Arc<Front>,
     resource: String,
     seen: u64,
     version: watch::Receiver<u64>,
     cut: watch::Receiver<u64>,
+    mark: watch::Receiver<u64>,
     end: tokio::time::Instant,
     is_over: bool,
 }
@@ -314,13 +379,22 @@ impl Watch {
                 return None;
             }
             if let Some(text) = self.news() {
+                thaw(&self.front).await;
                 return Some((Ok(text), self));
             }
             tokio::select! {
                 changed = self.version.changed() => changed.unwrap(),
                 _ = self.cut.changed() => return None,
+                _ = self.mark.changed() => {
+                    thaw(&self.front).await;
+                    let mark = json!({"type": "BOOKMARK", "object": {
+                        "kind": "Any", "apiVersion": "v1",
+                        "metadata": {"resourceVersion": self.seen.to_string()},
+                    }});
+                    return Some((Ok(format!("{mark}\n")), self));
+                }
                 () = tokio::time::sleep_until(self.end) => {
-                    thaw(&self.shared).await;
+                    thaw(&self.front).await;
                     return None;
                 }
             }
@@ -328,7 +402,7 @@ impl Watch {
     }
 
     fn news(&mut self) -> Option<String> {
-        let store = self.shared.store.lock().unwrap();
+        let store = self.front.shared.store.lock().unwrap();
         if self.seen < store.compacted {
             self.is_over = true;
             let gone = json!({"type": "ERROR", "object": {
@@ -346,7 +420,7 @@ impl Watch {
                 format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n")
             })
             .collect();
-        self.seen = store.version;
+        self.seen = self.seen.max(store.version);
         (!text.is_empty()).then_some(text)
     }
 }

@@ -6,6 +6,7 @@ mod convert;
 mod fuzz;
 mod kube;
 mod manifests;
+mod resume;
 mod saved;
 mod stale;
 

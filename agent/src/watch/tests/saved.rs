@@ -16,7 +16,7 @@ use crate::model::{
     Requirement, Rule, Selector, Service, ServiceKind, ServicePort, SlicePort, Sources, TargetPort,
     TrafficPolicy,
 };
-use crate::watch::saved::{SAVED_OBJECTS, SavedObjects};
+use crate::watch::saved::{Changes, SAVED_OBJECTS, SavedObjects};
 
 /// A file of its own, and the objects in it.
 struct Disk {
@@ -116,7 +116,7 @@ fn objects() -> Vec<Object> {
     let pod = Pod {
         id: shop("cart-0"),
         uid: "u-1".into(),
-        static_uid: None,
+        static_uid: Some("s-1".into()),
         labels: labels(&[("app", "cart")]),
         node: Some("n1".into()),
         addresses: vec![v4, v6],
@@ -188,15 +188,175 @@ fn objects() -> Vec<Object> {
     ]
 }
 
+/// The cart has gone, and a namespace has come.
+fn changes() -> Changes {
+    let namespace = Namespace {
+        name: "bank".into(),
+        labels: labels(&[]),
+        phase: NamespacePhase::Active,
+    };
+    let namespace = Object::Namespace(Arc::new(namespace));
+    let pod = objects()[2].id();
+    Changes::from([(pod, None), (namespace.id(), Some(namespace))])
+}
+
+fn objects_and_changes() -> Vec<Object> {
+    let mut all = objects();
+    all.remove(2);
+    all.insert(2, changes().into_values().flatten().next().unwrap());
+    all
+}
+
 /// A change of this text is a change of the format: raise `FORMAT`, so that no agent takes what another
 /// version meant for what it means itself.
 #[test]
 fn what_is_saved_reads_as_it_always_did() {
     let disk = Disk::new();
-    disk.saved.save(&objects()).unwrap();
+    let mut log = disk.saved.save(&objects()).unwrap();
+    assert_eq!(disk.saved.load().unwrap().objects, objects());
+    log.append(&changes()).unwrap();
     let expected = include_str!("objects.jsonl");
     assert_eq!(disk.text(), expected, "\n{}", disk.text());
-    assert_eq!(disk.saved.load().unwrap().objects, objects());
+    assert_eq!(disk.saved.load().unwrap().objects, objects_and_changes());
+}
+
+/// Of the agent before this format, which had no log and no mirror pods.
+#[test]
+fn a_file_of_the_format_before_is_read() {
+    let disk = Disk::new();
+    fs::write(disk.path(), include_str!("objects-1.jsonl")).unwrap();
+    let mut expected = objects();
+    let Object::Pod(pod) = &mut expected[2] else {
+        panic!("the third is a pod");
+    };
+    Arc::make_mut(pod).static_uid = None;
+    assert_eq!(disk.saved.load().unwrap().objects, expected);
+}
+
+/// A file with a log of three batches, and what it holds up to each of them.
+fn with_log(disk: &Disk) -> (Vec<u8>, Vec<(usize, Vec<Object>)>) {
+    let mut log = disk.saved.save(&objects()).unwrap();
+    let mut states = vec![(disk.text().len(), objects())];
+    let back = Changes::from([(objects()[2].id(), Some(objects()[2].clone()))]);
+    let gone = Changes::from([(objects()[0].id(), None)]);
+    for batch in [changes(), back, gone] {
+        log.append(&batch).unwrap();
+        states.push((disk.text().len(), disk.saved.load().unwrap().objects));
+    }
+    let distinct = |i: usize| states[i + 1..].iter().all(|(_, s)| *s != states[i].1);
+    assert!(
+        (0..states.len()).all(distinct),
+        "each batch changes something"
+    );
+    (disk.text().into_bytes(), states)
+}
+
+/// What a loss of power leaves: the file up to any byte.
+#[test]
+fn a_torn_end_is_left_out_at_whatever_byte_it_is_torn() {
+    let disk = Disk::new();
+    let (text, states) = with_log(&disk);
+    // Everything from the first batch behind the objects on, which holds every kind of line.
+    for length in states[0].0..=text.len() {
+        fs::write(disk.path(), &text[..length]).unwrap();
+        let whole = states.iter().rev().find(|(end, _)| *end <= length);
+        let loaded = disk.saved.load().map(|saved| saved.objects);
+        assert_eq!(loaded.as_ref(), whole.map(|(_, o)| o), "cut at {length}");
+        // As some file systems leave it: the length is there, and the content is not.
+        let mut zeroes = text[..length].to_vec();
+        zeroes.resize(text.len(), 0);
+        fs::write(disk.path(), zeroes).unwrap();
+        let loaded = disk.saved.load().map(|saved| saved.objects);
+        assert_eq!(
+            loaded.as_ref(),
+            whole.map(|(_, o)| o),
+            "zeroes from {length}"
+        );
+    }
+}
+
+#[test]
+fn no_damage_of_a_log_is_gone_by() {
+    let disk = Disk::new();
+    let (text, states) = with_log(&disk);
+    let last = states.len() - 1;
+    let lines = &text[..states[last - 1].0 - 1];
+    let end_of_last_but_one = lines.iter().rposition(|b| *b == b'\n').unwrap();
+    for at in 0..text.len() {
+        let mut damaged = text.clone();
+        damaged[at] ^= 1;
+        fs::write(disk.path(), &damaged).unwrap();
+        let loaded = disk.saved.load().map(|saved| saved.objects);
+        // Damage of the last batch looks like an end that was torn, and so does damage of the end before,
+        // which makes one batch of two.
+        let before = if at >= states[last - 1].0 {
+            Some(&states[last - 1].1)
+        } else if at >= end_of_last_but_one {
+            loaded.as_ref().map(|_| &states[last - 2].1)
+        } else {
+            None
+        };
+        assert!(
+            loaded.as_ref() == before,
+            "byte {at} is another: {loaded:?}"
+        );
+    }
+}
+
+#[test]
+fn a_log_whose_file_was_taken_away_says_so() {
+    let disk = Disk::new();
+    let mut log = disk.saved.save(&objects()).unwrap();
+    fs::remove_file(disk.path()).unwrap();
+    assert!(log.append(&changes()).is_err(), "nobody would read it");
+}
+
+/// However many objects there are, and however long it goes on.
+#[test]
+fn what_is_written_for_a_change_is_bounded_by_the_change() {
+    let disk = Disk::new();
+    let pods: Vec<_> = (0..2000).map(|n| pod(n, 0)).collect();
+    let size = || fs::metadata(disk.path()).unwrap().len();
+    let mut log = disk.saved.save(&pods).unwrap();
+    let (whole, mut written, mut of_changes, mut anew) = (size(), 0, 0, 0);
+    let mut state: std::collections::BTreeMap<_, _> =
+        pods.into_iter().map(|p| (p.id(), p)).collect();
+    for round in 1..=1000_u32 {
+        let mut changes = Changes::new();
+        for i in 0..20 {
+            let changed = pod((round * 20 + i) * 7 % 2000, round);
+            of_changes += serde_json::to_vec(&changed).unwrap().len() as u64;
+            state.insert(changed.id(), changed.clone());
+            changes.insert(changed.id(), Some(changed));
+        }
+        if log.has_outgrown() {
+            log = disk.saved.save(state.values()).unwrap();
+            written += size();
+            anew += 1;
+        } else {
+            let before = size();
+            log.append(&changes).unwrap();
+            written += size() - before;
+        }
+    }
+    assert!(anew >= 2, "it was written anew {anew} times");
+    assert!(
+        written < 3 * of_changes,
+        "{written} bytes for changes of {of_changes}, {whole} bytes at first"
+    );
+    let objects: Vec<_> = state.into_values().collect();
+    assert_eq!(disk.saved.load().unwrap().objects, objects);
+}
+
+/// A pod that is another one in every round.
+fn pod(number: u32, round: u32) -> Object {
+    let Object::Pod(pod) = &objects()[2] else {
+        panic!("the third is a pod");
+    };
+    let mut pod = Pod::clone(pod);
+    pod.id.name = format!("pod-{number:05}").into();
+    pod.uid = round.to_string().into();
+    Object::Pod(Arc::new(pod))
 }
 
 #[test]
@@ -255,13 +415,13 @@ fn what_is_not_whole_is_set_aside() {
         ),
         (
             "of another format",
-            whole.replace(r#""format":1"#, r#""format":2"#),
+            whole.replace(r#""format":2"#, r#""format":3"#),
         ),
-        ("without a format", whole.replace(r#""format":1,"#, "")),
+        ("without a format", whole.replace(r#""format":2,"#, "")),
         ("one digit is another", whole.replace("30080", "30081")),
         ("an object is missing", without_line(&whole, 3)),
         ("the end is missing", without_line(&whole, 7)),
-        ("it goes on after its end", whole.clone() + &whole),
+        ("it goes on after its end", whole.repeat(3)),
         ("two files in one", without_line(&whole, 7) + &whole),
     ];
     for (what, text) in cases {

@@ -40,10 +40,10 @@ impl Run {
             patience: PATIENCE,
             ..Timing::default()
         };
-        let client = connect(&options(&format!("http://{}", server.addr)), &timing)
+        let servers = connect(&options(&format!("http://{}", server.addr)), &timing)
             .await
             .unwrap();
-        let source = KubeSource::new(client, timing).saving(Saving {
+        let source = KubeSource::new(servers, timing).saving(Saving {
             to: saved(folder),
             pace: Pace {
                 settle: SETTLE,
@@ -224,16 +224,21 @@ async fn it_is_written_when_something_changed_and_not_often() {
     let folder = saved_by_a_run(&server, &["s0"]).await;
     let mut run = Run::start(&server, folder.path()).await;
     run.reader.until_complete().await;
-    // A file that is replaced is another file: the times it was are counted.
+    // A file that is replaced is another file.
     let path = folder.path().join(SAVED_OBJECTS);
     let inode = || std::os::unix::fs::MetadataExt::ino(&fs::metadata(&path).unwrap());
     let modified = || fs::metadata(&path).unwrap().modified().unwrap();
+    let size = || fs::metadata(&path).unwrap().len();
     tokio::time::sleep(2 * BETWEEN).await;
-    let (first, age) = (inode(), modified());
+    let (first, age, at_first) = (inode(), modified(), size());
     eventually("what stays the same is confirmed", || modified() > age).await;
-    assert_eq!(inode(), first, "and not written again");
+    assert_eq!(
+        (inode(), size()),
+        (first, at_first),
+        "and not written again"
+    );
 
-    let mut files = std::collections::BTreeSet::from([first]);
+    let mut sizes = std::collections::BTreeSet::from([at_first]);
     let began = std::time::Instant::now();
     let mut i = 0;
     while began.elapsed() < 10 * BETWEEN {
@@ -241,7 +246,7 @@ async fn it_is_written_when_something_changed_and_not_often() {
         server.put(service(&format!("s{i}")));
         tokio::time::sleep(Duration::from_millis(5)).await;
         run.reader.catch_up();
-        files.insert(inode());
+        sizes.insert(size());
     }
     let last = format!("s{i}");
     run.reader
@@ -251,5 +256,54 @@ async fn it_is_written_when_something_changed_and_not_often() {
         saved_services(folder.path()).unwrap().contains(&last)
     })
     .await;
-    assert!((2..=12).contains(&files.len()), "{} files", files.len());
+    assert!((2..=12).contains(&sizes.len()), "{} times", sizes.len());
+    assert_eq!(inode(), first, "changes go behind what is there");
+}
+
+/// However the source ends: nobody reads any more, or its task is ended.
+#[tokio::test]
+async fn what_was_said_last_is_saved_when_it_ends() {
+    for is_ended in [false, true] {
+        let server = ApiServer::start();
+        let folder = saved_by_a_run(&server, &["s0"]).await;
+        let mut run = Run::start(&server, folder.path()).await;
+        run.reader.until_complete().await;
+        let path = folder.path().join(SAVED_OBJECTS);
+        let inode = || std::os::unix::fs::MetadataExt::ino(&fs::metadata(&path).unwrap());
+        let before = inode();
+        eventually("this run has saved", || inode() != before).await;
+        // What follows comes before the next time to write.
+        server.put(service("last"));
+        run.reader
+            .until("it is said", |r| r.has_service("default", "last"))
+            .await;
+        assert_eq!(saved_services(folder.path()).unwrap(), ["s0"], "not yet");
+        if is_ended {
+            run.task.abort();
+        } else {
+            run.reader = Reader::new(mpsc::channel(1).1);
+        }
+        let began = std::time::Instant::now();
+        eventually("it is saved", || {
+            saved_services(folder.path()).unwrap() == ["last", "s0"]
+        })
+        .await;
+        assert!(began.elapsed() < BETWEEN / 2, "before its time");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_somebody_takes_away_is_written_again() {
+    let server = ApiServer::start();
+    let folder = saved_by_a_run(&server, &["a"]).await;
+    let mut run = Run::start(&server, folder.path()).await;
+    run.reader.until_complete().await;
+    let path = folder.path().join(SAVED_OBJECTS);
+    tokio::time::sleep(2 * BETWEEN).await;
+    fs::remove_file(&path).unwrap();
+    server.put(service("b"));
+    eventually("all of it is there again", || {
+        path.exists() && saved_services(folder.path()).is_some_and(|saved| saved == ["a", "b"])
+    })
+    .await;
 }
