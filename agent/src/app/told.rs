@@ -8,7 +8,7 @@ use weir_cli::views;
 use crate::admin::{Local, Probes, Refusal};
 use crate::events::Recent;
 use crate::export;
-use crate::kernel::second_lock::{self, Lock};
+use crate::kernel::second_lock;
 use crate::line::{self, Handle, Line, Published};
 
 /// Answers of the agent to whoever asks.
@@ -36,9 +36,9 @@ impl Probes for Told {
     }
 
     async fn metrics(&self) -> Result<String, Refusal> {
-        // The rule counts by itself; it is listed when somebody asks.
-        let lock = tokio::task::spawn_blocking(second_lock::state).await;
-        if let Ok(Ok(Lock::Closed { drops })) = lock {
+        // The rule counts by itself; it is read when somebody asks.
+        let drops = tokio::task::spawn_blocking(second_lock::drops).await;
+        if let Ok(Ok(Some(drops))) = drops {
             self.published.lock_drops.store(drops, Ordering::Relaxed);
         }
         let sample = self
