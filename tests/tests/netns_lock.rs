@@ -5,6 +5,7 @@
 
 use std::io::ErrorKind;
 use std::net::UdpSocket;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use weir_agent::kernel::second_lock::{self, Lock};
@@ -169,4 +170,41 @@ fn a_rule_made_with_nft_is_the_lock_if_it_is_the_same() {
         nft(&node, &counted.replacen(part, other, 1));
         assert_eq!(found(), Lock::Open, "{part}: {other}");
     }
+}
+
+#[test]
+fn changes_by_others_do_not_disturb_a_look() {
+    let node = Netns::new("lock-churn").unwrap();
+    node.run(second_lock::close).unwrap().unwrap();
+    let is_over = AtomicBool::new(false);
+    let (looks, changes) = std::thread::scope(|scope| {
+        let others = scope.spawn(|| {
+            let mut changes = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                nft(&node, "add table inet other");
+                nft(&node, "delete table inet other");
+                changes += 2;
+            }
+            changes
+        });
+        let looked = node.run(|| {
+            let deadline = Instant::now() + Duration::from_secs(3);
+            let mut looks = 0;
+            while Instant::now() < deadline {
+                match second_lock::state() {
+                    Ok(Lock::Closed { drops: 0 }) => looks += 1,
+                    other => return Err(format!("look {looks}: {other:?}")),
+                }
+            }
+            Ok(looks)
+        });
+        is_over.store(true, Ordering::Relaxed);
+        (looked.unwrap(), others.join().unwrap())
+    });
+    let looks = looks.unwrap();
+    println!("{looks} looks during {changes} changes");
+    assert!(
+        looks > 100 && changes > 10,
+        "{looks} looks, {changes} changes"
+    );
 }

@@ -12,6 +12,9 @@ use anyhow::{Context, Result};
 
 use self::netfilter::Netfilter;
 
+/// How often rules are listed again that somebody changes while they are listed.
+const LISTINGS: usize = 10;
+
 /// How the lock was found.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Lock {
@@ -134,7 +137,16 @@ fn look(netfilter: &Netfilter) -> io::Result<Lock> {
 }
 
 fn count(netfilter: &Netfilter) -> io::Result<Option<u64>> {
-    match netfilter.ask(rule::ask_rules()) {
+    let mut rules = netfilter.ask(rule::ask_rules());
+    for _ in 0..LISTINGS {
+        match &rules {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {
+                rules = netfilter.ask(rule::ask_rules());
+            }
+            _ => break,
+        }
+    }
+    match rules {
         Ok(rules) => Ok(rule::drops(&rules)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),

@@ -57,7 +57,8 @@ impl Netfilter {
     /// call that asks, so this never waits.
     ///
     /// # Errors
-    /// One of the requests was refused (then a transaction has changed nothing), or not answered.
+    /// One of the requests was refused (then a transaction has changed nothing), or not answered; `EINTR` if
+    /// what is listed was changed meanwhile.
     pub(super) fn ask(&self, requests: Chained<'_>) -> io::Result<Vec<Vec<u8>>> {
         let requests = requests.finalize();
         let last = last_number(requests.buf());
@@ -69,17 +70,26 @@ impl Netfilter {
             MsgFlags::empty(),
         )?;
         let mut answers = Vec::new();
-        let mut ended = false;
+        let (mut ended, mut failed) = (false, None);
         let mut datagram = vec![0; ANSWER];
         loop {
             match recv(fd, &mut datagram, MsgFlags::MSG_DONTWAIT) {
                 Ok(length) => {
                     let said = datagram.get(..length).unwrap_or_default();
-                    ended |= read(said, last, &mut answers)?;
+                    match read(said, last, &mut answers) {
+                        Ok(is_end) => ended |= is_end,
+                        // What else it says is heard out, or the next question would get it.
+                        Err(error) => failed = failed.or(Some(error)),
+                    }
                 }
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) if ended => return Ok(answers),
-                Err(Errno::EAGAIN) => return Err(cut_off()),
+                Err(Errno::EAGAIN) => {
+                    return match failed {
+                        Some(error) => Err(error),
+                        None if ended => Ok(answers),
+                        None => Err(cut_off()),
+                    };
+                }
                 Err(errno) => return Err(errno.into()),
             }
         }
