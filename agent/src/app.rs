@@ -250,9 +250,6 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
 /// What the programs are told.
 fn node_config(settings: &Settings) -> Result<NodeConfig> {
     let mut features = 0;
-    if settings.debug_bpf {
-        features |= Features::LOG;
-    }
     if settings.masquerade {
         features |= Features::MASQUERADE;
     }

@@ -4,30 +4,21 @@
 //! A release is an empty file; its name is the attachment. Creating a name is atomic, so there is
 //! no half-written release.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use crate::attachment::Attachment;
+use crate::durable::{private_file, private_folder, sync_folder};
 
 /// Writes a release durably. Writing it twice is writing it once.
 ///
 /// # Errors
 /// When it may not survive a power loss; the caller must not say that the address is free.
 pub fn write(dir: &Path, attachment: &Attachment) -> io::Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)?;
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(dir.join(attachment.to_string()))?
-        .sync_all()?;
-    sync_dir(dir)
+    private_folder(dir)?;
+    private_file(&dir.join(attachment.to_string()))?.sync_all()?;
+    sync_folder(dir)
 }
 
 /// The releases in `dir`, in no particular order; none when it does not exist. Files with other
@@ -68,11 +59,11 @@ pub fn remove<'a>(
             Err(error) => return Err(error),
         }
     }
-    if removed == 0 { Ok(()) } else { sync_dir(dir) }
-}
-
-fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
+    if removed == 0 {
+        Ok(())
+    } else {
+        sync_folder(dir)
+    }
 }
 
 #[cfg(test)]

@@ -28,10 +28,8 @@ pub struct NodeConfig {
 pub struct Features;
 
 impl Features {
-    /// Programs log through aya-log. For debugging only.
-    pub const LOG: u32 = 1;
     /// What pods send out of the cluster leaves with the node's address.
-    pub const MASQUERADE: u32 = 1 << 1;
+    pub const MASQUERADE: u32 = 1;
 }
 
 /// The mark that `from_pod` leaves on what it passes to the stack. The second lock, a static netfilter

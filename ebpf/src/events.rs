@@ -1,15 +1,13 @@
 //! Telling user space about drops: exact counters, and events as far as their rate limit allows.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use aya_log_ebpf::debug;
 use weir_common::DropReason;
 use weir_common::counter::Counter;
 use weir_common::event::{DropEvent, EventKind, Hook};
-use weir_common::node::Features;
 use weir_datapath::tables::Tables as _;
 use weir_datapath::{Packet as _, Scratch, limit};
 
-use crate::maps::{self, DROPS, EVENT_LIMITS, EVENTS, Maps};
+use crate::maps::{DROPS, EVENT_LIMITS, EVENTS, Maps};
 use crate::skb::Skb;
 
 /// Counts a drop and, unless it is noise or there were too many, sends an event.
@@ -23,14 +21,6 @@ pub(crate) fn dropped(skb: &Skb, scratch: &Scratch, hook: Hook, reason: DropReas
             (*drops).packets += 1;
             (*drops).bytes += u64::from(skb.len().saturating_sub(14));
         }
-    }
-    if maps::node().features & Features::LOG != 0 {
-        debug!(
-            &skb.0,
-            "drop: reason {} at interface {}",
-            index,
-            skb.ifindex()
-        );
     }
     if trace.is_noise() {
         return;

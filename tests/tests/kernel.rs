@@ -60,8 +60,8 @@ fn the_object_has_the_tables_that_both_sides_agree_on() -> Result<()> {
         .maps
         .keys()
         .map(String::as_str)
-        // Memory of programs that is not kept, sections of the object, and aya-log's.
-        .filter(|name| !name.starts_with('.') && !matches!(*name, "SCRATCH" | "AYA_LOGS"))
+        // Memory of programs that is not kept, and sections of the object.
+        .filter(|name| !name.starts_with('.') && *name != "SCRATCH")
         .collect();
     let mut named: Vec<&str> = TABLES.iter().map(|table| table.name).collect();
     ours.sort_unstable();

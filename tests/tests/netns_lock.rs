@@ -5,7 +5,7 @@
 
 use std::io::ErrorKind;
 use std::net::UdpSocket;
-use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use weir_agent::kernel::second_lock::{self, Lock};
@@ -23,9 +23,12 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-fn succeed(command: &mut Command) {
-    let status = command.status().unwrap();
-    assert!(status.success(), "{command:?}: {status}");
+/// Gives nft rules to read.
+fn nft(netns: &Netns, rules: &str) {
+    let mut command = netns.command("nft");
+    let said = command.args(["--", rules]).output().unwrap();
+    let why = String::from_utf8_lossy(&said.stderr);
+    assert!(said.status.success(), "{rules}: {why}");
 }
 
 #[test]
@@ -88,11 +91,15 @@ fn the_second_lock_drops_and_counts_what_no_program_has_passed() {
     for wrong in [
         "flush chain inet weir prerouting",
         "insert rule inet weir prerouting accept",
+        "add rule inet weir prerouting accept",
         "delete table inet weir",
+        // The kernel takes a sleeping table off its hooks.
+        "add table inet weir { flags dormant; }",
+        "add chain inet weir prerouting { policy drop; }",
+        "add chain inet weir another",
     ] {
         let generation = node.run(second_lock::generation).unwrap().unwrap();
-        let mut nft = node.command("nft");
-        succeed(nft.args(wrong.split(' ')));
+        nft(&node, wrong);
         let now = node.run(second_lock::generation).unwrap().unwrap();
         assert_ne!(generation, now, "{wrong}");
         assert_eq!(close(), Lock::Open, "{wrong}");
@@ -102,4 +109,102 @@ fn the_second_lock_drops_and_counts_what_no_program_has_passed() {
     }
     let quiet = || node.run(second_lock::generation).unwrap().unwrap();
     assert_eq!(quiet(), quiet());
+    assert!(node.run(second_lock::open).unwrap().unwrap());
+    assert!(!node.run(second_lock::open).unwrap().unwrap());
+    assert_eq!(state(), Lock::Open);
+}
+
+/// The lock as an operator would write it.
+const TEXT: &str = r#"table inet weir {
+	chain prerouting {
+		type filter hook prerouting priority raw; policy accept;
+		iifname "weir*" meta mark & 0x00000f00 != 0x00000e00 counter packets 0 bytes 0 drop comment "no weir program has passed it"
+	}
+}
+"#;
+
+#[test]
+fn an_operator_reads_the_lock_with_nft() {
+    let node = Netns::new("lock-text").unwrap();
+    assert_eq!(node.run(second_lock::close).unwrap().unwrap(), Lock::Open);
+    let listed = node
+        .command("nft")
+        .args(["list", "ruleset"])
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8(listed.stdout).unwrap(), TEXT);
+}
+
+#[test]
+fn a_rule_made_with_nft_is_the_lock_if_it_is_the_same() {
+    let node = Netns::new("lock-nft").unwrap();
+    let found = || node.run(second_lock::state).unwrap().unwrap();
+    // With the counter of an earlier agent.
+    let counted = TEXT.replace("packets 0", "packets 7");
+    nft(&node, &counted);
+    assert_eq!(found(), Lock::Closed { drops: 7 });
+    let count = || node.run(second_lock::drops).unwrap().unwrap();
+    assert_eq!(count(), Some(7));
+    for (part, other) in [
+        ("hook prerouting", "hook input"),
+        ("priority raw", "priority 0"),
+        ("policy accept", "policy drop"),
+        ("\"weir*\"", "\"wei*\""),
+        ("\"weir*\"", "\"weir0\""),
+        ("iifname \"", "iifname != \""),
+        ("iifname", "oifname"),
+        ("0x00000f00", "0x00000fff"),
+        ("!= 0x00000e00", "!= 0x00000d00"),
+        ("!= 0x00000e00", "== 0x00000e00"),
+        ("meta mark", "ct mark"),
+        ("counter packets 7 bytes 0 ", ""),
+        ("counter packets 7 bytes 0 drop", "drop"),
+        (" drop ", " accept "),
+        (" drop ", " continue "),
+        ("counter", "limit rate 1/second counter"),
+        ("counter", "notrack counter"),
+        ("chain prerouting", "chain other"),
+        ("table inet", "table ip"),
+    ] {
+        nft(&node, "flush ruleset");
+        nft(&node, &counted.replacen(part, other, 1));
+        assert_eq!(found(), Lock::Open, "{part}: {other}");
+    }
+}
+
+#[test]
+fn changes_by_others_do_not_disturb_a_look() {
+    let node = Netns::new("lock-churn").unwrap();
+    node.run(second_lock::close).unwrap().unwrap();
+    let is_over = AtomicBool::new(false);
+    let (looks, changes) = std::thread::scope(|scope| {
+        let others = scope.spawn(|| {
+            let mut changes = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                nft(&node, "add table inet other");
+                nft(&node, "delete table inet other");
+                changes += 2;
+            }
+            changes
+        });
+        let looked = node.run(|| {
+            let deadline = Instant::now() + Duration::from_secs(3);
+            let mut looks = 0;
+            while Instant::now() < deadline {
+                match second_lock::state() {
+                    Ok(Lock::Closed { drops: 0 }) => looks += 1,
+                    other => return Err(format!("look {looks}: {other:?}")),
+                }
+            }
+            Ok(looks)
+        });
+        is_over.store(true, Ordering::Relaxed);
+        (looked.unwrap(), others.join().unwrap())
+    });
+    let looks = looks.unwrap();
+    println!("{looks} looks during {changes} changes");
+    assert!(
+        looks > 100 && changes > 10,
+        "{looks} looks, {changes} changes"
+    );
 }

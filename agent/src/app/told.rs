@@ -11,8 +11,7 @@ use crate::admin::{Local, Probes, Refusal};
 use crate::conditions::Board;
 use crate::events::{Names, Recent};
 use crate::export::{self, Page};
-use crate::kernel::second_lock::{self, Lock};
-use crate::kernel::{Counters, Flows};
+use crate::kernel::{Counters, Flows, second_lock};
 use crate::line::{self, Handle, Input, Published, Question};
 
 /// Answers of the agent to whoever asks.
@@ -46,9 +45,9 @@ impl Probes for Told {
     }
 
     async fn metrics(&self) -> Result<String, Refusal> {
-        // The rule counts by itself; it is listed when somebody asks.
-        let lock = tokio::task::spawn_blocking(second_lock::state).await;
-        if let Ok(Ok(Lock::Closed { drops })) = lock {
+        // The rule counts by itself; it is read when somebody asks.
+        let drops = tokio::task::spawn_blocking(second_lock::drops).await;
+        if let Ok(Ok(Some(drops))) = drops {
             self.lock_drops.store(drops, Ordering::Relaxed);
         }
         let sample = self.ask(Question::Sample).await?;

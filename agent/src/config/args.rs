@@ -199,9 +199,6 @@ pub struct RunArgs {
     /// As of tracing's EnvFilter: `info`, `weir_agent=debug`, …
     #[arg(long, env = "WEIR_LOG", default_value = "info")]
     pub log: String,
-    /// The kernel programs log every packet that they drop. For debugging a quiet node only.
-    #[arg(long)]
-    pub debug_bpf: bool,
 }
 
 /// The format of log lines.

@@ -32,7 +32,6 @@ pub struct Settings {
     /// Where the plugin must be before that.
     pub cni_bin_dir: Option<PathBuf>,
     pub http: SocketAddr,
-    pub debug_bpf: bool,
     /// How often an agent was killed and this one's parent started another.
     pub restarts: u64,
 }
@@ -66,7 +65,6 @@ impl Settings {
             cni_conf_dir: None,
             cni_bin_dir: None,
             http: SocketAddr::from(([127, 0, 0, 1], 0)),
-            debug_bpf: false,
             restarts: 0,
         }
     }
@@ -197,7 +195,6 @@ impl TryFrom<&RunArgs> for Settings {
             cni_conf_dir: args.cni_conf_dir.clone(),
             cni_bin_dir: args.cni_bin_dir.clone(),
             http: args.http,
-            debug_bpf: args.debug_bpf,
             restarts: args.kept.restarts,
         })
     }

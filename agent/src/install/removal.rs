@@ -5,9 +5,9 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
+use weir_cni::durable;
 use weir_dns::hand_over::FOLDER_NAME;
 
-use super::file;
 use super::network::FILE;
 use super::plugin::PLUGIN;
 
@@ -18,6 +18,7 @@ const LOCK: &str = "agent.lock";
 /// What it has in its state folder.
 const STATE: &[&str] = &[
     "leases.redb",
+    "leases.new",
     "cluster-ips.json",
     "released",
     "objects.jsonl",
@@ -79,7 +80,7 @@ impl Removed {
 pub fn close(places: &Places) -> Removed {
     let mut removed = Removed::default();
     let path = places.cni_conf_dir.join(FILE);
-    removed.note(&path, file::take(&path));
+    removed.note(&path, durable::remove(&path));
     removed
 }
 
@@ -87,13 +88,13 @@ pub fn close(places: &Places) -> Removed {
 pub fn remove(places: &Places, leases: Leases) -> Removed {
     let mut removed = Removed::default();
     let plugin = places.cni_bin_dir.join(PLUGIN);
-    removed.note(&plugin, file::take(&plugin));
-    removed.note(&places.zone_socket, file::take(&places.zone_socket));
+    removed.note(&plugin, durable::remove(&plugin));
+    removed.note(&places.zone_socket, durable::remove(&places.zone_socket));
     if let Some(folder) = places.zone_socket.parent() {
         // With names of processes that were killed.
         folder_of_ours(&mut removed, folder, &[FOLDER_NAME]);
     }
-    if let Err(error) = file::take(&places.run_dir.join(LOCK)) {
+    if let Err(error) = durable::remove(&places.run_dir.join(LOCK)) {
         removed.left.push(format!("{LOCK}: {error}"));
     }
     folder_of_ours(&mut removed, &places.run_dir, RUN);
@@ -107,10 +108,11 @@ fn folder_of_ours(removed: &mut Removed, folder: &Path, ours: &[&str]) {
     for name in ours {
         let path = folder.join(name);
         let gone = match fs::symlink_metadata(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            // What a crash left beside it may be all there is.
+            Err(error) if error.kind() == ErrorKind::NotFound => durable::remove(&path),
             Err(error) => Err(error),
             Ok(found) if found.is_dir() => fs::remove_dir_all(&path).map(|()| true),
-            Ok(_) => fs::remove_file(&path).map(|()| true),
+            Ok(_) => durable::remove(&path),
         };
         removed.note(&path, gone);
     }
@@ -148,6 +150,9 @@ mod tests {
             "run/weir-dns/zone.sock",
             "run/weir-dns/handover/169.254.53.53:53.0",
             "var/lib/weir/leases.redb",
+            "var/lib/weir/leases.new",
+            // What a crash has left of a file that never was there.
+            "var/lib/weir/.cluster-ips.json.weir-part",
             "var/lib/weir/released/one",
         ];
         for path in others.iter().chain(&ours) {

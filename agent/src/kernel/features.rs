@@ -7,6 +7,8 @@ use aya::util::KernelVersion;
 use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, FsType, statfs};
 use nix::unistd::Uid;
 
+use super::second_lock;
+
 /// One thing that a node must offer.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Check {
@@ -43,7 +45,7 @@ pub fn probe(bpffs: &Path, cgroup: &Path) -> Vec<Check> {
         },
         Check {
             what: "nftables",
-            outcome: nft(),
+            outcome: nf_tables(),
         },
     ]
 }
@@ -130,16 +132,15 @@ fn mounted(path: &Path, magic: FsType, name: &str, remedy: &str) -> Result<Strin
     Ok(path.display().to_string())
 }
 
-fn nft() -> Result<String, String> {
-    match std::process::Command::new("nft").arg("--version").output() {
-        Ok(said) if said.status.success() => {
-            Ok(String::from_utf8_lossy(&said.stdout).trim().to_owned())
-        }
-        Ok(said) => Err(format!("nft --version ended with {}", said.status)),
-        Err(error) => Err(format!(
-            "nft cannot be run ({error}): install nftables, the second lock on pods needs it"
-        )),
-    }
+fn nf_tables() -> Result<String, String> {
+    second_lock::generation()
+        .map(|generation| format!("nf_tables answers, generation {generation}"))
+        .map_err(|error| {
+            format!(
+                "{error:#}; the second lock on pods needs a kernel with CONFIG_NF_TABLES and \
+                 CONFIG_NF_TABLES_INET (modprobe nf_tables), and CAP_NET_ADMIN"
+            )
+        })
 }
 
 #[cfg(test)]

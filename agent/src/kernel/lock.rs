@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 use thiserror::Error;
+use weir_cni::durable::private_folder;
 
 /// Held for as long as the agent lives; the kernel lets go of it however the agent ends.
 #[derive(Debug)]
@@ -37,7 +38,7 @@ pub fn lock(run_dir: &Path) -> Result<OnlyAgent, LockError> {
         path: path.clone(),
         source,
     };
-    std::fs::create_dir_all(run_dir).map_err(io)?;
+    private_folder(run_dir).map_err(io)?;
     let file = OpenOptions::new()
         .create(true)
         .truncate(false)

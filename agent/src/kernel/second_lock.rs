@@ -1,24 +1,19 @@
 //! The second lock, outside of eBPF: what a pod's device sends without the mark of our program is
-//! dropped by netfilter. It keeps pods closed when somebody else removes a program.
+//! dropped by netfilter. It keeps pods closed when somebody else removes a program. What its rule is, is in
+//! `rule`; how the kernel is spoken to, in `netfilter`.
 
-use std::io::Write;
-use std::os::fd::AsRawFd;
-use std::process::{Command, Stdio};
+mod netfilter;
+mod rule;
+
+use std::io::{self, ErrorKind};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto,
-    socket,
-};
-use serde_json::{Value, json};
-use weir_cni::attachment::DEVICE_PREFIX;
-use weir_common::node::{PASSED_MARK, PASSED_MASK};
+use anyhow::{Context, Result};
 
-/// Our table, of the `inet` family.
-const TABLE: &str = "weir";
-/// Before connection tracking, which starts at -200.
-const PRIORITY: i32 = -300;
+use self::netfilter::Netfilter;
+
+/// How often rules are listed again that somebody changes while they are listed.
+const LISTINGS: usize = 10;
 
 /// How the lock was found.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -35,104 +30,60 @@ pub enum Lock {
 /// is replaced in one transaction. Returns what was found.
 ///
 /// # Errors
-/// nft is missing, or refuses.
+/// The kernel has no nf_tables, or refuses.
 pub fn close() -> Result<Lock> {
-    let found = state()?;
+    let netfilter = open_netfilter()?;
+    let found = look(&netfilter).context("look at the second lock")?;
     if found == Lock::Open && !cfg!(feature = "broken-open-first") {
-        // `add` before `delete`: deleting what is not there would fail.
-        let rules = format!(
-            "add table inet {TABLE}\n\
-             delete table inet {TABLE}\n\
-             table inet {TABLE} {{\n\
-               chain prerouting {{\n\
-                 type filter hook prerouting priority {PRIORITY}; policy accept;\n\
-                 iifname \"{DEVICE_PREFIX}*\" meta mark & {PASSED_MASK:#x} != {PASSED_MARK:#x} \
-                   counter drop comment \"no weir program has passed it\"\n\
-               }}\n\
-             }}\n"
-        );
-        nft(&["-f", "-"], &rules)?;
+        netfilter
+            .ask(rule::replace())
+            .context("close the second lock")?;
     }
     Ok(found)
 }
 
-/// What is in place now: chain, match, mark, mask and verdict are compared.
+/// What is in place now: table, chain, match, mark, mask and verdict are compared.
 ///
 /// # Errors
-/// nft is missing.
+/// The kernel has no nf_tables.
 pub fn state() -> Result<Lock> {
-    let mut command = Command::new("nft");
-    let said = command
-        .args(["-j", "list", "table", "inet", TABLE])
-        .output()
-        .context("run nft: install the package nftables")?;
-    if !said.status.success() {
-        // It fails so when there is no such table.
-        return Ok(Lock::Open);
-    }
-    let listed = serde_json::from_slice(&said.stdout).context("read what nft lists")?;
-    Ok(read(&listed))
+    look(&open_netfilter()?).context("look at the second lock")
+}
+
+/// What the lock has dropped since it was closed, by one question. None if its rule is not as it should be; that
+/// its chain is still hooked is for [`state`] to say, after a change.
+///
+/// # Errors
+/// The kernel has no nf_tables.
+pub fn drops() -> Result<Option<u64>> {
+    count(&open_netfilter()?).context("read the counter of the second lock")
 }
 
 /// Takes the rule away. False when there was none.
 ///
 /// # Errors
-/// nft is missing, or refuses.
+/// The kernel has no nf_tables, or refuses.
 pub fn open() -> Result<bool> {
-    let there = Command::new("nft")
-        .args(["list", "table", "inet", TABLE])
-        .output()
-        .context("run nft: install the package nftables")?;
-    if !there.status.success() {
+    let netfilter = open_netfilter()?;
+    let table = there(netfilter.ask(rule::ask_table())).context("look for the second lock")?;
+    if table.is_none() {
         return Ok(false);
     }
-    nft(
-        &["-f", "-"],
-        &format!("add table inet {TABLE}\ndelete table inet {TABLE}\n"),
-    )?;
+    netfilter
+        .ask(rule::remove())
+        .context("remove the second lock")?;
     Ok(true)
 }
 
 /// The number of the namespace's netfilter rules: another one after every change, whoever makes it.
-/// Costs two system calls, so that the rules themselves need to be listed only after a change.
+/// Costs little, so that the rules themselves need to be looked at only after a change.
 ///
 /// # Errors
-/// The kernel does not answer.
+/// The kernel has no nf_tables.
 pub fn generation() -> Result<u32> {
-    // include/uapi/linux/netfilter/nfnetlink.h and nf_tables.h.
-    const GET_GENERATION: u16 = 10 << 8 | 16;
-    const REQUEST: u16 = 1;
-    const HEADERS: usize = 20;
-    const GENERATION: u16 = 1;
-    let socket = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkNetFilter,
-    )
-    .context("open a netfilter socket")?;
-    let fd = socket.as_raw_fd();
-    bind(fd, &NetlinkAddr::new(0, 0)).context("bind the netfilter socket")?;
-    let mut request = Vec::with_capacity(HEADERS);
-    request.extend((HEADERS as u32).to_ne_bytes());
-    request.extend(GET_GENERATION.to_ne_bytes());
-    request.extend(REQUEST.to_ne_bytes());
-    // Sequence number, port, and a header of family, version and resource that are all zero.
-    request.extend([0; 12]);
-    sendto(fd, &request, &NetlinkAddr::new(0, 0), MsgFlags::empty()).context("ask netfilter")?;
-    let mut answer = [0; 256];
-    let length = recv(fd, &mut answer, MsgFlags::empty()).context("hear from netfilter")?;
-    let mut rest = answer.get(HEADERS..length).unwrap_or_default();
-    while let [l0, l1, t0, t1, ..] = *rest {
-        let length = usize::from(u16::from_ne_bytes([l0, l1]));
-        if let (GENERATION, Some(&[a, b, c, d])) = (u16::from_ne_bytes([t0, t1]), rest.get(4..8)) {
-            return Ok(u32::from_be_bytes([a, b, c, d]));
-        }
-        rest = rest
-            .get(length.max(4).next_multiple_of(4)..)
-            .unwrap_or_default();
-    }
-    bail!("netfilter answers without a generation")
+    open_netfilter()?
+        .generation()
+        .context("ask for the generation of the netfilter rules")
 }
 
 /// Sees to it that the lock stays closed, until the future is dropped, and tells every state found. Looks
@@ -168,117 +119,45 @@ pub async fn keep(every: Duration, mut found: impl FnMut(Result<Lock>)) {
     }
 }
 
-/// Exactly one chain with exactly our rule.
-fn read(listed: &Value) -> Lock {
-    let objects = || listed["nftables"].as_array().into_iter().flatten();
-    let mut chains = objects().filter_map(|object| object.get("chain"));
-    let (Some(chain), None) = (chains.next(), chains.next()) else {
-        return Lock::Open;
-    };
-    let is_hooked = chain["type"] == "filter"
-        && chain["hook"] == "prerouting"
-        && chain["prio"] == PRIORITY
-        && chain["policy"] == "accept";
-    let mut rules = objects().filter_map(|object| object.get("rule"));
-    let (Some(rule), None) = (rules.next(), rules.next()) else {
-        return Lock::Open;
-    };
-    let parts = rule["expr"].as_array().map(Vec::as_slice);
-    let Some([device, mark, counter, verdict]) = parts else {
-        return Lock::Open;
-    };
-    let is_ours = *device
-        == json!({"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": format!("{DEVICE_PREFIX}*")}})
-        && *mark
-            == json!({"match": {"op": "!=", "left": {"&": [{"meta": {"key": "mark"}}, PASSED_MASK]}, "right": PASSED_MARK}})
-        && *verdict == json!({"drop": null});
-    match counter["counter"]["packets"].as_u64() {
-        Some(drops) if is_hooked && is_ours => Lock::Closed { drops },
-        _ => Lock::Open,
-    }
+fn open_netfilter() -> Result<Netfilter> {
+    Netfilter::open().context("open a netfilter socket")
 }
 
-fn nft(args: &[&str], input: &str) -> Result<String> {
-    let mut child = Command::new("nft")
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("run nft: install the package nftables")?;
-    child
-        .stdin
-        .take()
-        .context("nft has a standard input")?
-        .write_all(input.as_bytes())
-        .context("give nft its rules")?;
-    let said = child.wait_with_output().context("wait for nft")?;
-    if !said.status.success() {
-        bail!(
-            "nft refuses the second lock: {}",
-            String::from_utf8_lossy(&said.stderr).trim()
-        );
+fn look(netfilter: &Netfilter) -> io::Result<Lock> {
+    let table = there(netfilter.ask(rule::ask_table()))?;
+    if !table.is_some_and(|table| rule::is_table(&table)) {
+        return Ok(Lock::Open);
     }
-    Ok(String::from_utf8_lossy(&said.stdout).into_owned())
+    let chain = there(netfilter.ask(rule::ask_chain()))?;
+    if !chain.is_some_and(|chain| rule::is_chain(&chain)) {
+        return Ok(Lock::Open);
+    }
+    let drops = count(netfilter)?;
+    Ok(drops.map_or(Lock::Open, |drops| Lock::Closed { drops }))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What nft 1.0.6 lists of our table.
-    fn listed() -> Value {
-        json!({"nftables": [
-            {"metainfo": {"version": "1.0.6", "json_schema_version": 1}},
-            {"table": {"family": "inet", "name": "weir", "handle": 1}},
-            {"chain": {"family": "inet", "table": "weir", "name": "prerouting", "handle": 1,
-                "type": "filter", "hook": "prerouting", "prio": -300, "policy": "accept"}},
-            {"rule": {"family": "inet", "table": "weir", "chain": "prerouting", "handle": 2,
-                "comment": "x", "expr": [
-                {"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "weir*"}},
-                {"match": {"op": "!=", "left": {"&": [{"meta": {"key": "mark"}}, 3840]},
-                    "right": 3584}},
-                {"counter": {"packets": 7, "bytes": 0}},
-                {"drop": null}]}}]})
-    }
-
-    #[test]
-    fn the_lock_is_closed_only_by_exactly_our_rule() {
-        assert_eq!(read(&listed()), Lock::Closed { drops: 7 });
-        let rule = |part: usize, to: Value| ("/nftables/3/rule/expr", part, to);
-        for (list, part, to) in [
-            rule(
-                0,
-                json!({"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "x*"}}),
-            ),
-            rule(
-                1,
-                json!({"match": {"op": "!=", "left": {"&": [{"meta": {"key": "mark"}}, 255]}, "right": 3584}}),
-            ),
-            rule(
-                1,
-                json!({"match": {"op": "!=", "left": {"&": [{"meta": {"key": "mark"}}, 3840]}, "right": 1}}),
-            ),
-            rule(3, json!({"accept": null})),
-            (
-                "/nftables",
-                2,
-                json!({"chain": {"name": "prerouting", "type": "filter", "hook": "input",
-                "prio": -300, "policy": "accept"}}),
-            ),
-            ("/nftables", 3, json!({})),
-        ] {
-            let mut other = listed();
-            other.pointer_mut(list).unwrap()[part] = to.clone();
-            assert_eq!(read(&other), Lock::Open, "{to}");
+fn count(netfilter: &Netfilter) -> io::Result<Option<u64>> {
+    let mut rules = netfilter.ask(rule::ask_rules());
+    for _ in 0..LISTINGS {
+        match &rules {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {
+                rules = netfilter.ask(rule::ask_rules());
+            }
+            _ => break,
         }
     }
+    match rules {
+        Ok(rules) => Ok(rule::drops(&rules)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
 
-    #[test]
-    fn a_rule_before_ours_is_not_ours() {
-        let mut other = listed();
-        let accept = json!({"rule": {"expr": [{"accept": null}]}});
-        other["nftables"].as_array_mut().unwrap().insert(3, accept);
-        assert_eq!(read(&other), Lock::Open);
+/// The one answer; none if the kernel says that there is no such thing.
+fn there(answers: io::Result<Vec<Vec<u8>>>) -> io::Result<Option<Vec<u8>>> {
+    match answers {
+        Ok(mut answers) => Ok(answers.pop()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }

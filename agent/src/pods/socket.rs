@@ -2,11 +2,12 @@
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use tokio::net::UnixListener;
+use weir_cni::durable::private_folder;
 
 /// Listens at `path`. A socket that nobody listens to any more is replaced.
 ///
@@ -14,13 +15,7 @@ use tokio::net::UnixListener;
 /// When another agent listens there, or the directory is not ours alone to use.
 pub fn listen(path: &Path) -> Result<UnixListener> {
     let dir = path.parent().context("the CNI socket needs a directory")?;
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .with_context(|| format!("create {}", dir.display()))?;
-    fs::set_permissions(dir, Permissions::from_mode(0o700))
-        .with_context(|| format!("keep others out of {}", dir.display()))?;
+    private_folder(dir).with_context(|| format!("keep {} for root alone", dir.display()))?;
     match std::os::unix::net::UnixStream::connect(path) {
         Ok(_) => bail!("another agent listens at {}; stop it first", path.display()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -5,7 +5,6 @@ use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
@@ -15,6 +14,7 @@ use redb::{
 };
 use thiserror::Error;
 use weir_cni::attachment::Attachment;
+use weir_cni::durable::{PRIVATE_FILE, close, private_file, private_folder, sync_folder};
 
 use super::Lease;
 
@@ -79,6 +79,9 @@ pub(super) struct Store {
 impl Store {
     /// Opens the store at `path`, or makes an empty one when there is no file.
     pub(super) fn open(path: &Path) -> Result<(Self, Contents), StoreError> {
+        if let Some(dir) = path.parent() {
+            private_folder(dir).map_err(|e| unavailable(path, e))?;
+        }
         if !path.try_exists().map_err(|e| unavailable(path, e))? {
             create(path)?;
         }
@@ -190,23 +193,18 @@ fn unavailable(path: &Path, why: impl ToString) -> StoreError {
 fn create(path: &Path) -> Result<(), StoreError> {
     let new = path.with_extension("new");
     let made = || -> Result<(), Failure> {
-        if let Some(dir) = path.parent() {
-            let mut builder = fs::DirBuilder::new();
-            builder.recursive(true).mode(0o700);
-            builder.create(dir).map_err(StorageError::from)?;
-        }
         match fs::remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(StorageError::from(error).into());
             }
             _ => {}
         }
-        commit(&Database::create(&new)?, [], Keep::Nothing)?;
+        let file = private_file(&new).map_err(StorageError::from)?;
+        let db = Database::builder().create_file(file)?;
+        commit(&db, [], Keep::Nothing)?;
         fs::rename(&new, path).map_err(StorageError::from)?;
         if let Some(dir) = path.parent() {
-            fs::File::open(dir)
-                .and_then(|dir| dir.sync_all())
-                .map_err(StorageError::from)?;
+            sync_folder(dir).map_err(StorageError::from)?;
         }
         Ok(())
     };
@@ -215,6 +213,8 @@ fn create(path: &Path) -> Result<(), StoreError> {
 
 fn open(path: &Path) -> Result<Database, StoreError> {
     let opened = || -> Result<Database, Failure> {
+        // An earlier agent left it open to others.
+        close(path, PRIVATE_FILE).map_err(StorageError::from)?;
         // A transaction that ended is whole (see `commit`), so anything to repair is damage.
         let mut db = Database::open(path)?;
         if !db.check_integrity()? {
@@ -324,4 +324,32 @@ fn read(db: &Database) -> Result<Contents, Failure> {
         }
     }
     Ok(contents)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn the_leases_are_nobody_elses_whoever_made_their_folder() {
+        let node = tempfile::tempdir().unwrap();
+        let folder = node.path().join("weir");
+        let path = folder.join("leases.redb");
+        let set = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        // As kubelet makes the folder of a volume.
+        fs::create_dir(&folder).unwrap();
+        set(&folder, 0o755);
+        drop(Store::open(&path).unwrap());
+        assert_eq!((mode(&folder), mode(&path)), (0o700, 0o600));
+        // As an earlier agent left both.
+        set(&folder, 0o755);
+        set(&path, 0o644);
+        drop(Store::open(&path).unwrap());
+        assert_eq!((mode(&folder), mode(&path)), (0o700, 0o600));
+    }
 }

@@ -4,6 +4,7 @@
 mod folder;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Notify, mpsc, watch};
 use tracing::{debug, info, warn};
+use weir_cni::durable;
 
 use super::controllers::{Assigned, Derived, PodLeases, Surroundings, derive};
 use super::documents::{ForeignKind, Parsed, parse};
@@ -275,9 +277,5 @@ fn store(path: &Path, assigned: &Assigned) -> std::io::Result<()> {
         .map(|(name, ips)| (name.to_string(), ips))
         .collect();
     let text = serde_json::to_vec_pretty(&stored)?;
-    let fresh = path.with_extension("new");
-    let mut file = std::fs::File::create(&fresh)?;
-    std::io::Write::write_all(&mut file, &text)?;
-    file.sync_all()?;
-    std::fs::rename(fresh, path)
+    durable::replace(path, durable::PRIVATE_FILE, |file| file.write_all(&text))
 }

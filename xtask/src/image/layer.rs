@@ -8,12 +8,15 @@ use tar::{Builder, EntryType, Header};
 
 /// Read and run by everyone, written by nobody but root; never setuid.
 const MODE: u32 = 0o755;
+/// Read by everyone.
+const TEXT_MODE: u32 = 0o644;
 
 /// One file of the image.
 pub(crate) struct File {
     /// Without a leading slash.
     path: String,
     bytes: Vec<u8>,
+    mode: u32,
     privilege: Privilege,
 }
 
@@ -30,7 +33,18 @@ impl File {
         Self {
             path,
             bytes,
+            mode: MODE,
             privilege,
+        }
+    }
+
+    /// One that is there to be read.
+    pub(crate) fn text(path: String, bytes: Vec<u8>) -> Self {
+        Self {
+            path,
+            bytes,
+            mode: TEXT_MODE,
+            privilege: Privilege::None,
         }
     }
 }
@@ -74,6 +88,7 @@ pub(crate) fn pack(mut files: Vec<File>) -> anyhow::Result<Vec<u8>> {
             tar.append_pax_extensions([(name, attribute.as_slice())])?;
         }
         let mut header = header(EntryType::Regular, file.bytes.len() as u64);
+        header.set_mode(file.mode);
         tar.append_data(&mut header, &file.path, file.bytes.as_slice())
             .with_context(|| format!("pack {}", file.path))?;
     }

@@ -1,10 +1,10 @@
 //! `cargo xtask image`: our programs, linked statically, in one image archive that a container runtime
-//! imports. What is in the image is here; how it is packed is in `layer` and `archive`, what of the
-//! machine goes along is in `nft`.
+//! imports. What is in the image is here; how it is packed is in `layer` and `archive`, which texts go along
+//! in `licences`.
 
 mod archive;
 mod layer;
-mod nft;
+mod licences;
 
 use std::env::consts::ARCH;
 use std::fs;
@@ -19,6 +19,9 @@ use crate::build::cargo;
 use crate::command::{self, step};
 use crate::setup;
 use crate::workspace::Workspace;
+
+/// What runs in the kernel is compiled into the agent, by its build script.
+const KERNEL_SIDE: &str = "weir-ebpf";
 
 /// The registry part is a name that no registry has: the image is loaded, never pulled.
 const REPOSITORY: &str = "weir.local/weir";
@@ -89,18 +92,14 @@ pub(crate) fn run(workspace: &Workspace, options: Options) -> anyhow::Result<Pat
     };
     let built = workspace.target().join(&target).join(folder);
     let packed = step("pack the image", || {
-        let mut files = Vec::new();
+        let mut files = licences::files(workspace, &target, &packages())?;
         for (program, _, privilege) in PROGRAMS {
             let path = built.join(program);
             require_static(&path)?;
             let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-            files.push(File::program(
-                format!("usr/bin/{program}"),
-                bytes,
-                privilege,
-            ));
+            let path = format!("usr/bin/{program}");
+            files.push(File::program(path, bytes, privilege));
         }
-        files.extend(nft::files(workspace)?);
         let image = Image {
             name: name.clone(),
             version: tag.to_owned(),
@@ -123,6 +122,12 @@ pub(crate) fn run(workspace: &Workspace, options: Options) -> anyhow::Result<Pat
         output.display()
     );
     Ok(output)
+}
+
+/// Those whose code is in the image.
+fn packages() -> Vec<&'static str> {
+    let programs = PROGRAMS.iter().map(|(_, package, _)| *package);
+    programs.chain([KERNEL_SIDE]).collect()
 }
 
 fn mebibytes(bytes: usize) -> f64 {
@@ -150,4 +155,57 @@ fn require_static(program: &std::path::Path) -> anyhow::Result<()> {
         bail!("{} is not linked statically", program.display());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn the_licences_of_all_that_is_in_the_image_are_in_it() {
+        let workspace = Workspace::find().unwrap();
+        let target = format!("{ARCH}-unknown-linux-gnu");
+        let files = licences::files(&workspace, &target, &packages()).unwrap();
+        let layer = layer::pack(files).unwrap();
+        let mut texts = BTreeMap::new();
+        for entry in tar::Archive::new(layer.as_slice()).entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let path = entry.path().unwrap().display().to_string();
+            let Some(name) = path.strip_prefix("usr/share/licenses/weir/") else {
+                continue;
+            };
+            let (name, mode) = (name.to_owned(), entry.header().mode().unwrap());
+            let mut text = String::new();
+            entry.read_to_string(&mut text).unwrap();
+            if !name.is_empty() {
+                assert_eq!(mode, 0o644, "{name}");
+                texts.insert(name, text);
+            }
+        }
+        // A phrase that only the right text has.
+        for (name, phrase) in [
+            ("LICENSE", "Apache License"),
+            ("MIT.txt", "Permission is hereby granted, free of charge"),
+            ("GPL-2.0-only.txt", "GNU GENERAL PUBLIC LICENSE"),
+            ("LLVM-exception.txt", "LLVM Exceptions"),
+            ("musl.txt", "Rich Felker"),
+            ("RUST-STANDARD-LIBRARY.html", "The Rust Standard Library"),
+            // Of each program one crate that is its own, of the kernel's side another, and a notice.
+            ("THIRD-PARTY.txt", "\nredb "),
+            ("THIRD-PARTY.txt", "\nhickory-proto "),
+            ("THIRD-PARTY.txt", "\nrscni-plugin "),
+            ("THIRD-PARTY.txt", "\ncomfy-table "),
+            ("THIRD-PARTY.txt", "\naya-ebpf "),
+            ("THIRD-PARTY.txt", "Brian Smith"),
+        ] {
+            let text = texts.get(name).unwrap_or_else(|| panic!("no {name}"));
+            assert!(text.contains(phrase), "{name} lacks {phrase:?}");
+        }
+        for absent in ["\nproptest ", "\nsyn "] {
+            assert!(!texts["THIRD-PARTY.txt"].contains(absent), "{absent}");
+        }
+    }
 }

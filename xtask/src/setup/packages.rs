@@ -78,13 +78,9 @@ pub(crate) fn for_linker(llvm: u32) -> Vec<Package> {
 
 /// What compiling and packing an image takes.
 pub(crate) fn for_image() -> Vec<Package> {
-    [
-        ("musl-tools", "musl-gcc"),
-        ("binutils", "readelf"),
-        ("nftables", "nft"),
-    ]
-    .map(|(name, program)| Package::new(name, Proof::Program(program), Way::Install))
-    .into()
+    [("musl-tools", "musl-gcc"), ("binutils", "readelf")]
+        .map(|(name, program)| Package::new(name, Proof::Program(program), Way::Install))
+        .into()
 }
 
 /// What building and running a cluster of real nodes takes: a C library for runc, a root file system

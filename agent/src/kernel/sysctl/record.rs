@@ -2,12 +2,13 @@
 //! as the settings themselves do. It is written before a setting is.
 
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
+use weir_cni::durable;
 
 /// In the run folder.
 const FILE: &str = "sysctls.json";
@@ -73,10 +74,11 @@ impl Record {
     /// # Errors
     /// The run folder is not there or cannot be written.
     pub(super) fn save(&self) -> Result<()> {
-        let part = self.path.with_extension("part");
-        fs::write(&part, serde_json::to_vec_pretty(&self.settings)?)
-            .with_context(|| format!("write {}", part.display()))?;
-        fs::rename(&part, &self.path).with_context(|| format!("create {}", self.path.display()))
+        let text = serde_json::to_vec_pretty(&self.settings)?;
+        durable::replace(&self.path, durable::PRIVATE_FILE, |file| {
+            file.write_all(&text)
+        })
+        .with_context(|| format!("write {}", self.path.display()))
     }
 
     /// Forgets everything.
@@ -84,10 +86,8 @@ impl Record {
     /// # Errors
     /// The file cannot be removed.
     pub(super) fn remove(&self) -> Result<()> {
-        match fs::remove_file(&self.path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            removed => removed.with_context(|| format!("remove {}", self.path.display())),
-        }
+        durable::remove(&self.path).with_context(|| format!("remove {}", self.path.display()))?;
+        Ok(())
     }
 }
 
