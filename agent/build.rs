@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context as _;
+use object::build::elf::{Builder, SectionData};
 
 /// How cargo is told to compile in parts, against what a profile says.
 const INCREMENTAL: &str = "CARGO_INCREMENTAL";
@@ -28,6 +29,7 @@ fn main() -> anyhow::Result<()> {
         None => &[],
     };
     let _alone = share_folder().context("share the folder in which the BPF object is built")?;
+    let out = PathBuf::from(env::var_os("OUT_DIR").context("no OUT_DIR")?);
     aya_build::build_ebpf(
         [aya_build::Package {
             name: "weir-ebpf",
@@ -37,7 +39,28 @@ fn main() -> anyhow::Result<()> {
         }],
         aya_build::Toolchain::Custom(include_str!("../ebpf/TOOLCHAIN").trim()),
     )
-    .context("build the BPF object; `cargo xtask setup` installs what it needs")
+    .context("build the BPF object; `cargo xtask setup` installs what it needs")?;
+    without_debug(&out.join("weir")).context("strip the BPF object")
+}
+
+/// Takes out what only a debugger reads: four fifths of the object, which the agent would carry with it. What the
+/// verifier says of lines of the source is from the type information, which stays.
+fn without_debug(path: &Path) -> anyhow::Result<()> {
+    let data = fs::read(path)?;
+    let mut object = Builder::read(data.as_slice())?;
+    for section in object.sections.iter_mut() {
+        let name = section.name.as_slice();
+        section.delete = name.starts_with(b".debug") || name.starts_with(b".rel.debug");
+    }
+    object.delete_orphans();
+    // LLVM puts the names of sections among those of symbols, and what writes it here does not.
+    let names = object.sections.add();
+    names.name = b".shstrtab".as_slice().into();
+    names.sh_type = object::elf::SHT_STRTAB;
+    names.data = SectionData::SectionString;
+    let mut stripped = Vec::new();
+    object.write(&mut stripped)?;
+    Ok(fs::write(path, stripped)?)
 }
 
 /// The agent is built several times: for tests, by clippy, for an image. Each build has an `OUT_DIR` of its

@@ -5,7 +5,7 @@
 use std::process::Command;
 
 use weir_tests::node::{CLUSTER_DNS, Node, NodeOptions};
-use weir_tests::traffic::PATIENCE;
+use weir_tests::traffic::{PATIENCE, eventually};
 use weir_tests::workloads::{Transport, Workload};
 
 const OBJECTS: &str = "
@@ -173,4 +173,30 @@ fn the_cluster_dns_address_answers_as_the_specification_says() {
 
 fn to_owned(answers: &[&str]) -> Vec<String> {
     answers.iter().map(|a| (*a).to_owned()).collect()
+}
+
+/// As RKE2 calls it: the only Service in kube-system that selects what DNS is labelled with.
+#[test]
+fn a_cluster_dns_service_of_another_name_is_answered_too() {
+    let node = Node::start(NodeOptions::named("dnsother")).unwrap();
+    let other = "
+apiVersion: v1
+kind: Service
+metadata: {name: rke2-coredns-rke2-coredns, namespace: kube-system}
+spec:
+  clusterIP: 10.96.0.10
+  selector: {k8s-app: kube-dns}
+  ports: [{name: udp-53, port: 53, protocol: UDP}, {name: tcp-53, port: 53, protocol: TCP}]
+";
+    node.write_manifest("cluster.yaml", other).unwrap();
+    let client = node.run_pod(Workload::named("shop", "client")).unwrap();
+    let name = "rke2-coredns-rke2-coredns.kube-system.svc.cluster.local";
+    let wanted = ("NOERROR".to_owned(), vec![format!("A {CLUSTER_DNS}")]);
+    for transport in ["+notcp", "+tcp"] {
+        let ask = || {
+            let words = format!("@{CLUSTER_DNS} {transport} {name} A");
+            dig(client.netns().command("dig"), &words)
+        };
+        eventually("an answer", PATIENCE, ask, |said| *said == wanted).unwrap();
+    }
 }
