@@ -20,6 +20,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::serve::{IncomingStream, Listener};
 use futures::stream;
+use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
@@ -75,12 +76,7 @@ impl ApiServer {
         socket.set_nonblocking(true)?;
         let listener = Stamping(tokio::net::TcpListener::from_std(socket)?);
         let shared = Arc::new(Shared {
-            store: Mutex::new(Store {
-                cluster,
-                version: 1,
-                events: VecDeque::new(),
-                waiting: BTreeMap::new(),
-            }),
+            store: Mutex::new(Store::new(cluster)),
             version: watch::Sender::new(1),
         });
         let router = Router::new()
@@ -124,6 +120,19 @@ impl ApiServer {
     }
 }
 
+/// For an agent: where the server is; who asks does not matter.
+pub(crate) fn kubeconfig(url: &str) -> String {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "bench", "cluster": {"server": url}}],
+        "users": [{"name": "bench", "user": {}}],
+        "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "bench"}}],
+        "current-context": "bench",
+    })
+    .to_string()
+}
+
 impl Drop for ApiServer {
     fn drop(&mut self) {
         self.serving.abort();
@@ -137,6 +146,15 @@ impl Shared {
 }
 
 impl Store {
+    fn new(cluster: Cluster) -> Self {
+        Self {
+            cluster,
+            version: 1,
+            events: VecDeque::new(),
+            waiting: BTreeMap::new(),
+        }
+    }
+
     fn change(
         &mut self,
         resource: Resource,
@@ -418,3 +436,6 @@ impl AsyncWrite for Stamped {
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,8 @@ pub(crate) const ENDPOINTS: usize = 10;
 pub(crate) const PORTS: [u16; 2] = [80, 81];
 /// Pods of a node.
 const PER_NODE: usize = 100;
+/// Pods of a namespace.
+const PER_NAMESPACE: usize = 100;
 
 /// The kinds that the agent watches.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -78,7 +80,8 @@ impl Cluster {
             pods,
             // The agent's own, which has none of these pods.
             nodes: 1 + pods.div_ceil(PER_NODE).max(10),
-            namespaces: (services / 20).max(10),
+            // As many pods in each as there are in each of a small cluster's.
+            namespaces: (pods / PER_NAMESPACE).max(10),
             own_node: own_node.to_owned(),
             templates: Templates {
                 service: Template::new(include_str!("objects/service.json")),

@@ -11,7 +11,7 @@ use tokio::runtime::Builder;
 use tokio::task::spawn_blocking;
 use weir_tests::node::{Node, NodeOptions, Source};
 
-use crate::api_server::{ApiServer, Change};
+use crate::api_server::{self, ApiServer, Change};
 use crate::cluster::{Cluster, PORTS, Resource, moving_address, node_address, service_address};
 use crate::exchange::pin;
 use crate::report::{Figure, Unit};
@@ -177,11 +177,12 @@ impl Site {
         eprintln!("  a node of {title} …");
         let dir = tempfile::tempdir()?;
         let kubeconfig = dir.path().join("kubeconfig");
-        std::fs::write(&kubeconfig, KUBECONFIG)?;
+        let url = format!("http://{API_SERVER}");
+        std::fs::write(&kubeconfig, api_server::kubeconfig(&url))?;
         let mut options = NodeOptions::named(name);
         options.source = Source::Kube {
             kubeconfig,
-            api_server: format!("http://{API_SERVER}"),
+            api_server: url,
         };
         if let Some(agent) = &scale.agent {
             options.agent = agent.clone();
@@ -459,14 +460,3 @@ fn figures(sites: &[Site], kind: Kind, courses: &mut [Course]) -> Result<Vec<Fig
     figures.push(figure);
     Ok(figures)
 }
-
-/// Who asks does not matter here, and where is an argument of the agent.
-const KUBECONFIG: &str = r#"{
-  "apiVersion": "v1",
-  "kind": "Config",
-  "clusters": [{"name": "bench", "cluster": {"server": "http://127.0.0.1:6443"}}],
-  "users": [{"name": "bench", "user": {}}],
-  "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "bench"}}],
-  "current-context": "bench"
-}
-"#;
