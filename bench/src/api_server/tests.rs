@@ -71,6 +71,47 @@ fn pages_have_every_object_once_and_say_where_it_goes_on() {
 }
 
 #[tokio::test]
+async fn a_watch_says_what_happened_since_its_version_and_then_how_far_it_is() {
+    let shared = Arc::new(Shared {
+        store: Mutex::new(Store::new(Cluster::new(10, 10, "own"))),
+        version: watch::Sender::new(1),
+    });
+    for resource in [
+        Resource::EndpointSlices,
+        Resource::Pods,
+        Resource::EndpointSlices,
+    ] {
+        let (reply, _) = oneshot::channel();
+        let (_, version) = shared.store().change(resource, 3, Change::Seen, reply);
+        shared.version.send_replace(version);
+    }
+    let parameters = ["watch", "resourceVersion", "timeoutSeconds"]
+        .map(|name| (name.to_owned(), "1".to_owned()));
+    let parameters = BTreeMap::from(parameters);
+    let answer = respond(shared, Stamp::default(), "endpointslices", &parameters);
+    let body = axum::body::to_bytes(answer.into_body(), 1 << 20)
+        .await
+        .unwrap();
+    let said: Vec<_> = std::str::from_utf8(&body)
+        .unwrap()
+        .lines()
+        .map(|line| {
+            let event: serde_json::Value = serde_json::from_str(line).unwrap();
+            let version = &event["object"]["metadata"]["resourceVersion"];
+            (
+                event["type"].as_str().unwrap().to_owned(),
+                version.as_str().unwrap().to_owned(),
+            )
+        })
+        .collect();
+    let expected = [("MODIFIED", "2"), ("MODIFIED", "4"), ("BOOKMARK", "4")];
+    assert_eq!(
+        said,
+        expected.map(|(kind, version)| (kind.to_owned(), version.to_owned()))
+    );
+}
+
+#[tokio::test]
 async fn the_agents_client_understands_every_object() {
     let cluster = Cluster::new(120, 1_234, "own");
     let (_server, mut said) = watched(cluster, Timing::default()).await;
@@ -86,7 +127,7 @@ async fn the_agents_client_understands_every_object() {
 }
 
 #[tokio::test]
-async fn no_change_is_lost_where_a_watch_ends_and_the_next_begins() {
+async fn changes_reach_the_agents_client_over_watches_that_end() {
     let timing = Timing {
         watch: Duration::from_secs(1),
         ..Timing::default()
@@ -106,7 +147,7 @@ async fn no_change_is_lost_where_a_watch_ends_and_the_next_begins() {
         };
         let address = slice.endpoints[0].address;
         assert_eq!(address, moving_address(3, revision));
-        // Some fall between two watches.
+        // For more than one watch.
         tokio::time::sleep(Duration::from_millis(260)).await;
     }
 }
