@@ -107,7 +107,6 @@ pub(crate) fn rows(scale: &Scale, wanted: &dyn Fn(u32) -> bool) -> Result<Vec<Fi
     if scale.services < FEW_SERVICES {
         bail!("fewer than {FEW_SERVICES} services are no large cluster");
     }
-    pin(CPU_OF_BENCH)?;
     Builder::new_current_thread()
         .enable_all()
         .build()?
@@ -120,6 +119,8 @@ async fn measure(scale: &Scale, wanted: &dyn Fn(u32) -> bool) -> Result<Vec<Figu
         Site::start("control", FEW_SERVICES, FEW_PODS, scale).await?,
         Site::start("large", scale.services, scale.pods, scale).await?,
     ];
+    // Not before: an agent would be where we are, and make as many threads as there are CPUs for it.
+    pin(CPU_OF_BENCH)?;
     tokio::time::sleep(Duration::from_secs(10)).await;
     let mut figures = Vec::new();
     if wanted(13) {
