@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use weir_cni::durable::private_folder;
 use weir_common::nat::PortRange;
 use weir_common::node::{Features, NodeConfig};
 use weir_dns::feed::Peer;
@@ -295,7 +296,7 @@ impl Sockets {
 }
 
 fn open_leases(settings: &Settings) -> Result<Leases> {
-    fs::create_dir_all(&settings.state_dir)
+    private_folder(&settings.state_dir)
         .with_context(|| format!("create {}", settings.state_dir.display()))?;
     let boot_id =
         fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot id")?;

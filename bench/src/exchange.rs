@@ -142,7 +142,8 @@ fn transaction(what: Transaction, target: SocketAddr) -> Result<Once> {
     })
 }
 
-fn pin(cpu: usize) -> Result<()> {
+/// Keeps this thread on one CPU.
+pub(crate) fn pin(cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu).context("name the CPU")?;
     sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("pin to CPU {cpu}"))

@@ -12,6 +12,8 @@ use crate::rounds::Ratio;
 
 /// How far the control may be from 1 before a run says nothing (p01, median).
 const CONTROL: f64 = 0.01;
+/// As above, for the CPU of two processes that do the same.
+const FIGURE_CONTROL: f64 = 0.1;
 
 /// One claim, measured.
 #[derive(Clone, Debug, Serialize)]
@@ -54,6 +56,84 @@ pub(crate) enum Outcome {
     Missed,
     /// The control moved too far: the run says nothing.
     Void,
+}
+
+/// One number that has no peer, measured.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Figure {
+    pub(crate) number: u32,
+    pub(crate) claim: String,
+    pub(crate) value: Unit,
+    /// The least and the most of the rounds.
+    pub(crate) spread: Option<Ratio>,
+    /// The same of two that are alike.
+    pub(crate) control: Option<Ratio>,
+    /// What it must stay at or below; without one it is only told.
+    pub(crate) most: Option<f64>,
+    pub(crate) note: String,
+}
+
+/// A number and what it counts.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Unit {
+    Micros(f64),
+    Millis(f64),
+    /// Millions of bytes.
+    Megabytes(f64),
+    /// Thousandths of a CPU.
+    MilliCpu(f64),
+    Ratio(f64),
+}
+
+impl Unit {
+    fn value(self) -> f64 {
+        match self {
+            Self::Micros(v)
+            | Self::Millis(v)
+            | Self::Megabytes(v)
+            | Self::MilliCpu(v)
+            | Self::Ratio(v) => v,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Micros(_) => "µs",
+            Self::Millis(_) => "ms",
+            Self::Megabytes(_) => "MB",
+            Self::MilliCpu(_) => "mCPU",
+            Self::Ratio(_) => "",
+        }
+    }
+}
+
+impl Figure {
+    /// One that was measured once.
+    pub(crate) fn new(number: u32, claim: String, value: Unit, most: Option<f64>) -> Self {
+        Self {
+            number,
+            claim,
+            value,
+            spread: None,
+            control: None,
+            most,
+            note: String::new(),
+        }
+    }
+
+    /// `None` if there is no target.
+    pub(crate) fn outcome(&self) -> Option<Outcome> {
+        let most = self.most?;
+        let moved = |control: Ratio| (control.median - 1.0).abs() > FIGURE_CONTROL;
+        Some(if self.control.is_some_and(moved) {
+            Outcome::Void
+        } else if self.value.value() <= most {
+            Outcome::Reached
+        } else {
+            Outcome::Missed
+        })
+    }
 }
 
 impl Row {
@@ -126,25 +206,56 @@ pub(crate) fn table(rows: &[Row]) -> String {
     table.to_string()
 }
 
-/// Writes the rows as JSON.
+/// The table of what has no peer.
+pub(crate) fn figures(figures: &[Figure]) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header([
+        "ROW", "CLAIM", "VALUE", "ROUNDS", "CONTROL", "TARGET", "OUTCOME",
+    ]);
+    for figure in figures {
+        let or_not = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+        table.add_row([
+            figure.number.to_string(),
+            figure.claim.clone(),
+            format!("{:.2} {}", figure.value.value(), figure.value.name()),
+            or_not(figure.spread.map(|s| format!("{:.2}–{:.2}", s.min, s.max))),
+            or_not(figure.control.map(|c| format!("{:.3}", c.median))),
+            or_not(figure.most.map(|most| format!("≤ {most}"))),
+            or_not(figure.outcome().map(|outcome| format!("{outcome:?}"))),
+        ]);
+    }
+    table.to_string()
+}
+
+/// Writes what was measured as JSON.
 ///
 /// # Errors
 /// The file cannot be written.
-pub(crate) fn write_json(rows: &[Row], path: &Path) -> Result<()> {
+pub(crate) fn write_json(rows: &[Row], figures: &[Figure], path: &Path) -> Result<()> {
     #[derive(Serialize)]
-    struct Judged<'a> {
+    struct Judged<T> {
         #[serde(flatten)]
-        row: &'a Row,
-        outcome: Outcome,
+        what: T,
+        outcome: Option<Outcome>,
     }
-    let judged: Vec<_> = rows
-        .iter()
-        .map(|row| Judged {
-            row,
-            outcome: row.outcome(),
-        })
-        .collect();
-    let text = serde_json::to_string_pretty(&judged)?;
+    #[derive(Serialize)]
+    struct Report<'a> {
+        rows: Vec<Judged<&'a Row>>,
+        figures: Vec<Judged<&'a Figure>>,
+    }
+    let rows = rows.iter().map(|what| Judged {
+        what,
+        outcome: Some(what.outcome()),
+    });
+    let figures = figures.iter().map(|what| Judged {
+        what,
+        outcome: what.outcome(),
+    });
+    let report = Report {
+        rows: rows.collect(),
+        figures: figures.collect(),
+    };
+    let text = serde_json::to_string_pretty(&report)?;
     std::fs::write(path, text).with_context(|| format!("write {}", path.display()))
 }
 
@@ -181,5 +292,17 @@ mod tests {
         assert_eq!(row(0.9, 1.0).outcome(), Outcome::Reached);
         assert_eq!(row(0.98, 1.0).outcome(), Outcome::Missed);
         assert_eq!(row(0.9, 1.02).outcome(), Outcome::Void);
+    }
+
+    #[test]
+    fn a_figure_without_a_target_is_not_judged() {
+        let mut figure = Figure::new(11, "a claim".into(), Unit::Ratio(1.3), None);
+        assert_eq!(figure.outcome(), None);
+        figure.most = Some(1.2);
+        assert_eq!(figure.outcome(), Some(Outcome::Missed));
+        figure.most = Some(1.4);
+        assert_eq!(figure.outcome(), Some(Outcome::Reached));
+        figure.control = row(1.0, 1.2).control_p01;
+        assert_eq!(figure.outcome(), Some(Outcome::Void));
     }
 }

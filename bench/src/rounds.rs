@@ -54,17 +54,18 @@ pub(crate) fn ratio(
             .get(name)
             .with_context(|| format!("{name} was not measured"))
     };
-    let mut ratios: Vec<f64> = of(arm)?
-        .iter()
-        .zip(of(base)?)
-        .map(|(a, b)| statistic(a) as f64 / statistic(b) as f64)
-        .collect();
-    ratios.sort_by(f64::total_cmp);
-    let median = *ratios.get(ratios.len() / 2).context("no rounds")?;
-    Ok(Ratio {
-        min: ratios[0],
-        median,
-        max: ratios[ratios.len() - 1],
+    let pairs = of(arm)?.iter().zip(of(base)?);
+    spread(pairs.map(|(a, b)| statistic(a) as f64 / statistic(b) as f64)).context("no rounds")
+}
+
+/// The least, the middle and the most of some values, unless there are none.
+pub(crate) fn spread(values: impl IntoIterator<Item = f64>) -> Option<Ratio> {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    Some(Ratio {
+        min: *values.first()?,
+        median: *values.get(values.len() / 2)?,
+        max: *values.last()?,
     })
 }
 

@@ -3,7 +3,6 @@
 
 use std::fs::{self, File};
 use std::future::Future;
-use std::mem::ManuallyDrop;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -50,8 +49,9 @@ impl Netns {
     }
 
     /// A namespace that somebody else made: it stays when this goes.
-    pub(crate) fn existing(name: String) -> ManuallyDrop<Self> {
-        ManuallyDrop::new(Self { name })
+    #[cfg(feature = "full")]
+    pub(crate) fn existing(name: String) -> std::mem::ManuallyDrop<Self> {
+        std::mem::ManuallyDrop::new(Self { name })
     }
 
     #[must_use]

@@ -12,17 +12,52 @@ use crate::workspace::Workspace;
 pub(crate) enum Profile {
     Debug,
     Release,
+    /// What is measured, and what measures it: see the profile in the workspace's `Cargo.toml`.
+    Measured,
 }
+
+impl Profile {
+    /// The folder in `target` that it builds into.
+    pub(crate) fn folder(self) -> &'static str {
+        match self {
+            Self::Debug => "debug",
+            Self::Release => "release",
+            Self::Measured => MEASURED,
+        }
+    }
+}
+
+const MEASURED: &str = "measured";
+
+/// What a measurement runs, with the package that each is of.
+const MEASURED_PROGRAMS: [(&str, &str); 6] = [
+    ("weir-agent", "weir-agent"),
+    ("weir-dns", "weir-dns"),
+    ("weir-cni", "weir-cni"),
+    ("weir", "weir-cli"),
+    ("weir-bench", "weir-bench"),
+    ("weir-echo", "weir-tests"),
+];
 
 pub(crate) fn run(workspace: &Workspace, profile: Profile) -> anyhow::Result<()> {
     step("build", || {
         let mut cargo = cargo(workspace);
         cargo.arg("build");
-        if profile == Profile::Release {
-            cargo.arg("--release");
+        match profile {
+            Profile::Debug => {}
+            Profile::Release => drop(cargo.arg("--release")),
+            Profile::Measured => measured(&mut cargo),
         }
         command::run(&mut cargo)
     })
+}
+
+/// The programs alone: everything else in the workspace is for tests, and would be compiled with optimisations.
+fn measured(cargo: &mut Command) {
+    cargo.args(["--profile", MEASURED, "--no-default-features"]);
+    for (program, package) in MEASURED_PROGRAMS {
+        cargo.args(["--package", package, "--bin", program]);
+    }
 }
 
 /// Builds what the tests run and the tests themselves, as one set: cargo then resolves features

@@ -31,17 +31,12 @@ pub(crate) fn demo(workspace: &Workspace, arguments: Vec<OsString>) -> anyhow::R
 pub(crate) fn bench(workspace: &Workspace, arguments: Vec<OsString>) -> anyhow::Result<ExitCode> {
     require_root("the benchmarks make network namespaces and load BPF programs")?;
     crate::setup::run(workspace)?;
-    build::run(workspace, Profile::Release)?;
-    let mut bench = cargo(workspace);
-    bench.args([
-        "run",
-        "--quiet",
-        "--release",
-        "--package",
-        "weir-bench",
-        "--",
-    ]);
-    hand_over(workspace, bench.args(arguments), Profile::Release)
+    build::run(workspace, Profile::Measured)?;
+    // Not through cargo, which would choose other features for this program alone and build it again.
+    let folder = workspace.target().join(Profile::Measured.folder());
+    let mut bench = Command::new(folder.join("weir-bench"));
+    bench.current_dir(workspace.root());
+    hand_over(workspace, bench.args(arguments), Profile::Measured)
 }
 
 /// Weir comes onto the cluster as an image, so nothing else of it is built here.

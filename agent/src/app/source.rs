@@ -1,10 +1,10 @@
 //! Which source of objects there is: an API server or a folder of manifests.
 
-use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::sync::{mpsc, watch};
+use weir_cni::durable::private_folder;
 
 use crate::config::{Settings, Source};
 use crate::model::Change;
@@ -38,7 +38,7 @@ impl Running {
                 folder,
                 service_cidrs,
             } => {
-                fs::create_dir_all(&settings.state_dir)
+                private_folder(&settings.state_dir)
                     .with_context(|| format!("create {}", settings.state_dir.display()))?;
                 let source = ManifestsSource::new(ManifestsOptions {
                     folder: folder.clone(),

@@ -61,10 +61,7 @@ pub(crate) fn environment(
     workspace: &Workspace,
     profile: Profile,
 ) -> anyhow::Result<[Variable; 4]> {
-    let binaries = workspace.target().join(match profile {
-        Profile::Debug => "debug",
-        Profile::Release => "release",
-    });
+    let binaries = workspace.target().join(profile.folder());
     Ok([
         ("PATH", workspace.search_path()?),
         ("WEIR_BIN_DIR", binaries.into()),
