@@ -11,6 +11,7 @@ mod ids;
 mod layout_tests;
 mod resume;
 mod runs;
+mod statuses;
 #[cfg(test)]
 mod tests;
 
@@ -24,7 +25,6 @@ use self::ids::{BackendIds, Identity};
 use self::runs::Runs;
 use super::status::{Deletes, Fill, Status, Statuses};
 use super::table::{Comparison, KernelTable, Table, TableError};
-use crate::compile::claims::Address;
 use crate::compile::{BackendAddr, FrontendPlan, Owner, ServicePlan, Way};
 
 /// How long a run is left alone after no frontend points to it: a program that read the old row of
@@ -202,29 +202,6 @@ where
     pub fn held(&self) -> impl Iterator<Item = (FrontendKey, u32)> {
         let installed = self.installed.iter();
         installed.map(|(key, run)| (*key, run.value.service))
-    }
-
-    /// How far each Service is.
-    pub fn statuses(&self) -> &Statuses<Owner> {
-        &self.statuses
-    }
-
-    /// Those that could not be written, and why.
-    pub fn failed(&self) -> impl Iterator<Item = (&Owner, &str)> {
-        let failed = self.failed.iter();
-        failed.filter_map(|owner| Some((owner, self.statuses.get(owner)?.failure()?)))
-    }
-
-    /// Those that have failed, failed for another reason or no longer fail since this was last asked, with why they
-    /// fail now.
-    pub fn take_news(&mut self) -> Vec<(Owner, Option<String>)> {
-        let news = std::mem::take(&mut self.news).into_iter();
-        news.map(|owner| {
-            let why = self.statuses.get(&owner).and_then(Status::failure);
-            let why = why.map(str::to_owned);
-            (owner, why)
-        })
-        .collect()
     }
 
     /// How full the three tables are.
@@ -549,44 +526,6 @@ where
             self.backends.withdraw(&index);
         }
         self.runs.free(segment);
-    }
-
-    /// Brings the status of every Service with one of these frontends, or with a new plan, up to date.
-    fn report(&mut self, touched: &BTreeSet<FrontendKey>) {
-        let mut names = std::mem::take(&mut self.unreported);
-        names.extend(
-            touched
-                .iter()
-                .filter_map(|key| self.owners.get(key))
-                .cloned(),
-        );
-        for name in names {
-            let Some(status) = self.plans.get(&name).map(|plan| self.status(plan)) else {
-                continue;
-            };
-            let why = status.failure();
-            let before = self.statuses.get(&name).and_then(Status::failure);
-            if why != before {
-                self.news.insert(name.clone());
-            }
-            if why.is_some() {
-                self.failed.insert(name.clone());
-            } else {
-                self.failed.remove(&name);
-            }
-            self.statuses.insert(name, status);
-        }
-    }
-
-    fn status(&self, plan: &ServicePlan) -> Status {
-        let keys = || plan.frontends.iter().map(|f| &f.key);
-        if let Some((key, reason)) = keys().find_map(|key| Some((key, self.failures.get(key)?))) {
-            return Status::Failed(format!("{}: {reason}", Address::of(key)));
-        }
-        if keys().any(|key| self.dirty.contains(key)) {
-            return Status::Pending;
-        }
-        Status::Done
     }
 }
 

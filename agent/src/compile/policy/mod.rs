@@ -98,39 +98,6 @@ impl Compiled {
     pub fn reports(&self) -> &[Report] {
         &self.reports
     }
-
-    /// Each policy of which a part allows nothing, with what of it, in a sentence.
-    pub fn allows_nothing(&self) -> impl Iterator<Item = (&ObjectName, String)> {
-        let parts = self.reports.iter().filter_map(|report| match report {
-            Report::AllowsNothing { policy, .. } => Some((policy, report.to_string())),
-            Report::AddressTaken { .. } => None,
-        });
-        joined(parts)
-    }
-
-    /// Each pod that reports an address of somebody else, with whose, in a sentence.
-    pub fn addresses_taken(&self) -> impl Iterator<Item = (&ObjectName, String)> {
-        let pods = self.reports.iter().filter_map(|report| match report {
-            Report::AddressTaken { pod, .. } => Some((pod, report.to_string())),
-            Report::AllowsNothing { .. } => None,
-        });
-        joined(pods)
-    }
-}
-
-/// All that is to be said about each, once.
-fn joined<'a>(
-    said: impl Iterator<Item = (&'a ObjectName, String)>,
-) -> impl Iterator<Item = (&'a ObjectName, String)> {
-    let mut all: BTreeMap<&ObjectName, String> = BTreeMap::new();
-    for (id, text) in said {
-        let known = all.entry(id).or_default();
-        if !known.is_empty() {
-            known.push_str("; ");
-        }
-        known.push_str(&text);
-    }
-    all.into_iter()
 }
 
 /// Compiles the policy of a node.
