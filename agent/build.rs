@@ -12,6 +12,9 @@ fn main() -> anyhow::Result<()> {
         Some(_) => &["other-layout"],
         None => &[],
     };
+    // Meant for what is built on the host. Compiled in pieces, the programs are of a shape that verifiers refuse.
+    // SAFETY: a build script has no other thread.
+    unsafe { env::remove_var("CARGO_INCREMENTAL") };
     let _alone = share_folder().context("share the folder in which the BPF object is built")?;
     aya_build::build_ebpf(
         [aya_build::Package {

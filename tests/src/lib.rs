@@ -13,6 +13,7 @@ pub mod control_plane;
 pub mod debian;
 pub mod documents;
 pub mod edges;
+pub mod former;
 pub mod frames;
 pub mod go;
 pub mod helm;
