@@ -24,6 +24,8 @@ pub const SIDES: [(&str, TcAttachType); 2] =
 /// # Errors
 /// Not root, or a kernel without tcx.
 pub fn attach(pins: &Path, device: &str, pin: &str, programs: [&str; 2]) -> Result<()> {
+    let folder = pins.join("links");
+    std::fs::create_dir_all(&folder).context("make the folder of links")?;
     let mut loader = EbpfLoader::new();
     let config = NodeConfig::default();
     loader.override_global("NODE", config.as_bytes(), true);
@@ -31,8 +33,6 @@ pub fn attach(pins: &Path, device: &str, pin: &str, programs: [&str; 2]) -> Resu
         loader.map_pin_path(table.name, pin_path(pins, table));
     }
     let mut ebpf = loader.load(OBJECT).context("load the object")?;
-    let folder = pins.join("links");
-    std::fs::create_dir_all(&folder).context("make the folder of links")?;
     for ((suffix, side), name) in SIDES.into_iter().zip(programs) {
         let program = ebpf.program_mut(name).context("no such program")?;
         let program: &mut SchedClassifier = program.try_into()?;

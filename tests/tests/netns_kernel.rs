@@ -211,6 +211,7 @@ fn the_first_device_that_joins_brings_the_filters_and_the_last_takes_them_along(
                 assert_eq!(filters_of_pods(), [0; 0], "a new block is empty");
                 kernel.join(DEVICE, index).unwrap();
                 assert_eq!(filters_of_pods(), ours);
+                kernel.place_socket_hooks().unwrap();
                 assert_sound(&kernel.hooks([(DEVICE.to_owned(), index)]).unwrap());
             })
             .unwrap();
@@ -367,7 +368,7 @@ fn links_of_earlier_agents_are_taken_over_and_go() {
             let devices = [(DEVICE.to_owned(), index)];
             let states = |kernel: &Kernel| -> Vec<State> {
                 let found = kernel.census(&devices).unwrap();
-                let found = found.into_iter().filter(|it| it.what.contains("link "));
+                let found = found.into_iter().filter(|it| it.what.starts_with("link "));
                 found.map(|it| it.state).collect()
             };
             // Before the new programs are in place the old ones are what judges.
