@@ -81,14 +81,15 @@ start web
 start client
 start stranger
 in_pod $web weir-echo --name web --tcp 80 &
-asks() { [ "$(in_pod $1 wget -q -T 2 -O - "http://$2/" | cut -d' ' -f1)" = web ]; }
-for target in 10.96.0.20 [fd00:10:96::20]; do
-  until_true asks $client $target
-  asks $client $target || fail "$target"
-  if asks $stranger $target; then fail "policy lets the stranger reach $target"; fi
+load() { in_pod $1 weir-load --kind $2 --target $3 --rate 5 --seconds 1 --name web.shop.svc.cluster.local.; }
+asks() { load $* | grep '"outcomes":{"ok":5}'; }
+for target in 10.96.0.20:80 [fd00:10:96::20]:80; do
+  until_true asks $client http $target
+  echo "a pod reaches a Service: $(asks $client http $target)"
+  load $stranger http $target | grep '"outcomes":{"timeout":5}' || fail "policy lets the stranger reach $target"
 done
-until_true in_pod $client nslookup web.shop.svc.cluster.local 10.96.0.10
-in_pod $client nslookup web.shop.svc.cluster.local 10.96.0.10 | grep 10.96.0.20 || fail DNS
+until_true asks $client dns 10.96.0.10:53
+echo "DNS answers: $(asks $client dns 10.96.0.10:53)"
 weir-agent doctor --bpffs /sys/fs/bpf/weir --cgroup /sys/fs/cgroup || fail doctor
 "#;
 
@@ -134,7 +135,13 @@ fn carry_traffic(test: &str, series: Series) {
         .modules(&MODULES)
         .program(Path::new("/usr/sbin/nft"))
         .file("/manifests/objects.yaml", objects);
-    for program in ["weir-agent", "weir-dns", "weir-cni", "weir-echo"] {
+    for program in [
+        "weir-agent",
+        "weir-dns",
+        "weir-cni",
+        "weir-echo",
+        "weir-load",
+    ] {
         contents = contents.program(&binary(program));
     }
     let shown = kernel
