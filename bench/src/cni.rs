@@ -110,7 +110,7 @@ fn at_once(node: &Node, peer: &Peer, rounds: usize) -> Result<(Vec<u64>, Vec<u64
         peers_of("DEL")?;
         for pod in pods {
             // Once more, to take its object away, too.
-            node.delete_pod(&pod)?;
+            node.delete_pod(pod)?;
         }
     }
     Ok((add, peer_add))
@@ -118,8 +118,9 @@ fn at_once(node: &Node, peer: &Peer, rounds: usize) -> Result<(Vec<u64>, Vec<u64
 
 /// Runs something for each, all at the same time.
 fn together<T: Sync>(all: &[T], run: impl Fn(&T) -> Result<u64> + Sync) -> Result<Vec<u64>> {
+    let start = std::sync::Barrier::new(all.len());
     std::thread::scope(|scope| {
-        let (run, start) = (&run, &std::sync::Barrier::new(all.len()));
+        let (run, start) = (&run, &start);
         let running: Vec<_> = all
             .iter()
             .map(|it| {

@@ -25,6 +25,7 @@ use weir_tests::former;
 use weir_tests::machine::Machine;
 use weir_tests::netns::Netns;
 use weir_tests::node::{Node, NodeOptions, binary};
+use weir_tests::workloads::Workload;
 
 /// The node's end of a pair, by a name that is ours.
 const DEVICE: &str = "weir0000000001";
@@ -685,6 +686,18 @@ fn an_agent_closes_the_lock_again_and_notices_a_new_address() {
         metrics.contains("weir_second_lock_drops_total 0"),
         "{metrics}"
     );
+}
+
+/// Seen failing with the links of before: the node was not ready, and the second pod did not start.
+#[test]
+fn a_pod_that_deletes_its_device_stops_nobody() {
+    let node = Node::start(NodeOptions::named("deletes")).unwrap();
+    let pod = node.run_pod(Workload::named("shop", "deletes")).unwrap();
+    pod.netns().ip("link del eth0").unwrap();
+    // Longer than an audit of the hooks takes to come around.
+    std::thread::sleep(Duration::from_secs(7));
+    assert_eq!(node.readyz().trim(), "ok");
+    node.run_pod(Workload::named("shop", "other")).unwrap();
 }
 
 /// Everything of a machine's kernel that Weir could have left something in.
