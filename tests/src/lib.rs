@@ -17,6 +17,7 @@ pub mod former;
 pub mod frames;
 pub mod go;
 pub mod helm;
+pub mod kernels;
 pub mod kubectl;
 pub mod kubelet;
 pub mod lan;

@@ -8,7 +8,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use tracing::debug;
 
 use super::links::Links;
 use super::sys::{self, AttachType, Kind, Seat};
@@ -31,16 +30,16 @@ pub(super) struct FormerLink {
 }
 
 impl FormerLink {
-    /// Takes it off its hook, and its pin away.
+    /// Lets go of it: the kernel takes it off its hook in its own time, and nobody waits for the grace period that this
+    /// takes.
     ///
     /// # Errors
     /// The pin cannot be removed.
     pub(super) fn remove(self) -> Result<()> {
-        // Without its pin the kernel would take it off in its own time; detached, it is off at once.
-        if let Err(error) = sys::detach_link(self.link.as_fd()) {
-            debug!(pin = %self.pin.display(), %error, "is off already");
-        }
-        fs::remove_file(&self.pin).with_context(|| format!("unpin {}", self.pin.display()))
+        let Self { pin, link } = self;
+        // The pin is what goes last: a descriptor that was the last to hold a link is waited for.
+        drop(link);
+        fs::remove_file(&pin).with_context(|| format!("unpin {}", pin.display()))
     }
 }
 

@@ -61,7 +61,9 @@ impl Line {
         if self.programs == Programs::Ours || !self.is_complete {
             return None;
         }
-        let what = self.awaits()?;
+        let what = self
+            .awaits()
+            .unwrap_or("ours are about to take their place");
         Some(format!("programs of an earlier agent still serve: {what}"))
     }
 
