@@ -24,11 +24,14 @@ pub mod documents;
 #[cfg(feature = "full")]
 pub mod edges;
 #[cfg(feature = "full")]
+pub mod former;
 pub mod frames;
 #[cfg(feature = "full")]
 pub mod go;
 #[cfg(feature = "full")]
 pub mod helm;
+#[cfg(feature = "full")]
+pub mod kernels;
 #[cfg(feature = "full")]
 pub mod kubectl;
 #[cfg(feature = "full")]

@@ -177,7 +177,7 @@ pub(super) enum Left {
 pub(super) fn protect_unexplained(kernel: &Kernel, devices: &[Device], leases: &LeaseTable) {
     let is_leased = |device: &Device| leases.values().any(|lease| lease.device() == device.name);
     for Device { name, ifindex, .. } in devices.iter().filter(|device| !is_leased(device)) {
-        match kernel.protect(name, *ifindex) {
+        match kernel.join(name, *ifindex) {
             Ok(()) => warn!(device = name, "a device of ours without a lease is closed"),
             Err(error) => warn!(
                 device = name,
@@ -213,7 +213,10 @@ pub(super) fn settle(kernel: &Kernel, devices: &[Device]) -> Left {
         match it.state {
             State::Stale | State::Stray | State::Unused => match it.remove() {
                 Ok(()) => info!(what, state = ?it.state, "removed"),
-                Err(error) => warn!(what, state = ?it.state, %error, "cannot be removed"),
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    warn!(what, state = ?it.state, error, "cannot be removed");
+                }
             },
             State::InUse => {
                 info!(what, "of another version and still in use, left alone");

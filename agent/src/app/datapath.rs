@@ -33,7 +33,7 @@ impl Datapath for NodeDatapath {
 
     async fn protect(&self, device: &str, devices: Devices) -> Result<()> {
         let (kernel, device) = (self.kernel.clone(), device.to_owned());
-        spawn_blocking(move || kernel.protect(&device, devices.host_ifindex)).await?
+        spawn_blocking(move || kernel.join(&device, devices.host_ifindex)).await?
     }
 
     async fn open(&self, lease: &Arc<Lease>) -> Result<()> {
@@ -57,9 +57,7 @@ impl Datapath for NodeDatapath {
     }
 
     async fn delete_device(&self, name: &str) -> Result<()> {
-        netlink::delete_device(name).await?;
-        let (kernel, device) = (self.kernel.clone(), name.to_owned());
-        spawn_blocking(move || kernel.forget_device(&device)).await?
+        netlink::delete_device(name).await
     }
 
     async fn devices(&self) -> Result<Vec<Device>> {

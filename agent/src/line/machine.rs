@@ -17,7 +17,7 @@ use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::apply::{KernelTable, Origin};
-use crate::kernel::{Flows, Hook, Kernel, MapTable, clock};
+use crate::kernel::{Flows, Hooks, Kernel, MapTable, clock};
 
 /// What keys and rows of a table are: plain bytes that can be compared.
 pub trait Plain: FromBytes + IntoBytes + Immutable + Copy + Debug + Send + 'static {}
@@ -46,20 +46,30 @@ pub trait Machine: Debug + Send + Sized + 'static {
     /// The kernel refuses one; the others are done.
     fn place_net_hooks(&self, uplinks: &BTreeMap<u32, String>) -> Result<()>;
 
-    /// Puts the programs on a pod's device, in place of whatever is there.
+    /// Puts the programs into the filters of all pods, in place of older ones.
     ///
     /// # Errors
-    /// The kernel refuses; then the device is closed, or its programs are as they were.
-    fn open(&self, device: &str, ifindex: u32) -> Result<()>;
+    /// The kernel refuses; a side that was done stays done.
+    fn place_pod_hooks(&self) -> Result<()>;
 
-    /// Lets nothing pass a pod's device.
+    /// Puts a pod's device under the filters of all pods, in place of what an earlier agent has put on it.
+    ///
+    /// # Errors
+    /// The kernel refuses; then its programs are as they were.
+    fn adopt(&self, device: &str, ifindex: u32) -> Result<()>;
+
+    /// Puts a pod's device under the filters of all pods again.
     ///
     /// # Errors
     /// The kernel refuses, or the device is gone.
-    fn protect(&self, device: &str, ifindex: u32) -> Result<()>;
+    fn join(&self, device: &str, ifindex: u32) -> Result<()>;
 
-    /// Every hook that should hold a program, with what is wrong with it.
-    fn hooks(&self, pods: Vec<(String, u32)>, uplinks: &BTreeMap<u32, String>) -> Vec<Hook>;
+    /// Every hook that should hold a program, and every device of these that our programs do not see.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    fn hooks(&self, pods: Vec<(String, u32)>, uplinks: &BTreeMap<u32, String>)
+    -> io::Result<Hooks>;
 
     /// Programs by name: their numbers, and what the verifier visited of them.
     fn programs(&self) -> BTreeMap<String, (u32, Option<u32>)>;
@@ -142,15 +152,23 @@ impl Machine for KernelMachine {
         self.kernel.settle_net_hooks(uplinks)
     }
 
-    fn open(&self, device: &str, ifindex: u32) -> Result<()> {
-        self.kernel.open(device, ifindex)
+    fn place_pod_hooks(&self) -> Result<()> {
+        self.kernel.place_pod_hooks()
     }
 
-    fn protect(&self, device: &str, ifindex: u32) -> Result<()> {
-        self.kernel.protect(device, ifindex)
+    fn adopt(&self, device: &str, ifindex: u32) -> Result<()> {
+        self.kernel.adopt(device, ifindex)
     }
 
-    fn hooks(&self, pods: Vec<(String, u32)>, uplinks: &BTreeMap<u32, String>) -> Vec<Hook> {
+    fn join(&self, device: &str, ifindex: u32) -> Result<()> {
+        self.kernel.join(device, ifindex)
+    }
+
+    fn hooks(
+        &self,
+        pods: Vec<(String, u32)>,
+        uplinks: &BTreeMap<u32, String>,
+    ) -> io::Result<Hooks> {
         self.kernel.hooks(pods, uplinks)
     }
 

@@ -68,9 +68,14 @@ impl<M: Machine> Pods<M> {
     }
 
     /// Whose device it is.
-    pub(super) fn of_device(&self, device: &str) -> Option<ObjectName> {
-        let lease = self.open.values().find(|lease| lease.device() == device)?;
-        Some(subject(lease))
+    pub(super) fn of_device(&self, device: &str) -> Option<Arc<Lease>> {
+        let mut open = self.open.values();
+        open.find(|lease| lease.device() == device).cloned()
+    }
+
+    /// The devices of these are gone: somebody inside has deleted them, or their namespaces have ended.
+    pub(super) fn lost(&mut self, attachments: BTreeSet<Attachment>) {
+        self.gone.extend(attachments);
     }
 
     /// How far a pod is.
@@ -133,7 +138,11 @@ impl<M: Machine> Line<M> {
         let waiting = std::mem::take(&mut pods.waiting);
         for (attachment, it) in waiting {
             let answer = match (pods.open.get(&attachment), pods.status(&it.lease)) {
-                (Some(_), Some(Status::Done)) => open(&self.machine, &it.lease),
+                (Some(_), Some(Status::Done)) => {
+                    let (pod, device) = (subject(&it.lease), it.lease.device());
+                    info!(%pod, device, addresses = ?it.lease.addresses, "opened");
+                    Ok(())
+                }
                 (Some(_), Some(Status::Failed(why))) => Err(why.clone()),
                 _ => {
                     pods.waiting.insert(attachment, it);
@@ -161,13 +170,6 @@ impl<M: Machine> Line<M> {
 
     /// When it is answered no packet passes the device and no table names its addresses.
     pub(super) fn take_release(&mut self, lease: Arc<Lease>, closed: Answer) {
-        if let Some(devices) = lease.devices()
-            && let Err(error) = self.machine.protect(&lease.device(), devices.host_ifindex)
-        {
-            // The device may be gone, and then nothing passes it.
-            let error = format!("{error:#}");
-            info!(device = lease.device(), error, "not closed by program");
-        }
         let pods = &mut self.pods;
         pods.waiting.remove(&lease.attachment);
         pods.gone.remove(&lease.attachment);
@@ -248,18 +250,6 @@ impl<M: Machine> Line<M> {
         }
         self.pods.open.insert(lease.attachment.clone(), lease);
     }
-}
-
-fn open<M: Machine>(machine: &M, lease: &Lease) -> Result<(), String> {
-    let devices = lease
-        .devices()
-        .ok_or("a lease without devices cannot be opened")?;
-    machine
-        .open(&lease.device(), devices.host_ifindex)
-        .map_err(|error| format!("{error:#}"))?;
-    let (pod, device) = (subject(lease), lease.device());
-    info!(%pod, device, addresses = ?lease.addresses, "opened");
-    Ok(())
 }
 
 /// Whose attachment it is: a pod's, or a container's by itself.

@@ -31,9 +31,15 @@ impl<M: Machine> Line<M> {
             );
         }
         self.place_net_hooks();
+        if let Err(error) = self.machine.place_pod_hooks() {
+            warn!(
+                error = format!("{error:#}"),
+                "the filters of all pods hold no program of ours yet"
+            );
+        }
         let mut pods = 0;
         for (device, ifindex) in self.pods.devices_of_open() {
-            match self.machine.open(&device, ifindex) {
+            match self.machine.adopt(&device, ifindex) {
                 Ok(()) => pods += 1,
                 Err(error) => warn!(
                     device,
@@ -55,14 +61,19 @@ impl<M: Machine> Line<M> {
         if self.programs == Programs::Ours || !self.is_complete {
             return None;
         }
-        let what = self.awaits()?;
+        let what = self
+            .awaits()
+            .unwrap_or("ours are about to take their place");
         Some(format!("programs of an earlier agent still serve: {what}"))
     }
 
     /// The hooks, as somebody should see them who asks.
     pub(super) fn hooks(&self) -> Vec<Hook> {
         let pods = self.pods.devices_of_open();
-        let mut hooks = self.machine.hooks(pods, &self.nodes.devices);
+        let mut hooks = match self.machine.hooks(pods, &self.nodes.devices) {
+            Ok(hooks) => hooks.into_list(),
+            Err(error) => vec![Hook::unknown(&error)],
+        };
         if self.programs == Programs::OfBefore {
             for hook in &mut hooks {
                 hook.problem = hook.problem.take().map(|problem| {

@@ -1,14 +1,16 @@
 //! What the line looks after although nobody says anything: writes that failed, hooks, drift, ended flows.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use tracing::warn;
 
 use super::machine::Machine;
+use super::pods::subject;
 use super::{Line, Programs};
 use crate::apply::TableError;
 use crate::conditions::{Condition, NodeFault, PodFault};
-use crate::kernel::Hook;
+use crate::kernel::{DeviceFault, HookOf};
 
 /// How often hooks are compared with what they should hold, in ticks.
 const HOOK_TICKS: u64 = 5;
@@ -40,49 +42,59 @@ impl<M: Machine> Line<M> {
         }
     }
 
-    /// Puts programs back that somebody took off. A hook of a pod is that pod's matter.
+    /// Puts programs back that somebody took off. What is wrong with a pod's device is that pod's matter.
     fn repair_hooks(&mut self) {
         let pods = self.pods.devices_of_open();
-        let hooks = self.machine.hooks(pods.clone(), &self.nodes.devices);
-        let broken: Vec<(Hook, String)> = hooks
+        let hooks = match self.machine.hooks(pods, &self.nodes.devices) {
+            Ok(hooks) => hooks,
+            Err(error) => {
+                let text = format!("the devices cannot be asked for: {error}");
+                self.said
+                    .hooks
+                    .replace([Condition::part(NodeFault::HookLost, "hooks", text)]);
+                return;
+            }
+        };
+        let broken = hooks
+            .node
             .into_iter()
-            .filter_map(|mut hook| Some((hook.problem.take()?, hook)))
-            .map(|(problem, hook)| (hook, problem))
-            .collect();
-        let mut of_node = Vec::new();
-        let mut of_pods = Vec::new();
-        if broken
-            .iter()
-            .any(|(hook, _)| Hook::is_of_uplink(&hook.name))
-        {
-            self.place_net_hooks();
-        }
-        let mut are_sockets_placed = false;
-        for (hook, problem) in broken {
-            let device = pods
-                .iter()
-                .find(|(device, _)| hook.name.starts_with(device.as_str()));
-            let Some((device, ifindex)) = device else {
-                if !Hook::is_of_uplink(&hook.name) && !are_sockets_placed {
-                    are_sockets_placed = true;
-                    if let Err(error) = self.machine.place_socket_hooks() {
-                        warn!(error = format!("{error:#}"), "cannot be put back");
-                    }
-                }
-                let part = format!("hook {}", hook.name);
-                of_node.push(Condition::part(NodeFault::HookLost, part, problem));
-                continue;
+            .filter_map(|hook| Some((hook.of, format!("hook {}", hook.name), hook.problem?)));
+        let broken: Vec<_> = broken.collect();
+        let of: BTreeSet<HookOf> = broken.iter().map(|(of, ..)| *of).collect();
+        for of in of {
+            let placed = match of {
+                HookOf::Sockets => self.machine.place_socket_hooks(),
+                HookOf::Pods => self.machine.place_pod_hooks(),
+                HookOf::Uplink => self.machine.place_net_hooks(&self.nodes.devices),
             };
-            let Some(pod) = self.pods.of_device(device) else {
-                continue;
-            };
-            warn!(%pod, hook = hook.name, problem, "a hook does not hold our program; putting it back");
-            if let Err(error) = self.machine.open(device, *ifindex) {
-                let text = format!("{}: {problem}: {error:#}", hook.name);
-                of_pods.push(Condition::pod(pod, PodFault::HookLost, text));
+            if let Err(error) = placed {
+                warn!(?of, error = format!("{error:#}"), "cannot be put back");
             }
         }
-        self.said.hooks.replace(of_node.into_iter().chain(of_pods));
+        let mut found: Vec<Condition> = broken
+            .into_iter()
+            .map(|(_, hook, problem)| Condition::part(NodeFault::HookLost, hook, problem))
+            .collect();
+        let mut gone = BTreeSet::new();
+        for it in hooks.devices {
+            let Some(lease) = self.pods.of_device(&it.device) else {
+                continue;
+            };
+            if it.problem == DeviceFault::Gone {
+                // Nothing can be put back; it is that pod's until its DEL comes.
+                gone.insert(lease.attachment.clone());
+                continue;
+            }
+            match self.machine.join(&it.device, it.ifindex) {
+                Ok(()) => warn!(device = it.device, problem = %it.problem, "put back"),
+                Err(error) => {
+                    let text = format!("{}: {}: {error:#}", it.device, it.problem);
+                    found.push(Condition::pod(subject(&lease), PodFault::HookLost, text));
+                }
+            }
+        }
+        self.pods.lost(gone);
+        self.said.hooks.replace(found);
     }
 
     /// Desired against kernel, for all tables that we fill.

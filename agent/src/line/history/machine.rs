@@ -15,7 +15,7 @@ use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation
 use super::super::machine::{Machine, Plain, Tables};
 use crate::apply::fake::FakeTable;
 use crate::apply::{KernelTable, Origin, Stopped, TableError};
-use crate::kernel::Hook;
+use crate::kernel::{DeviceFault, DeviceProblem, Hooks};
 
 /// What tables refuse in a key, as bytes, and devices that are gone. Shared by everything of a node.
 #[derive(Clone, Debug, Default)]
@@ -171,27 +171,36 @@ impl Machine for Memory {
         Ok(())
     }
 
-    fn open(&self, device: &str, ifindex: u32) -> Result<()> {
+    fn place_pod_hooks(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn adopt(&self, device: &str, ifindex: u32) -> Result<()> {
+        self.join(device, ifindex)
+    }
+
+    fn join(&self, device: &str, ifindex: u32) -> Result<()> {
         if self.faults.is_gone(ifindex) {
             bail!("{device} is gone");
         }
         Ok(())
     }
 
-    fn protect(&self, device: &str, ifindex: u32) -> Result<()> {
-        self.open(device, ifindex)
-    }
-
-    fn hooks(&self, pods: Vec<(String, u32)>, _uplinks: &BTreeMap<u32, String>) -> Vec<Hook> {
-        let hook = |(device, ifindex): (String, u32)| Hook {
-            name: format!("{device}-in"),
-            program: "weir_from_pod",
-            problem: self
-                .faults
-                .is_gone(ifindex)
-                .then(|| "its link is not on the device".to_owned()),
-        };
-        pods.into_iter().map(hook).collect()
+    fn hooks(
+        &self,
+        pods: Vec<(String, u32)>,
+        _uplinks: &BTreeMap<u32, String>,
+    ) -> io::Result<Hooks> {
+        let gone = pods.into_iter().filter(|(_, index)| self.faults.is_gone(*index));
+        let devices = gone.map(|(device, ifindex)| DeviceProblem {
+            device,
+            ifindex,
+            problem: DeviceFault::Gone,
+        });
+        Ok(Hooks {
+            node: Vec::new(),
+            devices: devices.collect(),
+        })
     }
 
     fn programs(&self) -> BTreeMap<String, (u32, Option<u32>)> {
