@@ -107,21 +107,35 @@ fn nothing_is_lost_while_agents_before_and_after_the_shared_blocks_take_over_fro
         return;
     }
     take_turns("tcx", &former, |node, is_former| {
-        // One link for each side of each device, or none: what is of the former kind goes with its agent.
-        let pins = fs::read_dir(node.machine().bpffs().path().join("weir/links")).unwrap();
-        let pins = pins.map(|pin| pin.unwrap().file_name().into_string().unwrap());
-        let links = pins.filter(|pin| pin.starts_with(DEVICE_PREFIX) && !pin.starts_with("weir_"));
+        // One link for each side of each device, or none: what is of the former kind goes with its agent. That one says
+        // that it is ready a little before its programs are in place.
         let devices = node
             .machine()
             .netns()
             .ip("-br link show type veth")
             .unwrap();
         let devices = devices.lines().filter(|it| it.starts_with(DEVICE_PREFIX));
-        let (links, devices) = (links.count(), devices.count());
-        let expected = if is_former { 2 * devices } else { 0 };
+        let devices = devices.count();
         assert!(devices > 0);
-        assert_eq!(links, expected, "of {devices} devices");
+        let expected = if is_former { 2 * devices } else { 0 };
+        let end = Instant::now() + Duration::from_secs(5);
+        while links(node) != expected {
+            assert!(
+                Instant::now() < end,
+                "{} links of {devices} devices",
+                links(node)
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
     });
+}
+
+/// Links that are pinned for pods' devices.
+fn links(node: &Node) -> usize {
+    let pins = fs::read_dir(node.machine().bpffs().path().join("weir/links")).unwrap();
+    let pins = pins.map(|pin| pin.unwrap().file_name().into_string().unwrap());
+    let of_devices = pins.filter(|pin| pin.starts_with(DEVICE_PREFIX) && !pin.starts_with("weir_"));
+    of_devices.count()
 }
 
 /// An agent of the other version in place of ours, and back, again and again. What is on the node after each turn is

@@ -58,7 +58,7 @@ impl<M: Machine> Line<M> {
 
     /// What keeps our programs from their hooks when every input is known.
     pub(super) fn awaits_take_over(&self) -> Option<String> {
-        if self.programs == Programs::Ours || !self.is_complete {
+        if self.programs == Programs::Ours || !self.inputs.snapshot().is_complete() {
             return None;
         }
         let what = self
