@@ -58,7 +58,9 @@ fn a_link_keeps_its_number_when_its_program_is_replaced() {
             let now = filters_of_pods();
             assert_eq!(now.len(), 2);
             assert!(now.iter().zip(&filters).all(|(a, b)| a != b), "{now:?}");
-            let hooks = second.hooks([(DEVICE.to_owned(), index)]).unwrap();
+            let hooks = second
+                .hooks([(DEVICE.to_owned(), index)], &BTreeMap::new())
+                .unwrap();
             assert_eq!(hooks.node.len(), 10);
             assert_sound(&hooks);
         })
@@ -74,7 +76,7 @@ fn a_hook_on_another_cgroup_is_a_problem() {
     let child = machine.cgroup().child("other").unwrap();
     let other = Kernel::load(OBJECT, &pins, &child, NodeConfig::default(), &[]).unwrap();
     let problems = |kernel: &Kernel| {
-        let hooks = kernel.hooks([]).unwrap().node.into_iter();
+        let hooks = kernel.hooks([], &BTreeMap::new()).unwrap().node.into_iter();
         hooks
             .filter_map(|hook| hook.problem)
             .filter(|problem| problem.contains("not on the node's cgroup"))
@@ -100,7 +102,11 @@ fn the_first_device_that_joins_brings_the_filters_and_the_last_takes_them_along(
                 kernel.join(DEVICE, index).unwrap();
                 assert_eq!(filters_of_pods(), ours);
                 kernel.place_socket_hooks().unwrap();
-                assert_sound(&kernel.hooks([(DEVICE.to_owned(), index)]).unwrap());
+                assert_sound(
+                    &kernel
+                        .hooks([(DEVICE.to_owned(), index)], &BTreeMap::new())
+                        .unwrap(),
+                );
             })
             .unwrap();
         netns.ip(&format!("link del {DEVICE}")).unwrap();
@@ -124,7 +130,7 @@ fn what_is_wrong_with_a_device_is_said_of_that_device() {
             for (device, index) in &both {
                 kernel.join(device, *index).unwrap();
             }
-            let hooks = || kernel.hooks(both.clone()).unwrap();
+            let hooks = || kernel.hooks(both.clone(), &BTreeMap::new()).unwrap();
             let faults = || {
                 hooks()
                     .devices
@@ -165,7 +171,11 @@ fn a_filter_that_somebody_changes_is_a_problem_of_the_node() {
             let kernel = load(&machine, &pins(&machine));
             kernel.place_socket_hooks().unwrap();
             kernel.join(DEVICE, index).unwrap();
-            let hooks = || kernel.hooks([(DEVICE.to_owned(), index)]).unwrap();
+            let hooks = || {
+                kernel
+                    .hooks([(DEVICE.to_owned(), index)], &BTreeMap::new())
+                    .unwrap()
+            };
             let problems = || {
                 hooks()
                     .node
@@ -212,12 +222,12 @@ fn an_uplinks_queue_and_filters_of_others_stay() {
                 })
             };
             let before = listed();
-            let mut kernel = load(&machine, &pins(&machine));
+            let kernel = load(&machine, &pins(&machine));
             let index = |name: &str| nix::net::if_::if_nametoindex(name).unwrap();
             let uplinks = ["bare", "used"].map(|name| (index(name), name.to_owned()));
-            kernel.know_uplinks(uplinks.into());
-            kernel.settle_net_hooks().unwrap();
-            let hooks = kernel.hooks([]).unwrap().node;
+            let uplinks = BTreeMap::from(uplinks);
+            kernel.settle_net_hooks(&uplinks).unwrap();
+            let hooks = kernel.hooks([], &uplinks).unwrap().node;
             let ours: Vec<_> = hooks.iter().filter(|it| it.of == HookOf::Uplink).collect();
             assert_eq!(ours.len(), 4);
             assert!(ours.iter().all(|it| it.problem.is_none()), "{ours:?}");
@@ -229,9 +239,8 @@ fn an_uplinks_queue_and_filters_of_others_stay() {
             }
             // Another agent, which has no uplink any more, takes off what is ours and nothing else.
             drop(kernel);
-            let mut next = load(&machine, &pins(&machine));
-            next.know_uplinks(BTreeMap::new());
-            next.settle_net_hooks().unwrap();
+            let next = load(&machine, &pins(&machine));
+            next.settle_net_hooks(&BTreeMap::new()).unwrap();
             assert_eq!(listed(), before);
         })
         .unwrap();
@@ -252,7 +261,7 @@ fn links_of_earlier_agents_are_taken_over_and_go() {
             let uplink = format!("uplink-{up}");
             former::attach(&pins, "wan", &uplink, ["weir_from_net", "weir_to_net"]).unwrap();
             assert_eq!(links(&pins).len(), 4);
-            let mut kernel = load(&machine, &pins);
+            let kernel = load(&machine, &pins);
             let devices = [(DEVICE.to_owned(), index)];
             let states = |kernel: &Kernel| -> Vec<State> {
                 let found = kernel.census(&devices).unwrap();
@@ -263,8 +272,8 @@ fn links_of_earlier_agents_are_taken_over_and_go() {
             assert_eq!(states(&kernel), [State::InUse; 4]);
             kernel.place_socket_hooks().unwrap();
             kernel.place_pod_hooks().unwrap();
-            kernel.know_uplinks([(up, "wan".to_owned())].into());
-            kernel.settle_net_hooks().unwrap();
+            let uplinks = BTreeMap::from([(up, "wan".to_owned())]);
+            kernel.settle_net_hooks(&uplinks).unwrap();
             kernel.adopt(DEVICE, index).unwrap();
             for device in [DEVICE, "wan"] {
                 for (_, side) in former::SIDES {
@@ -278,7 +287,7 @@ fn links_of_earlier_agents_are_taken_over_and_go() {
             }
             assert_eq!(links(&pins).len(), 8, "those of sockets");
             assert_eq!(states(&kernel), [State::Current; 8]);
-            assert_sound(&kernel.hooks(devices.clone()).unwrap());
+            assert_sound(&kernel.hooks(devices.clone(), &uplinks).unwrap());
             // An agent before this one comes back, and goes again.
             former::attach(&pins, DEVICE, DEVICE, programs).unwrap();
             assert_eq!(
@@ -337,8 +346,8 @@ fn strays_are_found_and_removed() {
                 stray.remove().unwrap();
             }
             assert_eq!(strays().len(), 0);
-            assert_sound(&ours.hooks(devices.clone()).unwrap());
-            let lost = other.hooks([]).unwrap().node;
+            assert_sound(&ours.hooks(devices.clone(), &BTreeMap::new()).unwrap());
+            let lost = other.hooks([], &BTreeMap::new()).unwrap().node;
             assert!(lost.iter().all(|h| h.problem.is_some()), "{lost:?}");
         })
         .unwrap();

@@ -22,7 +22,7 @@ async fn watched(cluster: Cluster, timing: Timing) -> (ApiServer, mpsc::Receiver
     std::fs::write(&path, kubeconfig(&url)).unwrap();
     let options = KubeOptions {
         credentials: Credentials::Kubeconfig(path),
-        server: None,
+        servers: Vec::new(),
     };
     let client = connect(&options, &timing).await.unwrap();
     let (say, said) = mpsc::channel(64);

@@ -191,7 +191,9 @@ impl Machine for Memory {
         pods: Vec<(String, u32)>,
         _uplinks: &BTreeMap<u32, String>,
     ) -> io::Result<Hooks> {
-        let gone = pods.into_iter().filter(|(_, index)| self.faults.is_gone(*index));
+        let gone = pods
+            .into_iter()
+            .filter(|(_, index)| self.faults.is_gone(*index));
         let devices = gone.map(|(device, ifindex)| DeviceProblem {
             device,
             ifindex,
