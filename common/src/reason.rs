@@ -59,7 +59,6 @@ reasons! {
     17 TableFull "table_full" "The flow tables could not take another entry."
     18 NatCollision "nat_collision" "Another connection already uses the translated pair of ports."
     19 WriteFailed "write_failed" "The kernel refused to change the packet."
-    20 Protected "protected" "The pod is being set up: nothing passes until its policy is in force."
     21 NotForPod "not_for_pod" "The destination is not an address of the pod behind this device."
     22 NoNatPort "no_nat_port" "No NAT port is free: the node's address has no port left towards this peer."
     23 NotTranslatable "not_translatable" "The packet leaves the cluster, but its protocol cannot be translated or the uplink has no address of its family."

@@ -71,6 +71,10 @@ fn leave<F: L3, P: Packet, T: Tables>(
     if F::addresses(packet, l3::OFFSET, &mut scratch.trace.tuple).is_err() {
         return Ok(());
     }
+    // Neither a pod nor a client has the node's address: it is translated already.
+    if same(&scratch.trace.tuple.source, node) {
+        return Ok(());
+    }
     let parsed = F::body(packet, l3::OFFSET, Extent::Whole).and_then(|body| {
         l4::parse::<F>(packet, &body, &mut scratch.trace.tuple).map(|segment| (body, segment))
     });

@@ -76,9 +76,13 @@ fn receive<F: L3, P: Packet, T: Tables>(
     tuple.write_key(&mut scratch.key);
     let mut found = flow::find(tables, tuple, &scratch.key);
     if let Some(flow) = &found {
-        // Replies through a service come from the backend, never from the service.
+        // Replies through a service come from the backend. One that comes from the service is translated already, by
+        // an agent's program that is attached here in another way; it says no more than the backend's could.
         if flow.leads_to_backend() {
-            return Err(DropReason::NoFlow);
+            return match flow.sender {
+                Sender::Responder => Ok(()),
+                Sender::Opener => Err(DropReason::NoFlow),
+            };
         }
         // A packet of the opener has its translation behind it, so any flow of these ports is its own.
         if flow.sender == Sender::Responder

@@ -1,4 +1,4 @@
-//! What of ours is in this node's kernel: pinned links, tables, programs at our hooks. Taking a census
+//! What of ours is in this node's kernel: pinned links, filters, tables, programs at our hooks. Taking a census
 //! changes nothing; each thing found can be removed by itself.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,10 +15,8 @@ use weir_common::table::TABLES;
 
 use super::links::{Links, pinned_link};
 use super::sys::{self, AttachType, Carrier, Kind, Seat};
-use super::{POD_HOOKS, SOCKET_HOOKS, pin_path, uplinks};
-
-/// How the names of our programs begin.
-const PROGRAM_PREFIX: &str = "weir_";
+use super::tc::{At, Filter, Queue, Side, Tc};
+use super::{PROGRAM_PREFIX, SOCKET_HOOKS, block, former, pin_path, uplinks};
 
 /// Something of ours, or something among it.
 #[derive(Debug)]
@@ -34,13 +32,14 @@ pub struct Found {
 pub enum State {
     /// As this version would have made it.
     Current,
-    /// A pinned link whose device or cgroup is gone.
+    /// A pinned link whose device or cgroup is gone, or whose device is judged in another way by now.
     Stale,
     /// A program of ours at one of our hooks, beside the pinned link: what it decides counts too.
     Stray,
     /// A table of another version that no program uses, as far as we may know.
     Unused,
-    /// A table of another version that some program still uses.
+    /// A table of another version that some program still uses, or the link of an earlier agent by which a device
+    /// is judged.
     InUse,
     /// Not of ours, but where only ours should be.
     Unknown,
@@ -52,6 +51,18 @@ enum Place {
     Link(u32),
     /// Attached without a link, to a cgroup or a device.
     Program(u32, Target, AttachType),
+    Filter(At, Filter),
+    /// Our filters on a device of its own, and its queue if we have made it.
+    Uplink(u32, PathBuf),
+}
+
+/// What to think of the links by which earlier agents held their programs on devices.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum FormerLinks {
+    /// Until our programs are in their place.
+    InUse,
+    /// They are of no use where a device is under the filters of all pods, or gone.
+    Left,
 }
 
 #[derive(Clone, Debug)]
@@ -68,8 +79,10 @@ impl Found {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn remove(&self) -> io::Result<()> {
+    pub fn remove(&self) -> Result<()> {
         let removed = match &self.place {
+            Place::Uplink(index, bpffs) => return uplinks::leave(&Tc::open()?, bpffs, *index),
+            Place::Filter(at, filter) => Tc::open().and_then(|tc| tc.remove(*at, filter)),
             Place::Pin(path) => unpin(path),
             Place::Link(id) => sys::link_by_id(*id).and_then(|it| sys::detach_link(it.as_fd())),
             Place::Program(id, Target::Device(index), side) => sys::program_by_id(*id)
@@ -82,8 +95,8 @@ impl Found {
             }
         };
         match removed {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
         }
     }
 }
@@ -104,26 +117,35 @@ fn unpin(path: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// The kernel or the pin folder cannot be read.
-pub fn take(bpffs: &Path, cgroup: &Path, devices: &[(String, u32)]) -> Result<Vec<Found>> {
+pub(super) fn take(
+    tc: &Tc,
+    bpffs: &Path,
+    cgroup: &Path,
+    devices: &[(String, u32)],
+    former_links: FormerLinks,
+) -> Result<Vec<Found>> {
     let folder = File::open(cgroup).with_context(|| format!("open {}", cgroup.display()))?;
     let id = folder.metadata()?.ino();
     let programs = programs();
-    // Uplinks are named after their index, and judged like a pod's device of that name.
-    let uplinks = uplinks::pinned(bpffs)?;
-    let devices: Vec<_> = devices.iter().cloned().chain(uplinks).collect();
-    let devices = &devices;
+    let queues = tc.queues().context("list the queues of devices")?;
+    let own_filters = uplinks::with_our_filters(tc).context("list the filters of devices")?;
     let mut found = Vec::new();
     let mut pinned = BTreeSet::new();
     for path in files(&Links::folder_in(bpffs))? {
-        let expected = expected_seat(&path, id, devices);
         let (what, state) = match pinned_link(&path) {
             Ok(info) => {
                 pinned.insert(info.id);
-                let is_current = expected == Some(info.seat());
-                let state = if is_current {
-                    State::Current
-                } else {
-                    State::Stale
+                let state = match info.seat() {
+                    seat if expected_seat(&path, id) == Some(seat) => State::Current,
+                    Seat::Device(index, hook) if former::side_of(hook).is_some() => {
+                        let is_judged = queues.get(&index) == Some(&Queue::InBlocks)
+                            || own_filters.contains(&index);
+                        match former_links {
+                            FormerLinks::Left if is_judged => State::Stale,
+                            _ => State::InUse,
+                        }
+                    }
+                    _ => State::Stale,
                 };
                 (format!("link {}", path.display()), state)
             }
@@ -170,24 +192,73 @@ pub fn take(bpffs: &Path, cgroup: &Path, devices: &[(String, u32)]) -> Result<Ve
             ));
         }
     }
-    for (device, index) in devices {
-        for (_, side) in POD_HOOKS {
-            let attached = match sys::attached(Carrier::Device(*index), side) {
-                // It went meanwhile, and what was on it.
-                Err(error) if error.raw_os_error() == Some(libc::ENODEV) => continue,
+    let named = devices
+        .iter()
+        .map(|(device, index)| (*index, device.clone()));
+    let named = named.chain(former::Former::new(bpffs).uplinks()?);
+    for (index, device) in named {
+        for side in Side::BOTH.map(former::hook_at) {
+            let attached = match sys::attached(Carrier::Device(index), side) {
+                // It went meanwhile, and what was on it; or this kernel has no such hooks.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::EINVAL)) => {
+                    continue;
+                }
                 attached => attached.with_context(|| format!("ask for programs of {device}"))?,
             };
             for it in attached {
-                let target = Target::Device(*index);
+                let target = Target::Device(index);
                 let at = format!("{side:?} of {device}");
                 let it = (it.program, it.link);
                 found.extend(stray(&programs, &pinned, it, target, side, &at));
             }
         }
     }
+    found.extend(filters(tc, bpffs, &programs, &queues, own_filters)?);
     for path in files(bpffs)? {
         found.push(table(bpffs, path, &programs));
     }
+    Ok(found)
+}
+
+/// Filters of ours, in the blocks of all pods and on devices of their own.
+fn filters(
+    tc: &Tc,
+    bpffs: &Path,
+    programs: &Programs,
+    queues: &BTreeMap<u32, Queue>,
+    own_filters: BTreeSet<u32>,
+) -> Result<Vec<Found>> {
+    let is_ours = |filter: &Filter| {
+        let program = programs.get(&filter.program);
+        let name = program.map_or(&filter.name, |(name, _)| name);
+        name.starts_with(PROGRAM_PREFIX)
+    };
+    let others = block::others(tc, queues).context("list the filters")?;
+    let strays = others.into_iter().filter(|(_, filter)| is_ours(filter));
+    let strays = strays.map(|(at, filter)| Found {
+        what: format!(
+            "program {} ({}) in a filter: {at:?}",
+            filter.name, filter.program
+        ),
+        state: State::Stray,
+        place: Place::Filter(at, filter),
+    });
+    let mut found: Vec<_> = strays.collect();
+    for side in Side::BOTH {
+        let at = At::Pods(side);
+        if let Some(filter) = tc.get(at)? {
+            found.push(Found {
+                what: format!("filter {} of all pods", filter.name),
+                state: State::Current,
+                place: Place::Filter(at, filter),
+            });
+        }
+    }
+    found.extend(own_filters.into_iter().map(|index| Found {
+        what: format!("filters of the uplink with number {index}"),
+        state: State::Current,
+        place: Place::Uplink(index, bpffs.to_owned()),
+    }));
     Ok(found)
 }
 
@@ -242,16 +313,10 @@ fn table(bpffs: &Path, path: PathBuf, programs: &Programs) -> Found {
 }
 
 /// Where a link of this name sits if it is current.
-fn expected_seat(pin: &Path, cgroup: u64, devices: &[(String, u32)]) -> Option<Seat> {
+fn expected_seat(pin: &Path, cgroup: u64) -> Option<Seat> {
     let name = pin.file_name()?.to_str()?;
-    if let Some((_, hook)) = SOCKET_HOOKS.iter().find(|(program, _)| *program == name) {
-        return Some(Seat::Cgroup(cgroup, *hook));
-    }
-    POD_HOOKS.iter().find_map(|(_, side)| {
-        let device = name.strip_suffix(Links::suffix(*side))?;
-        let (_, index) = devices.iter().find(|(known, _)| known == device)?;
-        Some(Seat::Device(*index, *side))
-    })
+    let (_, hook) = SOCKET_HOOKS.iter().find(|(program, _)| *program == name)?;
+    Some(Seat::Cgroup(cgroup, *hook))
 }
 
 fn programs() -> Programs {

@@ -4,10 +4,11 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::links::Links;
-use super::{census, netlink, second_lock, sysctl};
+use super::tc::Tc;
+use super::{census, netlink, second_lock, sysctl, uplinks};
 
 /// What came of it.
 #[derive(Debug, Default)]
@@ -40,7 +41,9 @@ pub async fn cleanup(bpffs: &Path, cgroup: &Path, run_dir: &Path) -> Result<Clea
         .iter()
         .map(|device| (device.name.clone(), device.ifindex))
         .collect();
-    let found = census::take(bpffs, cgroup, &known)?;
+    let tc = Tc::open().context("open a netlink socket")?;
+    let left = census::FormerLinks::Left;
+    let found = census::take(&tc, bpffs, cgroup, &known, left)?;
     for (device, _) in known {
         let outcome = netlink::delete_device(&device).await;
         cleaned.note(format!("device {device}"), outcome);
@@ -49,7 +52,11 @@ pub async fn cleanup(bpffs: &Path, cgroup: &Path, run_dir: &Path) -> Result<Clea
         let outcome = it.remove();
         cleaned.note(it.what, outcome);
     }
-    for folder in [Links::folder_in(bpffs), bpffs.to_owned()] {
+    for folder in [
+        Links::folder_in(bpffs),
+        uplinks::notes(bpffs),
+        bpffs.to_owned(),
+    ] {
         match fs::remove_dir(&folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             // A bpffs of our own stays mounted.

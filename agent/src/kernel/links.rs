@@ -1,4 +1,4 @@
-//! Links: one for each hook, pinned, replaced in place, never detached by an agent that ends.
+//! Links: one for each hook of the node's cgroup, pinned, replaced in place, never detached by an agent that ends.
 
 use std::fs;
 use std::io;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::sys::{self, AttachType, Carrier, Kind, LinkInfo, Seat};
+use super::sys::{self, AttachType, Kind, LinkInfo, Seat};
 
 /// Why a program is not on its hook.
 #[derive(Debug, Error)]
@@ -40,15 +40,6 @@ impl Links {
         bpffs.join("links")
     }
 
-    /// How the name of a device's pin ends.
-    pub(super) fn suffix(side: AttachType) -> &'static str {
-        if side == AttachType::TcxIngress {
-            "-in"
-        } else {
-            "-out"
-        }
-    }
-
     /// Makes the folder if it is not there.
     ///
     /// # Errors
@@ -57,24 +48,6 @@ impl Links {
         let folder = Self::folder_in(bpffs);
         fs::create_dir_all(&folder)?;
         Ok(Self { folder })
-    }
-
-    /// Puts a program on a side of a device.
-    ///
-    /// # Errors
-    /// The kernel refuses; then the hook is as it was.
-    pub(super) fn place_on_device(
-        &self,
-        program: BorrowedFd<'_>,
-        device: &str,
-        ifindex: u32,
-        attach_type: AttachType,
-    ) -> Result<Placed, LinkError> {
-        let pin = self.device_pin(device, attach_type);
-        let seat = Seat::Device(ifindex, attach_type);
-        place(&pin, program, seat, || {
-            sys::link(program, Carrier::Device(ifindex), attach_type)
-        })
     }
 
     /// Puts a program on a cgroup.
@@ -97,34 +70,13 @@ impl Links {
         let id = folder.metadata().map_err(failed)?.ino();
         let pin = self.pin(name);
         place(&pin, program, Seat::Cgroup(id, attach_type), || {
-            sys::link(program, Carrier::Cgroup(folder.as_fd()), attach_type)
+            sys::link(program, folder.as_fd(), attach_type)
         })
-    }
-
-    /// Where the link of a side of a device is pinned.
-    pub(super) fn device_pin(&self, device: &str, attach_type: AttachType) -> PathBuf {
-        self.folder
-            .join(format!("{device}{}", Self::suffix(attach_type)))
     }
 
     /// Where a link is pinned, by the name of its hook.
     pub(super) fn pin(&self, name: &str) -> PathBuf {
         self.folder.join(name)
-    }
-
-    /// Takes a program off a hook. One that is not there is no error.
-    ///
-    /// # Errors
-    /// The pin cannot be removed.
-    pub(super) fn remove(&self, pin: &Path) -> Result<(), LinkError> {
-        match fs::remove_file(pin) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(LinkError {
-                action: "unpin",
-                hook: label(pin),
-                source,
-            }),
-            _ => Ok(()),
-        }
     }
 
     /// What is pinned for a hook.
@@ -145,16 +97,6 @@ pub(super) fn pinned_link(pin: &Path) -> io::Result<LinkInfo> {
             io::ErrorKind::InvalidData,
             format!("what is pinned is no link ({other:?})"),
         )),
-    }
-}
-
-/// What an agent must never do: between this and the next attachment nothing is balanced or judged.
-#[cfg(feature = "broken-detach-first")]
-pub(super) fn detach_all(bpffs: &Path) -> io::Result<()> {
-    tracing::warn!("built with broken-detach-first: detaching every program");
-    match fs::read_dir(bpffs.join("links")) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        pins => pins?.try_for_each(|pin| fs::remove_file(pin?.path())),
     }
 }
 

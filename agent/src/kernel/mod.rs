@@ -1,12 +1,14 @@
 //! Everything privileged: the one BPF object, its programs on their hooks, its tables, netlink. Nothing
 //! outside of this folder calls aya or opens netlink.
 
+mod block;
 pub mod census;
 mod cleanup;
 pub mod clock;
 mod counters;
 pub mod features;
 mod flows;
+mod former;
 mod links;
 mod load;
 pub mod lock;
@@ -20,12 +22,14 @@ mod ring;
 pub mod second_lock;
 mod sys;
 pub mod sysctl;
+mod tc;
 mod uplinks;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use weir_common::Addr;
@@ -37,9 +41,12 @@ use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation
 
 use crate::apply::Origin;
 
+use self::former::Former;
 use self::links::Links;
 use self::sys::{AttachType, Seat};
+use self::tc::Tc;
 
+pub use self::block::{DeviceFault, DeviceProblem};
 pub use self::cleanup::{Cleaned, cleanup};
 pub use self::counters::Counters;
 pub use self::flows::{Flows, is_expired};
@@ -59,32 +66,50 @@ const SOCKET_HOOKS: [(&str, AttachType); 8] = [
     ("weir_getpeer4", AttachType::CgroupInet4Getpeername),
     ("weir_getpeer6", AttachType::CgroupInet6Getpeername),
 ];
-/// What a pod's packets meet at the node's end of its pair: program, side. What comes in there is what
-/// the pod has sent.
-const POD_HOOKS: [(&str, AttachType); 2] = [
-    ("weir_from_pod", AttachType::TcxIngress),
-    ("weir_to_pod", AttachType::TcxEgress),
-];
-/// What stands there while the pod is set up or taken down.
-const PROTECT: &str = "weir_protect";
+/// How the names of our programs begin.
+const PROGRAM_PREFIX: &str = "weir_";
 
 /// The node's kernel, with our programs loaded.
 #[derive(Debug)]
 pub struct Kernel {
     loaded: Loaded,
     links: Links,
+    former: Former,
+    tc: Tc,
     cgroup: PathBuf,
     uplinks: BTreeMap<u32, String>,
+    /// Are our programs the pods'? Until then those of an earlier agent are in use.
+    has_taken_over: AtomicBool,
 }
 
-/// A hook and what is on it.
+/// Every hook that should hold a program.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Hooks {
+    /// Those that the whole node depends on.
+    pub node: Vec<Hook>,
+    /// Pods' devices that our programs do not see, each the fault of one pod.
+    pub devices: Vec<DeviceProblem>,
+}
+
+/// A hook of the node and what is on it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Hook {
     pub name: String,
+    pub of: HookOf,
     /// The program that should be there.
     pub program: &'static str,
     /// What is wrong, in words.
     pub problem: Option<String>,
+}
+
+/// What a hook of the node is for.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum HookOf {
+    /// Processes of the node, by its cgroup.
+    Sockets,
+    /// All pods.
+    Pods,
+    Uplink,
 }
 
 /// Tables of services.
@@ -121,6 +146,34 @@ pub struct UplinkTables {
     pub cluster: MapTable<ClusterKey, InCluster>,
 }
 
+impl Hooks {
+    /// All in one list, in which a device without our programs is two hooks, one for each side.
+    pub fn into_list(self) -> Vec<Hook> {
+        let mut list = self.node;
+        for it in self.devices {
+            list.extend(block::POD_HOOKS.map(|(program, side)| Hook {
+                name: format!("{}{}", it.device, side.suffix()),
+                of: HookOf::Pods,
+                program,
+                problem: Some(it.problem.to_string()),
+            }));
+        }
+        list
+    }
+}
+
+impl Hook {
+    /// For a kernel that cannot be asked.
+    pub fn unknown(error: &io::Error) -> Self {
+        Self {
+            name: "pods".to_owned(),
+            of: HookOf::Pods,
+            program: block::POD_HOOKS[0].0,
+            problem: Some(format!("the devices cannot be asked for: {error}")),
+        }
+    }
+}
+
 impl Kernel {
     /// Loads the programs of an object, [`object::OBJECT`] but for tests. Hooks stay as they are until they
     /// are asked for.
@@ -134,16 +187,20 @@ impl Kernel {
         config: NodeConfig,
         capacities: Capacities<'_>,
     ) -> Result<Self> {
+        let tc = Tc::open().context("open a netlink socket")?;
         #[cfg(feature = "broken-detach-first")]
-        links::detach_all(bpffs)?;
+        block::detach_all(&tc, bpffs)?;
         let loaded = load::load(object, bpffs, config, capacities)?;
         let links = Links::open(bpffs)
             .with_context(|| format!("make the folder of links in {}", bpffs.display()))?;
         Ok(Self {
             loaded,
             links,
+            former: Former::new(bpffs),
+            tc,
             cgroup: cgroup.to_owned(),
             uplinks: BTreeMap::new(),
+            has_taken_over: AtomicBool::new(false),
         })
     }
 
@@ -160,102 +217,58 @@ impl Kernel {
         Ok(())
     }
 
-    /// Lets nothing pass a pod's device, in either direction. Pinned when it returns.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub fn protect(&self, device: &str, ifindex: u32) -> Result<()> {
-        let program = self.loaded.program(PROTECT)?;
-        for (_, side) in POD_HOOKS {
-            self.links.place_on_device(program, device, ifindex, side)?;
-        }
-        Ok(())
-    }
-
-    /// Puts the real programs on a pod's device, in place of whatever is there.
-    ///
-    /// # Errors
-    /// The kernel refuses; then a side may still be protected, which is closed.
-    pub fn open(&self, device: &str, ifindex: u32) -> Result<()> {
-        sysctl::set_pod_device(device)?;
-        for (program, side) in POD_HOOKS {
-            self.links
-                .place_on_device(self.loaded.program(program)?, device, ifindex, side)?;
-        }
-        Ok(())
-    }
-
-    /// Takes the programs off a device that is going. One without programs is no error.
-    ///
-    /// # Errors
-    /// A pin cannot be removed.
-    pub fn forget_device(&self, device: &str) -> Result<()> {
-        for (_, side) in POD_HOOKS {
-            self.links.remove(&self.links.device_pin(device, side))?;
-        }
-        Ok(())
-    }
-
     /// What of ours is in the kernel beside and before these programs, given our devices by name and
     /// interface index.
     ///
     /// # Errors
     /// The kernel or the pin folder cannot be read.
     pub fn census(&self, devices: &[(String, u32)]) -> Result<Vec<census::Found>> {
-        census::take(self.loaded.bpffs(), &self.cgroup, devices)
+        let former = match self.has_taken_over.load(Ordering::Relaxed) {
+            true => census::FormerLinks::Left,
+            false => census::FormerLinks::InUse,
+        };
+        census::take(&self.tc, self.loaded.bpffs(), &self.cgroup, devices, former)
     }
 
-    /// Every hook that should hold a program, given the open devices with their interface indexes.
-    pub fn hooks(&self, devices: impl IntoIterator<Item = (String, u32)>) -> Vec<Hook> {
-        let cgroup = std::fs::metadata(&self.cgroup)
-            .map(|found| found.ino())
-            .ok();
-        let sockets = SOCKET_HOOKS.map(|(program, attach_type)| {
-            let pin = self.links.pin(program);
-            let is_current = |info: &sys::LinkInfo| {
-                cgroup.is_some_and(|id| info.seat() == Seat::Cgroup(id, attach_type))
-            };
-            self.hook(program.to_owned(), program, &pin, is_current)
-        });
-        let pods = devices.into_iter().flat_map(|(device, ifindex)| {
-            POD_HOOKS.map(|(program, side)| {
-                let pin = self.links.device_pin(&device, side);
-                let name = pin
-                    .file_name()
-                    .unwrap_or_default()
-                    .to_string_lossy()
-                    .into_owned();
-                self.hook(name, program, &pin, |info| {
-                    info.seat() == Seat::Device(ifindex, side)
-                })
-            })
-        });
-        let sockets = sockets.into_iter();
-        sockets.chain(pods).chain(self.net_hooks()).collect()
+    /// Every hook that should hold a program, given the devices of pods with their interface indexes.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked for the devices.
+    pub fn hooks(&self, devices: impl IntoIterator<Item = (String, u32)>) -> io::Result<Hooks> {
+        let devices: Vec<_> = devices.into_iter().collect();
+        let mut node: Vec<_> = SOCKET_HOOKS
+            .iter()
+            .map(|(program, attach_type)| self.socket_hook(program, *attach_type))
+            .collect();
+        let pods = devices.len();
+        let devices = self.device_problems(devices)?;
+        // Without a device in them there are no blocks.
+        if devices.len() < pods {
+            node.extend(self.pod_hooks());
+        }
+        node.extend(self.net_hooks());
+        Ok(Hooks { node, devices })
     }
 
-    fn hook(
-        &self,
-        name: String,
-        program: &'static str,
-        pin: &Path,
-        is_current: impl Fn(&sys::LinkInfo) -> bool,
-    ) -> Hook {
-        let problem = match (self.links.info(pin), self.loaded.program_id(program)) {
-            (Err(error), _) if error.kind() == io::ErrorKind::NotFound => {
+    fn socket_hook(&self, program: &'static str, attach_type: AttachType) -> Hook {
+        let cgroup = std::fs::metadata(&self.cgroup).map(|found| found.ino());
+        let info = self.links.info(&self.links.pin(program));
+        let problem = match (info, self.loaded.program_id(program), cgroup) {
+            (Err(error), ..) if error.kind() == io::ErrorKind::NotFound => {
                 Some("no link is pinned: the program is not attached".to_owned())
             }
-            (Err(error), _) | (_, Err(error)) => Some(error.to_string()),
-            (Ok(info), _) if !is_current(&info) => {
-                Some("its link is not on the device or cgroup any more".to_owned())
+            (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => Some(error.to_string()),
+            (Ok(info), _, Ok(id)) if info.seat() != Seat::Cgroup(id, attach_type) => {
+                Some("its link is not on the node's cgroup any more".to_owned())
             }
-            (Ok(info), Ok(id)) if info.program != id => {
+            (Ok(info), Ok(id), _) if info.program != id => {
                 Some(format!("holds program {} instead of {id}", info.program))
             }
-            (Ok(_), Ok(_)) => None,
+            (Ok(_), Ok(_), Ok(_)) => None,
         };
         Hook {
-            name,
+            name: program.to_owned(),
+            of: HookOf::Sockets,
             program,
             problem,
         }

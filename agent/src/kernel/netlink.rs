@@ -1,5 +1,6 @@
 //! The node's devices and addresses, through rtnetlink in the network namespace of the agent.
 
+pub(super) mod request;
 pub mod routes;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use weir_cni::attachment::DEVICE_PREFIX;
 
+use super::tc;
 use crate::compile::masquerade::{Outlet, Routes};
 use crate::pods::Device;
 
@@ -93,19 +95,11 @@ impl Drop for Netlink {
 /// # Errors
 /// The kernel refuses.
 pub async fn delete_device(name: &str) -> Result<()> {
-    let netlink = Netlink::open()?;
-    let links = netlink.links().await?;
-    let Some((index, _)) = links.iter().find(|(_, (n, _))| n == name) else {
-        return Ok(());
-    };
-    match netlink.handle.link().del(*index).execute().await {
-        Err(rtnetlink::Error::NetlinkError(error))
-            if error.to_io().raw_os_error() == Some(libc::ENODEV) =>
-        {
-            Ok(())
-        }
-        other => other.with_context(|| format!("delete the device {name}")),
-    }
+    let device = name.to_owned();
+    let deleted = tokio::task::spawn_blocking(move || tc::delete_device(&device)).await;
+    deleted
+        .context("the agent is going down")?
+        .with_context(|| format!("delete the device {name}"))
 }
 
 /// Every device of the node with a name of ours, and the host addresses that are routed over it.

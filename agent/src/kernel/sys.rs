@@ -30,9 +30,6 @@ const LINK_GET_FD_BY_ID: libc::c_long = 30;
 const LINK_GET_NEXT_ID: libc::c_long = 31;
 const LINK_DETACH: libc::c_long = 34;
 
-/// Before everything else that is attached at a tcx hook (`BPF_F_BEFORE` without a neighbour): a final
-/// verdict of a foreign program ahead of ours would skip ours.
-const FIRST: u32 = 1 << 3;
 /// `BPF_LINK_TYPE_CGROUP` and `BPF_LINK_TYPE_TCX`.
 const CGROUP_LINK: u32 = 3;
 const TCX_LINK: u32 = 11;
@@ -480,21 +477,17 @@ pub(crate) fn kind(object: BorrowedFd<'_>) -> io::Result<Kind> {
     })
 }
 
-/// Attaches a program: on a device before all others, on a cgroup beside others, for it and everything
-/// below it.
+/// Attaches a program to a cgroup, beside others, for it and everything below it.
 pub(crate) fn link(
     program: BorrowedFd<'_>,
-    carrier: Carrier<'_>,
+    cgroup: BorrowedFd<'_>,
     attach_type: AttachType,
 ) -> io::Result<OwnedFd> {
     let mut attribute = LinkCreate {
         program: number(program),
-        target: carrier.number(),
+        target: number(cgroup),
         attach_type: attach_type as u32,
-        flags: match carrier {
-            Carrier::Device(_) => FIRST,
-            Carrier::Cgroup(_) => 0,
-        },
+        flags: 0,
     };
     bpf(LINK_CREATE, &mut attribute).map(owned)
 }

@@ -1,23 +1,20 @@
-//! Programs on the node's uplinks.
+//! Programs on the node's uplinks: filters among those of others. A queue that is not ours stays, with all that is on
+//! it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
-use super::links::Links;
-use super::sys::{AttachType, Seat};
-use super::{Hook, Kernel};
+use super::tc::{At, Queue, Side, Tc};
+use super::{Hook, HookOf, Kernel, PROGRAM_PREFIX, former};
 
 /// What leaves the node and what comes into it meets: program, side.
-pub(super) const NET_HOOKS: [(&str, AttachType); 2] = [
-    ("weir_from_net", AttachType::TcxIngress),
-    ("weir_to_net", AttachType::TcxEgress),
-];
-/// How the names of their pins begin; the interface index follows, since a bpffs takes no name with a dot.
-const PREFIX: &str = "uplink-";
+pub(super) const NET_HOOKS: [(&str, Side); 2] =
+    [("weir_from_net", Side::In), ("weir_to_net", Side::Out)];
 
 impl Kernel {
     /// The uplinks, by interface index.
@@ -36,79 +33,147 @@ impl Kernel {
     /// The kernel refuses one; the others are done.
     pub fn settle_net_hooks(&self) -> Result<()> {
         let placed = self.place_net_hooks();
-        for (name, index) in pinned(self.loaded.bpffs())? {
+        for index in with_our_filters(&self.tc)? {
             if !self.uplinks.contains_key(&index) {
-                for (_, side) in NET_HOOKS {
-                    self.links.remove(&self.links.device_pin(&name, side))?;
+                leave(&self.tc, self.loaded.bpffs(), index)?;
+            }
+        }
+        for (index, name) in self.former.uplinks()? {
+            if !self.uplinks.contains_key(&index) {
+                for link in self
+                    .former
+                    .update(&name, index, |side| self.net_program(side))?
+                {
+                    link.remove()?;
                 }
             }
         }
         placed
     }
 
-    /// Puts the programs where they should be, in place of whatever is there.
+    /// Puts the programs where they should be, in place of whatever of ours is there.
     ///
     /// # Errors
     /// The kernel refuses one; the others are done.
     pub fn place_net_hooks(&self) -> Result<()> {
         let mut first = Ok(());
         for (index, device) in &self.uplinks {
-            for (program, side) in NET_HOOKS {
-                let placed = self.loaded.program(program).map_err(anyhow::Error::from);
-                let placed = placed.and_then(|program| {
-                    self.links
-                        .place_on_device(program, &pin_name(*index), *index, side)?;
-                    Ok(())
-                });
-                first = first.and(placed.with_context(|| format!("uplink {device}")));
-            }
+            let placed = self.place_on_uplink(*index);
+            first = first.and(placed.with_context(|| format!("uplink {device}")));
         }
         first
+    }
+
+    fn place_on_uplink(&self, index: u32) -> Result<()> {
+        // For a moment a packet may meet a program twice: the second time it finds the packet translated.
+        let name = former::uplink_name(index);
+        let links = self
+            .former
+            .update(&name, index, |side| self.net_program(side))?;
+        self.see_to_queue(index)?;
+        for (program, side) in NET_HOOKS {
+            let at = At::Device(index, side);
+            let found = self.tc.get(at)?;
+            let id = self.loaded.program_id(program)?;
+            if !found.is_some_and(|it| it.is_in_our_place() && it.program == id) {
+                self.tc
+                    .put(at, self.loaded.program(program)?, program)
+                    .with_context(|| format!("put {program} there"))?;
+            }
+        }
+        links.into_iter().try_for_each(|link| link.remove())
+    }
+
+    fn see_to_queue(&self, index: u32) -> Result<()> {
+        match self.tc.give_queue(index) {
+            Ok(()) => note_ours(self.loaded.bpffs(), index),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                match self.tc.queue_of(index)? {
+                    Some(Queue::Own) => Ok(()),
+                    _ => bail!(
+                        "somebody has given it a queue (`tc qdisc`) that has no side for what leaves, or whose \
+                         filters are in a shared block: make it a clsact queue of its own"
+                    ),
+                }
+            }
+            Err(error) => Err(error).context("give it a clsact queue"),
+        }
+    }
+
+    fn net_program(&self, side: Side) -> io::Result<BorrowedFd<'_>> {
+        self.loaded
+            .program(NET_HOOKS[usize::from(side == Side::Out)].0)
     }
 
     /// Every hook of an uplink.
     pub(super) fn net_hooks(&self) -> Vec<Hook> {
         let hooks = self.uplinks.iter().flat_map(|(index, device)| {
-            NET_HOOKS.map(|(program, side)| {
-                let pin = self.links.device_pin(&pin_name(*index), side);
-                let name = format!("{PREFIX}{device}{}", Links::suffix(side));
-                let seat = Seat::Device(*index, side);
-                self.hook(name, program, &pin, |info| info.seat() == seat)
+            NET_HOOKS.map(|(program, side)| Hook {
+                name: format!("uplink-{device}{}", side.suffix()),
+                of: HookOf::Uplink,
+                program,
+                problem: self.filter_problem(program, self.tc.get(At::Device(*index, side))),
             })
         });
         hooks.collect()
     }
 }
 
-impl Hook {
-    /// Is it one of an uplink?
-    pub fn is_of_uplink(name: &str) -> bool {
-        name.starts_with(PREFIX)
-    }
-}
-
-fn pin_name(index: u32) -> String {
-    format!("{PREFIX}{index}")
-}
-
-/// The uplinks that are pinned: how their pins begin, and the interface index that the name says.
-pub(super) fn pinned(bpffs: &Path) -> Result<BTreeMap<String, u32>> {
-    let folder = Links::folder_in(bpffs);
-    let entries = match fs::read_dir(&folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
-        entries => entries.with_context(|| format!("read {}", folder.display()))?,
-    };
-    let mut found = BTreeMap::new();
-    for entry in entries {
-        let name = entry?.file_name();
-        let Some(name) = name.to_str() else { continue };
-        for (_, side) in NET_HOOKS {
-            if let Some(pin) = name.strip_suffix(Links::suffix(side))
-                && let Some(index) = pin.strip_prefix(PREFIX).and_then(|it| it.parse().ok())
-            {
-                found.insert(pin.to_owned(), index);
+/// The devices of their own that hold filters of ours.
+///
+/// # Errors
+/// The kernel does not answer.
+pub(super) fn with_our_filters(tc: &Tc) -> io::Result<BTreeSet<u32>> {
+    let mut found = BTreeSet::new();
+    for (index, queue) in tc.queues()? {
+        if queue != Queue::Own {
+            continue;
+        }
+        for side in Side::BOTH {
+            let filter = tc.get(At::Device(index, side))?;
+            if filter.is_some_and(|it| it.name.starts_with(PROGRAM_PREFIX)) {
+                found.insert(index);
             }
         }
     }
     Ok(found)
+}
+
+/// Takes our filters off a device, and its queue if we have made it and nobody else uses it.
+///
+/// # Errors
+/// The kernel refuses.
+pub(super) fn leave(tc: &Tc, bpffs: &Path, index: u32) -> Result<()> {
+    let mut is_empty = true;
+    for side in Side::BOTH {
+        let at = At::Device(index, side);
+        if let Some(filter) = tc.get(at)?
+            && filter.name.starts_with(PROGRAM_PREFIX)
+        {
+            tc.remove(at, &filter)?;
+        }
+        is_empty &= tc.is_empty(at)?;
+    }
+    let note = note(bpffs, index);
+    if !note.exists() {
+        return Ok(());
+    }
+    if is_empty {
+        tc.remove_queue(index)?;
+    }
+    fs::remove_dir(&note).with_context(|| format!("remove {}", note.display()))
+}
+
+/// Where it is noted which queues are ours: folders of a bpffs, which live as long as queues do.
+pub(super) fn notes(bpffs: &Path) -> PathBuf {
+    bpffs.join("queues")
+}
+
+fn note(bpffs: &Path, index: u32) -> PathBuf {
+    notes(bpffs).join(index.to_string())
+}
+
+fn note_ours(bpffs: &Path, index: u32) -> Result<()> {
+    let note = note(bpffs, index);
+    fs::create_dir_all(&note).with_context(|| format!("make the folder {}", note.display()))
 }

@@ -1,4 +1,4 @@
-//! Programs at the node's uplinks, attached through tcx.
+//! Programs at the node's uplinks, as filters. What they pass goes on to the filters of others.
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
