@@ -37,7 +37,7 @@ use crate::compile::masquerade::Outlet;
 use crate::compile::policy::{self, Compiled, NodeView, Retained, RuleBook};
 use crate::config::Settings;
 use crate::events::Names;
-use crate::kernel::{Counters, Flows, Hook, Kernel, MapTable, clock};
+use crate::kernel::{Counters, DeviceFault, Flows, HookOf, Kernel, MapTable, clock};
 use crate::model::Change;
 use crate::pods::{Attachment, Lease, PodRef};
 use crate::watch::status::Health;
@@ -385,11 +385,21 @@ impl Line {
 
     /// Puts programs back that somebody took off.
     fn repair_hooks(&mut self) {
-        let hooks = self.kernel.hooks(self.open_devices());
-        let problems: BTreeMap<String, String> = hooks
-            .into_iter()
-            .filter_map(|hook| Some((hook.name, hook.problem?)))
-            .collect();
+        let hooks = match self.kernel.hooks(self.open_devices()) {
+            Ok(hooks) => hooks,
+            Err(error) => {
+                warn!(%error, "hooks cannot be looked at");
+                return;
+            }
+        };
+        let mut broken = BTreeSet::new();
+        let mut problems = BTreeMap::new();
+        for hook in hooks.node {
+            if let Some(problem) = hook.problem {
+                broken.insert(hook.of);
+                problems.insert(hook.name, problem);
+            }
+        }
         let is_new =
             |(hook, problem): &(&String, &String)| self.hook_problems.get(*hook) != Some(*problem);
         let news: Vec<_> = problems.iter().filter(is_new).collect();
@@ -399,27 +409,28 @@ impl Line {
                 problem, "a hook does not hold our program; putting it back"
             );
         }
-        let say = |what: &str, error: anyhow::Error| {
+        for of in broken {
+            let repaired = match of {
+                HookOf::Sockets => self.kernel.place_socket_hooks(),
+                HookOf::Pods => self.kernel.place_pod_hooks(),
+                HookOf::Uplink => self.kernel.place_net_hooks(),
+            };
             // Once, not at every audit.
-            if !news.is_empty() {
-                warn!(what, error = format!("{error:#}"), "cannot be put back");
+            if let Err(error) = repaired
+                && !news.is_empty()
+            {
+                warn!(?of, error = format!("{error:#}"), "cannot be put back");
             }
-        };
-        if problems.keys().any(|hook| Hook::is_of_uplink(hook))
-            && let Err(error) = self.kernel.place_net_hooks()
-        {
-            say("uplinks", error);
         }
-        let devices: Vec<_> = self.open_devices().collect();
-        let of_device = |device: &str| problems.keys().any(|hook| hook.starts_with(device));
-        if problems.keys().any(|hook| hook.starts_with("weir_"))
-            && let Err(error) = self.kernel.place_socket_hooks()
-        {
-            say("socket hooks", error);
-        }
-        for (device, ifindex) in devices.iter().filter(|(device, _)| of_device(device)) {
-            if let Err(error) = self.kernel.open(device, *ifindex) {
-                say(device, error);
+        for it in hooks.devices {
+            // One that is gone is its pod's fault, and nothing can be put back.
+            if it.problem == DeviceFault::Gone {
+                continue;
+            }
+            let device = &it.device;
+            match self.kernel.join(device, it.ifindex) {
+                Ok(()) => warn!(device, problem = %it.problem, "put back"),
+                Err(error) => warn!(device, error = format!("{error:#}"), "cannot be put back"),
             }
         }
         self.hook_problems = problems;

@@ -57,7 +57,7 @@ impl Datapath for NodeDatapath {
     async fn protect(&self, device: &str, devices: Devices) -> Result<()> {
         let device = device.to_owned();
         self.line
-            .ask(move |line| line.kernel.protect(&device, devices.host_ifindex))
+            .ask(move |line| line.kernel.join(&device, devices.host_ifindex))
             .await?
     }
 
@@ -94,11 +94,7 @@ impl Datapath for NodeDatapath {
     }
 
     async fn delete_device(&self, name: &str) -> Result<()> {
-        let device = name.to_owned();
-        netlink::delete_device(name).await?;
-        self.line
-            .ask(move |line| line.kernel.forget_device(&device))
-            .await?
+        netlink::delete_device(name).await
     }
 
     async fn devices(&self) -> Result<Vec<Device>> {
@@ -121,7 +117,7 @@ impl Line {
     /// Lets nothing pass the devices that no lease explains: whoever is behind them has no policy.
     pub fn protect_unexplained<'a>(&self, devices: impl IntoIterator<Item = &'a Device>) {
         for Device { name, ifindex, .. } in devices {
-            match self.kernel.protect(name, *ifindex) {
+            match self.kernel.join(name, *ifindex) {
                 Ok(()) => warn!(device = name, "a device of ours without a lease is closed"),
                 Err(error) => warn!(
                     device = name,
@@ -157,7 +153,9 @@ impl Line {
             match it.state {
                 State::Stale | State::Stray | State::Unused => match it.remove() {
                     Ok(()) => info!(what, state = ?it.state, "removed"),
-                    Err(error) => warn!(what, state = ?it.state, %error, "cannot be removed"),
+                    Err(error) => {
+                        warn!(what, state = ?it.state, error = format!("{error:#}"), "cannot be removed")
+                    }
                 },
                 State::InUse => {
                     info!(what, "of another version and still in use, left alone");
@@ -170,9 +168,9 @@ impl Line {
         left
     }
 
-    /// The rows of a pod, then its real programs.
+    /// The rows of a pod: its device is under our programs already, and closed without them.
     fn open_pod(&mut self, lease: Arc<Lease>) -> Result<()> {
-        let devices = lease
+        lease
             .devices()
             .context("a lease without devices cannot be opened")?;
         let name = name_of(&lease);
@@ -185,23 +183,12 @@ impl Line {
             Some(Status::Failed(why)) => bail!("{name}: {why}"),
             Some(Status::Pending) | None => bail!("the policy of {name} is not in the tables yet"),
         }
-        self.kernel.open(&lease.device(), devices.host_ifindex)?;
         info!(pod = %name, device = lease.device(), addresses = ?lease.addresses, "opened");
         Ok(())
     }
 
     /// When it returns no packet passes the device and no table names its addresses.
     fn close_pod(&mut self, lease: &Lease) -> Result<()> {
-        if let Some(devices) = lease.devices()
-            && let Err(error) = self.kernel.protect(&lease.device(), devices.host_ifindex)
-        {
-            // The device may be gone, and then nothing passes it.
-            info!(
-                device = lease.device(),
-                error = format!("{error:#}"),
-                "not closed by program"
-            );
-        }
         if self.open.remove(&lease.attachment).is_some() {
             info!(pod = %name_of(lease), device = lease.device(), "closed");
         }

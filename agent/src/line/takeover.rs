@@ -31,9 +31,15 @@ impl Line {
             );
         }
         self.place_net_hooks();
+        if let Err(error) = self.kernel.place_pod_hooks() {
+            warn!(
+                error = format!("{error:#}"),
+                "the filters of all pods hold no program of ours yet"
+            );
+        }
         let mut pods = 0;
         for (device, ifindex) in self.open_devices() {
-            match self.kernel.open(&device, ifindex) {
+            match self.kernel.adopt(&device, ifindex) {
                 Ok(()) => pods += 1,
                 Err(error) => warn!(
                     device,
@@ -52,16 +58,21 @@ impl Line {
 
     /// What keeps our programs from their hooks when every input is known.
     pub(super) fn awaits_take_over(&self) -> Option<String> {
-        if self.programs == Programs::Ours || !self.is_complete {
+        if self.programs == Programs::Ours || !self.inputs.snapshot().is_complete() {
             return None;
         }
-        let what = self.awaits()?;
+        let what = self
+            .awaits()
+            .unwrap_or("ours are about to take their place");
         Some(format!("programs of an earlier agent still serve: {what}"))
     }
 
     /// The hooks, as somebody should see them who asks.
     pub(super) fn hooks(&self) -> Vec<Hook> {
-        let mut hooks = self.kernel.hooks(self.open_devices());
+        let mut hooks = match self.kernel.hooks(self.open_devices()) {
+            Ok(hooks) => hooks.into_list(),
+            Err(error) => vec![Hook::unknown(&error)],
+        };
         if self.programs == Programs::OfBefore {
             for hook in &mut hooks {
                 hook.problem = hook.problem.take().map(|problem| {
