@@ -30,6 +30,8 @@ pub enum Series {
 pub struct Kernel {
     pub series: Series,
     image: PathBuf,
+    /// Where its modules are, by their names, unpacked.
+    modules: PathBuf,
 }
 
 /// Why there can be no virtual machine here.
@@ -53,6 +55,7 @@ pub enum NoVm {
 pub struct Contents {
     programs: Vec<PathBuf>,
     files: Vec<(String, Vec<u8>)>,
+    modules: Vec<&'static str>,
 }
 
 impl Series {
@@ -84,7 +87,11 @@ impl Kernel {
     pub fn ready(series: Series) -> Result<Self, NoVm> {
         let version = series.version();
         downloaded(series)
-            .map(|image| Self { series, image })
+            .map(|(image, modules)| Self {
+                series,
+                image,
+                modules,
+            })
             .map_err(|why| NoVm::NoKernel {
                 series: version,
                 why,
@@ -100,7 +107,14 @@ impl Kernel {
         let qemu = program("qemu-system-x86_64", "qemu-system-x86")?;
         let scratch = debian::scratch_dir("vm")?;
         let initramfs = scratch.path().join("initramfs");
-        contents.pack(script, &scratch.path().join("root"), &initramfs)?;
+        let root = scratch.path().join("root");
+        let mut inserts = String::new();
+        for module in self.with_dependencies(&contents.modules)? {
+            let name = format!("{module}.ko");
+            install(&self.modules.join(&name), &root.join("modules").join(&name))?;
+            inserts.push_str(&format!("insmod /modules/{name}\n"));
+        }
+        contents.pack(&format!("{inserts}{script}"), &root, &initramfs)?;
         let console = scratch.path().join("console");
         let mut machine = Launch::new("qemu", qemu)
             .args(["-accel", "tcg", "-cpu", "max", "-m", "1024", "-smp", "1"])
@@ -132,7 +146,54 @@ impl Kernel {
     }
 }
 
+impl Kernel {
+    /// Modules in an order in which they can be inserted. What the kernel has built in is left out.
+    fn with_dependencies(&self, wanted: &[&str]) -> Result<Vec<String>> {
+        let mut order = Vec::new();
+        let mut open: Vec<String> = wanted.iter().rev().map(|it| (*it).to_owned()).collect();
+        while let Some(module) = open.pop() {
+            let path = self.modules.join(format!("{module}.ko"));
+            if order.contains(&module) || !path.exists() {
+                continue;
+            }
+            let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+            let missing: Vec<String> = depends(&bytes)
+                .into_iter()
+                .filter(|it| !order.contains(it))
+                .filter(|it| self.modules.join(format!("{it}.ko")).exists())
+                .collect();
+            if missing.is_empty() {
+                order.push(module);
+            } else {
+                open.push(module);
+                open.extend(missing);
+            }
+        }
+        Ok(order)
+    }
+}
+
+/// The modules that a module says it needs.
+fn depends(module: &[u8]) -> Vec<String> {
+    const KEY: &[u8] = b"\0depends=";
+    let Some(at) = module.windows(KEY.len()).position(|it| it == KEY) else {
+        return Vec::new();
+    };
+    let rest = &module[at + KEY.len()..];
+    let end = rest.iter().position(|byte| *byte == 0).unwrap_or(0);
+    let names = String::from_utf8_lossy(&rest[..end]);
+    let names = names.split(',').filter(|name| !name.is_empty());
+    names.map(|name| name.replace('-', "_")).collect()
+}
+
 impl Contents {
+    /// Modules that are inserted before the script runs, with those that they need.
+    #[must_use]
+    pub fn modules(mut self, names: &[&'static str]) -> Self {
+        self.modules.extend(names);
+        self
+    }
+
     /// A program from the host, at `/bin/<its name>`, with the libraries that it needs.
     #[must_use]
     pub fn program(mut self, path: &Path) -> Self {
@@ -163,7 +224,9 @@ impl Contents {
         }
         install(&busybox, &root.join("bin/busybox"))?;
         for applet in [
-            "sh", "mount", "reboot", "cat", "echo", "ls", "uname", "grep", "dmesg",
+            "sh", "mount", "reboot", "cat", "echo", "ls", "uname", "grep", "dmesg", "mkdir",
+            "insmod", "ip", "sleep", "wget", "nslookup", "unshare", "nsenter", "tail", "seq",
+            "touch", "readlink", "cut", "test", "[",
         ] {
             symlink("busybox", root.join("bin").join(applet))?;
         }
@@ -171,7 +234,7 @@ impl Contents {
         let mut libraries = BTreeSet::from_iter(libraries_of(&busybox)?);
         for program in &self.programs {
             let name = program.file_name().context("a program has a name")?;
-            install(program, &root.join("bin").join(name))?;
+            install_stripped(program, &root.join("bin").join(name))?;
             libraries.extend(libraries_of(program)?);
         }
         for library in libraries {
@@ -224,6 +287,16 @@ fn install(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Without what only a debugger reads, which is most of a program that is built to be tested; as it is where there is
+/// no `strip`.
+fn install_stripped(from: &Path, to: &Path) -> Result<()> {
+    let stripped = Command::new("strip").arg("-o").arg(to).arg(from).status();
+    match stripped {
+        Ok(status) if status.success() => Ok(()),
+        _ => install(from, to),
+    }
+}
+
 /// The shared libraries of a program and its loader, by absolute path; none if it is static.
 fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new("ldd")
@@ -237,17 +310,49 @@ fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
     Ok(words.map(PathBuf::from).collect())
 }
 
-fn downloaded(series: Series) -> Result<PathBuf> {
-    let cache = Cache::open(&format!("kernel-{}", series.version()))?;
-    let image = cache.dir.join("vmlinuz");
+/// Its image, and the folder of its modules.
+fn downloaded(series: Series) -> Result<(PathBuf, PathBuf)> {
+    let cache = Cache::open(&format!("kernel-{}-with-modules", series.version()))?;
+    let (image, modules) = (cache.dir.join("vmlinuz"), cache.dir.join("modules"));
+    // The image is the last that is put there.
     if image.exists() {
-        return Ok(image);
+        return Ok((image, modules));
     }
     let prefix = format!("linux-image-{}.", series.version());
     let package = debian::unpack(&debian::dependency(series.package(), &prefix)?)?;
+    fs::create_dir_all(&modules)?;
+    keep_modules(&package.path().join("lib/modules"), &modules)?;
     let found = fs::read_dir(package.path().join("boot"))?
         .filter_map(Result::ok)
         .find(|e| e.file_name().to_string_lossy().starts_with("vmlinuz"));
     debian::keep(&found.context("no kernel in the package")?.path(), &image)?;
-    Ok(image)
+    Ok((image, modules))
+}
+
+/// Every module below a folder, uncompressed, by its name alone.
+fn keep_modules(from: &Path, to: &Path) -> Result<()> {
+    for entry in fs::read_dir(from).with_context(|| format!("list {}", from.display()))? {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
+            keep_modules(&path, to)?;
+            continue;
+        }
+        let name = entry.file_name().to_string_lossy().replace('-', "_");
+        if let Some(name) = name.strip_suffix(".xz") {
+            let unpacked = fs::File::create(to.join(name))?;
+            let status = Command::new("xz")
+                .arg("-dc")
+                .arg(&path)
+                .stdout(unpacked)
+                .status();
+            let status = status.context("run xz")?;
+            if !status.success() {
+                bail!("unpack {}: {status}", path.display());
+            }
+        } else if name.ends_with(".ko") {
+            fs::copy(&path, to.join(name))?;
+        }
+    }
+    Ok(())
 }
