@@ -3,175 +3,25 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
 use object::{Object, ObjectSection, SectionKind};
-use serde_json::Value;
 use weir_agent::apply::{KernelTable, TableError};
 use weir_agent::kernel::census::State;
 use weir_agent::kernel::object::OBJECT;
 use weir_agent::kernel::second_lock::{self, Lock};
-use weir_agent::kernel::{Capacities, Kernel, LoadError, lock, pin_path};
-use weir_common::node::NodeConfig;
+use weir_agent::kernel::{LoadError, lock, pin_path};
 use weir_common::service::{Frontend, FrontendKey};
 use weir_common::table::TABLES;
+use weir_tests::kernels::{
+    DEVICE, add_device, filters_of_pods, links, listing, load, output, pins, try_load,
+};
 use weir_tests::machine::Machine;
-use weir_tests::netns::Netns;
 use weir_tests::node::{Node, NodeOptions, binary};
 
-/// The node's end of a pair, by a name that is ours.
-const DEVICE: &str = "weir0000000001";
 const PATIENCE: Duration = Duration::from_secs(20);
-
-fn pins(machine: &Machine) -> PathBuf {
-    machine.bpffs().path().join("weir")
-}
-
-fn load(machine: &Machine, pins: &Path) -> Kernel {
-    try_load(machine, pins, OBJECT, &[]).unwrap()
-}
-
-fn try_load(
-    machine: &Machine,
-    pins: &Path,
-    object: &[u8],
-    capacities: Capacities<'_>,
-) -> anyhow::Result<Kernel> {
-    let (cgroup, config) = (machine.cgroup().path(), NodeConfig::default());
-    Kernel::load(object, pins, cgroup, config, capacities)
-}
-
-/// Adds the pair; its interface index.
-fn add_device(netns: &Netns) -> u32 {
-    netns
-        .ip(&format!("link add {DEVICE} type veth peer name far"))
-        .unwrap();
-    let index = || nix::net::if_::if_nametoindex(DEVICE);
-    netns.run(index).unwrap().unwrap()
-}
-
-/// Every file below a folder, and the folder.
-fn listing(folder: &Path) -> Vec<String> {
-    let mut found = Vec::new();
-    if let Ok(entries) = std::fs::read_dir(folder) {
-        found.push(folder.display().to_string());
-        for entry in entries.map(Result::unwrap) {
-            if entry.file_type().unwrap().is_dir() {
-                found.extend(listing(&entry.path()));
-            } else {
-                found.push(entry.path().display().to_string());
-            }
-        }
-    }
-    found.sort();
-    found
-}
-
-/// Pinned links: name, number of the link, number of its program.
-fn links(pins: &Path) -> BTreeMap<String, (u64, u64)> {
-    let folder = listing(&pins.join("links"));
-    folder
-        .iter()
-        .skip(1)
-        .map(|pin| {
-            let said = output(Command::new("bpftool").args(["-j", "link", "show", "pinned", pin]));
-            let link: Value = serde_json::from_str(&said).unwrap();
-            let name = Path::new(pin).file_name().unwrap().to_str().unwrap();
-            let number = |what: &str| link[what].as_u64().unwrap();
-            (name.to_owned(), (number("id"), number("prog_id")))
-        })
-        .collect()
-}
-
-/// The programs at a side of a device of this thread's namespace, in their order.
-fn programs_of(device: &str, side: TcAttachType) -> Vec<String> {
-    let (_, programs) = SchedClassifier::query_tcx(device, side).unwrap();
-    let name = |it: &ProgramInfo| it.name_as_str().unwrap().to_owned();
-    programs.iter().map(name).collect()
-}
-
-fn output(command: &mut Command) -> String {
-    let said = command.output().unwrap();
-    assert!(
-        said.status.success(),
-        "{command:?}: {}",
-        String::from_utf8_lossy(&said.stderr)
-    );
-    String::from_utf8(said.stdout).unwrap()
-}
-
-#[test]
-fn a_link_keeps_its_number_when_its_program_is_replaced() {
-    let machine = Machine::new("replace").unwrap();
-    let pins = pins(&machine);
-    let index = add_device(machine.netns());
-    machine
-        .netns()
-        .run(|| {
-            let first = load(&machine, &pins);
-            first.protect(DEVICE, index).unwrap();
-            first.place_socket_hooks().unwrap();
-            let before = links(&pins);
-            assert_eq!(before.len(), 10, "{before:?}");
-            drop(first);
-            assert_eq!(links(&pins), before, "its maker is gone");
-            let second = load(&machine, &pins);
-            second.open(DEVICE, index).unwrap();
-            second.place_socket_hooks().unwrap();
-            let after = links(&pins);
-            for (name, (link, program)) in &before {
-                assert_eq!(after[name].0, *link, "{name}");
-                assert_ne!(after[name].1, *program, "{name}");
-            }
-            let hooks = second.hooks([(DEVICE.to_owned(), index)]);
-            assert_eq!(hooks.len(), 10);
-            assert!(hooks.iter().all(|h| h.problem.is_none()), "{hooks:?}");
-        })
-        .unwrap();
-}
-
-#[test]
-fn a_hook_on_another_cgroup_is_a_problem() {
-    let machine = Machine::new("cgroup").unwrap();
-    let pins = pins(&machine);
-    let kernel = load(&machine, &pins);
-    kernel.place_socket_hooks().unwrap();
-    let child = machine.cgroup().child("other").unwrap();
-    let other = Kernel::load(OBJECT, &pins, &child, NodeConfig::default(), &[]).unwrap();
-    let problems = |kernel: &Kernel| {
-        let hooks = kernel.hooks([]).into_iter();
-        hooks
-            .filter_map(|hook| hook.problem)
-            .filter(|problem| problem.contains("not on the device or cgroup"))
-            .count()
-    };
-    assert_eq!(problems(&other), 8);
-    other.place_socket_hooks().unwrap();
-    assert_eq!(problems(&other), 0);
-}
-
-#[test]
-fn ours_runs_before_what_is_there_already() {
-    let machine = Machine::new("first").unwrap();
-    let index = add_device(machine.netns());
-    machine
-        .netns()
-        .run(|| {
-            let earlier = load(&machine, &machine.bpffs().path().join("earlier"));
-            earlier.open(DEVICE, index).unwrap();
-            let ours = load(&machine, &pins(&machine));
-            ours.protect(DEVICE, index).unwrap();
-            assert_eq!(
-                programs_of(DEVICE, TcAttachType::Ingress),
-                ["weir_protect", "weir_from_pod"]
-            );
-        })
-        .unwrap();
-}
 
 #[test]
 fn a_table_of_another_layout_is_refused_by_name_and_left_alone() {
@@ -208,7 +58,7 @@ fn a_pin_that_is_no_table_is_refused() {
     let machine = Machine::new("kind").unwrap();
     let pins = pins(&machine);
     let kernel = load(&machine, &pins);
-    let (program, _) = kernel.programs()["weir_protect"];
+    let (program, _) = kernel.programs()["weir_from_pod"];
     let table = TABLES.iter().find(|t| t.name == "LIVE").unwrap();
     let path = pin_path(&pins, table);
     std::fs::remove_file(&path).unwrap();
@@ -303,69 +153,6 @@ fn a_row_of_zeros_is_absent_from_an_array() {
     assert_eq!(epoch.load().unwrap(), [(0, 7)]);
     epoch.remove(&[0]).unwrap();
     assert_eq!(epoch.load().unwrap(), []);
-}
-
-#[test]
-fn strays_are_found_and_removed() {
-    let machine = Machine::new("stray").unwrap();
-    let index = add_device(machine.netns());
-    let devices = [(DEVICE.to_owned(), index)];
-    machine
-        .netns()
-        .run(|| {
-            let other = load(&machine, &machine.bpffs().path().join("other"));
-            other.protect(DEVICE, index).unwrap();
-            other.place_socket_hooks().unwrap();
-            let ours = load(&machine, &pins(&machine));
-            ours.open(DEVICE, index).unwrap();
-            ours.place_socket_hooks().unwrap();
-            let strays = || {
-                let mut found = ours.census(&devices).unwrap();
-                found.retain(|it| it.state == State::Stray);
-                found
-            };
-            assert_eq!(strays().len(), 10, "{:?}", strays());
-            for stray in strays() {
-                stray.remove().unwrap();
-            }
-            assert_eq!(strays().len(), 0);
-            let hooks = ours.hooks(devices.clone());
-            assert!(hooks.iter().all(|h| h.problem.is_none()), "{hooks:?}");
-            let lost = other.hooks(devices.clone());
-            assert!(lost.iter().all(|h| h.problem.is_some()), "{lost:?}");
-        })
-        .unwrap();
-}
-
-#[test]
-fn a_device_that_went_leaves_a_stale_pin_and_its_successor_gets_a_link() {
-    let machine = Machine::new("stale").unwrap();
-    let netns = machine.netns();
-    let index = add_device(netns);
-    let kernel = netns.run(|| load(&machine, &pins(&machine))).unwrap();
-    let open = |index| netns.run(|| kernel.open(DEVICE, index)).unwrap().unwrap();
-    let stale = || {
-        let mut found = netns.run(|| kernel.census(&[])).unwrap().unwrap();
-        found.retain(|it| it.state == State::Stale);
-        found
-    };
-    open(index);
-    netns.ip(&format!("link del {DEVICE}")).unwrap();
-    let successor = add_device(netns);
-    open(successor);
-    let hooks = kernel.hooks([(DEVICE.to_owned(), successor)]);
-    assert!(
-        hooks
-            .iter()
-            .filter(|h| h.name.starts_with(DEVICE))
-            .all(|h| h.problem.is_none())
-    );
-    netns.ip(&format!("link del {DEVICE}")).unwrap();
-    assert_eq!(stale().len(), 2, "{:?}", stale());
-    for it in stale() {
-        it.remove().unwrap();
-    }
-    assert_eq!(links(&pins(&machine)).len(), 0);
 }
 
 #[test]
@@ -500,11 +287,10 @@ fn cleanup_leaves_nothing() {
         .ip(&format!("route add 10.244.1.9/32 dev {DEVICE}"))
         .unwrap();
     start_agent(&mut node);
-    for side in [TcAttachType::Ingress, TcAttachType::Egress] {
-        let netns = node.machine().netns();
-        let programs = netns.run(|| programs_of(DEVICE, side)).unwrap();
-        assert_eq!(programs, ["weir_protect"], "{side:?}");
-    }
+    let netns = node.machine().netns();
+    assert_eq!(netns.run(filters_of_pods).unwrap().len(), 2);
+    let queue = output(netns.command("tc").args(["qdisc", "show", "dev", DEVICE]));
+    assert!(queue.contains("ingress_block 1464158465"), "{queue}");
 
     let run = node.machine().dir().join("run");
     let mut cleanup = node.machine().netns().command(binary("weir-agent"));

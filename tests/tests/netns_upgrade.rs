@@ -1,5 +1,6 @@
-//! An agent of another version, whose programs and whose tables are laid out differently, in place of the one that
-//! runs, and back, under load: what is lost, and what slips through.
+//! Agents of other versions in place of the one that runs, and back, under load: what is lost, and what slips through.
+//! One has programs and tables that are laid out differently; the other is from before the shared blocks and holds its
+//! programs by two links of tcx for each device.
 //!
 //! Seen failing: build `weir-agent --features other-layout,broken-take-over-first` as
 //! `weir-agent-other-layout` into a folder with the other programs, and run
@@ -12,11 +13,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use weir_cni::attachment::DEVICE_PREFIX;
 use weir_tests::load::{Load, Tally};
 use weir_tests::node::{Node, NodeOptions, binary};
+use weir_tests::not_run::not_run;
 use weir_tests::shop::{DNS, Shop, WEB, WEB_NAME};
 use weir_tests::workloads::Workload;
 
@@ -88,7 +91,57 @@ fn tables(node: &Node) -> BTreeSet<String> {
 
 #[test]
 fn nothing_is_lost_while_agents_of_two_layouts_take_over_from_each_other() {
-    let mut shop = Shop::open(NodeOptions::named("upgrade"), 3, 3).unwrap();
+    take_turns("upgrade", &binary("weir-agent-other-layout"), |_, _| {});
+}
+
+#[test]
+fn nothing_is_lost_while_agents_before_and_after_the_shared_blocks_take_over_from_each_other() {
+    let test =
+        "nothing_is_lost_while_agents_before_and_after_the_shared_blocks_take_over_from_each_other";
+    let former = binary("weir-agent-tcx");
+    if !former.exists() {
+        not_run(
+            test,
+            &"there is no weir-agent-tcx; `cargo xtask build` makes it of the history",
+        );
+        return;
+    }
+    take_turns("tcx", &former, |node, is_former| {
+        // One link for each side of each device, or none: what is of the former kind goes with its agent. That one says
+        // that it is ready a little before its programs are in place.
+        let devices = node
+            .machine()
+            .netns()
+            .ip("-br link show type veth")
+            .unwrap();
+        let devices = devices.lines().filter(|it| it.starts_with(DEVICE_PREFIX));
+        let devices = devices.count();
+        assert!(devices > 0);
+        let expected = if is_former { 2 * devices } else { 0 };
+        let end = Instant::now() + Duration::from_secs(5);
+        while links(node) != expected {
+            assert!(
+                Instant::now() < end,
+                "{} links of {devices} devices",
+                links(node)
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+}
+
+/// Links that are pinned for pods' devices.
+fn links(node: &Node) -> usize {
+    let pins = fs::read_dir(node.machine().bpffs().path().join("weir/links")).unwrap();
+    let pins = pins.map(|pin| pin.unwrap().file_name().into_string().unwrap());
+    let of_devices = pins.filter(|pin| pin.starts_with(DEVICE_PREFIX) && !pin.starts_with("weir_"));
+    of_devices.count()
+}
+
+/// An agent of the other version in place of ours, and back, again and again. What is on the node after each turn is
+/// looked at.
+fn take_turns(name: &str, other: &Path, look: impl Fn(&Node, bool)) {
+    let mut shop = Shop::open(NodeOptions::named(name), 3, 3).unwrap();
     let stranger = Workload::named("shop", "stranger").label("app", "stranger");
     let stranger = shop.node.run_pod(stranger).unwrap();
     shop.node.write_manifest("policy.yaml", POLICY).unwrap();
@@ -108,7 +161,7 @@ fn nothing_is_lost_while_agents_of_two_layouts_take_over_from_each_other() {
     let ours = tables(&shop.node);
     let accepted = shop.accepted().unwrap();
     let sent_again = shop.sent_again().unwrap();
-    let versions: [PathBuf; 2] = [binary("weir-agent-other-layout"), binary("weir-agent")];
+    let versions: [PathBuf; 2] = [other.to_owned(), binary("weir-agent")];
     let mut turns = 0;
     let ended = under_load(&mut shop, &stranger, rate, SECONDS, |node| {
         let end = Instant::now() + Duration::from_secs((SECONDS - 2).into());
@@ -119,6 +172,7 @@ fn nothing_is_lost_while_agents_of_two_layouts_take_over_from_each_other() {
             node.options.agent = versions[turns % 2].clone();
             node.start_agent().unwrap();
             node.wait_ready().unwrap();
+            look(node, turns % 2 == 0);
             turns += 1;
         }
     });

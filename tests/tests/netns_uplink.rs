@@ -262,21 +262,11 @@ fn the_nodes_own_traffic_is_as_it_was() {
 fn an_uplink_gets_its_programs_back() {
     let site = Site::new("back", &[]);
     let pod = site.pod("client");
-    let links = site.node.machine().bpffs().path().join("weir/links");
-    let mut removed = 0;
-    for entry in std::fs::read_dir(&links).unwrap() {
-        let path = entry.unwrap().path();
-        if path
-            .file_name()
-            .unwrap()
-            .to_string_lossy()
-            .starts_with("uplink-")
-        {
-            std::fs::remove_file(path).unwrap();
-            removed += 1;
-        }
+    for side in ["ingress", "egress"] {
+        let mut tc = site.node.machine().netns().command("tc");
+        tc.args(["filter", "del", "dev", "eth0", side]);
+        output(tc);
     }
-    assert_eq!(removed, 2);
     eventually("both are gone", PATIENCE, || site.hooks(), Vec::is_empty).unwrap();
     site.wait_for_hooks(AUDIT);
     let said = curl(pod.command("curl"), at(WORLD[0], 8080));
@@ -551,8 +541,8 @@ fn cleanup_takes_the_programs_off_the_uplink() {
     cleanup.arg("--cgroup").arg(machine.cgroup().path());
     cleanup.arg("--run-dir").arg(machine.dir().join("run"));
     let said = output(cleanup);
-    for side in ["in", "out"] {
-        let is_named = |line: &str| line.contains("uplink-") && line.contains(&format!("-{side}"));
-        assert!(said.lines().any(is_named), "{side}: {said}");
-    }
+    assert!(said.contains("removed filters of the uplink"), "{said}");
+    let mut tc = machine.netns().command("tc");
+    tc.args(["qdisc", "show", "dev", "eth0", "clsact"]);
+    assert_eq!(output(tc), "", "the queue was ours");
 }

@@ -29,6 +29,7 @@ pub(crate) fn run(workspace: &Workspace, profile: Profile) -> anyhow::Result<()>
 /// once, and `cargo test` afterwards compiles nothing.
 pub(crate) fn with_tests(workspace: &Workspace) -> anyhow::Result<()> {
     other_layout(workspace)?;
+    former(workspace)?;
     step("build binaries and tests", || {
         command::run(cargo(workspace).args(["build", "--all-targets"]))
     })
@@ -45,6 +46,46 @@ fn other_layout(workspace: &Workspace) -> anyhow::Result<()> {
         let built = folder.join("weir-agent");
         std::fs::copy(&built, folder.join("weir-agent-other-layout"))
             .with_context(|| format!("copy {}", built.display()))?;
+        Ok(())
+    })
+}
+
+/// The last agent that held its programs by links of tcx.
+const FORMER: &str = "b7e7e40";
+
+/// That agent, out of the history, for the tests of upgrades: what a node may have been left by. Once for each target
+/// directory, since it does not change; not where the history is not at hand, and the test says so then. It has a target
+/// directory of its own: cargo takes its crates for those of this checkout.
+fn former(workspace: &Workspace) -> anyhow::Result<()> {
+    let built = workspace.target().join("debug").join("weir-agent-tcx");
+    let folder = workspace.target().join("former");
+    let mut git = Command::new("git");
+    git.current_dir(workspace.root());
+    let is_known = git.args(["cat-file", "-e", FORMER]).status();
+    if built.exists() || !is_known.is_ok_and(|status| status.success()) {
+        return Ok(());
+    }
+    step("build the last agent with links of tcx", || {
+        std::fs::create_dir_all(&folder)?;
+        let tar = folder.join("source.tar");
+        let mut archive = Command::new("git");
+        archive.current_dir(workspace.root());
+        command::run(archive.args(["archive", "-o"]).arg(&tar).arg(FORMER))?;
+        command::run(
+            Command::new("tar")
+                .arg("-xf")
+                .arg(&tar)
+                .arg("-C")
+                .arg(&folder),
+        )?;
+        let mut cargo = cargo(workspace);
+        cargo.current_dir(&folder);
+        cargo.env("CARGO_TARGET_DIR", folder.join("target"));
+        cargo.env("CARGO_PROFILE_DEV_DEBUG", "0");
+        cargo.args(["build", "--package", "weir-agent", "--bin", "weir-agent"]);
+        command::run(&mut cargo)?;
+        let program = folder.join("target/debug/weir-agent");
+        std::fs::copy(&program, &built).with_context(|| format!("copy {}", program.display()))?;
         Ok(())
     })
 }
