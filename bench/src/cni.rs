@@ -18,7 +18,10 @@ use crate::rounds::Ratio;
 /// Where Debian's containernetworking-plugins puts the peer.
 const PLUGINS: &str = "/usr/lib/cni";
 
-/// ADDs one after the other, ours and the peer's in turn; then DELs.
+/// Pods that start together, as after a node's reboot or a rollout.
+const AT_ONCE: usize = 30;
+
+/// ADDs one after the other, ours and the peer's in turn; then DELs; then many at once.
 pub(crate) fn add_and_del(pods: usize) -> Result<Vec<Row>> {
     let node = Node::start(NodeOptions::named("cni"))?;
     let peer = Peer::make()?;
@@ -40,18 +43,23 @@ pub(crate) fn add_and_del(pods: usize) -> Result<Vec<Row>> {
         // Once more, to take its object away, too.
         node.delete_pod(pod)?;
     }
+    let (add_at_once, peer_add_at_once) = at_once(&node, &peer, pods.div_ceil(AT_ONCE).max(4))?;
+    let one_by_one = |verb: &str| {
+        let count = add.len();
+        format!("CNI {verb}, {count} one after the other, from start to exit of the plugin")
+    };
     Ok(vec![
         row(
-            "CNI ADD",
-            add,
+            one_by_one("ADD"),
+            add.clone(),
             peer_add,
             Target::Nanos {
-                p50: 3_000_000,
-                p99: 8_000_000,
+                p50: 2_500_000,
+                p99: 6_000_000,
             },
         )?,
         row(
-            "CNI DEL",
+            one_by_one("DEL"),
             del,
             peer_del,
             Target::Nanos {
@@ -59,7 +67,75 @@ pub(crate) fn add_and_del(pods: usize) -> Result<Vec<Row>> {
                 p99: 3_000_000,
             },
         )?,
+        row(
+            format!(
+                "CNI ADD, {AT_ONCE} at once, {} in all, from start to exit of the plugin",
+                add_at_once.len()
+            ),
+            add_at_once,
+            peer_add_at_once,
+            Target::Nanos {
+                p50: 40_000_000,
+                p99: 40_000_000,
+            },
+        )?,
     ])
+}
+
+/// Rounds of [`AT_ONCE`] ADDs that start together, ours and then the peer's; each is taken back before the next.
+fn at_once(node: &Node, peer: &Peer, rounds: usize) -> Result<(Vec<u64>, Vec<u64>)> {
+    let ours = binary("weir-cni");
+    let config = node.cni_config("1.1.0");
+    let netns = node.machine().netns();
+    let (mut add, mut peer_add) = (Vec::new(), Vec::new());
+    for round in 0..rounds {
+        let pods = (0..AT_ONCE)
+            .map(|n| node.declare_pod(Workload::named("bench", &format!("r{round}-{n}"))))
+            .collect::<Result<Vec<_>>>()?;
+        let namespaces = (0..AT_ONCE)
+            .map(|_| Netns::new("peer"))
+            .collect::<Result<Vec<_>>>()?;
+        for pod in &pods {
+            node.wait_for_pod(&pod.workload.id(), Duration::from_secs(5))?;
+        }
+        let ours_of = |verb: &'static str| {
+            together(&pods, |pod| {
+                timed(netns, &ours, verb, &pod.cni_env(), &config)
+            })
+        };
+        let peers_of = |verb: &'static str| together(&namespaces, |it| peer.run(verb, it));
+        add.extend(ours_of("ADD")?);
+        ours_of("DEL")?;
+        peer_add.extend(peers_of("ADD")?);
+        peers_of("DEL")?;
+        for pod in pods {
+            // Once more, to take its object away, too.
+            node.delete_pod(pod)?;
+        }
+    }
+    Ok((add, peer_add))
+}
+
+/// Runs something for each, all at the same time.
+fn together<T: Sync>(all: &[T], run: impl Fn(&T) -> Result<u64> + Sync) -> Result<Vec<u64>> {
+    let start = std::sync::Barrier::new(all.len());
+    std::thread::scope(|scope| {
+        let (run, start) = (&run, &start);
+        let running: Vec<_> = all
+            .iter()
+            .map(|it| {
+                scope.spawn(move || {
+                    start.wait();
+                    run(it)
+                })
+            })
+            .collect();
+        let ended = running.into_iter().map(|it| match it.join() {
+            Ok(took) => took,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        ended.collect()
+    })
 }
 
 /// The bridge plugin with host-local addresses, in a namespace of its own.
@@ -137,7 +213,7 @@ fn timed(
     })?
 }
 
-fn row(what: &str, ours: Vec<u64>, peer: Vec<u64>, target: Target) -> Result<Row> {
+fn row(claim: String, ours: Vec<u64>, peer: Vec<u64>, target: Target) -> Result<Row> {
     let sorted = |mut values: Vec<u64>| {
         values.sort_unstable();
         values
@@ -160,7 +236,7 @@ fn row(what: &str, ours: Vec<u64>, peer: Vec<u64>, target: Target) -> Result<Row
     let of_p01 = at(&ours, 1) as f64 / at(&peer, 1) as f64;
     Ok(Row {
         number: 14,
-        claim: format!("{what}, {count} one after the other, from start to exit of the plugin"),
+        claim,
         peer: "bridge".to_owned(),
         ours_p01_ns: at(&ours, 1),
         peer_p01_ns: at(&peer, 1),
