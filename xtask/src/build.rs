@@ -88,12 +88,19 @@ fn other_layout(workspace: &Workspace) -> anyhow::Result<()> {
 /// The last agent that held its programs by links of tcx.
 const FORMER: &str = "b7e7e40";
 
-/// That agent, out of the history, for the tests of upgrades: what a node may have been left by. Once for each target
-/// directory, since it does not change; not where the history is not at hand, and the test says so then. It has a target
-/// directory of its own: cargo takes its crates for those of this checkout.
+/// That agent, out of the history, for the tests of upgrades: what a node may have been left by. It is kept between
+/// checkouts, since it does not change; not where the history is not at hand, and the test says so then. It has a
+/// target directory of its own: cargo takes its crates for those of this checkout.
 fn former(workspace: &Workspace) -> anyhow::Result<()> {
     let built = workspace.target().join("debug").join("weir-agent-tcx");
     let folder = workspace.target().join("former");
+    let kept = kept().map(|cache| cache.join(format!("weir-agent-{FORMER}")));
+    if let Some(kept) = kept
+        .as_ref()
+        .filter(|kept| kept.exists() && !built.exists())
+    {
+        std::fs::copy(kept, &built).with_context(|| format!("copy {}", kept.display()))?;
+    }
     let mut git = Command::new("git");
     git.current_dir(workspace.root());
     let is_known = git.args(["cat-file", "-e", FORMER]).status();
@@ -121,8 +128,22 @@ fn former(workspace: &Workspace) -> anyhow::Result<()> {
         command::run(&mut cargo)?;
         let program = folder.join("target/debug/weir-agent");
         std::fs::copy(&program, &built).with_context(|| format!("copy {}", program.display()))?;
-        Ok(())
+        let Some(kept) = &kept else { return Ok(()) };
+        // Beside it first: one that is there is whole.
+        let part = kept.with_extension("part");
+        std::fs::copy(&program, &part).with_context(|| format!("copy {}", program.display()))?;
+        std::fs::rename(&part, kept).with_context(|| format!("make {}", kept.display()))
     })
+}
+
+/// Where what is expensive to make is kept between checkouts (`tests/src/cache.rs`), if there is such a place.
+fn kept() -> Option<std::path::PathBuf> {
+    let cache = match std::env::var_os("WEIR_CACHE") {
+        Some(cache) => cache.into(),
+        None => std::path::PathBuf::from(std::env::var_os("HOME")?).join(".cache/weir"),
+    };
+    std::fs::create_dir_all(&cache).ok()?;
+    Some(cache)
 }
 
 /// The cargo that runs us, at the root of the workspace.

@@ -255,7 +255,7 @@ mod tests {
         one.raise(same.clone());
         two.raise(same.clone());
         one.replace([]);
-        assert_eq!(board.node().stops_pods, [same.clone()]);
+        assert_eq!(board.node().stops_pods, std::slice::from_ref(&same));
         two.clear(&same.about);
         assert!(board.all().is_empty());
     }
