@@ -15,7 +15,7 @@ use crate::skb::Skb;
 
 /// Final, and not a call for the next: where one of these is attached twice, through a link of tcx and as a
 /// filter, the filter runs only when the link is gone.
-const PASS: i32 = TC_ACT_OK as i32;
+const PASS: i32 = TC_ACT_OK;
 
 /// On ingress: what the pod sends.
 #[classifier]
