@@ -206,7 +206,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     // kernel → events → export
     let recent = Arc::new(Recent::default());
     let (records, incoming) = mpsc::channel(RECORDS);
-    tasks.spawn("ring of events", read_ring(ring, records));
+    tasks.spawn(
+        "ring of events",
+        read_ring(ring, records, board.reporter("events")),
+    );
     let explained = explain(incoming, names.clone(), published.clone(), recent.clone());
     tasks.spawn("events", explained);
 

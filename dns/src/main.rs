@@ -39,7 +39,7 @@ struct Args {
     #[arg(long, required_unless_present = "probe")]
     listen: Vec<SocketAddr>,
     /// The agent's socket that the zone comes from.
-    #[arg(long, default_value = "/run/weir/zone.sock")]
+    #[arg(long, default_value = "/run/weir-dns/zone.sock")]
     feed: PathBuf,
     /// The domain of cluster names; the agent must have the same.
     #[arg(long, default_value = "cluster.local")]

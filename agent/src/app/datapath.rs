@@ -10,7 +10,7 @@ use crate::conditions::Board;
 use crate::kernel::{Kernel, netlink};
 use crate::line::{Handle, Input};
 use crate::model::ObjectName;
-use crate::pods::{Attachment, Datapath, Device, Devices, Lease};
+use crate::pods::{Attachment, Datapath, Device, Devices, Lease, LeaseTable};
 use crate::watch::manifests::PodAddresses;
 
 /// The node.
@@ -64,9 +64,17 @@ impl Datapath for NodeDatapath {
         netlink::pod_devices().await
     }
 
-    async fn orphans(&self, devices: &[Device]) -> Result<Vec<Attachment>> {
+    async fn orphans(
+        &self,
+        leases: Arc<LeaseTable>,
+        devices: &[Device],
+    ) -> Result<Vec<Attachment>> {
         let found = devices.to_vec();
-        let orphans = self.line.ask(|orphans| Input::Devices { found, orphans });
+        let orphans = self.line.ask(|orphans| Input::Devices {
+            leases,
+            found,
+            orphans,
+        });
         Ok(orphans.await?)
     }
 }

@@ -7,11 +7,12 @@ use tracing::warn;
 use weir_common::policy::RuleId;
 
 use crate::compile::policy::RuleBook;
+use crate::conditions::{Condition, NodeFault, Reporter};
 use crate::events::{self, Explainer, Names, Recent};
 use crate::kernel::{Ring, clock};
 use crate::line::Published;
 
-pub(super) async fn read_ring(ring: Ring, records: mpsc::Sender<Vec<u8>>) {
+pub(super) async fn read_ring(ring: Ring, records: mpsc::Sender<Vec<u8>>, said: Reporter) {
     let mut lost = 0u64;
     let ended = ring
         .run(records, || {
@@ -25,8 +26,11 @@ pub(super) async fn read_ring(ring: Ring, records: mpsc::Sender<Vec<u8>>) {
         })
         .await;
     if let Err(error) = ended {
-        warn!(%error, "the ring of events cannot be read any more");
+        let text = format!("the ring of events cannot be read any more: {error}");
+        said.raise(Condition::node(NodeFault::EventsLost, text));
     }
+    // What it would say is lost, and said to be; everything else goes on.
+    std::future::pending().await
 }
 
 pub(super) async fn explain(

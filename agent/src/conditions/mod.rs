@@ -59,7 +59,7 @@ macro_rules! faults {
             /// All of them.
             pub const ALL: &[Self] = &[$(Self::$fault,)+];
 
-            /// The label in metrics and the reason in Events: never another one for the same fault.
+            /// The label in metrics and `weir status`: never another one for the same fault.
             pub const fn label(self) -> &'static str {
                 match self {
                     $(Self::$fault => stringify!($fault),)+
@@ -87,6 +87,8 @@ faults! {
         NoPodRange: "give the Node spec.podCIDRs (--allocate-node-cidrs), or the agent --pod-cidr",
         /// A program is not on its hook and cannot be put back.
         HookLost: "see who else attaches programs there; the agent tries again every five seconds",
+        /// A program is not on an uplink and cannot be put there: what comes in and goes out there is not translated.
+        UplinkHookLost: "see who has a queue or filters on that device (`tc qdisc show`, `tc filter show`)",
         /// The netfilter rule that closes pods without a program is missing or changed.
         SecondLock: "see who changes netfilter rules; the agent puts it back every five seconds",
         /// The latest policy is not in the kernel: its tables have no room, or refuse it.
@@ -170,7 +172,8 @@ impl NodeFault {
             | Self::DnsAddress
             | Self::ZoneNotServed
             | Self::EventsLost
-            | Self::RoutesUnknown => Effect::Unready,
+            | Self::RoutesUnknown
+            | Self::UplinkHookLost => Effect::Unready,
             Self::Disconnected | Self::DnsServiceMissing => Effect::Nothing,
         }
     }

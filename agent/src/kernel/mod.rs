@@ -129,6 +129,7 @@ pub struct PolicyTables {
     pub verdicts: MapTable<VerdictKey, VerdictRow>,
     pub ports: MapTable<PortKey, PortRow>,
     pub epoch: MapTable<u32, u32>,
+    pub origin: Origin,
 }
 
 /// Tables of this node's pods.
@@ -310,6 +311,7 @@ impl Kernel {
             verdicts: self.table("VERDICTS", Shape::Keyed)?,
             ports: self.table("PORTS", Shape::Keyed)?,
             epoch: self.table("EPOCH", Shape::Array)?,
+            origin: self.origin("VERDICTS"),
         })
     }
 

@@ -10,7 +10,7 @@ use weir_cli::views::{EndpointView, PolicyView, ServiceView, Status, Verify};
 
 use super::Sample;
 use crate::compile::masquerade::Outlet;
-use crate::pods::{Attachment, Device, Lease};
+use crate::pods::{Attachment, Device, Lease, LeaseTable};
 
 /// How much may wait. Whoever brings more waits for room.
 const QUEUE: usize = 256;
@@ -34,6 +34,8 @@ pub enum Input {
     /// The devices of pods that exist on this node. Answered with the attachments that have neither a device nor
     /// a pod any more: their DEL never came.
     Devices {
+        /// The leases as they were before the devices were listed: a later one's device is not among them.
+        leases: Arc<LeaseTable>,
         found: Vec<Device>,
         orphans: oneshot::Sender<Vec<Attachment>>,
     },

@@ -237,24 +237,26 @@ impl Inputs {
             return pod.addresses.clone();
         }
         let is_leased_here = |ip: &IpAddr| contains(&self.ranges, ip);
+        let is_anothers = |ip: &IpAddr| {
+            let mut nodes = self.snapshot.nodes.values();
+            is_leased_here(ip) || nodes.any(|node| contains(&node.pod_cidrs, ip))
+        };
         if pod.network == PodNetwork::Own && pod.node.as_ref() == Some(&self.node) {
             let leases = self.leases.get(&pod.id).into_iter().flatten();
             if let Some(lease) = leases.rev().find(|lease| self.is_of(lease, pod)) {
                 return lease.addresses.clone();
             }
             // A pod of this node that has no lease has none of our addresses; another plugin may have
-            // given it one.
-            return except(&pod.addresses, is_leased_here);
+            // given it one, but none of another node's pods.
+            return except(&pod.addresses, is_anothers);
         }
         let ranges = self.ranges_of(pod);
         if pod.network == PodNetwork::Own && !ranges.is_empty() {
-            return except(&pod.addresses, |ip| !contains(ranges, ip));
+            return except(&pod.addresses, |ip| {
+                !contains(ranges, ip) || is_leased_here(ip)
+            });
         }
         // Nobody has said where these belong: only not to another node's pods.
-        let is_anothers = |ip: &IpAddr| {
-            let mut nodes = self.snapshot.nodes.values();
-            is_leased_here(ip) || nodes.any(|node| contains(&node.pod_cidrs, ip))
-        };
         except(&pod.addresses, is_anothers)
     }
 
@@ -305,8 +307,12 @@ impl Inputs {
                 };
             }
             Kind::Node => {
-                dirty.nodes = true;
-                dirty.policy = true;
+                // Labels of nodes are nothing to anybody here.
+                let facts = |object| node_facts(object);
+                if before.and_then(facts) != after.and_then(facts) {
+                    dirty.nodes = true;
+                    dirty.policy = true;
+                }
             }
             Kind::Namespace => {
                 dirty.policy = true;
@@ -335,6 +341,14 @@ fn except(addresses: &[IpAddr], is_out: impl Fn(&IpAddr) -> bool) -> Vec<IpAddr>
 fn pod(object: &Object) -> Option<&Pod> {
     match object {
         Object::Pod(pod) => Some(pod),
+        _ => None,
+    }
+}
+
+/// What is compiled of a node.
+fn node_facts(object: &Object) -> Option<(&[IpAddr], &[IpAddr], &[IpNet])> {
+    match object {
+        Object::Node(node) => Some((&node.addresses, &node.internal, &node.pod_cidrs)),
         _ => None,
     }
 }

@@ -96,6 +96,8 @@ pub struct Tables<M: Machine> {
     pub cluster: M::Table<ClusterKey, InCluster>,
     pub frontends_are: Origin,
     pub live_is: Origin,
+    /// Of the tables of policy.
+    pub policy_is: Origin,
 }
 
 /// The kernel. Others may use it beside the line; the line alone writes to its tables.
@@ -141,6 +143,7 @@ impl Machine for KernelMachine {
             cluster: uplinks.cluster,
             frontends_are: services.frontends_are,
             live_is: services.live_is,
+            policy_is: policy.origin,
         })
     }
 

@@ -152,7 +152,7 @@ impl<M: Machine> Line<M> {
         inputs.know_ranges(ranges);
         let mut line = Self {
             services: Services::resume(services, settings.dns.service.clone()),
-            policy: Policy::resume(policies),
+            policy: Policy::resume(policies, t.policy_is),
             pods: Pods::resume(devices),
             nodes: Nodes::resume(addresses, uplinks, node_addresses),
             said: Said::on(&board),
@@ -224,9 +224,14 @@ impl<M: Machine> Line<M> {
             Input::Resumed(leases) => self.resume_pods(leases),
             Input::Leased { lease, opened } => self.take_lease(lease, opened),
             Input::Released { lease, closed } => self.take_release(lease, closed),
-            Input::Devices { found, orphans } => {
+            Input::Devices {
+                leases,
+                found,
+                orphans,
+            } => {
                 // Who asked may have stopped waiting.
-                orphans.send(self.audit_pods(&found)).unwrap_or_default();
+                let answer = self.audit_pods(&leases, &found);
+                orphans.send(answer).unwrap_or_default();
             }
             Input::NodeAddresses(addresses) => self.know_addresses(addresses),
             Input::Outlets(outlets) => self.know_outlets(outlets),

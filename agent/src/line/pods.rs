@@ -11,13 +11,13 @@ use weir_common::device::{Device as DeviceRow, LocalPod};
 use weir_common::{Addr, Mac};
 
 use super::Line;
-use super::inputs::name_of;
+use super::inputs::{Inputs, name_of};
 use super::machine::Machine;
 use crate::apply::{Devices, PodLease, Status};
 use crate::conditions::{About, Condition, PodFault};
 use crate::config::PodCidrs;
 use crate::model::ObjectName;
-use crate::pods::{Attachment, Device, Lease};
+use crate::pods::{Attachment, Device, Lease, LeaseTable};
 
 /// What became of an ADD or a DEL, for whoever waits for it.
 type Answer = oneshot::Sender<Result<(), String>>;
@@ -83,8 +83,14 @@ impl<M: Machine> Pods<M> {
         self.devices.status(lease.devices()?.host_ifindex)
     }
 
-    fn desire(&mut self) {
-        let leases: Vec<_> = self.open.values().filter_map(|it| pod_lease(it)).collect();
+    /// A lease has the rules of its very pod. One of an earlier pod of the same name keeps what it holds.
+    pub(super) fn desire(&mut self, inputs: &Inputs) {
+        let pod = |lease: &Lease| match lease.pod.is_none() || inputs.pod_of(lease).is_some() {
+            true => subject(lease),
+            false => ObjectName::cluster(lease.attachment.to_string()),
+        };
+        let open = self.open.values();
+        let leases: Vec<_> = open.filter_map(|it| pod_lease(it, pod(it))).collect();
         self.devices.desire_leases(leases);
     }
 }
@@ -98,7 +104,7 @@ impl<M: Machine> Line<M> {
             }
         }
         self.pods.are_resumed = true;
-        self.pods.desire();
+        self.pods.desire(&self.inputs);
     }
 
     /// An ADD: its rows come once its pod is known.
@@ -128,7 +134,7 @@ impl<M: Machine> Line<M> {
         for lease in admitted {
             self.remember(lease);
         }
-        self.pods.desire();
+        self.pods.desire(&self.inputs);
         self.inputs.mark_policy();
     }
 
@@ -189,14 +195,18 @@ impl<M: Machine> Line<M> {
             closed.send(Ok(())).unwrap_or_default();
             return;
         }
-        pods.desire();
+        pods.desire(&self.inputs);
         pods.closing.push((lease, closed));
         self.inputs.mark_policy();
     }
 
     /// Compares attachments with the devices that exist. Answers with those that have no device and no pod any
     /// more: their DEL never came.
-    pub(super) fn audit_pods(&mut self, devices: &[Device]) -> Vec<Attachment> {
+    pub(super) fn audit_pods(
+        &mut self,
+        leases: &LeaseTable,
+        devices: &[Device],
+    ) -> Vec<Attachment> {
         let present: BTreeSet<(&str, u32)> = devices
             .iter()
             .map(|device| (device.name.as_str(), device.ifindex))
@@ -206,6 +216,8 @@ impl<M: Machine> Line<M> {
             ifindex.is_some_and(|ifindex| present.contains(&(lease.device().as_str(), ifindex)))
         };
         let open = self.pods.open.values();
+        // One that was leased since then has its device, although it is not listed.
+        let open = open.filter(|lease| leases.contains_key(&lease.attachment));
         let gone: Vec<Arc<Lease>> = open.filter(|lease| !is_there(lease)).cloned().collect();
         self.pods.gone = gone.iter().map(|it| it.attachment.clone()).collect();
         let is_said = self.is_complete && self.stale_for().is_none();
@@ -260,7 +272,7 @@ pub(super) fn subject(lease: &Lease) -> ObjectName {
     }
 }
 
-fn pod_lease(lease: &Lease) -> Option<PodLease> {
+fn pod_lease(lease: &Lease, pod: ObjectName) -> Option<PodLease> {
     let devices = lease.devices()?;
     let v4 = lease.addresses.iter().find_map(|ip| match ip {
         IpAddr::V4(v4) => Some(*v4),
@@ -271,7 +283,7 @@ fn pod_lease(lease: &Lease) -> Option<PodLease> {
         IpAddr::V4(_) => None,
     });
     Some(PodLease {
-        pod: subject(lease),
+        pod,
         ifindex: devices.host_ifindex,
         ipv4: v4,
         ipv6: v6,

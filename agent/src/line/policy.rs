@@ -12,7 +12,7 @@ use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use super::Line;
 use super::machine::Machine;
 use super::pods::subject;
-use crate::apply::{Outcome, Policies, PolicyTarget, Status};
+use crate::apply::{Origin, Outcome, Policies, PolicyTarget, Status};
 use crate::compile::PodRules;
 use crate::compile::policy::{self, Compiled, NodeView, Report, Retained};
 use crate::conditions::{About, Condition, NodeFault, ObjectFault};
@@ -30,6 +30,8 @@ pub(super) type PolicyTables<M> = Policies<
 #[derive(Debug)]
 pub(super) struct Policy<M: Machine> {
     pub(super) tables: PolicyTables<M>,
+    /// Whether an earlier agent's policy is in them.
+    origin: Origin,
     pub(super) compiled: Compiled,
     retained: Retained,
     /// The second half of a change whose first half is not written yet.
@@ -39,9 +41,10 @@ pub(super) struct Policy<M: Machine> {
 }
 
 impl<M: Machine> Policy<M> {
-    pub(super) fn resume(tables: PolicyTables<M>) -> Self {
+    pub(super) fn resume(tables: PolicyTables<M>, origin: Origin) -> Self {
         Self {
             tables,
+            origin,
             compiled: Compiled::default(),
             retained: Retained::default(),
             after: None,
@@ -54,9 +57,11 @@ impl<M: Machine> Policy<M> {
         self.after.is_some()
     }
 
-    /// What keeps the latest policy from being in the kernel.
+    /// What keeps our programs from serving. One that has no room beside what an earlier agent wrote does not: that
+    /// holds, whoever's programs read it.
     pub(super) fn awaits(&self) -> Option<&str> {
         match (&self.refused, self.tables.status()) {
+            (Some(_), _) if self.origin == Origin::Kept => None,
             (None, Status::Done) if !self.is_half_way() => None,
             (Some(why), _) | (None, Status::Failed(why)) => Some(why),
             (None, Status::Pending | Status::Done) => Some("policy is not written yet"),
@@ -74,6 +79,7 @@ impl<M: Machine> Line<M> {
                 return;
             }
         }
+        self.pods.desire(&self.inputs);
         let node = NodeView {
             name: self.settings.node.clone(),
             addresses: self.nodes.addresses.clone(),

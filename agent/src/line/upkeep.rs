@@ -1,6 +1,6 @@
 //! What the line looks after although nobody says anything: writes that failed, hooks, drift, ended flows.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use tracing::warn;
@@ -59,22 +59,23 @@ impl<M: Machine> Line<M> {
             .node
             .into_iter()
             .filter_map(|hook| Some((hook.of, format!("hook {}", hook.name), hook.problem?)));
-        let broken: Vec<_> = broken.collect();
-        let of: BTreeSet<HookOf> = broken.iter().map(|(of, ..)| *of).collect();
-        for of in of {
+        let of: BTreeSet<HookOf> = broken.map(|(of, ..)| of).collect();
+        let mut why = BTreeMap::new();
+        for of in of.iter().copied() {
             let placed = match of {
                 HookOf::Sockets => self.machine.place_socket_hooks(),
                 HookOf::Pods => self.machine.place_pod_hooks(),
                 HookOf::Uplink => self.machine.place_net_hooks(&self.nodes.devices),
             };
             if let Err(error) = placed {
-                warn!(?of, error = format!("{error:#}"), "cannot be put back");
+                why.insert(of, format!("{error:#}"));
             }
+            warn!(?of, "hooks did not hold our programs; they were put back");
         }
-        let mut found: Vec<Condition> = broken
-            .into_iter()
-            .map(|(_, hook, problem)| Condition::part(NodeFault::HookLost, hook, problem))
-            .collect();
+        let mut found = match of.is_empty() {
+            true => Vec::new(),
+            false => self.still_broken(&why),
+        };
         let mut gone = BTreeSet::new();
         for it in hooks.devices {
             let Some(lease) = self.pods.of_device(&it.device) else {
@@ -85,7 +86,7 @@ impl<M: Machine> Line<M> {
                 gone.insert(lease.attachment.clone());
                 continue;
             }
-            match self.machine.join(&it.device, it.ifindex) {
+            match self.machine.adopt(&it.device, it.ifindex) {
                 Ok(()) => warn!(device = it.device, problem = %it.problem, "put back"),
                 Err(error) => {
                     let text = format!("{}: {}: {error:#}", it.device, it.problem);
@@ -95,6 +96,26 @@ impl<M: Machine> Line<M> {
         }
         self.pods.lost(gone);
         self.said.hooks.replace(found);
+    }
+
+    /// The hooks of the node that do not hold our programs although somebody has just put them there.
+    fn still_broken(&self, why: &BTreeMap<HookOf, String>) -> Vec<Condition> {
+        let pods = self.pods.devices_of_open();
+        let hooks = self.machine.hooks(pods, &self.nodes.devices);
+        let hooks = hooks.map(|hooks| hooks.node).unwrap_or_default();
+        let broken = hooks.into_iter().filter_map(|hook| {
+            let fault = match hook.of {
+                HookOf::Sockets | HookOf::Pods => NodeFault::HookLost,
+                HookOf::Uplink => NodeFault::UplinkHookLost,
+            };
+            let problem = hook.problem?;
+            let text = match why.get(&hook.of) {
+                Some(why) => format!("{problem}: {why}"),
+                None => problem,
+            };
+            Some(Condition::part(fault, format!("hook {}", hook.name), text))
+        });
+        broken.collect()
     }
 
     /// Desired against kernel, for all tables that we fill.

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Attachment, Devices, Lease};
+use super::{Attachment, Devices, Lease, LeaseTable};
 use anyhow::Result;
 
 /// A device of the node with a name of ours (`weir_cni::attachment::is_device`).
@@ -45,6 +45,11 @@ pub trait Datapath: Send + Sync + 'static {
     /// All devices of the node with a name of ours.
     fn devices(&self) -> impl Future<Output = Result<Vec<Device>>> + Send;
 
-    /// Those of the attachments that have neither one of these devices nor a pod any more: their DEL never came.
-    fn orphans(&self, devices: &[Device]) -> impl Future<Output = Result<Vec<Attachment>>> + Send;
+    /// Those of the leases that have neither one of these devices nor a pod any more: their DEL never came. The
+    /// leases are from before the devices were listed.
+    fn orphans(
+        &self,
+        leases: Arc<LeaseTable>,
+        devices: &[Device],
+    ) -> impl Future<Output = Result<Vec<Attachment>>> + Send;
 }

@@ -1,7 +1,7 @@
 //! The leases of this node: who has which address, durable before anybody hears of it. Blocking: it
 //! writes to disk under its lock. When to lease and to release, `server` knows.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -346,6 +346,14 @@ impl Leases {
             state.freed.insert(order, address);
             state.pools.free(address, order);
             // That this order is not on disk costs nothing but the order.
+        }
+    }
+
+    /// The opposite of `hold` for every device that is not among these.
+    pub fn let_go_of_all_but(&self, devices: &HashSet<String>) {
+        let held: Vec<String> = self.state().held.keys().cloned().collect();
+        for device in held.iter().filter(|device| !devices.contains(*device)) {
+            self.let_go(device);
         }
     }
 

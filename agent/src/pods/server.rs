@@ -121,9 +121,11 @@ impl<D: Datapath> Pods<D> {
     /// When devices or releases cannot be listed.
     pub async fn audit(&self) -> Result<()> {
         self.take_in_releases().await?;
-        // A device is made after its lease, so the devices are listed before the leases.
+        let before = self.leases.all();
         let devices = self.datapath.devices().await.context("list our devices")?;
-        for attachment in self.datapath.orphans(&devices).await? {
+        let there: HashSet<String> = devices.iter().map(|it| it.name.clone()).collect();
+        self.blocking(move |it| it.let_go_of_all_but(&there)).await;
+        for attachment in self.datapath.orphans(before.clone(), &devices).await? {
             let _claim = self.claim(&attachment).await;
             match self.free(&attachment).await {
                 Ok(()) => info!(%attachment, "released: its device and its pod are gone"),
@@ -133,7 +135,10 @@ impl<D: Datapath> Pods<D> {
                 }
             }
         }
-        let explained: HashSet<String> = self.leases.all().values().map(|it| it.device()).collect();
+        // A device is made after its lease, and goes a little after it: those of either moment explain it.
+        let after = self.leases.all();
+        let leases = before.values().chain(after.values());
+        let explained: HashSet<String> = leases.map(|it| it.device()).collect();
         for device in devices.iter().filter(|it| !explained.contains(&it.name)) {
             let holding = device.name.clone();
             if !self.blocking(move |it| it.holds(&holding)).await {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Result, bail};
 use tokio::sync::watch;
-use weir_agent::pods::{Attachment, Datapath, Device, Devices, Lease};
+use weir_agent::pods::{Attachment, Datapath, Device, Devices, Lease, LeaseTable};
 
 /// What waiting for a pod's policy does.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -156,7 +156,11 @@ impl Datapath for Fake {
         Ok(devices)
     }
 
-    async fn orphans(&self, _devices: &[Device]) -> Result<Vec<Attachment>> {
+    async fn orphans(
+        &self,
+        _leases: Arc<LeaseTable>,
+        _devices: &[Device],
+    ) -> Result<Vec<Attachment>> {
         Ok(Vec::new())
     }
 }

@@ -35,6 +35,8 @@ pub struct Policies<C, V, P, E> {
 
     pods: BTreeMap<ObjectName, PodRules>,
     transitional: BTreeSet<VerdictKey>,
+    /// Has any target fitted since the start? Until then what the kernel holds is what an earlier agent wanted.
+    has_target: bool,
     /// Rows that did not fit; what was there before holds until they do.
     refused: Option<Box<PolicyTarget>>,
     /// The epoch to begin with if the kernel has none.
@@ -96,6 +98,7 @@ where
             epoch: Table::resume("EPOCH", epoch)?,
             pods: BTreeMap::new(),
             transitional: BTreeSet::new(),
+            has_target: false,
             refused: None,
             first_epoch: 1,
             epoch_due: EpochDue::Yes,
@@ -123,6 +126,7 @@ where
             return;
         }
         self.refused = None;
+        self.has_target = true;
         self.status = Status::Pending;
         self.transitional = rows
             .transitional
@@ -169,7 +173,7 @@ where
         if let Some(rows) = self.refused.take() {
             self.desire(*rows);
         }
-        if self.deletes == Deletes::Held {
+        if self.deletes == Deletes::Held || !self.has_target {
             let pass = devices.write();
             return PolicyPass {
                 rows: pass.rows,

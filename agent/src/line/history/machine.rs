@@ -160,6 +160,7 @@ impl Machine for Memory {
             cluster: self.cluster.clone(),
             frontends_are: Origin::Kept,
             live_is: Origin::Kept,
+            policy_is: Origin::Kept,
         })
     }
 

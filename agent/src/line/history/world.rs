@@ -185,8 +185,17 @@ impl World {
                     addresses: lease.addresses.clone(),
                 });
                 let found = found.collect();
+                let leases = self
+                    .leases
+                    .values()
+                    .map(|it| (it.attachment.clone(), it.clone()));
+                let leases = Arc::new(leases.collect());
                 let (orphans, _) = oneshot::channel();
-                self.line.take(Input::Devices { found, orphans });
+                self.line.take(Input::Devices {
+                    leases,
+                    found,
+                    orphans,
+                });
             }
             Step::Quarantined => self.line.inputs.take(Change::Quarantined {
                 object: "NetworkPolicy shop/bad".into(),
