@@ -14,7 +14,7 @@ use crate::l3::{self, Extent, Family, L3, Side};
 use crate::l4::{self, Segment};
 use crate::merge::Merge;
 use crate::nat;
-use crate::packet::Packet;
+use crate::packet::{Mark, Packet};
 use crate::policy::Here;
 use crate::service;
 use crate::tables::{FlowTable, Tables};
@@ -28,6 +28,11 @@ pub fn from_pod<P: Packet, T: Tables>(
     tables: &T,
     scratch: &mut Scratch,
 ) -> Verdict {
+    // A pod's packets come in without a mark: its pair takes every mark off. One that is marked here has passed a
+    // program at this very hook, one that is attached in another way.
+    if packet.mark() == Mark::Passed {
+        return Verdict::Pass;
+    }
     match decide(packet, tables, scratch) {
         Ok(verdict) => verdict,
         Err(reason) => Verdict::Drop(reason),

@@ -49,7 +49,7 @@ fn every_program_passes_the_verifier() -> Result<()> {
     for (name, visited) in &visited {
         println!("  {name:15} {visited:?}");
     }
-    assert_eq!(visited.len(), 13, "{visited:?}");
+    assert_eq!(visited.len(), 12, "{visited:?}");
     Ok(())
 }
 
@@ -144,7 +144,7 @@ fn host_and_kernel_agree_on_every_edge() -> Result<()> {
             ensure!(host == verdict, "{name}: host {host:?}, wanted {verdict:?}");
             let (answer, frame, mark) = kernel.run(arrival.hook, &arrival.packet)?;
             ensure!(
-                answer == action(verdict),
+                answer == action(arrival.hook, verdict),
                 "{name}: kernel {answer}, wanted {verdict:?}"
             );
             ensure!(
@@ -178,7 +178,7 @@ fn host_and_kernel_agree_on_every_story() -> Result<()> {
                 );
                 let (answer, frame, mark) = kernel.run(step.hook, &step.packet)?;
                 ensure!(
-                    answer == action(host) && frame == after.frame && mark == after.mark,
+                    answer == action(step.hook, host) && frame == after.frame && mark == after.mark,
                     "{at}: host {after:02x?}\nkernel {answer} {frame:02x?} mark {mark:#x}"
                 );
                 run += 1;
@@ -192,9 +192,11 @@ fn host_and_kernel_agree_on_every_story() -> Result<()> {
     })
 }
 
-/// What a program returns for a verdict.
-fn action(verdict: Verdict) -> i32 {
+/// What the program of a hook returns for a verdict: on pods' devices "pass" is the last word, on uplinks others may
+/// still have one.
+fn action(hook: Hook, verdict: Verdict) -> i32 {
     match verdict {
+        Verdict::Pass if matches!(hook, Hook::FROM_POD | Hook::TO_POD) => 0,
         Verdict::Pass => -1,
         Verdict::Redirect(_) => 7,
         Verdict::Drop(_) => 2,
@@ -265,7 +267,7 @@ fn agree(seed: u64, each: usize, hooks: &[Hook], beside: &[Hook]) -> Result<()> 
         }
         let (answer, frame, mark) = kernel.run(hook, &packet)?;
         ensure!(
-            answer == action(verdict) && frame == after.frame && mark == after.mark,
+            answer == action(hook, verdict) && frame == after.frame && mark == after.mark,
             "step {step}, {}: {packet:02x?}\nhost {verdict:?} {after:02x?}\nkernel {answer} \
              {frame:02x?} mark {mark:#x}",
             hook.label(),

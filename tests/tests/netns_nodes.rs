@@ -403,7 +403,7 @@ fn a_node_waits_for_its_ranges() {
     node.write_manifest(&file, &moved.object().to_string())
         .unwrap();
     let outside = || node.conditions("OutsideRange");
-    let are_named = |it: &String| it.contains("Pod a/only: ") && it.contains("Pod a/both: ");
+    let are_named = |it: &String| it.contains("Pod a/pod: ") && it.contains("Pod a/both: ");
     eventually("named", SOON, outside, are_named).unwrap();
     assert_eq!(node.readyz(), "ok", "what runs goes on");
     assert_eq!(

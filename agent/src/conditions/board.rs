@@ -168,7 +168,10 @@ fn raise(own: &mut BTreeMap<About, Held>, condition: Condition) -> bool {
     let since = before.map_or_else(SystemTime::now, |before| before.since);
     let about = condition.about.clone();
     let (fault, text) = (about.fault(), &condition.text);
-    warn!(%about, fault, text, "a fault");
+    match &about {
+        About::Node(fault, _) if fault.is_usual_at_a_start() => info!(%about, text, "not yet"),
+        _ => warn!(%about, fault, text, "a fault"),
+    }
     let is_node = about.is_node();
     own.insert(about, Held { condition, since });
     is_node

@@ -179,6 +179,16 @@ impl NodeFault {
     }
 }
 
+impl NodeFault {
+    /// Is it what every start begins with, and nothing that went wrong?
+    pub const fn is_usual_at_a_start(self) -> bool {
+        matches!(
+            self,
+            Self::NotSynced | Self::NotTakenOver | Self::NoPodRange
+        )
+    }
+}
+
 impl Condition {
     /// Of this node as a whole.
     pub fn node(fault: NodeFault, text: impl Into<String>) -> Self {

@@ -6,8 +6,7 @@ use aya_ebpf::helpers::generated::bpf_redirect_peer;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use weir_common::event::Hook;
-use weir_datapath::packet::Mark;
-use weir_datapath::{Packet, Verdict, from_pod, to_pod};
+use weir_datapath::{Verdict, from_pod, to_pod};
 
 use crate::events;
 use crate::maps::{self, Maps};
@@ -21,11 +20,6 @@ const PASS: i32 = TC_ACT_OK;
 #[classifier]
 pub fn weir_from_pod(context: TcContext) -> i32 {
     let mut skb = Skb(context);
-    // A pod's packets come in without a mark: its pair takes every mark off. One that is marked here has passed an
-    // agent's program at this very hook, one that is attached in another way.
-    if skb.mark() == Mark::Passed {
-        return PASS;
-    }
     let Some(scratch) = maps::scratch() else {
         return TC_ACT_SHOT;
     };
