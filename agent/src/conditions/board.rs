@@ -169,7 +169,7 @@ fn raise(own: &mut BTreeMap<About, Held>, condition: Condition) -> bool {
     let about = condition.about.clone();
     let (fault, text) = (about.fault(), &condition.text);
     match &about {
-        About::Node(fault, _) if fault.is_usual_at_a_start() => info!(%about, text, "not yet"),
+        About::Node(fault, _) if fault.is_no_news() => info!(%about, text, "not yet, or not now"),
         _ => warn!(%about, fault, text, "a fault"),
     }
     let is_node = about.is_node();

@@ -293,7 +293,7 @@ impl fmt::Display for About {
 impl fmt::Display for Condition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.about {
-            About::Node(_, part) if part.is_empty() => f.write_str(&self.text),
+            About::Node(_, part) if self.text.starts_with(part.as_str()) => f.write_str(&self.text),
             about => write!(f, "{about}: {}", self.text),
         }
     }

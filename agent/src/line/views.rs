@@ -19,7 +19,7 @@ use super::{Line, Question};
 use crate::apply;
 use crate::compile::policy::{Direction, Report, RuleBook, RuleOwner};
 use crate::compile::{FrontendPlan, Way};
-use crate::conditions::{About, Effect, Held};
+use crate::conditions::{About, Effect, Held, ObjectFault, PodFault};
 use crate::events::{Names, protocol};
 use crate::kernel::{Flows, clock};
 use crate::model::{Kind, ObjectName, PodNetwork};
@@ -311,14 +311,15 @@ impl<M: Machine> Line<M> {
     }
 }
 
-/// An object or pod whose last good state holds, or of which a part does not.
+/// An object or pod whose last good state holds.
 fn quarantined(held: &Held) -> Option<Quarantined> {
     match &held.condition.about {
-        About::Object(..) | About::Pod(..) => Some(Quarantined {
+        About::Object(_, ObjectFault::Quarantined | ObjectFault::NotWritten)
+        | About::Pod(_, PodFault::NotWritten) => Some(Quarantined {
             object: held.condition.about.to_string(),
             reason: held.condition.text.clone(),
         }),
-        About::Node(..) | About::Peer(..) => None,
+        _ => None,
     }
 }
 
