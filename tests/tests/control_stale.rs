@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use weir_tests::binaries::ready_or_not_run;
+use weir_tests::netns::Netns;
 use weir_tests::node::{Family, Pod};
 use weir_tests::real::RealNode;
 use weir_tests::workloads::{Transport, Workload};
@@ -77,7 +78,13 @@ fn a_node_that_boots_without_the_api_server_goes_by_what_it_saved() {
     real.run("delete networkpolicy echo").unwrap();
     real.plane.stop_api_server().unwrap();
     fs::remove_dir_all(real.node.machine().bpffs().path().join("weir")).unwrap();
-    // The kernel takes programs off their hooks some time after their last name has gone.
+    let netns = real.node.machine().netns();
+    for device in pod_devices(netns) {
+        let mut tc = netns.command("tc");
+        let done = tc.args(["qdisc", "del", "dev", &device, "clsact"]).status();
+        assert!(done.expect("tc").success(), "{device}");
+    }
+    // The kernel takes programs off cgroups some time after their last name has gone.
     eventually("no program, no network", || {
         !reaches(&client, "http://echo/")
     });
@@ -154,7 +161,7 @@ fn pods_start(real: &RealNode, echo: &Pod, uid: String, client: &Pod, stranger: 
 fn assert_stale(real: &RealNode) {
     let said = real.node.readyz();
     assert!(
-        said.contains("all objects are stale, as saved 20") && said.contains("s ago; the API"),
+        said.contains("all objects are stale, as saved 20") && said.contains("; the API"),
         "{said}"
     );
     let status = real.node.ask("status").unwrap();
@@ -186,6 +193,16 @@ fn application(real: &RealNode) -> [Pod; 2] {
         !reaches(&stranger, "http://echo/")
     });
     [client, stranger]
+}
+
+/// The node's ends of its pods' pairs.
+fn pod_devices(netns: &Netns) -> Vec<String> {
+    let links = netns.ip("-br link").expect("ip");
+    let names = links
+        .lines()
+        .filter_map(|line| line.split(['@', ' ']).next());
+    let ours = names.filter(|name| weir_cni::attachment::is_device(name));
+    ours.map(str::to_owned).collect()
 }
 
 fn has_service(rows: &[Value], service: &str) -> bool {

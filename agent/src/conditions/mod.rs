@@ -180,11 +180,15 @@ impl NodeFault {
 }
 
 impl NodeFault {
-    /// Is it what every start begins with, and nothing that went wrong?
-    pub const fn is_usual_at_a_start(self) -> bool {
+    /// Is it no news for the log: what every start begins with, or what the source of objects has logged itself?
+    pub const fn is_no_news(self) -> bool {
         matches!(
             self,
-            Self::NotSynced | Self::NotTakenOver | Self::NoPodRange
+            Self::NotSynced
+                | Self::NotTakenOver
+                | Self::NoPodRange
+                | Self::Stale
+                | Self::Disconnected
         )
     }
 }
