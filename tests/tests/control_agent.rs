@@ -6,9 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use weir_agent::watch::kube::Timing;
 use weir_tests::binaries::ready_or_not_run;
 use weir_tests::node::Pod;
 use weir_tests::real::RealNode;
@@ -193,8 +191,8 @@ fn deletions_behind_a_cut_are_seen_without_another_write() {
 }
 
 /// The API server comes back with no memory of the revision at which the agent was, and only a list can
-/// tell what is gone. The agent is stopped until the server has ended its watches as it does at their time,
-/// so that it asks to go on from there, and is answered 410 Gone.
+/// tell what is gone. The node is cut off meanwhile, so that nothing of it is in the agent's sockets: it finds its
+/// watches silent, asks to go on from there, and is answered 410 Gone.
 #[test]
 fn deletions_before_a_compaction_are_seen() {
     let Some(mut real) = real_node("deletions_before_a_compaction_are_seen") else {
@@ -204,13 +202,7 @@ fn deletions_before_a_compaction_are_seen() {
     let fell_behind = "watch fell behind";
     assert!(!real.node.agent().unwrap().log().contains(fell_behind));
 
-    let watches = open_watches(&real);
-    real.node.agent().unwrap().signal(Signal::SIGSTOP).unwrap();
-    let deadline = Instant::now() + Timing::default().watch + SETTLE;
-    while open_watches(&real) > watches - 6 {
-        assert!(Instant::now() < deadline, "the server ends no watch");
-        std::thread::sleep(Duration::from_secs(1));
-    }
+    real.cut().unwrap();
     real.run("delete service doomed").unwrap();
     real.run("annotate service echo later=1").unwrap();
     real.plane.compact().unwrap();
@@ -222,9 +214,9 @@ fn deletions_before_a_compaction_are_seen() {
         "20 of 20 answered"
     );
 
+    real.mend().unwrap();
     let agent = real.node.agent().unwrap();
-    agent.signal(Signal::SIGCONT).unwrap();
-    agent.wait_for_log(fell_behind, CATCH_UP).unwrap();
+    agent.wait_for_log(fell_behind, SILENCE + CATCH_UP).unwrap();
     wait_for_services(&real, "doomed is gone", CATCH_UP, |rows| {
         ports(rows, "default/doomed").is_empty()
     });
@@ -398,6 +390,9 @@ fn backends_of(rows: &[Value], service: &str) -> Vec<String> {
         .collect()
 }
 
+/// After how long the agent takes a server that says nothing for dead.
+const SILENCE: Duration = Duration::from_secs(60);
+
 /// What keeps inputs from being current.
 fn problems(real: &RealNode) -> Vec<String> {
     let status = real.node.ask("status").expect("status");
@@ -405,22 +400,6 @@ fn problems(real: &RealNode) -> Vec<String> {
     inputs
         .filter_map(|input| Some(input["problem"].as_str()?.to_owned()))
         .collect()
-}
-
-/// How many watches of all objects of the agent's kinds the API server serves, to whomever.
-fn open_watches(real: &RealNode) -> u32 {
-    let page = real.run("get --raw /metrics").expect("metrics");
-    let is_watch = |line: &&str| {
-        let kinds = "services endpointslices pods namespaces nodes networkpolicies";
-        line.starts_with("apiserver_longrunning_requests{")
-            && line.contains("scope=\"cluster\"")
-            && line.contains("verb=\"WATCH\"")
-            && kinds
-                .split(' ')
-                .any(|kind| line.contains(&format!("resource=\"{kind}\"")))
-    };
-    let count = |line: &str| line.rsplit(' ').next()?.parse::<u32>().ok();
-    page.lines().filter(is_watch).filter_map(count).sum()
 }
 
 /// Rows that nothing points to any more stay for a grace period.
