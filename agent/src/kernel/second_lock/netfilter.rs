@@ -109,9 +109,17 @@ impl Netfilter {
     }
 }
 
-/// The number of the last message.
+/// The number of the last message that is answered whatever the kernel: older ones (6.1 for one) say nothing to the
+/// messages that begin and end a transaction.
 fn last_number(requests: &[u8]) -> u32 {
-    messages(requests).map_or(FIRST, |sent| sent.last().map_or(FIRST, |(it, _)| it.seq))
+    let is_frame = |kind: u16| {
+        [libc::NFNL_MSG_BATCH_BEGIN, libc::NFNL_MSG_BATCH_END].contains(&i32::from(kind))
+    };
+    let sent = messages(requests).unwrap_or_default().into_iter();
+    let mut asked = sent
+        .filter(|(it, _)| !is_frame(it.r#type))
+        .map(|(it, _)| it.seq);
+    asked.next_back().unwrap_or(FIRST)
 }
 
 /// Adds to the answers. True if the request of this number has come to its end.
