@@ -4,6 +4,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -18,6 +19,7 @@ use crate::run;
 pub struct Machine {
     // Fields are dropped in this order.
     cgroup: Cgroup,
+    _devices: Devices,
     netns: Netns,
     bpffs: Bpffs,
     dir: Dir,
@@ -31,9 +33,10 @@ impl Machine {
         let dir = Dir::new(run::dir_of(&name))?;
         let bpffs = Bpffs::mount(&dir.0.join("bpf"))?;
         let cgroup = Cgroup::named(&name)?;
-        let netns = Netns::named(name)?;
+        let netns = Netns::named(name.clone())?;
         Ok(Self {
             cgroup,
+            _devices: Devices(name),
             netns,
             bpffs,
             dir,
@@ -68,6 +71,35 @@ impl Machine {
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir.0
+    }
+}
+
+/// The devices of a namespace, by its name. They go before it does: a connection that its process has left, and that
+/// cannot be ended since nobody answers, keeps the namespace for minutes, and with it what is attached to them.
+#[derive(Debug)]
+struct Devices(String);
+
+impl Drop for Devices {
+    fn drop(&mut self) {
+        let ip = |words: &[&str]| {
+            Command::new("ip")
+                .args(["-n", &self.0])
+                .args(words)
+                .output()
+        };
+        let Ok(shown) = ip(&["-br", "link"]) else {
+            return;
+        };
+        let shown = String::from_utf8_lossy(&shown.stdout);
+        let names = shown
+            .lines()
+            .filter_map(|line| line.split([' ', '@']).next());
+        for name in names.filter(|name| *name != "lo") {
+            // One that is gone with its other end is as good.
+            if let Err(e) = ip(&["link", "del", name]) {
+                eprintln!("device {name}: {e}");
+            }
+        }
     }
 }
 
