@@ -95,9 +95,7 @@ impl<M: Machine> Line<M> {
         let before = std::mem::replace(&mut self.policy.compiled, compiled);
         self.write_policy(&before, now);
         if before.reports() != self.policy.compiled.reports() {
-            self.said
-                .parts
-                .replace(parts(self.policy.compiled.reports()));
+            self.report_parts();
         }
     }
 
@@ -178,6 +176,17 @@ impl<M: Machine> Line<M> {
             policy.tables.desire(last);
             policy.tables.reconcile(&mut self.pods.devices, now);
         }
+    }
+
+    /// Parts of policies that allow nothing. One that is not understood at all is quarantined, and told as that.
+    fn report_parts(&self) {
+        let mut found = parts(self.policy.compiled.reports());
+        let quarantined = self.inputs.quarantined();
+        found.retain(|condition| {
+            let object = condition.about.to_string();
+            !quarantined.keys().any(|it| it.contains(&object))
+        });
+        self.said.parts.replace(found);
     }
 
     /// Is the latest policy in the kernel?
