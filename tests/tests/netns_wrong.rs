@@ -278,7 +278,8 @@ fn an_object_that_is_wrong_is_quarantined_by_name_and_the_others_proceed() {
         for word in words {
             assert!(reason.contains(word), "{object}: no {word:?} in {reason}");
         }
-        let lines = log.lines().filter(|l| l.contains(object)).count();
+        let says_it = |line: &&str| line.contains(object) && line.contains("Quarantined");
+        let lines = log.lines().filter(says_it).count();
         assert_eq!(lines, 1, "{object} is logged {lines} times:\n{log}");
     }
     shop.still_serves().unwrap();

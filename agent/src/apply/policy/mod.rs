@@ -331,8 +331,6 @@ where
     })
 }
 
-/// Nothing points to rows that are not desired, since all that points anywhere has been written: they are retired, and
-/// those that were retired long enough ago go.
 /// A row that waits for its time to go is not unexpected.
 fn compare<K, V, T>(table: &mut Table<K, V, T>) -> Result<Comparison, TableError>
 where
@@ -348,6 +346,8 @@ where
     })
 }
 
+/// Nothing points to rows that are not desired, since all that points anywhere has been written: they are retired, and
+/// those that were retired long enough ago go.
 fn remove_retired<K, V, T>(
     table: &mut Table<K, V, T>,
     retired: &mut Retired<K>,
