@@ -23,7 +23,7 @@ use weir_dns::metrics::Metrics;
 use weir_dns::privilege::{self, USER, User};
 use weir_dns::probe;
 use weir_dns::resolve::Resolve;
-use weir_dns::server;
+use weir_dns::server::Server;
 use weir_dns::status::{self, Pages, Port, Status};
 use weir_dns::upstream::{Upstream, from_resolv_conf, without_ourselves};
 use weir_dns::zone::Domain;
@@ -175,21 +175,19 @@ async fn answer(
         registry: Arc::new(registry),
         zone: zone.clone(),
     });
-    let pages = tokio::spawn(pages.serve(router));
     let upstream = Upstream::new(&servers)?;
     let folder = Folder::new(args.hand_over);
     let resolve = Arc::new(Resolve::new(args.domain, zone, upstream, metrics));
-    let mut service = tokio::spawn({
-        let shutdown = shutdown.clone();
-        async move { server::serve(listeners, &folder, resolve, shutdown).await }
-    });
+    let server = Server::start(listeners, &folder, &resolve, shutdown.clone())
+        .context("cannot answer on what is open")?;
+    // Only now, so that who knows the zone and is asked whether it is ready answers questions too.
+    let pages = tokio::spawn(pages.serve(router));
     tokio::select! {
         _ = terminate.recv() => info!("told to end"),
         _ = interrupt.recv() => info!("interrupted"),
-        ended = &mut service => return Ok(ended.context("the server ended")??),
     }
     shutdown.cancel();
-    service.await.context("the server ended")??;
+    server.finish().await;
     feed.abort();
     pages.abort();
     Ok(())

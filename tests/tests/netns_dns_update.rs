@@ -9,6 +9,7 @@
     reason = "a test, and clippy.toml excuses only its test functions"
 )]
 
+use std::fs;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -92,7 +93,7 @@ fn an_update_loses_no_question() {
         "the last hand-over ended after the last question: {ended:?}"
     );
     for log in &logs {
-        assert_eq!(log.matches("shares its sockets").count(), 2, "{log}");
+        assert_eq!(shares_in(log), 2, "{log}");
     }
     let took = Duration::from_millis(total.took_ms);
     assert!(
@@ -117,6 +118,11 @@ fn hand_over(node: &mut Node, name: &str, end: End) -> String {
             .success()
     })
     .unwrap();
+    // It says who answers from tasks of its own.
+    let log = next.log_path().unwrap().to_owned();
+    let shares = || shares_in(&fs::read_to_string(&log).unwrap());
+    next.wait_until("sharing both sockets", PATIENCE, || shares() == 2)
+        .unwrap();
     let said = next.log();
     if let End::TheOther = end {
         thread::sleep(PAUSE);
@@ -138,6 +144,11 @@ fn hand_over(node: &mut Node, name: &str, end: End) -> String {
         }
     }
     said
+}
+
+/// Of how many addresses the one before shared its sockets.
+fn shares_in(log: &str) -> usize {
+    log.matches("shares its sockets").count()
 }
 
 fn told(process: &mut Process) {

@@ -16,6 +16,10 @@ pub(crate) fn run_all(workspace: &Workspace) -> anyhow::Result<Vec<String>> {
     step("check: lints", || {
         command::run(cargo(workspace).args(["clippy", "--all-targets", "--", "-D", "warnings"]))
     })?;
+    // As `cargo xtask bench` builds them: alone, and so with fewer features than all crates together.
+    step("check: lints of the bench", || {
+        command::run(cargo(workspace).args(["clippy", "--package", "weir-bench"]))
+    })?;
     step("check: lints of BPF code", || {
         command::run(&mut bpf_lints(workspace))
     })?;

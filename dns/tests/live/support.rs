@@ -133,7 +133,7 @@ pub(crate) struct Server {
     /// Where it hands its sockets over.
     pub(crate) folder: Arc<tempfile::TempDir>,
     shutdown: CancellationToken,
-    task: tokio::task::JoinHandle<std::io::Result<()>>,
+    task: tokio::task::JoinHandle<()>,
 }
 
 impl Server {
@@ -161,10 +161,14 @@ impl Server {
         let upstream = Upstream::new(upstream).unwrap();
         let resolve = Resolve::new(domain(), zone.clone(), upstream, metrics.clone());
         let shutdown = CancellationToken::new();
-        let task = tokio::spawn({
-            let (meeting, shutdown) = (Folder::new(folder.path()), shutdown.clone());
-            async move { server::serve(vec![listener], &meeting, Arc::new(resolve), shutdown).await }
-        });
+        let meeting = Folder::new(folder.path());
+        let server = server::Server::start(
+            vec![listener],
+            &meeting,
+            &Arc::new(resolve),
+            shutdown.clone(),
+        );
+        let task = tokio::spawn(server.unwrap().finish());
         Self {
             address,
             zone,
@@ -192,7 +196,6 @@ impl Server {
         tokio::time::timeout(PATIENCE, self.task)
             .await
             .expect("the server ends")
-            .unwrap()
             .unwrap();
     }
 }
