@@ -1,7 +1,6 @@
 //! ADD: lease, devices, policy, addresses, up, in the order that never lets an unprotected packet
 //! through (docs/architecture.md, "A pod's network"). Whatever fails, nothing is left behind.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -128,7 +127,7 @@ impl Adding {
         };
         let mut pod = self
             .netns
-            .netlink(ipv6)
+            .enter(ipv6)
             .map_err(failure::step("enter the pod's network namespace"))?;
 
         let (host_ifindex, pod_ifindex) = self.create(&mut pod, &leased, mtu)?;
@@ -191,7 +190,6 @@ impl Adding {
     /// The node's end. The kernel takes no route over a device that is down, so the device is up
     /// before its routes are there; the pod's program has been attached since `Attach`.
     fn configure_node(&mut self, leased: &Leased, index: u32) -> io::Result<()> {
-        ignore_router_advertisements(&leased.device)?;
         for address in &leased.addresses {
             self.node
                 .fix_neighbour(index, address.addr(), leased.macs.pod)?;
@@ -271,18 +269,6 @@ fn configure_pod(
         pod.fix_neighbour(index, gateway, host_mac)?;
         pod.route_to(index, gateway, Earlier::Kept)?;
         pod.route_default(index, gateway)?;
-    }
-    Ok(())
-}
-
-/// A pod must not configure the node by IPv6 router advertisements or redirects. A kernel without
-/// IPv6 has neither the files nor the danger.
-fn ignore_router_advertisements(device: &str) -> io::Result<()> {
-    for setting in ["accept_ra", "accept_redirects"] {
-        match fs::write(format!("/proc/sys/net/ipv6/conf/{device}/{setting}"), "0") {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
     }
     Ok(())
 }

@@ -48,7 +48,7 @@ pub(crate) fn check(args: &Args) -> Result<(), Error> {
 
     let step = || failure::step("look at the network");
     let mut node = Netlink::open().map_err(step())?;
-    let mut pod = netns.netlink(Ipv6::AsItIs).map_err(step())?;
+    let mut pod = netns.enter(Ipv6::AsItIs).map_err(step())?;
     check_pod(&mut pod, &leased, attachment.ifname())?;
     check_node(&mut node, &leased)
 }

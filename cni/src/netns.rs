@@ -1,11 +1,10 @@
-//! The pod's network namespace: opened once, checked to be one, entered by one short-lived thread.
+//! The pod's network namespace: opened once, checked to be one, entered when everything of the node is open.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::thread;
 
 use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, setns};
@@ -52,21 +51,15 @@ impl Netns {
         self.file.as_fd()
     }
 
-    /// A netlink socket in the namespace. A socket belongs to the namespace it was opened in, so
-    /// only a thread that does nothing else enters, and ends there.
-    pub(crate) fn netlink(&self, ipv6: Ipv6) -> io::Result<Netlink> {
-        thread::scope(|scope| {
-            scope
-                .spawn(|| {
-                    setns(&self.file, CloneFlags::CLONE_NEWNET)?;
-                    if ipv6 == Ipv6::Needed {
-                        enable_ipv6()?;
-                    }
-                    Netlink::open()
-                })
-                .join()
-                .map_err(|_| io::Error::other("the thread in the namespace panicked"))?
-        })
+    /// Moves the process there, for good, and opens a netlink socket. What it asks of the node goes on through
+    /// sockets: one belongs to the namespace it was opened in. So those come first, and nothing of the node that is
+    /// found by a path of its namespace (`/proc/sys/net`) may be touched afterwards.
+    pub(crate) fn enter(&self, ipv6: Ipv6) -> io::Result<Netlink> {
+        setns(&self.file, CloneFlags::CLONE_NEWNET)?;
+        if ipv6 == Ipv6::Needed {
+            enable_ipv6()?;
+        }
+        Netlink::open()
     }
 }
 

@@ -1,5 +1,6 @@
 //! `cargo xtask build`: every host crate; the agent's build script makes the BPF object.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context;
@@ -18,16 +19,21 @@ pub(crate) enum Profile {
 
 impl Profile {
     /// The folder in `target` that it builds into.
-    pub(crate) fn folder(self) -> &'static str {
+    pub(crate) fn folder(self) -> PathBuf {
         match self {
-            Self::Debug => "debug",
-            Self::Release => "release",
-            Self::Measured => MEASURED,
+            Self::Debug => "debug".into(),
+            Self::Release => "release".into(),
+            Self::Measured => Path::new(&image_target()).join(MEASURED),
         }
     }
 }
 
 const MEASURED: &str = "measured";
+
+/// What images are built for: programs that find everything they need in themselves.
+pub(crate) fn image_target() -> String {
+    format!("{}-unknown-linux-musl", std::env::consts::ARCH)
+}
 
 /// What a measurement runs, with the package that each is of.
 const MEASURED_PROGRAMS: [(&str, &str); 6] = [
@@ -52,9 +58,12 @@ pub(crate) fn run(workspace: &Workspace, profile: Profile) -> anyhow::Result<()>
     })
 }
 
-/// The programs alone: everything else in the workspace is for tests, and would be compiled with optimisations.
+/// The programs alone: everything else in the workspace is for tests, and would be compiled with optimisations. For
+/// the target of an image: a plugin that is linked when it starts takes 0.7 ms longer for that, and memory comes from
+/// another allocator.
 fn measured(cargo: &mut Command) {
     cargo.args(["--profile", MEASURED, "--no-default-features"]);
+    cargo.args(["--target", &image_target()]);
     for (program, package) in MEASURED_PROGRAMS {
         cargo.args(["--package", package, "--bin", program]);
     }

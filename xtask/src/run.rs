@@ -30,7 +30,7 @@ pub(crate) fn demo(workspace: &Workspace, arguments: Vec<OsString>) -> anyhow::R
 
 pub(crate) fn bench(workspace: &Workspace, arguments: Vec<OsString>) -> anyhow::Result<ExitCode> {
     require_root("the benchmarks make network namespaces and load BPF programs")?;
-    crate::setup::run(workspace)?;
+    crate::setup::image(workspace, &build::image_target())?;
     build::run(workspace, Profile::Measured)?;
     // Not through cargo, which would choose other features for this program alone and build it again.
     let folder = workspace.target().join(Profile::Measured.folder());

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use anyhow::{Error, Result};
-use tokio::task::spawn_blocking;
 
 use crate::conditions::Board;
 use crate::kernel::{Kernel, netlink};
@@ -31,9 +30,8 @@ impl Datapath for NodeDatapath {
         }
     }
 
-    async fn protect(&self, device: &str, devices: Devices) -> Result<()> {
-        let (kernel, device) = (self.kernel.clone(), device.to_owned());
-        spawn_blocking(move || kernel.join(&device, devices.host_ifindex)).await?
+    fn protect(&self, device: &str, devices: Devices) -> Result<()> {
+        self.kernel.join(device, devices.host_ifindex)
     }
 
     async fn open(&self, lease: &Arc<Lease>) -> Result<()> {

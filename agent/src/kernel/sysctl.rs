@@ -90,13 +90,26 @@ pub fn restore(run_dir: &Path) -> (Vec<String>, Vec<String>) {
 /// backend carries the Service's address already when the filter sees it, and no route to that leads
 /// back to the pod, so that a strict filter drops it; and if the Service was asked at a node port, that address is the node's
 /// own, which no packet may come in with unless the device accepts it. What a pod may send from is compared with its lease
-/// before, by `weir_from_pod`.
+/// before, by `weir_from_pod`. Nor may a pod configure the node by router advertisements or redirects of IPv6.
 ///
 /// # Errors
-/// The device is not there, or the setting cannot be written.
+/// The device is not there, or a setting cannot be read or written.
 pub fn set_pod_device(device: &str) -> Result<()> {
-    for (key, value) in [("rp_filter", "0"), ("accept_local", "1")] {
-        let path = Path::new(IPV4_DEVICES).join(device).join(key);
+    let ipv4 = Path::new(IPV4_DEVICES).join(device);
+    let ipv6 = Path::new(IPV6_DEVICES).join(device);
+    // A kernel without IPv6, or a device too small for it, has neither the settings nor the danger.
+    let has_ipv6 = at(&ipv6).exists();
+    let settings = [
+        (&ipv4, "rp_filter", "0"),
+        (&ipv4, "accept_local", "1"),
+        (&ipv6, "accept_ra", "0"),
+        (&ipv6, "accept_redirects", "0"),
+    ];
+    for (folder, key, value) in settings {
+        if folder == &ipv6 && !has_ipv6 {
+            continue;
+        }
+        let path = folder.join(key);
         if text(&path)? != value {
             write(&path, value)?;
         }

@@ -25,8 +25,9 @@ pub trait Datapath: Send + Sync + 'static {
     /// Whether an ADD could be served now; if not, why, in words for STATUS.
     fn ready(&self) -> Result<(), String>;
 
-    /// Attaches and pins the program that drops everything, on the node's end, which is down.
-    fn protect(&self, device: &str, devices: Devices) -> impl Future<Output = Result<()>> + Send;
+    /// Puts the node's end, which is down, under the programs of all pods, which let nothing pass that no table
+    /// names. Called where it may block.
+    fn protect(&self, device: &str, devices: Devices) -> Result<()>;
 
     /// Returns when the pod that the lease names, by its uid if it has one, is known, its policy is in the tables
     /// and its packets are judged by it. The server stops waiting at the deadline of the ADD by dropping the

@@ -228,35 +228,10 @@ impl<D: Datapath> Pods<D> {
         add: Add,
         deadline: Instant,
     ) -> (Reply, Option<Leftover>) {
-        let (attachment, netns) = (add.attachment.clone(), add.netns);
-        let prepare = async {
-            if let Err(why) = self.datapath.ready() {
-                return Err(refuse(Refusal::NotReady, why));
-            }
-            if let Err(error) = self.take_in_releases().await {
-                return Err(refuse(Refusal::Storage, format!("{error:#}")));
-            }
-            let keys = vec![Key::Attachment(attachment.clone()), Key::Netns(netns)];
-            Ok(self.claims.claim(keys).await)
-        };
-        let claim = match timeout_at(deadline, prepare).await {
-            Ok(Ok(claim)) => claim,
-            Ok(Err(refused)) => return (refused, None),
-            Err(_) => {
-                let why = "another request about this container is still being served";
-                return (refuse(Refusal::NotReady, why), None);
-            }
-        };
-        let macs = match fresh_macs() {
-            Ok(macs) => macs,
-            Err(error) => {
-                let why = format!("read /dev/urandom: {error}");
-                return (refuse(Refusal::Storage, why), None);
-            }
-        };
-        let lease = match self.blocking(move |it| it.lease(add, macs, now())).await {
-            Ok(lease) => lease,
-            Err(error) => return (refuse_lease(&error), None),
+        let attachment = add.attachment.clone();
+        let (lease, claim) = match self.lease(add, deadline).await {
+            Ok(leased) => leased,
+            Err(refused) => return (refused, None),
         };
         debug!(%attachment, addresses = ?lease.addresses, "leased");
 
@@ -273,6 +248,55 @@ impl<D: Datapath> Pods<D> {
         }
         let device = attachment.device();
         (stopped, Some(Leftover { device, claim }))
+    }
+
+    /// The lease of an ADD, and the claim that it needs. Where the plugin left releases, those are taken in before.
+    async fn lease(&self, add: Add, deadline: Instant) -> Result<(Arc<Lease>, Claim), Reply> {
+        if let Err(why) = self.datapath.ready() {
+            return Err(refuse(Refusal::NotReady, why));
+        }
+        let storage = |error: anyhow::Error| refuse(Refusal::Storage, format!("{error:#}"));
+        let macs = fresh_macs().map_err(|error| {
+            let why = format!("read /dev/urandom: {error}");
+            refuse(Refusal::Storage, why)
+        })?;
+        let keys = [
+            Key::Attachment(add.attachment.clone()),
+            Key::Netns(add.netns),
+        ];
+        let claim = async || {
+            let claim = timeout_at(deadline, self.claims.claim(keys.to_vec())).await;
+            claim.map_err(|_| {
+                let why = "another request about this container is still being served";
+                refuse(Refusal::NotReady, why)
+            })
+        };
+        // What leases is always waited for: nobody else would know of the lease.
+        let first = {
+            let claim = claim().await?;
+            let add = add.clone();
+            let lease = move |leases: &Leases| match list_releases(leases)?.is_empty() {
+                true => Ok(Some(leases.lease(add, macs, now()))),
+                false => Ok(None),
+            };
+            let leased = self.blocking(lease).await.map_err(storage)?;
+            leased.map(|lease| (lease, claim))
+        };
+        let (lease, claim) = match first {
+            Some(leased) => leased,
+            // One may be of this very attachment, so its claim is free meanwhile.
+            None => {
+                timeout_at(deadline, self.take_in_releases())
+                    .await
+                    .map_err(|_| refuse(Refusal::NotReady, "releases are not taken in in time"))?
+                    .map_err(storage)?;
+                let claim = claim().await?;
+                let lease = self.blocking(move |it| it.lease(add, macs, now())).await;
+                (lease, claim)
+            }
+        };
+        let lease = lease.map_err(|error| refuse_lease(&error))?;
+        Ok((lease, claim))
     }
 
     /// From the lease to `Done`. An error is the answer that ends the conversation; the caller takes
@@ -324,17 +348,18 @@ impl<D: Datapath> Pods<D> {
 
     /// Protects the device, and opens it when the policy is there.
     async fn open(&self, lease: &Arc<Lease>, host_ifindex: u32, deadline: Instant) -> Result<()> {
-        let lease = {
-            let lease = lease.clone();
-            self.blocking(move |it| it.attach(&lease, host_ifindex))
-                .await?
+        let (lease, datapath) = (lease.clone(), self.datapath.clone());
+        let protect = move |leases: &Leases| -> Result<_> {
+            let lease = leases.attach(&lease, host_ifindex)?;
+            let device = lease.device();
+            let devices = lease.devices().context("an attached lease has devices")?;
+            datapath
+                .protect(&device, devices)
+                .with_context(|| format!("protect {device}"))?;
+            Ok(lease)
         };
+        let lease = self.blocking(protect).await?;
         let device = lease.device();
-        let devices = lease.devices().context("an attached lease has devices")?;
-        self.datapath
-            .protect(&device, devices)
-            .await
-            .with_context(|| format!("protect {device}"))?;
         timeout_at(deadline, self.datapath.open(&lease))
             .await
             .map_err(|_| anyhow!("this node does not know {} in time", named(&lease)))?
@@ -448,11 +473,7 @@ impl<D: Datapath> Pods<D> {
 
     /// Frees what the plugin released while no agent answered.
     async fn take_in_releases(&self) -> Result<()> {
-        let dir = self.leases.released_dir().to_owned();
-        let list = move |_: &Leases| {
-            released::list(&dir).with_context(|| format!("read {}", dir.display()))
-        };
-        for attachment in self.blocking(list).await? {
+        for attachment in self.blocking(list_releases).await? {
             let claim = self.claim(&attachment).await;
             let path = self.leases.released_dir().join(attachment.to_string());
             if !path.exists() {
@@ -502,6 +523,12 @@ impl<D: Datapath> Pods<D> {
             },
         }
     }
+}
+
+/// What the plugin released while no agent answered.
+fn list_releases(leases: &Leases) -> Result<Vec<Attachment>> {
+    let dir = leases.released_dir();
+    released::list(dir).with_context(|| format!("read {}", dir.display()))
 }
 
 /// What is done after the answer: deleting a device takes the kernel tens of milliseconds. The claim

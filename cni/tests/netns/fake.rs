@@ -83,7 +83,7 @@ impl Datapath for Fake {
         self.ready.lock().unwrap().clone()
     }
 
-    async fn protect(&self, device: &str, devices: Devices) -> Result<()> {
+    fn protect(&self, device: &str, devices: Devices) -> Result<()> {
         assert!(devices.host_ifindex > 0);
         self.note("protect", device);
         Ok(())

@@ -15,7 +15,7 @@ use anyhow::{Context, bail};
 
 use self::archive::Image;
 use self::layer::{File, Privilege};
-use crate::build::cargo;
+use crate::build::{cargo, image_target};
 use crate::command::{self, step};
 use crate::setup;
 use crate::workspace::Workspace;
@@ -69,7 +69,7 @@ pub(crate) fn run(workspace: &Workspace, options: Options) -> anyhow::Result<Pat
         .tag
         .unwrap_or_else(|| format!("{REPOSITORY}:{}", env!("CARGO_PKG_VERSION")));
     let (_, tag) = archive::split(&name)?;
-    let target = format!("{ARCH}-unknown-linux-musl");
+    let target = image_target();
     let output = options
         .output
         .unwrap_or_else(|| workspace.target().join(format!("image/weir-{ARCH}.tar")));
