@@ -1,5 +1,6 @@
-//! The leases of this node: who has which address, durable before anybody hears of it. Blocking: it
-//! writes to disk under its lock. When to lease and to release, `server` knows.
+//! The leases of this node: who has which address. Memory decides, and the disk follows: what waits for it writes
+//! everything that is waiting, so that thirty leases at once are two transactions. Who must wait for the disk, and
+//! when to lease and to release, `server` knows.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
@@ -66,22 +67,30 @@ pub enum TakenBack {
     InMemory,
 }
 
-/// The leases of this node. Most calls that change one write to disk; give them a thread that may
-/// block.
+/// The leases of this node. What writes to disk says so: give it a thread that may block.
 #[derive(Debug)]
 pub struct Leases {
     places: Places,
     boot_id: String,
+    /// Locked before `state`, and over a write.
+    disk: Mutex<Disk>,
+    /// Never locked over a write.
     state: Mutex<State>,
     table: watch::Sender<Arc<LeaseTable>>,
     ranges: watch::Sender<Vec<IpNet>>,
 }
 
 #[derive(Debug)]
-struct State {
+struct Disk {
     store: Store,
-    /// Whether the file holds what memory holds.
+    /// Whether the file holds what memory held.
     written: Written,
+    /// How many changes of memory the file holds.
+    changes: u64,
+}
+
+#[derive(Debug)]
+struct State {
     pools: Pools,
     leases: LeaseTable,
     /// Addresses that devices without a lease carry.
@@ -90,6 +99,10 @@ struct State {
     next_order: u64,
     /// The addresses that are free again, as they are on disk.
     freed: BTreeMap<u64, IpAddr>,
+    /// What the file does not hold yet, in the order in which it happened.
+    unwritten: Vec<Change>,
+    /// How many changes there were, those included.
+    changes: u64,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -128,17 +141,23 @@ impl Leases {
         let table = watch::Sender::new(Arc::new(leases.clone()));
         let ranges = watch::Sender::new(pools.ranges());
         let state = Mutex::new(State {
-            store,
-            written: Written::Everything,
             pools,
             leases,
             held: HashMap::new(),
             next_order,
             freed: contents.freed.into_iter().collect(),
+            unwritten: Vec::new(),
+            changes: 0,
+        });
+        let disk = Mutex::new(Disk {
+            store,
+            written: Written::Everything,
+            changes: 0,
         });
         Ok(Self {
             places,
             boot_id,
+            disk,
             state,
             table,
             ranges,
@@ -151,20 +170,21 @@ impl Leases {
     }
 
     /// Leases addresses of these ranges from now on, and of no other; those that are leased stay. When it
-    /// returns, an agent that starts knows the ranges by [`Ranges::LastServed`].
+    /// returns, an agent that starts knows the ranges by [`Ranges::LastServed`]. Writes.
     ///
     /// # Errors
     /// When the ranges make no sense, or the store does not take them. Nothing is changed then.
     pub fn serve(&self, cidrs: &[IpNet]) -> Result<(), LeaseError> {
-        let mut state = self.state();
         let mut pools = Pools::default();
         pools.serve(cidrs)?;
         let ranges = pools.ranges();
-        let before = state.pools.ranges();
-        if ranges == before && state.written == Written::Everything {
+        let mut disk = self.disk();
+        let before = self.state().pools.ranges();
+        if ranges == before && disk.written == Written::Everything {
             return Ok(());
         }
-        state.write(&[Change::Serve(&ranges)])?;
+        self.write(&mut disk, [Change::Serve(ranges.clone())])?;
+        let mut state = self.state();
         let State { pools, freed, .. } = &mut *state;
         pools.serve(&ranges)?;
         for (order, address) in freed {
@@ -200,21 +220,21 @@ impl Leases {
         self.table.borrow().get(attachment).cloned()
     }
 
-    /// Whether another lease could be had.
+    /// Whether another lease could be had. Writes, after a write failed.
     ///
     /// # Errors
     /// When no address is free, or the store cannot be written since a write failed.
     pub fn check(&self) -> Result<(), LeaseError> {
-        let mut state = self.state();
-        if state.written == Written::Unknown {
-            state.write(&[])?;
+        let mut disk = self.disk();
+        if disk.written == Written::Unknown {
+            self.write(&mut disk, [])?;
         }
-        state.next()?;
+        self.state().next()?;
         Ok(())
     }
 
-    /// Leases the next address of each family. When it returns, the lease is durable, and it is
-    /// everything the disk hears of an ADD. `now` is in seconds since 1970.
+    /// Leases the next address of each family, in memory: it may be used when [`Self::make_durable`] has returned.
+    /// `now` is in seconds since 1970.
     ///
     /// # Errors
     /// Nothing is leased then.
@@ -239,24 +259,30 @@ impl Leases {
             boot_id: self.boot_id.clone(),
             leased_at: now,
         });
-        let mut changes = vec![Change::Lease(&lease)];
-        for address in &lease.addresses {
-            changes.extend(
-                state
-                    .pools
-                    .order(*address)
-                    .map(|order| Change::Forget { order }),
-            );
-        }
-        state.write(&changes)?;
+        state.change(Change::Lease(lease.clone()));
         for address in &lease.addresses {
             if let Some(order) = state.pools.take(*address) {
                 state.freed.remove(&order);
+                state.change(Change::Forget { order });
             }
         }
         state.leases.insert(lease.attachment.clone(), lease.clone());
         self.publish(&state);
         Ok(lease)
+    }
+
+    /// Returns when the disk holds every lease that memory held, and it is everything that it hears of an ADD. Writes.
+    ///
+    /// # Errors
+    /// Not known what it holds. What is leased stays leased: give it back.
+    pub fn make_durable(&self) -> Result<(), LeaseError> {
+        let changes = self.state().changes;
+        let mut disk = self.disk();
+        // Somebody who waited before us has written ours too.
+        if disk.changes < changes || disk.written == Written::Unknown {
+            self.write(&mut disk, [])?;
+        }
+        Ok(())
     }
 
     /// Says that the devices of a lease exist. Does not write.
@@ -279,41 +305,41 @@ impl Leases {
         Ok(lease)
     }
 
-    /// Frees the addresses of these attachments. Those that have none are no error.
+    /// Frees the addresses of these attachments. Those that have none are no error. Writes.
     pub fn release<'a>(&self, attachments: impl IntoIterator<Item = &'a Attachment>) -> TakenBack {
         let mut state = self.state();
-        let mut changes = Vec::new();
+        let before = state.changes;
         for attachment in attachments {
             let Some(lease) = state.leases.remove(attachment) else {
                 continue;
             };
-            changes.push(Change::Release(attachment));
+            state.change(Change::Release(attachment.clone()));
             for address in &lease.addresses {
                 let order = state.next_order;
                 state.next_order += 1;
                 state.freed.insert(order, *address);
-                changes.push(Change::Free {
+                state.change(Change::Free {
                     order,
                     address: *address,
                 });
                 if let Some(order) = state.pools.free(*address, order) {
                     state.freed.remove(&order);
-                    changes.push(Change::Forget { order });
+                    state.change(Change::Forget { order });
                 }
             }
         }
-        if changes.is_empty() {
+        if state.changes == before {
             return TakenBack::Durably;
         }
-        let taken_back = match state.write(&changes) {
+        self.publish(&state);
+        drop(state);
+        match self.make_durable() {
             Ok(()) => TakenBack::Durably,
             Err(error) => {
                 warn!(%error, "released in memory only");
                 TakenBack::InMemory
             }
-        };
-        self.publish(&state);
-        taken_back
+        }
     }
 
     /// Keeps the addresses of a device that no lease explains from being leased while it exists.
@@ -371,6 +397,41 @@ impl Leases {
         self.table.send_replace(Arc::new(state.leases.clone()));
     }
 
+    /// Makes durable what is not yet, and `more`. After a failure the file is brought to what memory holds first, in
+    /// the same transaction: the failed one may have reached the disk all the same.
+    fn write(
+        &self,
+        disk: &mut Disk,
+        more: impl IntoIterator<Item = Change>,
+    ) -> Result<(), StoreError> {
+        let (changes, written): (Vec<Change>, u64) = {
+            let mut state = self.state();
+            let unwritten = std::mem::take(&mut state.unwritten);
+            let changes = match disk.written {
+                Written::Everything => unwritten,
+                Written::Unknown => state.all(),
+            };
+            (changes, state.changes)
+        };
+        let changes = changes.into_iter().chain(more);
+        let result = match disk.written {
+            Written::Everything => disk.store.write(changes),
+            Written::Unknown => disk.store.rewrite(changes),
+        };
+        match result {
+            Ok(()) => {
+                disk.written = Written::Everything;
+                disk.changes = written;
+            }
+            Err(_) => disk.written = Written::Unknown,
+        }
+        result
+    }
+
+    fn disk(&self) -> MutexGuard<'_, Disk> {
+        self.disk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -386,26 +447,19 @@ impl State {
         Ok(next)
     }
 
-    /// Makes `changes` durable. After a failure the file is brought to what memory holds first, in
-    /// the same transaction: the failed one may have reached the disk all the same.
-    fn write(&mut self, changes: &[Change<'_>]) -> Result<(), StoreError> {
-        let result = match self.written {
-            Written::Everything => self.store.write(changes.iter().copied()),
-            Written::Unknown => {
-                let leases = self.leases.values().map(|lease| Change::Lease(lease));
-                let freed = self.freed.iter().map(|(order, address)| Change::Free {
-                    order: *order,
-                    address: *address,
-                });
-                self.store
-                    .rewrite(leases.chain(freed).chain(changes.iter().copied()))
-            }
-        };
-        self.written = match result {
-            Ok(()) => Written::Everything,
-            Err(_) => Written::Unknown,
-        };
-        result
+    /// Everything that the file is to hold, but for the ranges.
+    fn all(&self) -> Vec<Change> {
+        let leases = self.leases.values().cloned().map(Change::Lease);
+        let freed = self.freed.iter().map(|(order, address)| Change::Free {
+            order: *order,
+            address: *address,
+        });
+        leases.chain(freed).collect()
+    }
+
+    fn change(&mut self, change: Change) {
+        self.unwritten.push(change);
+        self.changes += 1;
     }
 }
 

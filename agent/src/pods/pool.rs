@@ -112,13 +112,6 @@ impl Pools {
         Some(order)
     }
 
-    /// The order under which an address is free.
-    pub(super) fn order(&self, address: IpAddr) -> Option<u64> {
-        self.pools
-            .iter()
-            .find_map(|pool| pool.order.get(&address).copied())
-    }
-
     pub(super) fn is_used(&self, address: IpAddr) -> bool {
         self.used.contains(&address)
     }

@@ -235,7 +235,10 @@ impl<D: Datapath> Pods<D> {
         };
         debug!(%attachment, addresses = ?lease.addresses, "leased");
 
-        let stopped = match timeout_at(deadline, self.finish(frames, &lease, deadline)).await {
+        // While the plugin makes the devices.
+        let durable = self.begin(Leases::make_durable);
+        let finish = self.finish(frames, &lease, durable, deadline);
+        let stopped = match timeout_at(deadline, finish).await {
             Ok(Ok(())) => {
                 info!(%attachment, pod = ?lease.pod, addresses = ?lease.addresses, "attached");
                 return (Reply::Ok, None);
@@ -305,6 +308,7 @@ impl<D: Datapath> Pods<D> {
         &self,
         frames: &mut Frames,
         lease: &Arc<Lease>,
+        durable: impl Future<Output = Result<(), LeaseError>>,
         deadline: Instant,
     ) -> Result<(), Reply> {
         let leased = Reply::Leased(lease.answer(self.settings.mtu));
@@ -327,6 +331,8 @@ impl<D: Datapath> Pods<D> {
                 ended => Err(out_of_turn(ended)),
             };
         }
+        // No address is used before the disk knows of it: an agent that starts would lease it to another.
+        durable.await.map_err(|error| refuse_lease(&error))?;
         let opened = tokio::select! {
             opened = self.open(lease, host_ifindex, deadline) => opened,
             () = frames.ended() => return Err(Reply::Released),
@@ -513,14 +519,25 @@ impl<D: Datapath> Pods<D> {
         &self,
         work: impl FnOnce(&Leases) -> T + Send + 'static,
     ) -> T {
+        self.begin(work).await
+    }
+
+    /// The same, begun at once.
+    fn begin<T: Send + 'static, W: FnOnce(&Leases) -> T + Send + 'static>(
+        &self,
+        work: W,
+    ) -> impl Future<Output = T> + use<T, W, D> {
         let leases = self.leases.clone();
-        match spawn_blocking(move || work(&leases)).await {
-            Ok(done) => done,
-            Err(failed) => match failed.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                // The runtime is shutting down; whoever awaits this is dropped with it.
-                Err(_) => std::future::pending().await,
-            },
+        let begun = spawn_blocking(move || work(&leases));
+        async {
+            match begun.await {
+                Ok(done) => done,
+                Err(failed) => match failed.try_into_panic() {
+                    Ok(panic) => std::panic::resume_unwind(panic),
+                    // The runtime is shutting down; whoever awaits this is dropped with it.
+                    Err(_) => std::future::pending().await,
+                },
+            }
         }
     }
 }

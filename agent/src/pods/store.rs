@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use redb::{
@@ -45,10 +46,10 @@ pub enum StoreError {
 }
 
 /// One step of a transaction.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Change<'a> {
-    Lease(&'a Lease),
-    Release(&'a Attachment),
+#[derive(Clone, Debug)]
+pub(super) enum Change {
+    Lease(Arc<Lease>),
+    Release(Attachment),
     Free {
         order: u64,
         address: IpAddr,
@@ -58,7 +59,7 @@ pub(super) enum Change<'a> {
         order: u64,
     },
     /// These pod CIDRs are served, and no other.
-    Serve(&'a [IpNet]),
+    Serve(Vec<IpNet>),
 }
 
 /// Everything that is on disk.
@@ -96,24 +97,24 @@ impl Store {
 
     /// Makes all changes durable, or says that this is not known. After a failure the file may
     /// hold them or not: the next write must be a `rewrite`.
-    pub(super) fn write<'a>(
+    pub(super) fn write(
         &mut self,
-        changes: impl IntoIterator<Item = Change<'a>>,
+        changes: impl IntoIterator<Item = Change>,
     ) -> Result<(), StoreError> {
         self.commit(changes, Keep::Everything)
     }
 
     /// As `write`, onto nothing.
-    pub(super) fn rewrite<'a>(
+    pub(super) fn rewrite(
         &mut self,
-        changes: impl IntoIterator<Item = Change<'a>>,
+        changes: impl IntoIterator<Item = Change>,
     ) -> Result<(), StoreError> {
         self.commit(changes, Keep::Nothing)
     }
 
-    fn commit<'a>(
+    fn commit(
         &mut self,
-        changes: impl IntoIterator<Item = Change<'a>>,
+        changes: impl IntoIterator<Item = Change>,
         keep: Keep,
     ) -> Result<(), StoreError> {
         let db = match &mut self.db {
@@ -225,9 +226,9 @@ fn open(path: &Path) -> Result<Database, StoreError> {
     opened().map_err(|why| why.at(path))
 }
 
-fn commit<'a>(
+fn commit(
     db: &Database,
-    changes: impl IntoIterator<Item = Change<'a>>,
+    changes: impl IntoIterator<Item = Change>,
     keep: Keep,
 ) -> Result<(), Failure> {
     let mut transaction = db.begin_write()?;
@@ -245,7 +246,7 @@ fn commit<'a>(
         for change in changes {
             match change {
                 Change::Lease(lease) => {
-                    let record = serde_json::to_vec(lease)
+                    let record = serde_json::to_vec(&*lease)
                         .map_err(|error| Failure::Contents(error.to_string()))?;
                     leases.insert(lease.attachment.to_string().as_str(), record.as_slice())?;
                 }
@@ -261,7 +262,7 @@ fn commit<'a>(
                 Change::Serve(ranges) => {
                     transaction.delete_table(RANGES)?;
                     let mut table = transaction.open_table(RANGES)?;
-                    for (i, range) in (0..).zip(ranges) {
+                    for (i, range) in (0..).zip(&ranges) {
                         table.insert(i, range.to_string().as_str())?;
                     }
                 }

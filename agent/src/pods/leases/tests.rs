@@ -44,8 +44,11 @@ fn add(number: usize) -> Add {
     }
 }
 
+/// Durably.
 fn lease(leases: &Leases, number: usize) -> Result<IpAddr, LeaseError> {
-    leases.lease(add(number), MACS, 1).map(|it| it.addresses[0])
+    let lease = leases.lease(add(number), MACS, 1)?;
+    leases.make_durable()?;
+    Ok(lease.addresses[0])
 }
 
 /// What a killed process leaves: the file as it is, while its owner still has it open.
@@ -131,6 +134,36 @@ proptest! {
     }
 }
 
+/// Whoever has waited may use what it was given, also if the agent is killed in the next moment and whoever else
+/// was writing.
+#[test]
+fn what_was_waited_for_outlives_a_kill_however_many_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let leases = open_with(dir.path(), &["10.0.0.0/24"]).unwrap();
+    let store = places(dir.path()).store;
+    std::thread::scope(|scope| {
+        for number in 0..30 {
+            let (leases, store) = (&leases, &store);
+            scope.spawn(move || {
+                let leased = lease(leases, number).unwrap();
+                let killed = tempfile::tempdir().unwrap();
+                // Nobody writes while this is copied: a kill leaves no page half written, and a copy may.
+                let copied = {
+                    let _disk = leases.disk();
+                    fs::copy(store, places(killed.path()).store)
+                };
+                copied.unwrap();
+                let after = open_with(killed.path(), &["10.0.0.0/24"]).unwrap();
+                let found = after.find(&attachment(number)).unwrap();
+                assert_eq!(found.addresses[0], leased);
+            });
+        }
+    });
+    let all = leases.all();
+    let addresses: HashSet<IpAddr> = all.values().map(|it| it.addresses[0]).collect();
+    assert_eq!((all.len(), addresses.len()), (30, 30));
+}
+
 #[test]
 fn a_changed_range_leaves_existing_leases() {
     let dir = tempfile::tempdir().unwrap();
@@ -180,6 +213,7 @@ fn ranges_come_late_one_by_one_and_outlive_a_kill() {
     assert_eq!(texts(&both), ["10.0.0.4", "fd00::2"]);
     assert!(leases.serve(&[v4, range("10.1.0.0/24")]).is_err());
     assert_eq!(*leases.ranges().borrow(), [v4, v6], "as before");
+    leases.make_durable().unwrap();
 
     let dir = kill(leases, dir);
     let leases = open(dir.path());
