@@ -3,8 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
+use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
@@ -19,6 +21,9 @@ use weir_tests::manifests;
 
 /// How many specs of v1.36 carry `[sig-network]` and `[Conformance]`.
 const SPECS: usize = 47;
+
+/// How long a pod may take to run and to be reached, images being there.
+const START: Duration = Duration::from_secs(60);
 
 /// Starting a cluster takes a minute: tests that run side by side share one, and take turns on it. The
 /// last of them takes it down.
@@ -122,6 +127,87 @@ fn online_boutique_connects_across_nodes_as_its_policies_say() {
         allowed_by_address: 26,
     };
     check(&application, &folder, &expected);
+}
+
+/// The kubelet gives the runtime a hash of the file as the pod's uid; the object of the pod is a mirror, whose uid is
+/// another.
+#[test]
+fn a_static_pod_starts_obeys_policy_and_starts_again_when_its_file_changes() {
+    let test = "a_static_pod_starts_obeys_policy_and_starts_again_when_its_file_changes";
+    let Some(cluster) = shared(test) else {
+        return;
+    };
+    let cluster = cluster.lock().unwrap_or_else(PoisonError::into_inner);
+    let (kubectl, image) = (cluster.kubectl(), cluster.agnhost().unwrap());
+    let client = |name: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: {{app: {name}}}}}, \
+             spec: {{terminationGracePeriodSeconds: 1, \
+             containers: [{{name: main, image: '{image}', args: [pause]}}]}}}}"
+        )
+    };
+    let objects = [
+        client("moth"),
+        client("bat"),
+        "{apiVersion: v1, kind: Service, metadata: {name: lamp}, \
+         spec: {selector: {app: lamp}, ports: [{port: 80, targetPort: 8080}]}}"
+            .to_owned(),
+        "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: lamp}, \
+         spec: {podSelector: {matchLabels: {app: lamp}}, policyTypes: [Ingress], \
+         ingress: [{from: [{podSelector: {matchLabels: {app: moth}}}]}]}}"
+            .to_owned(),
+    ];
+    kubectl.apply(&objects.join("\n---\n")).unwrap();
+    let file = cluster.static_pods("n1").unwrap().join("lamp.yaml");
+    let lamp = |light: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: lamp, namespace: default, \
+             labels: {{app: lamp}}, annotations: {{light: {light}}}}}, \
+             spec: {{terminationGracePeriodSeconds: 1, \
+             containers: [{{name: main, image: '{image}', \
+             args: [netexec, '--http-port=8080', '--udp-port=-1']}}]}}}}"
+        )
+    };
+    for light in ["red", "green"] {
+        fs::write(&file, lamp(light)).unwrap();
+        // The mirror has the annotations of the file, so an old one is not taken for the new.
+        let mirror =
+            "--output=jsonpath={.metadata.annotations.light} {.status.phase} {.status.podIP}";
+        let begin = Instant::now();
+        let address = loop {
+            let said = kubectl.run(&["get", "pod", "lamp-n1", mirror]);
+            let said = said.unwrap_or_else(|error| error.to_string());
+            match said.split(' ').collect::<Vec<_>>()[..] {
+                [found, "Running", address] if found == light && !address.is_empty() => {
+                    break address.to_owned();
+                }
+                _ => assert!(begin.elapsed() < START, "{light}: {said}"),
+            }
+            thread::sleep(Duration::from_millis(200));
+        };
+        progress(&format!(
+            "static pod {light}: {:.1} s",
+            begin.elapsed().as_secs_f64()
+        ));
+        let asks = |client: &str| {
+            let ask = ["exec", client, "--", "/agnhost", "connect", "--timeout=1s"];
+            let by_name = kubectl.run(&[&ask[..], &["lamp.default:80"]].concat());
+            let by_address = kubectl.run(&[&ask[..], &[&format!("{address}:8080")]].concat());
+            (by_name.is_ok(), by_address.is_ok())
+        };
+        for (client, expected) in [("moth", (true, true)), ("bat", (false, false))] {
+            let begin = Instant::now();
+            while asks(client) != expected {
+                let seen = kubectl.run(&["get", "pods", "--output=wide"]).unwrap();
+                assert!(begin.elapsed() < START, "{light}, {client}:\n{seen}");
+            }
+            assert_eq!(asks(client), expected, "{light}, {client}: it stays so");
+        }
+    }
+    fs::remove_file(&file).unwrap();
+    for kind in ["pod/moth", "pod/bat", "service/lamp", "networkpolicy/lamp"] {
+        kubectl.run(&["delete", kind]).unwrap();
+    }
 }
 
 fn check(application: &Application, folder: &Path, expected: &Count) {

@@ -421,7 +421,7 @@ fn a_node_waits_for_its_ranges() {
 
 #[test]
 fn a_node_behind_a_router_is_named_and_stops_nobody() {
-    let pair = Pair::start("router").unwrap();
+    let mut pair = Pair::start("router").unwrap();
     let mut far = Place::number("far", 7);
     far.addresses = ["10.1.2.3".into(), "fd00:1::3".into()];
     pair.declare(&far).unwrap();
@@ -452,4 +452,16 @@ fn a_node_behind_a_router_is_named_and_stops_nobody() {
         by("server"),
         "pods are started and reach who can be reached"
     );
+
+    // Nor does it keep an agent that starts from announcing the network.
+    let node = &mut pair.nodes[0];
+    node.kill_agent().unwrap();
+    let conf = node.machine().dir().join("cni/net.d");
+    let conf_dir = ["--cni-conf-dir".to_owned(), conf.display().to_string()];
+    node.options.agent_args.extend(conf_dir);
+    node.start_agent().unwrap();
+    node.wait_ready().unwrap();
+    let conflist = conf.join("05-weir.conflist");
+    eventually("announced", SOON, || conflist.exists(), |it| *it).unwrap();
+    assert!(node.conditions("Unreachable").contains(reason));
 }

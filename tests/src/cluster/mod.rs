@@ -27,7 +27,7 @@ mod start;
 mod weir;
 
 use std::fs;
-use std::path::{self, Path};
+use std::path::{self, Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -158,6 +158,22 @@ impl Cluster {
         command.env("KUBECONFIG", plane::admin(&self.place));
         command.env("CONTAINERD_NAMESPACE", "k8s.io");
         Ok(command)
+    }
+
+    /// The folder whose pods a node's kubelet runs without being told to by anybody.
+    ///
+    /// # Errors
+    /// There is no such node.
+    pub fn static_pods(&self, node: &str) -> Result<PathBuf> {
+        Ok(node::static_pods(&self.place, self.node(node)?))
+    }
+
+    /// The image that plays every client and server, by its name on the nodes.
+    ///
+    /// # Errors
+    /// The list of Kubernetes' test images does not name it.
+    pub fn agnhost(&self) -> Result<String> {
+        images::agnhost(&self.programs.e2e)
     }
 
     /// Another image for every node, from an archive.

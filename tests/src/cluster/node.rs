@@ -2,7 +2,7 @@
 //! there is not here.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -123,7 +123,10 @@ pub(super) fn start_kubelet(
 ) -> Result<()> {
     let kubeconfig = authority.node(node)?;
     let config = place.node_dir(node).join("kubelet.json");
-    fs::write(&config, format!("{:#}", kubelet_config(authority, node)))?;
+    fs::write(
+        &config,
+        format!("{:#}", kubelet_config(place, authority, node)),
+    )?;
     let addresses = node.addresses().map(|address| address.to_string());
     let addresses = match options.family {
         Family::Ipv4 => addresses[0].clone(),
@@ -142,6 +145,11 @@ pub(super) fn start_kubelet(
     starter.start(&name, Inside::Node(node), &cgroup, &programs.kubelet, args)
 }
 
+/// The folder whose pods a node's kubelet runs without being told to by anybody.
+pub(super) fn static_pods(place: &Place, node: Node) -> PathBuf {
+    place.node_dir(node).join("static-pods")
+}
+
 /// The files that a node sees instead of the machine's.
 fn write_files(dir: &Path, node: Node) -> Result<()> {
     for folder in [
@@ -149,6 +157,7 @@ fn write_files(dir: &Path, node: Node) -> Result<()> {
         "opt/cni/bin",
         "var/log/pods",
         "var/log/containers",
+        "static-pods",
     ] {
         fs::create_dir_all(dir.join(folder))?;
     }
@@ -199,7 +208,7 @@ SystemdCgroup = false
     )
 }
 
-fn kubelet_config(authority: &Authority, node: Node) -> Value {
+fn kubelet_config(place: &Place, authority: &Authority, node: Node) -> Value {
     let name = node.name();
     // Nothing can be pulled again, and the disk is the machine's: neither images nor pods go for
     // want of space until there is next to none.
@@ -219,6 +228,7 @@ fn kubelet_config(authority: &Authority, node: Node) -> Value {
         "clusterDNS": [CLUSTER_DNS],
         "clusterDomain": "cluster.local",
         "resolvConf": "/etc/resolv.conf",
+        "staticPodPath": static_pods(place, node),
         "authentication": {
             "anonymous": { "enabled": false },
             "webhook": { "enabled": true },
