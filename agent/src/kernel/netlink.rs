@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use futures::{FutureExt, StreamExt, TryStreamExt};
+use rtnetlink::packet_core::NetlinkPayload;
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkLayerType};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
@@ -193,11 +195,12 @@ pub async fn node_addresses() -> Result<Vec<IpAddr>> {
 /// The kernel does not answer, or ends the conversation.
 pub async fn watch_node_addresses(to: mpsc::Sender<Vec<IpAddr>>) -> Result<()> {
     let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
-    watch(&groups, node_addresses, to).await
+    watch(&groups, |_| true, node_addresses, to).await
 }
 
 async fn watch<T: Clone + PartialEq, F: Future<Output = Result<T>>>(
     groups: &[MulticastGroup],
+    is_news: impl Fn(&RouteNetlinkMessage) -> bool,
     read: impl Fn() -> F,
     to: mpsc::Sender<T>,
 ) -> Result<()> {
@@ -217,9 +220,17 @@ async fn watch<T: Clone + PartialEq, F: Future<Output = Result<T>>>(
             }
             said = Some(now);
         }
-        news.next()
-            .await
-            .context("the kernel says nothing of its network any more")?;
+        loop {
+            let (message, _) = news
+                .next()
+                .await
+                .context("the kernel says nothing of its network any more")?;
+            match &message.payload {
+                NetlinkPayload::InnerMessage(message) if !is_news(message) => {}
+                // And what says that something was lost.
+                _ => break,
+            }
+        }
         tokio::time::sleep(BURST).await;
         while let Some(Some(_)) = news.next().now_or_never() {}
     }
@@ -310,7 +321,21 @@ pub async fn watch_outlets(to: mpsc::Sender<Vec<Outlet>>) -> Result<()> {
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv6Route,
     ];
-    watch(&groups, outlets, to).await
+    watch(&groups, is_of_outlets, outlets, to).await
+}
+
+/// Can this change what leads out of the node? Of pods, which come and go all the time, the kernel tells the same
+/// listeners: their devices, and a route to each.
+fn is_of_outlets(news: &RouteNetlinkMessage) -> bool {
+    match news {
+        RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
+            !routes::is_of_pod(link)
+        }
+        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+            route.header.destination_prefix_length == 0
+        }
+        _ => true,
+    }
 }
 
 /// The MTU of the device that the default route leaves through, in bytes; 1500 without one.

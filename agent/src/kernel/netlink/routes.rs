@@ -150,7 +150,7 @@ fn matters(message: &RouteNetlinkMessage) -> bool {
     }
 }
 
-fn is_of_pod(link: &LinkMessage) -> bool {
+pub(super) fn is_of_pod(link: &LinkMessage) -> bool {
     link.attributes.iter().any(|attribute| {
         matches!(attribute, LinkAttribute::IfName(name) if name.starts_with(DEVICE_PREFIX))
     })
