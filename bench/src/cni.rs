@@ -25,6 +25,12 @@ const AT_ONCE: usize = 30;
 pub(crate) fn add_and_del(pods: usize) -> Result<Vec<Row>> {
     let node = Node::start(NodeOptions::named("cni"))?;
     let peer = Peer::make()?;
+    // Some pod runs on a node at any time: what the first one sets up for all is there.
+    let (resident, peers_resident) = (
+        node.run_pod(Workload::named("bench", "resident"))?,
+        Netns::new("peer")?,
+    );
+    peer.run("ADD", &peers_resident)?;
     let (mut add, mut del) = (Vec::new(), Vec::new());
     let (mut peer_add, mut peer_del) = (Vec::new(), Vec::new());
     let ours = binary("weir-cni");
@@ -44,6 +50,8 @@ pub(crate) fn add_and_del(pods: usize) -> Result<Vec<Row>> {
         node.delete_pod(pod)?;
     }
     let (add_at_once, peer_add_at_once) = at_once(&node, &peer, pods.div_ceil(AT_ONCE).max(4))?;
+    node.delete_pod(resident)?;
+    peer.run("DEL", &peers_resident)?;
     let one_by_one = |verb: &str| {
         let count = add.len();
         format!("CNI {verb}, {count} one after the other, from start to exit of the plugin")

@@ -64,6 +64,10 @@ impl Netlink {
                 LinkAttribute::IfName(end.name.into()),
                 LinkAttribute::Address(end.mac.0.to_vec()),
                 LinkAttribute::Mtu(mtu),
+                // One of each is all that the kernel uses unless told otherwise. Without being told here it makes one
+                // for each processor, takes them back, and waits for an RCU grace period at either end.
+                LinkAttribute::NumTxQueues(1),
+                LinkAttribute::NumRxQueues(1),
             ];
             message
         };
