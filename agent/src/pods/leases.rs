@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
@@ -74,6 +75,8 @@ pub struct Leases {
     boot_id: String,
     /// Locked before `state`, and over a write.
     disk: Mutex<Disk>,
+    /// Whether `disk` waits for a write that succeeds: known without its lock.
+    is_failing: AtomicBool,
     /// Never locked over a write.
     state: Mutex<State>,
     table: watch::Sender<Arc<LeaseTable>>,
@@ -158,6 +161,7 @@ impl Leases {
             places,
             boot_id,
             disk,
+            is_failing: AtomicBool::new(false),
             state,
             table,
             ranges,
@@ -225,11 +229,24 @@ impl Leases {
     /// # Errors
     /// When no address is free, or the store cannot be written since a write failed.
     pub fn check(&self) -> Result<(), LeaseError> {
+        self.ensure_writable()?;
+        self.state().next()?;
+        Ok(())
+    }
+
+    /// Nothing to do, unless a write has failed: then everything is written again. Writes.
+    ///
+    /// # Errors
+    /// The store still does not take it.
+    pub fn ensure_writable(&self) -> Result<(), LeaseError> {
+        // Who may lease does not wait for a write that others wait for.
+        if !self.is_failing.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let mut disk = self.disk();
         if disk.written == Written::Unknown {
             self.write(&mut disk, [])?;
         }
-        self.state().next()?;
         Ok(())
     }
 
@@ -328,11 +345,11 @@ impl Leases {
                 }
             }
         }
-        if state.changes == before {
-            return TakenBack::Durably;
+        if state.changes != before {
+            self.publish(&state);
         }
-        self.publish(&state);
         drop(state);
+        // Also where nothing was left to free: whoever did that may be waiting still.
         match self.make_durable() {
             Ok(()) => TakenBack::Durably,
             Err(error) => {
@@ -404,28 +421,27 @@ impl Leases {
         disk: &mut Disk,
         more: impl IntoIterator<Item = Change>,
     ) -> Result<(), StoreError> {
+        // Until it has succeeded: what is taken here to be written is nowhere else.
+        let before = std::mem::replace(&mut disk.written, Written::Unknown);
         let (changes, written): (Vec<Change>, u64) = {
             let mut state = self.state();
             let unwritten = std::mem::take(&mut state.unwritten);
-            let changes = match disk.written {
+            let changes = match before {
                 Written::Everything => unwritten,
                 Written::Unknown => state.all(),
             };
             (changes, state.changes)
         };
         let changes = changes.into_iter().chain(more);
-        let result = match disk.written {
+        let result = match before {
             Written::Everything => disk.store.write(changes),
             Written::Unknown => disk.store.rewrite(changes),
         };
-        match result {
-            Ok(()) => {
-                disk.written = Written::Everything;
-                disk.changes = written;
-            }
-            Err(_) => disk.written = Written::Unknown,
-        }
-        result
+        self.is_failing.store(result.is_err(), Ordering::Relaxed);
+        result?;
+        disk.written = Written::Everything;
+        disk.changes = written;
+        Ok(())
     }
 
     fn disk(&self) -> MutexGuard<'_, Disk> {

@@ -1,6 +1,7 @@
 //! The pods of this node: what the CNI plugin asks for, which addresses are whose, and the record of
 //! it on disk. What a pod's device needs in the kernel is behind `Datapath`.
 
+mod audit;
 mod claims;
 mod datapath;
 mod frames;

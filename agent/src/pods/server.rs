@@ -1,7 +1,7 @@
 //! The CNI server: one connection of the plugin at a time through lease, protection, policy and back.
 //! What goes wrong half way is taken back here, whoever failed.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -33,9 +33,6 @@ const FIRST_FRAME: Duration = Duration::from_secs(2);
 /// How long after a failed `accept` (no file descriptors left) the next is tried.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How often leases are compared with devices.
-const AUDIT: Duration = Duration::from_secs(60);
-
 /// What the operator decides.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
@@ -46,8 +43,8 @@ pub struct Settings {
 /// The pods of this node.
 #[derive(Debug)]
 pub struct Pods<D> {
-    leases: Arc<Leases>,
-    datapath: Arc<D>,
+    pub(super) leases: Arc<Leases>,
+    pub(super) datapath: Arc<D>,
     settings: Settings,
     claims: Claims,
 }
@@ -59,107 +56,6 @@ impl<D: Datapath> Pods<D> {
             datapath,
             settings,
             claims: Claims::default(),
-        }
-    }
-
-    /// Brings leases and devices together after a start, before anything is served: releases on disk
-    /// are taken in; leases without a device (the node rebooted, the namespace ended without a DEL, an
-    /// ADD was cut off) are released, the others know their device from here on; devices that no lease
-    /// explains are deleted, unless addresses are routed over them: those are held back until DEL or
-    /// GC names them.
-    ///
-    /// # Errors
-    /// When devices or releases cannot be listed: then nothing may be served.
-    pub async fn reconcile(&self) -> Result<()> {
-        self.take_in_releases().await?;
-        let devices = self.datapath.devices().await.context("list our devices")?;
-        let present: HashMap<&str, u32> = devices
-            .iter()
-            .map(|it| (it.name.as_str(), it.ifindex))
-            .collect();
-        for lease in self.leases.all().values() {
-            if let Some(ifindex) = present.get(lease.device().as_str()) {
-                let (lease, ifindex) = (lease.clone(), *ifindex);
-                self.blocking(move |it| it.attach(&lease, ifindex)).await?;
-                continue;
-            }
-            let _claim = self.claim(&lease.attachment).await;
-            match self.free(&lease.attachment).await {
-                Ok(()) => info!(attachment = %lease.attachment, "released at start"),
-                Err(error) => {
-                    let error = format!("{error:#}");
-                    warn!(attachment = %lease.attachment, error, "stays leased until DEL");
-                }
-            }
-            self.delete_device(&lease.device()).await;
-        }
-        let explained: HashSet<String> = self.leases.all().values().map(|it| it.device()).collect();
-        for device in devices.iter().filter(|it| !explained.contains(&it.name)) {
-            self.settle_unexplained(device).await;
-        }
-        Ok(())
-    }
-
-    /// Brings leases and devices together again and again: for ever.
-    pub async fn keep_audited(self: Arc<Self>) {
-        let mut due = tokio::time::interval(AUDIT);
-        // The first comes at once, and the start has just done it.
-        due.tick().await;
-        loop {
-            due.tick().await;
-            if let Err(error) = self.audit().await {
-                let error = format!("{error:#}");
-                warn!(error, "leases cannot be compared with devices; later again");
-            }
-        }
-    }
-
-    /// Frees what nobody will free: leases whose device and pod are gone (their DEL never came), and devices
-    /// without a lease over which nothing is routed.
-    ///
-    /// # Errors
-    /// When devices or releases cannot be listed.
-    pub async fn audit(&self) -> Result<()> {
-        self.take_in_releases().await?;
-        let before = self.leases.all();
-        let devices = self.datapath.devices().await.context("list our devices")?;
-        let there: HashSet<String> = devices.iter().map(|it| it.name.clone()).collect();
-        self.blocking(move |it| it.let_go_of_all_but(&there)).await;
-        for attachment in self.datapath.orphans(before.clone(), &devices).await? {
-            let _claim = self.claim(&attachment).await;
-            match self.free(&attachment).await {
-                Ok(()) => info!(%attachment, "released: its device and its pod are gone"),
-                Err(error) => {
-                    let error = format!("{error:#}");
-                    warn!(%attachment, error, "stays leased until DEL");
-                }
-            }
-        }
-        // A device is made after its lease, and goes a little after it: those of either moment explain it.
-        let after = self.leases.all();
-        let leases = before.values().chain(after.values());
-        let explained: HashSet<String> = leases.map(|it| it.device()).collect();
-        for device in devices.iter().filter(|it| !explained.contains(&it.name)) {
-            let holding = device.name.clone();
-            if !self.blocking(move |it| it.holds(&holding)).await {
-                self.settle_unexplained(device).await;
-            }
-        }
-        Ok(())
-    }
-
-    async fn settle_unexplained(&self, device: &Device) {
-        if device.addresses.is_empty() {
-            self.delete_device(&device.name).await;
-        } else {
-            let addresses = &device.addresses;
-            warn!(
-                device = device.name,
-                ?addresses,
-                "held: a device without a lease"
-            );
-            let device = device.clone();
-            self.blocking(move |it| it.hold(&device)).await;
         }
     }
 
@@ -279,7 +175,7 @@ impl<D: Datapath> Pods<D> {
             let claim = claim().await?;
             let add = add.clone();
             let lease = move |leases: &Leases| match list_releases(leases)?.is_empty() {
-                true => Ok(Some(leases.lease(add, macs, now()))),
+                true => Ok(Some(lease_if_writable(leases, add, macs))),
                 false => Ok(None),
             };
             let leased = self.blocking(lease).await.map_err(storage)?;
@@ -294,8 +190,8 @@ impl<D: Datapath> Pods<D> {
                     .map_err(|_| refuse(Refusal::NotReady, "releases are not taken in in time"))?
                     .map_err(storage)?;
                 let claim = claim().await?;
-                let lease = self.blocking(move |it| it.lease(add, macs, now())).await;
-                (lease, claim)
+                let lease = move |leases: &Leases| lease_if_writable(leases, add, macs);
+                (self.blocking(lease).await, claim)
             }
         };
         let lease = lease.map_err(|error| refuse_lease(&error))?;
@@ -332,9 +228,12 @@ impl<D: Datapath> Pods<D> {
             };
         }
         // No address is used before the disk knows of it: an agent that starts would lease it to another.
-        durable.await.map_err(|error| refuse_lease(&error))?;
+        let open = async {
+            durable.await.map_err(|error| refuse_lease(&error))?;
+            Ok(self.open(lease, host_ifindex, deadline).await)
+        };
         let opened = tokio::select! {
-            opened = self.open(lease, host_ifindex, deadline) => opened,
+            opened = open => opened?,
             () = frames.ended() => return Err(Reply::Released),
         };
         if let Err(error) = opened {
@@ -445,7 +344,7 @@ impl<D: Datapath> Pods<D> {
 
     /// Closes the attachment's device and frees its addresses, in this order. Without a lease, the
     /// addresses of a held device are freed, after it is deleted. Needs the claim.
-    async fn free(&self, attachment: &Attachment) -> Result<()> {
+    pub(super) async fn free(&self, attachment: &Attachment) -> Result<()> {
         let device = attachment.device();
         let Some(lease) = self.leases.find(attachment) else {
             let held = device.clone();
@@ -467,7 +366,7 @@ impl<D: Datapath> Pods<D> {
         Ok(())
     }
 
-    async fn delete_device(&self, name: &str) {
+    pub(super) async fn delete_device(&self, name: &str) {
         if let Err(error) = self.datapath.delete_device(name).await {
             warn!(
                 device = name,
@@ -478,7 +377,7 @@ impl<D: Datapath> Pods<D> {
     }
 
     /// Frees what the plugin released while no agent answered.
-    async fn take_in_releases(&self) -> Result<()> {
+    pub(super) async fn take_in_releases(&self) -> Result<()> {
         for attachment in self.blocking(list_releases).await? {
             let claim = self.claim(&attachment).await;
             let path = self.leases.released_dir().join(attachment.to_string());
@@ -494,7 +393,11 @@ impl<D: Datapath> Pods<D> {
             let dir = self.leases.released_dir().to_owned();
             let remove = {
                 let attachment = attachment.clone();
-                move |_: &Leases| released::remove(&dir, [&attachment])
+                // Another who took it in, and was called off, may have left it to be written.
+                move |leases: &Leases| -> Result<()> {
+                    leases.make_durable()?;
+                    Ok(released::remove(&dir, [&attachment])?)
+                }
             };
             self.blocking(remove)
                 .await
@@ -506,7 +409,7 @@ impl<D: Datapath> Pods<D> {
     }
 
     /// The attachment and the namespace it is in.
-    async fn claim(&self, attachment: &Attachment) -> Claim {
+    pub(super) async fn claim(&self, attachment: &Attachment) -> Claim {
         let key = Key::Attachment(attachment.clone());
         match self.leases.find(attachment).map(|lease| lease.netns) {
             Some(netns) => self.claims.claim(vec![key, Key::Netns(netns)]).await,
@@ -515,7 +418,7 @@ impl<D: Datapath> Pods<D> {
     }
 
     /// Runs something that writes to disk on a thread that may wait for it.
-    async fn blocking<T: Send + 'static>(
+    pub(super) async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Leases) -> T + Send + 'static,
     ) -> T {
@@ -540,6 +443,12 @@ impl<D: Datapath> Pods<D> {
             }
         }
     }
+}
+
+/// Where a write has failed, nothing is leased before one succeeds: no device is made for what would be refused.
+fn lease_if_writable(leases: &Leases, add: Add, macs: Macs) -> Result<Arc<Lease>, LeaseError> {
+    leases.ensure_writable()?;
+    leases.lease(add, macs, now())
 }
 
 /// What the plugin released while no agent answered.

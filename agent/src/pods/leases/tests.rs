@@ -251,6 +251,38 @@ fn a_lost_devices_address_is_held_until_it_is_gone() {
     assert_eq!(lease(&leases, 5).unwrap().to_string(), "10.0.0.2");
 }
 
+/// The file remembers it as free and as leased: the lease counts, whatever ranges come.
+#[test]
+fn what_was_held_and_leased_again_is_free_for_nobody_after_a_restart() {
+    let open = |dir: &Path| Leases::open(places(dir), Ranges::LastServed, "boot-1".into()).unwrap();
+    let range = |text: &str| text.parse::<IpNet>().unwrap();
+    let v4 = range("10.0.0.0/29");
+    let dir = tempfile::tempdir().unwrap();
+    let leases = open(dir.path());
+    leases.serve(&[v4]).unwrap();
+    let address = lease(&leases, 1).unwrap();
+    assert_eq!(leases.release([&attachment(1)]), TakenBack::Durably);
+    // Killed before it deleted the device, which the next one finds without a lease.
+    let dir = kill(leases, dir);
+    let leases = open(dir.path());
+    let device = Device {
+        name: attachment(1).device(),
+        ifindex: 7,
+        addresses: vec![address],
+    };
+    leases.hold(&device);
+    leases.let_go(&device.name);
+    let mut all: Vec<IpAddr> = (2..7).map(|it| lease(&leases, it).unwrap()).collect();
+    assert!(all.contains(&address));
+    let dir = kill(leases, dir);
+    let leases = open(dir.path());
+    leases.serve(&[v4, range("fd00::/64")]).unwrap();
+    assert!(matches!(lease(&leases, 9), Err(LeaseError::Exhausted(_))));
+    all.sort_unstable();
+    all.dedup();
+    assert_eq!(all.len(), 5);
+}
+
 #[test]
 fn two_agents_do_not_share_a_store() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,0 +1,117 @@
+//! Leases and devices, brought together: at a start, and again and again. What the plugin asks for is in `server`.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tracing::{info, warn};
+
+use super::server::Pods;
+use super::{Datapath, Device};
+
+/// How often leases are compared with devices.
+const AUDIT: Duration = Duration::from_secs(60);
+
+impl<D: Datapath> Pods<D> {
+    /// Brings leases and devices together after a start, before anything is served: releases on disk
+    /// are taken in; leases without a device (the node rebooted, the namespace ended without a DEL, an
+    /// ADD was cut off) are released, the others know their device from here on; devices that no lease
+    /// explains are deleted, unless addresses are routed over them: those are held back until DEL or
+    /// GC names them.
+    ///
+    /// # Errors
+    /// When devices or releases cannot be listed: then nothing may be served.
+    pub async fn reconcile(&self) -> Result<()> {
+        self.take_in_releases().await?;
+        let devices = self.datapath.devices().await.context("list our devices")?;
+        let present: HashMap<&str, u32> = devices
+            .iter()
+            .map(|it| (it.name.as_str(), it.ifindex))
+            .collect();
+        for lease in self.leases.all().values() {
+            if let Some(ifindex) = present.get(lease.device().as_str()) {
+                let (lease, ifindex) = (lease.clone(), *ifindex);
+                self.blocking(move |it| it.attach(&lease, ifindex)).await?;
+                continue;
+            }
+            let _claim = self.claim(&lease.attachment).await;
+            match self.free(&lease.attachment).await {
+                Ok(()) => info!(attachment = %lease.attachment, "released at start"),
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    warn!(attachment = %lease.attachment, error, "stays leased until DEL");
+                }
+            }
+            self.delete_device(&lease.device()).await;
+        }
+        let explained: HashSet<String> = self.leases.all().values().map(|it| it.device()).collect();
+        for device in devices.iter().filter(|it| !explained.contains(&it.name)) {
+            self.settle_unexplained(device).await;
+        }
+        Ok(())
+    }
+
+    /// Brings leases and devices together again and again: for ever.
+    pub async fn keep_audited(self: Arc<Self>) {
+        let mut due = tokio::time::interval(AUDIT);
+        // The first comes at once, and the start has just done it.
+        due.tick().await;
+        loop {
+            due.tick().await;
+            if let Err(error) = self.audit().await {
+                let error = format!("{error:#}");
+                warn!(error, "leases cannot be compared with devices; later again");
+            }
+        }
+    }
+
+    /// Frees what nobody will free: leases whose device and pod are gone (their DEL never came), and devices
+    /// without a lease over which nothing is routed.
+    ///
+    /// # Errors
+    /// When devices or releases cannot be listed.
+    pub async fn audit(&self) -> Result<()> {
+        self.take_in_releases().await?;
+        let before = self.leases.all();
+        let devices = self.datapath.devices().await.context("list our devices")?;
+        let there: HashSet<String> = devices.iter().map(|it| it.name.clone()).collect();
+        self.blocking(move |it| it.let_go_of_all_but(&there)).await;
+        for attachment in self.datapath.orphans(before.clone(), &devices).await? {
+            let _claim = self.claim(&attachment).await;
+            match self.free(&attachment).await {
+                Ok(()) => info!(%attachment, "released: its device and its pod are gone"),
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    warn!(%attachment, error, "stays leased until DEL");
+                }
+            }
+        }
+        // A device is made after its lease, and goes a little after it: those of either moment explain it.
+        let after = self.leases.all();
+        let leases = before.values().chain(after.values());
+        let explained: HashSet<String> = leases.map(|it| it.device()).collect();
+        for device in devices.iter().filter(|it| !explained.contains(&it.name)) {
+            let holding = device.name.clone();
+            if !self.blocking(move |it| it.holds(&holding)).await {
+                self.settle_unexplained(device).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn settle_unexplained(&self, device: &Device) {
+        if device.addresses.is_empty() {
+            self.delete_device(&device.name).await;
+        } else {
+            let addresses = &device.addresses;
+            warn!(
+                device = device.name,
+                ?addresses,
+                "held: a device without a lease"
+            );
+            let device = device.clone();
+            self.blocking(move |it| it.hold(&device)).await;
+        }
+    }
+}
