@@ -159,13 +159,14 @@ fn a_static_pod_starts_obeys_policy_and_starts_again_when_its_file_changes() {
     ];
     kubectl.apply(&objects.join("\n---\n")).unwrap();
     let file = cluster.static_pods("n1").unwrap().join("lamp.yaml");
+    // What begins with a brace the kubelet takes for JSON.
     let lamp = |light: &str| {
         format!(
-            "{{apiVersion: v1, kind: Pod, metadata: {{name: lamp, namespace: default, \
-             labels: {{app: lamp}}, annotations: {{light: {light}}}}}, \
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: lamp, namespace: default, \
+             labels: {{app: lamp}}, annotations: {{light: {light}}}}}\n\
              spec: {{terminationGracePeriodSeconds: 1, \
              containers: [{{name: main, image: '{image}', \
-             args: [netexec, '--http-port=8080', '--udp-port=-1']}}]}}}}"
+             args: [netexec, '--http-port=8080', '--udp-port=-1']}}]}}\n"
         )
     };
     for light in ["red", "green"] {
