@@ -30,7 +30,6 @@ const WORKLOAD: &str = include_str!("manifests/workload.yaml");
 const CLEANUP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/cleanup.yaml");
 
 #[test]
-#[ignore = "takes minutes and a cluster of its own: by hand (docs/testing.md)"]
 fn a_node_without_weir_is_what_it_was_before() {
     let Some(programs) = Programs::for_test("a_node_without_weir_is_what_it_was_before") else {
         return;
@@ -72,7 +71,10 @@ fn a_node_without_weir_is_what_it_was_before() {
     for (node, (before, installed)) in NODES.iter().zip(before.iter().zip(&installed)) {
         let difference = before.difference(installed);
         for what in [
-            "program weir_from_pod at Ingress",
+            "weir_from_pod",
+            "weir_to_pod",
+            "weir_to_net",
+            "weir_from_net",
             "route 10.244.",
             "/opt/cni/bin/weir-cni",
             "/etc/cni/net.d/05-weir.conflist",
@@ -85,7 +87,10 @@ fn a_node_without_weir_is_what_it_was_before() {
             "169.254.53.53",
         ] {
             let is_seen = difference.iter().any(|it| it.contains(what));
-            assert!(is_seen, "{node}: the census does not see {what}");
+            assert!(
+                is_seen,
+                "{node}: the census does not see {what}: {difference:#?}"
+            );
         }
     }
 

@@ -86,21 +86,14 @@ impl Census {
 pub fn of_this_node() -> Result<String> {
     let mut things = BTreeSet::new();
     for (noun, command) in LISTS {
-        let mut words = command.split_whitespace();
-        let program = words.next().unwrap_or_default();
-        let output = match Command::new(program).args(words).output() {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            output => output.with_context(|| format!("run {command}"))?,
+        let Some(text) = output_of(command)? else {
+            continue;
         };
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr);
-            bail!("{command}: {}: {}", output.status, said.trim());
-        }
-        let text = String::from_utf8_lossy(&output.stdout);
         let lines = text.lines().filter(|line| !line.starts_with('#'));
         things.extend(lines.map(|line| format!("{noun} {}", line.trim())));
     }
     programs_of_devices(&mut things)?;
+    filters(&mut things)?;
     programs_of_cgroups(&mut things)?;
     settings(Path::new("/proc/sys/net"), &mut things)?;
     files(Path::new("/sys/fs/bpf"), Path::new("/"), &mut things)?;
@@ -117,7 +110,59 @@ pub fn of_this_node() -> Result<String> {
     Ok(things.into_iter().map(|it| it + "\n").collect())
 }
 
-/// Programs at the hooks of devices (tcx); `tc` lists those of filters as queues.
+/// What a command prints; `None` if there is no such program.
+fn output_of(command: &str) -> Result<Option<String>> {
+    let mut words = command.split_whitespace();
+    let program = words.next().unwrap_or_default();
+    let output = match Command::new(program).args(words).output() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        output => output.with_context(|| format!("run {command}"))?,
+    };
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("{command}: {}: {}", output.status, said.trim());
+    }
+    Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()))
+}
+
+/// Filters of the blocks that devices share, and of devices that share none.
+fn filters(things: &mut BTreeSet<String>) -> Result<()> {
+    let queues = output_of("tc qdisc show")?.unwrap_or_default();
+    for place in places_of_filters(&queues) {
+        // A device that went meanwhile had none.
+        let Ok(Some(text)) = output_of(&format!("tc filter show {place}")) else {
+            continue;
+        };
+        let filters = text.lines().filter(|line| line.contains(" handle "));
+        things.extend(filters.map(|it| format!("{} at {place}", it.trim())));
+    }
+    Ok(())
+}
+
+/// Where `tc qdisc show` says that there can be filters, in the words of `tc filter show`.
+fn places_of_filters(queues: &str) -> BTreeSet<String> {
+    let mut places = BTreeSet::new();
+    for line in queues.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let after = |key: &str| {
+            let at = words.iter().position(|word| *word == key)?;
+            words.get(at + 1)
+        };
+        if !words.contains(&"clsact") && !words.contains(&"ingress") {
+            continue;
+        }
+        for (key, side) in [("ingress_block", "ingress"), ("egress_block", "egress")] {
+            match (after(key), after("dev")) {
+                (Some(block), _) => places.insert(format!("block {block}")),
+                (None, Some(device)) => places.insert(format!("dev {device} {side}")),
+                (None, None) => false,
+            };
+        }
+    }
+    places
+}
+
+/// Programs at the hooks of devices (tcx).
 fn programs_of_devices(things: &mut BTreeSet<String>) -> Result<()> {
     for device in fs::read_dir("/sys/class/net").context("list the devices")? {
         let device = device?.file_name().to_string_lossy().into_owned();
@@ -227,6 +272,16 @@ mod tests {
             ]
         );
         assert!(before.difference(&before).is_empty());
+    }
+
+    #[test]
+    fn filters_are_looked_for_in_blocks_and_at_devices() {
+        let queues = "qdisc noqueue 0: dev lo root refcnt 2 \n\
+                      qdisc clsact ffff: dev weir2a parent ffff:fff1 ingress_block 31 egress_block 32 \n\
+                      qdisc clsact ffff: dev weir3b parent ffff:fff1 ingress_block 31 egress_block 32 \n\
+                      qdisc clsact ffff: dev eth0 parent ffff:fff1 \n";
+        let expected = ["block 31", "block 32", "dev eth0 egress", "dev eth0 ingress"];
+        assert!(places_of_filters(queues).iter().eq(expected));
     }
 
     #[test]

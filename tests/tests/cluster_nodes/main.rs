@@ -4,7 +4,7 @@
 //! Seen failing: with `WEIR_BROKEN=no-policy` no policy is applied (30 of 2,973 tries of strangers were answered by
 //! the node that starts again), with `WEIR_BROKEN=dead-backend` the backends are killed under the load that may lose
 //! nothing (149 of 1,337 connections were refused).
-//! With `WEIR_SLOW` (an image that is not optimised, a machine with other work) times are told, not judged.
+//! With `WEIR_SLOW` (an image that is not optimised, as in CI) a join may take three times as long.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
@@ -24,7 +24,9 @@ use world::{World, broken, ctr, eventually, klog, seconds_now, time_of, told, un
 const APPLICATION: &str = include_str!("application.yaml");
 const GUARD: &str = include_str!("guard.yaml");
 /// From the start of a kubelet that joins to the answer of the first pod on its node.
-const JOIN: Duration = Duration::from_secs(5);
+const JOIN: Duration = Duration::from_millis(3500);
+/// How many times as long, if the image is not optimised.
+const SLOW: u32 = 3;
 /// How long rows and routes of a node may stay after its objects are gone.
 const LEAVE: Duration = Duration::from_secs(5);
 /// Connections per second from each of two pods to the service with backends on every node.
@@ -33,7 +35,6 @@ const RATE: u32 = 50;
 const TRIES: u32 = 150;
 
 #[test]
-#[ignore = "takes minutes and a cluster of its own: by hand (docs/testing.md)"]
 fn nodes_join_go_and_start_again_and_pods_start_without_the_api_server() {
     let test = "nodes_join_go_and_start_again_and_pods_start_without_the_api_server";
     let Some(programs) = Programs::for_test(test) else {
@@ -153,10 +154,12 @@ impl World {
         for (time, line) in lines.iter().filter(|(time, _)| *time < announced + 0.1) {
             println!("{:8.2}  n3's agent: {}", time - kubelet, told(line));
         }
-        if std::env::var_os("WEIR_SLOW").is_none() {
-            let took = answered - kubelet;
-            assert!(took <= JOIN.as_secs_f64(), "{took} s");
-        }
+        let took = answered - kubelet;
+        let allowed = match std::env::var_os("WEIR_SLOW") {
+            None => JOIN,
+            Some(_) => JOIN * SLOW,
+        };
+        assert!(took <= allowed.as_secs_f64(), "{took} s");
         assert_eq!(tally.failed(), 0, "{tally:?}");
         assert!(tally.attempted > 500, "{tally:?}");
     }

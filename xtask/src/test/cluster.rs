@@ -1,4 +1,5 @@
-//! What the ring `cluster` takes beside our binaries: programs of other projects, and an image of Weir.
+//! What the ring `cluster` takes beside our binaries: programs of other projects, and an image of Weir, which is not
+//! optimised.
 
 use std::process::Command;
 
@@ -21,5 +22,8 @@ pub(super) fn prepare(workspace: &Workspace) -> anyhow::Result<Vec<Variable>> {
         return Ok(Vec::new());
     }
     let image = image::run(workspace, image::Options::trial(workspace))?;
-    Ok(vec![("WEIR_IMAGE", image.into())])
+    Ok(vec![
+        ("WEIR_IMAGE", image.into()),
+        ("WEIR_SLOW", "yes".into()),
+    ])
 }
