@@ -80,34 +80,49 @@ impl<K: Copy + Ord, V: Copy + PartialEq> Delta<K, V> {
 
     /// The kernel holds exactly these rows. Returns what of that is news.
     pub fn observe_all(&mut self, rows: impl IntoIterator<Item = (K, V)>) -> Drift {
-        let actual: BTreeMap<K, V> = rows.into_iter().collect();
+        let mut rows: Vec<(K, V)> = rows.into_iter().collect();
+        // A hash is read in the order of its buckets. Sorted, both sides are gone through once, side by side.
+        rows.sort_unstable_by_key(|(key, _)| *key);
+        rows.dedup_by_key(|(key, _)| *key);
+        let mut rows = rows.into_iter().peekable();
         let mut drift = Drift::default();
-        let believed: Vec<K> = self
-            .settled
-            .keys()
-            .chain(self.stale.keys())
-            .copied()
-            .collect();
-        for key in believed {
-            if !actual.contains_key(&key) {
-                drift.missing += 1;
-                self.observe(key, None);
+        let mut news = Vec::new();
+        for (key, believed) in self.believed() {
+            while let Some((unknown, value)) = rows.next_if(|(it, _)| it < key) {
+                drift.unexpected += 1;
+                news.push((unknown, Some(value)));
+            }
+            match rows.next_if(|(it, _)| it == key) {
+                None => {
+                    drift.missing += 1;
+                    news.push((*key, None));
+                }
+                Some((_, value)) if value != *believed => {
+                    drift.different += 1;
+                    news.push((*key, Some(value)));
+                }
+                Some(_) => {}
             }
         }
-        for (key, value) in actual {
-            match self.actual(&key) {
-                Some(believed) if believed == value => {}
-                Some(_) => {
-                    drift.different += 1;
-                    self.observe(key, Some(value));
-                }
-                None => {
-                    drift.unexpected += 1;
-                    self.observe(key, Some(value));
-                }
-            }
+        for (unknown, value) in rows {
+            drift.unexpected += 1;
+            news.push((unknown, Some(value)));
+        }
+        for (key, actual) in news {
+            self.observe(key, actual);
         }
         drift
+    }
+
+    /// Every row that the kernel holds, as far as we know, in the order of the keys.
+    fn believed(&self) -> impl Iterator<Item = (&K, &V)> {
+        let mut settled = self.settled.iter().peekable();
+        let mut stale = self.stale.iter().peekable();
+        std::iter::from_fn(move || match (settled.peek(), stale.peek()) {
+            (Some((one, _)), Some((other, _))) if other < one => stale.next(),
+            (None, _) => stale.next(),
+            _ => settled.next(),
+        })
     }
 
     /// What the row of this key should be.

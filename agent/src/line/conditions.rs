@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::Line;
 use super::machine::Machine;
+use super::upkeep::AUDITED;
 use crate::conditions::{Board, Condition, NodeFault, ObjectFault, Reporter};
 use crate::model::Kind;
 use crate::watch::status::WatchStatus;
@@ -25,7 +26,8 @@ pub(super) struct Said {
     pub(super) pods: Reporter,
     pub(super) nodes: Reporter,
     pub(super) hooks: Reporter,
-    pub(super) tables: Reporter,
+    /// One for each part in which they are compared.
+    pub(super) tables: [Reporter; AUDITED.len()],
 }
 
 impl Said {
@@ -41,7 +43,7 @@ impl Said {
             pods: board.reporter("pods"),
             nodes: board.reporter("nodes"),
             hooks: board.reporter("hooks"),
-            tables: board.reporter("tables"),
+            tables: AUDITED.map(|part| board.reporter(part)),
         }
     }
 }

@@ -12,7 +12,8 @@ use ipnet::IpNet;
 
 use crate::events::Names;
 use crate::model::{
-    Change, Kind, Node, Object, ObjectId, ObjectName, Pod, PodNetwork, PodPhase, Snapshot,
+    Change, Kind, Namespace, Node, Object, ObjectId, ObjectName, Pod, PodNetwork, PodPhase,
+    Snapshot,
 };
 use crate::pods::{Attachment, Lease, PodRef};
 
@@ -44,6 +45,10 @@ pub struct Dirty {
     pub pods: BTreeSet<ObjectName>,
     /// Something that policy looks at.
     pub policy: bool,
+    /// Labels of a Namespace: policy looks at them if a selector asks for them.
+    pub namespace_labels: bool,
+    /// The life of a Namespace: policy looks at it if there is any.
+    pub namespace_lives: bool,
     /// Namespaces that appeared or went.
     pub namespaces: BTreeSet<Arc<str>>,
     /// A Node, an address or a range of this one, or whether all of them have been said.
@@ -315,7 +320,11 @@ impl Inputs {
                 }
             }
             Kind::Namespace => {
-                dirty.policy = true;
+                let (before, after) = (before.and_then(namespace), after.and_then(namespace));
+                let labels = |namespace: Option<&Namespace>| namespace.map(|it| it.labels.clone());
+                let phase = |namespace: Option<&Namespace>| namespace.map(|it| it.phase);
+                dirty.namespace_labels |= labels(before) != labels(after);
+                dirty.namespace_lives |= phase(before) != phase(after);
                 if before.is_none() || after.is_none() {
                     dirty.namespaces.insert(id.name.name.clone());
                 }
@@ -341,6 +350,13 @@ fn except(addresses: &[IpAddr], is_out: impl Fn(&IpAddr) -> bool) -> Vec<IpAddr>
 fn pod(object: &Object) -> Option<&Pod> {
     match object {
         Object::Pod(pod) => Some(pod),
+        _ => None,
+    }
+}
+
+fn namespace(object: &Object) -> Option<&Namespace> {
+    match object {
+        Object::Namespace(namespace) => Some(namespace),
         _ => None,
     }
 }

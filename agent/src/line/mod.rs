@@ -100,6 +100,8 @@ pub struct Line<M: Machine> {
     published: Arc<Published>,
     started: Instant,
     ticks: u64,
+    /// The tick at which tables are compared with the kernel next.
+    audit_at: u64,
     drifted: usize,
 }
 
@@ -167,6 +169,7 @@ impl<M: Machine> Line<M> {
             published,
             started: Instant::now(),
             ticks: 0,
+            audit_at: upkeep::AUDIT_TICKS,
             drifted: 0,
         };
         line.report();
@@ -248,7 +251,7 @@ impl<M: Machine> Line<M> {
             self.complete(&dirty, now);
         } else {
             self.pass_services(&dirty, now);
-            if dirty.policy && self.is_complete {
+            if self.is_complete && self.is_for_policy(&dirty) {
                 self.pass_policy(now);
             }
         }

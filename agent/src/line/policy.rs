@@ -9,9 +9,9 @@ use tracing::warn;
 use weir_common::Addr;
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 
-use super::Line;
 use super::machine::Machine;
 use super::pods::subject;
+use super::{Dirty, Line};
 use crate::apply::{Origin, Outcome, Policies, PolicyTarget, Status};
 use crate::compile::PodRules;
 use crate::compile::policy::{self, Compiled, NodeView, Report, Retained};
@@ -70,6 +70,16 @@ impl<M: Machine> Policy<M> {
 }
 
 impl<M: Machine> Line<M> {
+    /// Could another compilation have another outcome?
+    pub(super) fn is_for_policy(&self, dirty: &Dirty) -> bool {
+        let policy = &self.policy;
+        let are_there_any =
+            || !(self.inputs.snapshot().policies.is_empty() && policy.retained.is_empty());
+        dirty.policy
+            || dirty.namespace_labels && policy.compiled.asks_for_namespaces()
+            || dirty.namespace_lives && are_there_any()
+    }
+
     pub(super) fn pass_policy(&mut self, now: Instant) {
         if self.policy.is_half_way() {
             self.continue_policy(now);

@@ -83,7 +83,7 @@ impl<M: Machine> Line<M> {
     }
 
     /// How full the tables are.
-    fn fills(&self) -> Vec<TableFill> {
+    pub(super) fn fills(&self) -> Vec<TableFill> {
         let fills = self.services.tables.fills().into_iter();
         let fills = fills
             .chain([self.nodes.table.fill()])

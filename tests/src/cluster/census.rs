@@ -280,7 +280,12 @@ mod tests {
                       qdisc clsact ffff: dev weir2a parent ffff:fff1 ingress_block 31 egress_block 32 \n\
                       qdisc clsact ffff: dev weir3b parent ffff:fff1 ingress_block 31 egress_block 32 \n\
                       qdisc clsact ffff: dev eth0 parent ffff:fff1 \n";
-        let expected = ["block 31", "block 32", "dev eth0 egress", "dev eth0 ingress"];
+        let expected = [
+            "block 31",
+            "block 32",
+            "dev eth0 egress",
+            "dev eth0 ingress",
+        ];
         assert!(places_of_filters(queues).iter().eq(expected));
     }
 

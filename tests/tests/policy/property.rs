@@ -174,4 +174,19 @@ proptest! {
         prop_assert_eq!(fresh.rows(), later.rows());
         prop_assert_eq!(fresh.book(), later.book());
     }
+
+    /// Labels of namespaces need no compilation then.
+    #[test]
+    fn labels_of_namespaces_change_nothing_unless_a_selector_asks(
+        cluster in cluster(Parts::All),
+        other in cluster(Parts::All),
+    ) {
+        let before = compiled(&cluster, "n1");
+        let relabelled = Cluster { namespaces: other.namespaces, ..cluster };
+        let after = compiled(&relabelled, "n1");
+        if !before.asks_for_namespaces() {
+            prop_assert_eq!(before.rows(), after.rows());
+            prop_assert_eq!(before.book(), after.book());
+        }
+    }
 }

@@ -51,6 +51,7 @@ pub struct Compiled {
     lists: Numbers<Arc<RuleList>>,
     sets: Numbers<PortSet>,
     owners: Numbers<RuleOwner>,
+    asks_for_namespaces: bool,
     mask: u32,
 }
 
@@ -73,6 +74,7 @@ impl Compiled {
             lists: Numbers::default(),
             sets: Numbers::default(),
             owners: Numbers::default(),
+            asks_for_namespaces: false,
             mask: u32::MAX
                 .checked_shr(u32::BITS.saturating_sub(bits))
                 .unwrap_or(0),
@@ -92,6 +94,11 @@ impl Compiled {
     /// The number under which a list of rules denies: its owner names the policies that isolate.
     pub fn denying_rule(&self, rules: RulesId) -> Option<RuleId> {
         self.denials.get(&rules).map(|row| row.rule)
+    }
+
+    /// Does any selector ask for the labels of namespaces?
+    pub fn asks_for_namespaces(&self) -> bool {
+        self.asks_for_namespaces
     }
 
     /// What a person should know, in order, each once.
@@ -128,7 +135,9 @@ pub fn compile(
     let lists = Numbers::assign(lists, &previous.lists, previous.mask);
 
     let dns = Labels::from([(DNS_LABEL.0.into(), DNS_LABEL.1.into())]);
-    let mut classifier = Classifier::new(predicates(&lists), &snapshot.namespaces);
+    let predicates = predicates(&lists);
+    let asks_for_namespaces = predicates.iter().any(|it| it.asks_for_namespaces());
+    let mut classifier = Classifier::new(predicates, &snapshot.namespaces);
     let (holders, mut all_reports) = holders(snapshot, node);
     let facts = facts(&holders, &mut classifier, &dns);
     let distinct: BTreeSet<&Facts> = facts.values().collect();
@@ -209,6 +218,7 @@ pub fn compile(
         lists,
         sets,
         owners,
+        asks_for_namespaces,
         mask: previous.mask,
     }
 }

@@ -37,6 +37,11 @@ impl Predicate {
             pods: canonical(&peers.pods),
         }
     }
+
+    /// Does the answer depend on labels of namespaces?
+    pub(super) fn asks_for_namespaces(&self) -> bool {
+        matches!(self.scope, Scope::Matching(_))
+    }
 }
 
 /// What is known of a namespace.

@@ -61,6 +61,11 @@ impl Retained {
         });
         self.kept.values().cloned().collect()
     }
+
+    /// Were there no policies at the last look, and is none kept?
+    pub fn is_empty(&self) -> bool {
+        self.policies.is_empty() && self.kept.is_empty()
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What inputs make of what is said.
 
 use super::*;
-use crate::model::{EndpointSlice, Family};
+use crate::model::{EndpointSlice, Family, NamespacePhase};
 use crate::pods::{LeaseState, Mac, Macs};
 
 fn inputs() -> Inputs {
@@ -106,6 +106,27 @@ fn what_changes_nothing_dirties_nothing_and_readiness_is_nothing_to_policy() {
         ..pod_on("n2", "1", &[Y])
     }));
     assert_eq!(inputs.take_dirty(), Dirty::default());
+}
+
+#[test]
+fn of_a_namespace_policy_hears_what_it_may_look_at() {
+    let mut inputs = inputs();
+    let mut said = |label: &str, phase| {
+        let namespace = Namespace {
+            name: "shop".into(),
+            labels: BTreeMap::from([("team".into(), label.into())]),
+            phase,
+        };
+        inputs.take(Change::Applied(Object::Namespace(Arc::new(namespace))));
+        let dirty = inputs.take_dirty();
+        assert!(!dirty.policy, "{dirty:?}");
+        (dirty.namespace_labels, dirty.namespace_lives)
+    };
+    let (active, leaving) = (NamespacePhase::Active, NamespacePhase::Terminating);
+    assert_eq!(said("a", active), (true, true), "it is new");
+    assert_eq!(said("a", active), (false, false));
+    assert_eq!(said("b", active), (true, false));
+    assert_eq!(said("b", leaving), (false, true));
 }
 
 #[test]
