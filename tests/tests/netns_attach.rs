@@ -18,7 +18,7 @@ use weir_tests::kernels::{
     programs_of_filters, tc,
 };
 use weir_tests::machine::Machine;
-use weir_tests::node::{Node, NodeOptions};
+use weir_tests::node::{Family, Node, NodeOptions};
 use weir_tests::workloads::Workload;
 
 /// The programs at a side of a device of this thread's namespace, in their order.
@@ -363,4 +363,48 @@ fn a_pod_that_deletes_its_device_stops_nobody() {
     std::thread::sleep(Duration::from_secs(7));
     assert_eq!(node.readyz().trim(), "ok");
     node.run_pod(Workload::named("shop", "other")).unwrap();
+}
+
+/// Once a minute leases are compared with devices and pods. Seen failing without the audit: the lease stayed.
+#[test]
+fn a_lease_whose_del_never_comes_is_freed_and_a_pod_that_exists_keeps_its_own() {
+    const AUDIT: Duration = Duration::from_secs(60);
+    let node = Node::start(NodeOptions::named("audited")).unwrap();
+    let run = |name: &str| node.run_pod(Workload::named("shop", name)).unwrap();
+    let (lost, broken, whole) = (run("lost"), run("broken"), run("whole"));
+    let address = lost.address(Family::V4).unwrap();
+    for pod in [&lost, &broken] {
+        pod.netns().ip("link del eth0").unwrap();
+    }
+    // Its object goes, and its sandbox with it: nobody will ever call DEL.
+    std::fs::remove_file(node.manifests().join("pods/shop.lost.yaml")).unwrap();
+
+    let log = node.machine().dir().join("agent.log");
+    let released = "released: its device and its pod are gone";
+    let deadline = Instant::now() + AUDIT + Duration::from_secs(10);
+    let said = loop {
+        let said = std::fs::read_to_string(&log).unwrap();
+        if said.contains(released) {
+            break said;
+        }
+        assert!(Instant::now() < deadline, "{said}");
+        std::thread::sleep(Duration::from_millis(500));
+    };
+    let freed: Vec<&str> = said.lines().filter(|it| it.contains(released)).collect();
+    assert_eq!(freed.len(), 1, "{freed:?}");
+    assert!(
+        freed[0].contains(&lost.cni_env()["CNI_CONTAINERID"]),
+        "{freed:?}"
+    );
+    let conditions = node.conditions("DeviceGone");
+    assert!(conditions.contains("shop/broken"), "{conditions:?}");
+    assert!(!conditions.contains("shop/lost"), "{conditions:?}");
+    assert_eq!(node.readyz().trim(), "ok");
+    // The pod that is whole is as it was, and others get addresses; the one that is broken still has its own.
+    let other = run("other").address(Family::V4).unwrap();
+    let taken = [&broken, &whole].map(|pod| pod.address(Family::V4).unwrap());
+    assert!(
+        !taken.contains(&other),
+        "{other} of {taken:?}; {address} was freed"
+    );
 }

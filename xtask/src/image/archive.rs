@@ -147,7 +147,7 @@ fn digest(bytes: &[u8]) -> String {
 
 fn compress(bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
     // Its header has neither a name nor a time.
-    let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
     gzip.write_all(bytes).context("compress the layer")?;
     gzip.finish().context("compress the layer")
 }
