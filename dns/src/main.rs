@@ -178,8 +178,14 @@ async fn answer(
     let upstream = Upstream::new(&servers)?;
     let folder = Folder::new(args.hand_over);
     let resolve = Arc::new(Resolve::new(args.domain, zone, upstream, metrics));
-    let server = Server::start(listeners, &folder, &resolve, shutdown.clone())
-        .context("cannot answer on what is open")?;
+    let server = Server::start(
+        listeners,
+        &folder,
+        args.kept.keeper,
+        &resolve,
+        shutdown.clone(),
+    )
+    .context("cannot answer on what is open")?;
     // Only now, so that who knows the zone and is asked whether it is ready answers questions too.
     let pages = tokio::spawn(pages.serve(router));
     tokio::select! {

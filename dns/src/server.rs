@@ -30,10 +30,12 @@ pub struct Server {
 
 impl Server {
     /// Begins to answer on every listener, until `shutdown`, and to offer its sockets in `folder` to the
-    /// next process. When it returns, no listener is without its task.
+    /// next process. `keeper` is the pid of the parent that keeps this process running, if one does. When
+    /// it returns, no listener is without its task.
     pub fn start(
         listeners: Vec<Listener>,
         folder: &Folder,
+        keeper: Option<i32>,
         resolve: &Arc<Resolve>,
         shutdown: CancellationToken,
     ) -> io::Result<Self> {
@@ -54,6 +56,7 @@ impl Server {
                 udp: udp.try_clone()?.into(),
                 tcp: tcp.try_clone()?.into(),
                 folder: folder.clone(),
+                keeper,
                 zone: resolve.zone.clone(),
                 turn: turn.clone(),
             };

@@ -29,7 +29,8 @@ struct Reader {
     before: Before,
     /// Newer processes that read.
     newer: usize,
-    sockets: Sockets,
+    /// Newer processes that have the sockets, read or not. Our parent, which ends when we do, is none of them.
+    others: usize,
 }
 
 /// The process that the sockets come from.
@@ -37,20 +38,30 @@ struct Reader {
 enum Before {
     /// It reads, until we can.
     Reads,
-    /// There is none, it is gone, or we have told it that we read.
+    /// We have told it that we read, and it has the sockets still.
+    Waits,
+    /// There is none, or it is gone.
     Past,
 }
 
 /// Whether another process may have the sockets too.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Sockets {
+    /// Nobody has them but the parent that starts us again when we are killed: when we end, it does.
     Own,
     Shared,
 }
 
 impl Reader {
     fn is_us(&self) -> bool {
-        self.before == Before::Past && self.newer == 0
+        self.before != Before::Reads && self.newer == 0
+    }
+
+    fn sockets(&self) -> Sockets {
+        match (self.before, self.others) {
+            (Before::Past, 0) => Sockets::Own,
+            _ => Sockets::Shared,
+        }
     }
 }
 
@@ -61,15 +72,15 @@ pub struct Turn(Arc<watch::Sender<Reader>>);
 impl Turn {
     /// Ours at once, unless another process reads.
     pub fn new(origin: &Origin) -> Self {
-        let (before, sockets) = match origin {
-            Origin::Opened => (Before::Past, Sockets::Own),
-            Origin::Holder => (Before::Past, Sockets::Shared),
-            Origin::Reader(_) => (Before::Reads, Sockets::Shared),
+        let before = match origin {
+            // Who only holds them is a parent: ours, or one whose program has ended, which ends too.
+            Origin::Opened | Origin::Holder => Before::Past,
+            Origin::Reader(_) => Before::Reads,
         };
         let reader = Reader {
             before,
             newer: 0,
-            sockets,
+            others: 0,
         };
         Self(Arc::new(watch::Sender::new(reader)))
     }
@@ -81,7 +92,7 @@ impl Turn {
 
     /// Whether another process may have the sockets.
     pub fn sockets(&self) -> Sockets {
-        self.0.borrow().sockets
+        self.0.borrow().sockets()
     }
 
     fn change(&self, change: impl FnOnce(&mut Reader)) {
@@ -126,6 +137,8 @@ pub struct Turns {
     pub udp: OwnedFd,
     pub tcp: OwnedFd,
     pub folder: Folder,
+    /// The pid of the parent that keeps us running.
+    pub keeper: Option<i32>,
     pub zone: SharedZone,
     pub turn: Turn,
 }
@@ -135,13 +148,15 @@ impl Turns {
     /// `shutdown`. Then others hear that we read no more.
     pub async fn follow(self, origin: Origin, shutdown: CancellationToken) {
         let follow = async {
-            // Open as long as we live, so that the process before goes on if we die.
-            let _before = match origin {
+            let before = match origin {
                 Origin::Opened | Origin::Holder => None,
                 Origin::Reader(before) => self.succeed(before).await,
             };
-            let (_offer, listener) = self.offer().await;
-            self.give_away(listener).await;
+            let offered = async {
+                let (_offer, listener) = self.offer().await;
+                self.give_away(listener).await;
+            };
+            tokio::join!(self.outlive(before), offered);
         };
         tokio::select! {
             () = shutdown.cancelled() => {}
@@ -193,7 +208,11 @@ impl Turns {
                 }
             }
         }
-        self.turn.change(|reader| reader.before = Before::Past);
+        let state = match before {
+            Some(_) => Before::Waits,
+            None => Before::Past,
+        };
+        self.turn.change(|reader| reader.before = state);
         if let Some(stream) = &mut before
             && let Err(error) = say_reading(stream).await
         {
@@ -201,6 +220,21 @@ impl Turns {
         }
         info!(%address, "answering");
         before
+    }
+
+    /// Waits for the end of the process before. The connection is open as long as we live, so that it goes on if we
+    /// die.
+    async fn outlive(&self, before: Option<UnixStream>) {
+        if let Some(mut before) = before {
+            gone(&mut before).await;
+            self.turn.change(|reader| reader.before = Before::Past);
+        }
+    }
+
+    /// A process of another container has no pid here, and zero is nobody's.
+    fn is_keeper(&self, next: &UnixStream) -> bool {
+        let pid = next.peer_cred().ok().and_then(|it| it.pid());
+        pid.is_some_and(|pid| pid > 0 && self.keeper == Some(pid))
     }
 
     async fn give_away(&self, listener: UnixListener) {
@@ -220,14 +254,22 @@ impl Turns {
                 warn!("hand-over refused: too many processes");
                 continue;
             }
+            let is_other = !self.is_keeper(&next);
             // First, since nothing may be done to them any more that others would feel.
-            self.turn.change(|reader| reader.sockets = Sockets::Shared);
+            self.turn
+                .change(|reader| reader.others += usize::from(is_other));
             let (udp, tcp) = (self.udp.as_fd(), self.tcp.as_fd());
             if let Err(error) = hand_over::give(&next, Giver::Reads, udp, tcp) {
+                self.turn
+                    .change(|reader| reader.others -= usize::from(is_other));
                 warn!(address = %self.address, %error, "sockets not handed over");
                 continue;
             }
-            others.spawn(watch_next(next, self.address, self.turn.clone()));
+            let (address, turn) = (self.address, self.turn.clone());
+            others.spawn(async move {
+                watch_next(next, address, turn.clone()).await;
+                turn.change(|reader| reader.others -= usize::from(is_other));
+            });
         }
     }
 }

@@ -165,6 +165,7 @@ impl Server {
         let server = server::Server::start(
             vec![listener],
             &meeting,
+            None,
             &Arc::new(resolve),
             shutdown.clone(),
         );
