@@ -40,6 +40,7 @@ use crate::kernel::second_lock::Lock;
 use crate::kernel::{Kernel, features, lock, netlink, network, object, second_lock, sysctl};
 use crate::line::{Handle, Input, KernelMachine, Line, Parts, Published};
 use crate::pods::{self, Leases, Places, Pods, Ranges};
+use crate::tell::{Roster, Scribe, Teller, Tells};
 use crate::zone_feed::{self, ZoneFeed};
 
 /// Changes that may wait for the line. A source that brings more waits.
@@ -99,6 +100,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
         source,
         health,
         addresses,
+        servers,
     } = Running::prepare(&settings).await?;
     let (changes, inbox) = mpsc::channel(CHANGES);
     tasks.spawn("source of objects", source.run(changes));
@@ -113,6 +115,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     // compile → apply → kernel: one thread writes.
     let zone = ZoneFeed::new(settings.dns.domain.as_str());
     let names = Names::default();
+    let roster = Roster::new(settings.agents_in.clone());
     let published = Arc::new(Published::default());
     let (line, inputs) = Handle::new();
     let ranges = leases.ranges();
@@ -124,6 +127,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
         ranges: ranges.borrow().clone(),
         zone: zone.clone(),
         names: names.clone(),
+        roster: roster.clone(),
         board: board.clone(),
         published: published.clone(),
     })?;
@@ -212,6 +216,20 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     );
     let explained = explain(incoming, names.clone(), published.clone(), recent.clone());
     tasks.spawn("events", explained);
+
+    // What others are told.
+    if settings.tells != Tells::default()
+        && let Some(servers) = servers
+    {
+        let teller = Teller {
+            node: settings.node.clone(),
+            tells: settings.tells,
+            scribe: Scribe::new(servers),
+            roster,
+            board: board.clone(),
+        };
+        tasks.spawn("telling the cluster", teller.run());
+    }
 
     // What others ask.
     let at = zone_feed::Place {

@@ -15,5 +15,6 @@ pub mod kernel;
 pub mod line;
 pub mod model;
 pub mod pods;
+pub mod tell;
 pub mod watch;
 pub mod zone_feed;

@@ -1,5 +1,6 @@
 //! Which source of objects there is: an API server or a folder of manifests.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -9,7 +10,7 @@ use weir_cni::durable::private_folder;
 use crate::config::{Settings, Source};
 use crate::model::Change;
 use crate::watch::controllers::Surroundings;
-use crate::watch::kube::{Credentials, KubeOptions, KubeSource, Timing, connect};
+use crate::watch::kube::{Credentials, KubeOptions, KubeSource, Servers, Timing, connect};
 use crate::watch::manifests::{ManifestsOptions, ManifestsSource, PodAddresses};
 use crate::watch::saved::{SAVED_OBJECTS, SavedObjects};
 use crate::watch::saving::{Pace, Saving};
@@ -24,6 +25,8 @@ pub(super) struct Running {
     pub(super) health: watch::Receiver<Health>,
     /// With manifests: who fills in the addresses of this node's pods.
     pub(super) addresses: Option<PodAddresses>,
+    /// With an API server: who can be told something.
+    pub(super) servers: Option<Arc<Servers>>,
 }
 
 pub(super) enum AnySource {
@@ -55,6 +58,7 @@ impl Running {
                     source: AnySource::Manifests(source),
                     health,
                     addresses,
+                    servers: None,
                 })
             }
             Source::Kube {
@@ -70,7 +74,7 @@ impl Running {
                     servers: api_servers.clone(),
                 };
                 let timing = Timing::default();
-                let servers = connect(&options, &timing).await?;
+                let servers = Arc::new(connect(&options, &timing).await?);
                 let saving = Saving {
                     to: SavedObjects::new(
                         settings.state_dir.join(SAVED_OBJECTS),
@@ -78,12 +82,13 @@ impl Running {
                     ),
                     pace: Pace::default(),
                 };
-                let source = KubeSource::new(servers, timing).saving(saving);
+                let source = KubeSource::new(servers.clone(), timing).saving(saving);
                 let health = source.health();
                 Ok(Self {
                     source: AnySource::Kube(source),
                     health,
                     addresses: None,
+                    servers: Some(servers),
                 })
             }
         }

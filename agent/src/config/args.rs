@@ -190,6 +190,19 @@ pub struct RunArgs {
     #[arg(long, requires = "cni_conf_dir")]
     pub cni_bin_dir: Option<PathBuf>,
 
+    /// Write an Event when something is wrong with an object, a pod of this node or the node. Takes the permission to
+    /// create Events.
+    #[arg(long)]
+    pub tell_events: bool,
+    /// When the agent of another node is not ready for a minute, say so in the condition NetworkUnavailable of its Node,
+    /// and take that back for this node. Takes the permission to patch nodes/status, and --pod-namespace.
+    #[arg(long, requires = "pod_namespace")]
+    pub tell_absence: bool,
+    /// The namespace of this agent's pod and those of the others, which have its labels app.kubernetes.io/name and
+    /// component. Of an object that all agents know, one of them tells.
+    #[arg(long, env = "POD_NAMESPACE")]
+    pub pod_namespace: Option<String>,
+
     /// Where /metrics, /healthz and /readyz are served. An IPv6 address may lack its brackets.
     #[arg(long, default_value = "127.0.0.1:9660", value_parser = host_port)]
     pub http: SocketAddr,

@@ -9,6 +9,7 @@ use thiserror::Error;
 
 use super::args::RunArgs;
 use crate::model::ObjectName;
+use crate::tell::Tells;
 
 /// Validated settings.
 #[derive(Clone, Debug)]
@@ -32,6 +33,10 @@ pub struct Settings {
     /// Where the plugin must be before that.
     pub cni_bin_dir: Option<PathBuf>,
     pub http: SocketAddr,
+    /// What the cluster is told.
+    pub tells: Tells,
+    /// The namespace that agents' pods are in, if the source of objects has them.
+    pub agents_in: Option<Arc<str>>,
     /// How often an agent was killed and this one's parent started another.
     pub restarts: u64,
 }
@@ -65,6 +70,8 @@ impl Settings {
             cni_conf_dir: None,
             cni_bin_dir: None,
             http: SocketAddr::from(([127, 0, 0, 1], 0)),
+            tells: Tells::default(),
+            agents_in: None,
             restarts: 0,
         }
     }
@@ -195,6 +202,11 @@ impl TryFrom<&RunArgs> for Settings {
             cni_conf_dir: args.cni_conf_dir.clone(),
             cni_bin_dir: args.cni_bin_dir.clone(),
             http: args.http,
+            tells: Tells {
+                events: args.tell_events,
+                node_condition: args.tell_absence,
+            },
+            agents_in: args.pod_namespace.as_deref().map(Into::into),
             restarts: args.kept.restarts,
         })
     }

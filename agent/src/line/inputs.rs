@@ -16,6 +16,7 @@ use crate::model::{
     Snapshot,
 };
 use crate::pods::{Attachment, Lease, PodRef};
+use crate::tell::Roster;
 
 /// The snapshot, in which every address is whose it is.
 ///
@@ -34,6 +35,7 @@ pub struct Inputs {
     quarantined: BTreeMap<String, String>,
     dirty: Dirty,
     names: Names,
+    roster: Roster,
 }
 
 /// What has to be compiled again.
@@ -58,8 +60,8 @@ pub struct Dirty {
 }
 
 impl Inputs {
-    /// Of the node of this name. `names` is kept as objects change.
-    pub fn new(node: Arc<str>, names: Names) -> Self {
+    /// Of the node of this name. `names` and `roster` are kept as objects change.
+    pub fn new(node: Arc<str>, names: Names, roster: Roster) -> Self {
         Self {
             node,
             ranges: Vec::new(),
@@ -69,6 +71,7 @@ impl Inputs {
             quarantined: BTreeMap::new(),
             dirty: Dirty::default(),
             names,
+            roster,
         }
     }
 
@@ -290,6 +293,7 @@ impl Inputs {
 
     fn changed(&mut self, id: &ObjectId, before: Option<&Object>, after: Option<&Object>) {
         self.names.changed(before, after);
+        self.roster.changed(before, after);
         let dirty = &mut self.dirty;
         let both = || before.into_iter().chain(after);
         match id.kind {

@@ -35,6 +35,7 @@ use crate::config::Settings;
 use crate::events::Names;
 use crate::kernel::clock;
 use crate::model::Change;
+use crate::tell::Roster;
 use crate::watch::status::Health;
 use crate::zone_feed::ZoneFeed;
 
@@ -116,6 +117,7 @@ pub struct Parts<M> {
     pub ranges: Vec<IpNet>,
     pub zone: ZoneFeed,
     pub names: Names,
+    pub roster: Roster,
     pub board: Arc<Board>,
     pub published: Arc<Published>,
 }
@@ -134,6 +136,7 @@ impl<M: Machine> Line<M> {
             ranges,
             zone,
             names,
+            roster,
             board,
             published,
         } = parts;
@@ -150,7 +153,7 @@ impl<M: Machine> Line<M> {
         let addresses = NodeAddresses::resume(t.nodes).context("read the table of nodes")?;
         let uplinks =
             Uplinks::resume(t.uplinks, t.cluster).context("read the tables of uplinks")?;
-        let mut inputs = Inputs::new(settings.node.clone(), names);
+        let mut inputs = Inputs::new(settings.node.clone(), names, roster);
         inputs.know_ranges(ranges);
         let mut line = Self {
             services: Services::resume(services, settings.dns.service.clone()),

@@ -8,6 +8,14 @@ use serde::{Deserialize, Serialize};
 
 use super::Labels;
 
+/// The condition of a Node that says that pods should not be placed there: the node controller gives such a node the
+/// taint `node.kubernetes.io/network-unavailable:NoSchedule`.
+pub const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
+/// Its reason when an agent has written it because that node's is away.
+pub const AGENT_AWAY: &str = "WeirAgentAway";
+/// Its reason when the node's agent has taken that back.
+pub const AGENT_READY: &str = "WeirAgentReady";
+
 /// A Node.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Node {
@@ -19,4 +27,7 @@ pub struct Node {
     pub internal: Vec<IpAddr>,
     /// `spec.podCIDRs`: at most one of each family.
     pub pod_cidrs: Vec<IpNet>,
+    /// It has the condition [`NETWORK_UNAVAILABLE`] for the reason [`AGENT_AWAY`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_told_away: bool,
 }

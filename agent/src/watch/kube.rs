@@ -9,6 +9,7 @@ mod trouble;
 
 use std::collections::BTreeMap;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
@@ -97,7 +98,7 @@ impl Timing {
 /// The source.
 #[derive(Debug)]
 pub struct KubeSource {
-    servers: Servers,
+    servers: Arc<Servers>,
     timing: Timing,
     saving: Option<Saving>,
     reporter: Reporter,
@@ -105,9 +106,9 @@ pub struct KubeSource {
 
 impl KubeSource {
     /// Asks nothing yet.
-    pub fn new(servers: Servers, timing: Timing) -> Self {
+    pub fn new(servers: impl Into<Arc<Servers>>, timing: Timing) -> Self {
         Self {
-            servers,
+            servers: servers.into(),
             timing,
             saving: None,
             reporter: Reporter::new(),

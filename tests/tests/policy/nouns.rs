@@ -161,6 +161,7 @@ pub(super) fn snapshot(cluster: &Cluster) -> Snapshot {
             addresses: addresses.map(ip).to_vec(),
             internal: Vec::new(),
             pod_cidrs: Vec::new(),
+            is_told_away: false,
         })));
     }
     for namespace in &cluster.namespaces {

@@ -17,6 +17,7 @@ use crate::events::Names;
 use crate::line::{Input, Line, Parts, Published};
 use crate::model::{Change, Kind, Object};
 use crate::pods::{Attachment, Device, Lease, LeaseState, Mac, Macs, PodRef};
+use crate::tell::Roster;
 use crate::watch::documents::{Parsed, parse};
 use crate::watch::status::{Health, WatchStatus};
 use crate::zone_feed::ZoneFeed;
@@ -331,6 +332,7 @@ fn start(memory: &Memory, health: &watch::Sender<Health>) -> (Line<Memory>, Arc<
         ranges: vec!["10.0.1.0/24".parse().unwrap()],
         zone: ZoneFeed::new("cluster.local"),
         names: Names::default(),
+        roster: Roster::default(),
         board: board.clone(),
         published: Arc::new(Published::default()),
     });

@@ -5,7 +5,7 @@ use crate::model::{EndpointSlice, Family, NamespacePhase};
 use crate::pods::{LeaseState, Mac, Macs};
 
 fn inputs() -> Inputs {
-    let mut inputs = Inputs::new("n1".into(), Names::default());
+    let mut inputs = Inputs::new("n1".into(), Names::default(), Roster::default());
     inputs.know_ranges(vec!["10.0.1.0/24".parse().unwrap()]);
     inputs
 }
@@ -48,6 +48,7 @@ fn node(name: &str, range: &str) -> Change {
         addresses: Vec::new(),
         internal: Vec::new(),
         pod_cidrs: vec![range.parse().unwrap()],
+        is_told_away: false,
     })))
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::{Converted, Invalid, Problem, cidr, labels, name, unicast};
-use crate::model::{Namespace, NamespacePhase, Node, Object};
+use crate::model::{AGENT_AWAY, NETWORK_UNAVAILABLE, Namespace, NamespacePhase, Node, Object};
 use crate::watch::wire;
 
 /// A Namespace.
@@ -76,6 +76,11 @@ pub fn node(wire: wire::Node) -> Result<Converted, Invalid> {
             }),
         }
     }
+    // The same condition of a cloud's controller has another reason.
+    let is_told_away = wire.status.conditions.iter().any(|it| {
+        (it.kind.as_str(), it.status.as_str(), it.reason.as_str())
+            == (NETWORK_UNAVAILABLE, "True", AGENT_AWAY)
+    });
     Ok(Converted {
         object: Some(Object::Node(Arc::new(Node {
             name: name("metadata.name", &meta.name)?,
@@ -83,6 +88,7 @@ pub fn node(wire: wire::Node) -> Result<Converted, Invalid> {
             addresses,
             internal,
             pod_cidrs,
+            is_told_away,
         }))),
         problems,
     })

@@ -52,6 +52,11 @@ impl Servers {
         &self.all[self.current.load(Ordering::Relaxed) % self.all.len()]
     }
 
+    /// A client of the one that is asked.
+    pub fn client(&self) -> Client {
+        self.current().client.clone()
+    }
+
     /// The next one is asked from now on, unless that is so already.
     pub(super) fn give_up(&self, server: &Server) {
         let next = (server.place + 1) % self.all.len();

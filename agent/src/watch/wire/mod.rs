@@ -13,7 +13,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer};
 
 pub use decode::{Decoded, WireKind, decode};
-pub use node::{Namespace, NamespaceStatus, Node, NodeAddress, NodeSpec, NodeStatus};
+pub use node::{
+    Namespace, NamespaceStatus, Node, NodeAddress, NodeCondition, NodeSpec, NodeStatus,
+};
 pub use pod::{Condition, Container, ContainerPort, Pod, PodIp, PodSpec, PodStatus};
 pub use policy::{
     IpBlock, NetworkPolicy, Peer, PolicyOutline, PolicyOutlineSpec, PolicyPort, PolicySpec, Rule,

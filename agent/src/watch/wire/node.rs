@@ -41,6 +41,18 @@ pub struct NodeSpec {
 pub struct NodeStatus {
     #[serde(deserialize_with = "nullable")]
     pub addresses: Vec<NodeAddress>,
+    #[serde(deserialize_with = "nullable")]
+    pub conditions: Vec<NodeCondition>,
+}
+
+/// An item of `status.conditions`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct NodeCondition {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub status: String,
+    #[serde(default, deserialize_with = "nullable")]
+    pub reason: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -1,0 +1,171 @@
+//! The calls that write to the API server: one for each thing that is told. When, and by whom, is not here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Node, ObjectReference};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams, PostParams};
+use kube::core::GroupVersionKind;
+use kube::{Api, Client};
+use serde_json::json;
+use thiserror::Error;
+
+use super::absence::Notice;
+use super::events::{Note, Regarding, resource};
+use crate::model::{AGENT_AWAY, AGENT_READY, NETWORK_UNAVAILABLE};
+use crate::watch::kube::Servers;
+
+/// How long a call may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Who writes, for `kubectl get events`.
+const CONTROLLER: &str = "weir.local/agent";
+/// Where Events about objects go that are in no namespace.
+const DEFAULT_NAMESPACE: &str = "default";
+
+/// Writes to the API server that is asked at the moment.
+#[derive(Debug)]
+pub struct Scribe(Arc<Servers>);
+
+/// Why the API server has not taken something.
+#[derive(Debug, Error)]
+pub(super) enum Error {
+    #[error("{0}")]
+    Answer(String),
+    #[error("{0}")]
+    Forbidden(String),
+    #[error(transparent)]
+    Call(kube::Error),
+    #[error("no answer within {PATIENCE:?}")]
+    NoAnswer,
+}
+
+impl Error {
+    pub(super) fn is_forbidden(&self) -> bool {
+        matches!(self, Self::Forbidden(_))
+    }
+}
+
+impl From<kube::Error> for Error {
+    fn from(error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) if status.code == 403 => Self::Forbidden(status.message),
+            kube::Error::Api(status) => Self::Answer(status.message),
+            error => Self::Call(error),
+        }
+    }
+}
+
+impl Scribe {
+    /// Asks the servers that the source of objects asks.
+    pub fn new(servers: Arc<Servers>) -> Self {
+        Self(servers)
+    }
+
+    /// Writes the condition of a Node.
+    pub(super) async fn notify(&self, notice: &Notice) -> Result<(), Error> {
+        let (node, status, reason, message) = match notice {
+            Notice::Away(node) => (
+                node,
+                "True",
+                AGENT_AWAY,
+                "weir-agent has not been ready here for a minute: pods run as they were, and nothing new reaches them",
+            ),
+            Notice::Back(node) => (node, "False", AGENT_READY, "weir-agent is ready"),
+        };
+        let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let patch = json!({ "status": { "conditions": [{
+            "type": NETWORK_UNAVAILABLE,
+            "status": status,
+            "reason": reason,
+            "message": message,
+            "lastTransitionTime": now,
+            "lastHeartbeatTime": now,
+        }] } });
+        let nodes: Api<Node> = Api::all(self.client());
+        let (params, patch) = (PatchParams::default(), Patch::Strategic(patch));
+        within(nodes.patch_status(node, &params, &patch)).await?;
+        Ok(())
+    }
+
+    /// Writes an Event. Of an object that is gone there is nothing to say.
+    pub(super) async fn say(&self, note: &Note, node: &str) -> Result<(), Error> {
+        let Some(regarding) = self.reference(&note.regarding, node).await? else {
+            return Ok(());
+        };
+        let namespace = regarding.namespace.clone();
+        let namespace = namespace.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
+        let event = Event {
+            metadata: ObjectMeta {
+                generate_name: Some("weir-".to_owned()),
+                namespace: Some(namespace.clone()),
+                ..ObjectMeta::default()
+            },
+            action: Some("Reconcile".to_owned()),
+            event_time: Some(MicroTime(Timestamp::now())),
+            note: Some(note.text.clone()),
+            reason: Some(note.reason.to_owned()),
+            regarding: Some(regarding),
+            reporting_controller: Some(CONTROLLER.to_owned()),
+            reporting_instance: Some(node.to_owned()),
+            type_: Some("Warning".to_owned()),
+            ..Event::default()
+        };
+        let events: Api<Event> = Api::namespaced(self.client(), &namespace);
+        within(events.create(&PostParams::default(), &event)).await?;
+        Ok(())
+    }
+
+    /// With the uid, by which `kubectl describe` finds Events.
+    async fn reference(
+        &self,
+        regarding: &Regarding,
+        node: &str,
+    ) -> Result<Option<ObjectReference>, Error> {
+        let (kind, namespace, name) = match regarding {
+            Regarding::ThisNode => ("Node", "", node),
+            Regarding::PodHere { namespace, name } => ("Pod", namespace.as_str(), name.as_str()),
+            Regarding::Object {
+                kind,
+                namespace,
+                name,
+            } => (*kind, namespace.as_str(), name.as_str()),
+        };
+        let Some((kind, group, version, plural)) = resource(kind) else {
+            return Ok(None);
+        };
+        let kinds =
+            ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural);
+        let objects: Api<DynamicObject> = match namespace {
+            "" => Api::all_with(self.client(), &kinds),
+            _ => Api::namespaced_with(self.client(), namespace, &kinds),
+        };
+        // The agent may list, and not get.
+        let one = ListParams::default().fields(&format!("metadata.name={name}"));
+        let found = within(objects.list_metadata(&one)).await?;
+        let Some(found) = found.items.into_iter().next() else {
+            return Ok(None);
+        };
+        Ok(Some(ObjectReference {
+            api_version: Some(kinds.api_version),
+            kind: Some(kinds.kind),
+            name: Some(name.to_owned()),
+            namespace: (!namespace.is_empty()).then(|| namespace.to_owned()),
+            uid: found.metadata.uid,
+            ..ObjectReference::default()
+        }))
+    }
+
+    fn client(&self) -> Client {
+        self.0.client()
+    }
+}
+
+async fn within<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
+    match tokio::time::timeout(PATIENCE, call).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(Error::NoAnswer),
+    }
+}

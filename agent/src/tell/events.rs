@@ -1,0 +1,257 @@
+//! Which conditions become Events, and in which words. Pure.
+//!
+//! An Event is written when a condition has held for a moment, and not again for a while if it comes and goes. Of
+//! other nodes there are none: each agent would tell of each peer, and `weir status` and metrics do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime};
+
+use super::Agents;
+use crate::conditions::{About, Held};
+
+/// How long a condition has to hold to be worth an Event.
+const HOLDS: Duration = Duration::from_secs(5);
+/// How long a condition that comes and goes is not told again.
+const QUIET: Duration = Duration::from_secs(600);
+/// The most that is told at one look.
+const MOST: usize = 20;
+/// The longest note that the API takes, in bytes.
+const NOTE: usize = 1024;
+
+/// The resources of objects that conditions are about: kind, group, version, plural.
+const RESOURCES: [(&str, &str, &str, &str); 6] = [
+    ("Service", "", "v1", "services"),
+    ("Pod", "", "v1", "pods"),
+    ("Namespace", "", "v1", "namespaces"),
+    ("Node", "", "v1", "nodes"),
+    ("EndpointSlice", "discovery.k8s.io", "v1", "endpointslices"),
+    (
+        "NetworkPolicy",
+        "networking.k8s.io",
+        "v1",
+        "networkpolicies",
+    ),
+];
+
+/// An Event to be.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Note {
+    about: About,
+    /// When the condition began.
+    since: SystemTime,
+    pub(super) regarding: Regarding,
+    /// The fault's label.
+    pub(super) reason: &'static str,
+    pub(super) text: String,
+}
+
+/// The object that an Event is about.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) enum Regarding {
+    /// This node.
+    ThisNode,
+    /// A pod of this node.
+    PodHere { namespace: String, name: String },
+    /// An object that every agent knows.
+    Object {
+        kind: &'static str,
+        /// Empty for one that is in none.
+        namespace: String,
+        name: String,
+    },
+}
+
+/// What was told.
+#[derive(Debug, Default)]
+pub(super) struct Events {
+    told: BTreeMap<About, Told>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    /// Which of its lives.
+    since: SystemTime,
+    at: SystemTime,
+}
+
+impl Events {
+    /// What is to be told now, of all that holds.
+    pub(super) fn due(&mut self, held: &[Held], now: SystemTime) -> Vec<Note> {
+        let age = |of: SystemTime| now.duration_since(of).unwrap_or_default();
+        let holding: BTreeSet<&About> = held.iter().map(|it| &it.condition.about).collect();
+        self.told
+            .retain(|about, told| age(told.at) < QUIET || holding.contains(about));
+        let is_told = |about: &About, since: SystemTime| {
+            let told = self.told.get(about);
+            told.is_some_and(|told| told.since == since || age(told.at) < QUIET)
+        };
+        let due = held
+            .iter()
+            .filter(|it| age(it.since) >= HOLDS && !is_told(&it.condition.about, it.since));
+        let note = |it: &Held| {
+            let about = &it.condition.about;
+            Some(Note {
+                about: about.clone(),
+                since: it.since,
+                regarding: regarding(about)?,
+                reason: about.fault(),
+                text: text(&it.condition.to_string(), about.remedy()),
+            })
+        };
+        due.filter_map(note).take(MOST).collect()
+    }
+
+    /// It has been told, by us or by whose it is.
+    pub(super) fn told(&mut self, note: &Note, now: SystemTime) {
+        let told = Told {
+            since: note.since,
+            at: now,
+        };
+        self.told.insert(note.about.clone(), told);
+    }
+}
+
+impl Note {
+    /// Does the agent of node `own` tell it? What each knows, one tells; a single one if no agent is known.
+    pub(super) fn is_told_by(&self, agents: &Agents, own: &str) -> bool {
+        match &self.regarding {
+            Regarding::ThisNode | Regarding::PodHere { .. } => true,
+            Regarding::Object {
+                kind,
+                namespace,
+                name,
+            } => {
+                let teller = agents.teller(&format!("{kind} {namespace}/{name}"), None);
+                teller.is_none_or(|teller| **teller == *own)
+            }
+        }
+    }
+}
+
+fn regarding(about: &About) -> Option<Regarding> {
+    match about {
+        About::Node(fault, _) => (!fault.is_no_news()).then_some(Regarding::ThisNode),
+        About::Pod(pod, _) => (!pod.namespace.is_empty()).then(|| Regarding::PodHere {
+            namespace: pod.namespace.to_string(),
+            name: pod.name.to_string(),
+        }),
+        About::Object(object, _) => {
+            let (kind, name) = object.split_once(' ')?;
+            let (kind, ..) = resource(kind)?;
+            let (namespace, name) = name.split_once('/').unwrap_or(("", name));
+            Some(Regarding::Object {
+                kind,
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+            })
+        }
+        About::Peer(..) => None,
+    }
+}
+
+/// The resource of a kind: kind, group, version, plural.
+pub(super) fn resource(
+    kind: &str,
+) -> Option<(&'static str, &'static str, &'static str, &'static str)> {
+    RESOURCES.into_iter().find(|(it, ..)| *it == kind)
+}
+
+/// What is wrong and what can be done, cut to what the API takes.
+fn text(what: &str, remedy: &str) -> String {
+    let mut text = what.to_owned();
+    let room = NOTE.saturating_sub(remedy.len() + " (…; )".len());
+    if text.len() > room {
+        text.truncate(text.floor_char_boundary(room));
+        text.push('…');
+    }
+    format!("{text} ({remedy})")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::roster::tests::{agent, roster};
+    use super::*;
+    use crate::conditions::{Condition, NodeFault, ObjectFault, PeerFault, PodFault};
+    use crate::model::ObjectName;
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn held(condition: Condition, since: u64) -> Held {
+        Held {
+            condition,
+            since: at(since),
+        }
+    }
+
+    fn taken() -> Condition {
+        Condition::object(
+            "Service shop/thief",
+            ObjectFault::AddressTaken,
+            "10.96.0.1:443",
+        )
+    }
+
+    #[test]
+    fn a_condition_that_holds_is_told_once_and_one_that_flaps_seldom() {
+        let mut events = Events::default();
+        let mut told = |since: u64, now: u64| {
+            let due = events.due(&[held(taken(), since)], at(now));
+            let again = events.due(&[held(taken(), since)], at(now));
+            assert_eq!(due, again, "nobody has told it yet");
+            due.iter().for_each(|note| events.told(note, at(now)));
+            due.len()
+        };
+        assert_eq!(told(0, 3), 0, "it may pass");
+        assert_eq!(told(0, 5), 1);
+        assert_eq!(told(0, 10_000), 0);
+        assert_eq!(told(10_010, 10_020), 1, "another time, much later");
+        assert_eq!(told(10_100, 10_200), 0, "it flaps");
+        assert_eq!(told(10_100, 10_700), 1, "and stays");
+    }
+
+    #[test]
+    fn each_kind_of_condition_is_told_where_people_look() {
+        let pod = ObjectName::new("shop", "a");
+        let container = ObjectName::cluster("c1");
+        let all = [
+            (taken(), Some("AddressTaken")),
+            (
+                Condition::object("Node n9", ObjectFault::Quarantined, "x"),
+                Some("Quarantined"),
+            ),
+            (
+                Condition::pod(pod, PodFault::DeviceGone, "x"),
+                Some("DeviceGone"),
+            ),
+            (Condition::pod(container, PodFault::DeviceGone, "x"), None),
+            (
+                Condition::node(NodeFault::SecondLock, "x"),
+                Some("SecondLock"),
+            ),
+            (Condition::node(NodeFault::NotSynced, "x"), None),
+            (Condition::peer("n2", PeerFault::Unreachable, "x"), None),
+        ];
+        for (condition, expected) in all {
+            let notes = Events::default().due(&[held(condition.clone(), 0)], at(60));
+            let reasons: Vec<_> = notes.iter().map(|note| note.reason).collect();
+            assert_eq!(reasons, expected.as_slice(), "{condition}");
+        }
+    }
+
+    #[test]
+    fn of_an_object_that_all_know_one_agent_tells() {
+        let names = ["n1", "n2", "n3"];
+        let roster = roster(&names.map(|name| agent(name, true)));
+        let note = Events::default().due(&[held(taken(), 0)], at(60)).remove(0);
+        let telling = |own: &&&str| roster.read(|agents| note.is_told_by(agents, own));
+        assert_eq!(names.iter().filter(telling).count(), 1);
+    }
+
+    #[test]
+    fn a_note_is_as_long_as_the_api_takes_and_keeps_the_remedy() {
+        let note = text(&"ü".repeat(2000), "mend it");
+        assert!(note.len() <= NOTE && note.ends_with("(mend it)"), "{note}");
+    }
+}
