@@ -192,11 +192,11 @@ pub struct RunArgs {
 
     /// Write an Event when something is wrong with an object, a pod of this node or the node. Takes the permission to
     /// create Events.
-    #[arg(long)]
+    #[arg(long, env = "WEIR_TELL_EVENTS")]
     pub tell_events: bool,
     /// When the agent of another node is not ready for a minute, say so in the condition NetworkUnavailable of its Node,
     /// and take that back for this node. Takes the permission to patch nodes/status, and --pod-namespace.
-    #[arg(long, requires = "pod_namespace")]
+    #[arg(long, env = "WEIR_TELL_ABSENCE")]
     pub tell_absence: bool,
     /// The namespace of this agent's pod and those of the others, which have its labels app.kubernetes.io/name and
     /// component. Of an object that all agents know, one of them tells.

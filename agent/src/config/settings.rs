@@ -133,6 +133,10 @@ pub enum ConfigError {
     DnsAddress(IpAddr),
     #[error("--mtu {0}: must be 0 or from 1280 to 65535")]
     Mtu(u32),
+    #[error("--tell-absence: needs --pod-namespace, by which the other agents are known")]
+    NoAgents,
+    #[error("--tell-events and --tell-absence: with --manifests there is no API server to tell")]
+    NobodyToTell,
     #[error("--node-name must not be empty")]
     NodeName,
 }
@@ -169,6 +173,12 @@ impl TryFrom<&RunArgs> for Settings {
                 ObjectName::cluster("")
             }
         };
+        if args.tell_absence && args.pod_namespace.is_none() {
+            errors.push(ConfigError::NoAgents);
+        }
+        if (args.tell_absence || args.tell_events) && args.manifests.is_some() {
+            errors.push(ConfigError::NobodyToTell);
+        }
         let source = source(args, &mut errors);
         if !errors.is_empty() {
             return Err(errors);
@@ -295,7 +305,7 @@ mod tests {
     fn every_mistake_is_reported_at_once() {
         let errors = settings(
             "--pod-cidr 10.1.0.0/24 --pod-cidr 10.2.0.0/31 --manifests /nowhere --mtu 9 \
-             --dns-service kube-dns --dns-address 127.0.0.1",
+             --dns-service kube-dns --dns-address 127.0.0.1 --tell-absence",
         )
         .unwrap_err();
         assert_eq!(
@@ -310,6 +320,8 @@ mod tests {
                 ConfigError::DnsAddress("127.0.0.1".parse().unwrap()),
                 ConfigError::Mtu(9),
                 ConfigError::DnsService("kube-dns".into()),
+                ConfigError::NoAgents,
+                ConfigError::NobodyToTell,
                 ConfigError::NoFolder("/nowhere".into()),
             ]
         );
