@@ -118,6 +118,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     let roster = Roster::new(settings.agents_in.clone());
     let published = Arc::new(Published::default());
     let (line, inputs) = Handle::new();
+    let heard = health.clone();
     let ranges = leases.ranges();
     let resumed = Line::resume(Parts {
         settings: settings.clone(),
@@ -227,6 +228,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
             scribe: Scribe::new(servers),
             roster,
             board: board.clone(),
+            health: heard,
         };
         tasks.spawn("telling the cluster", teller.run());
     }

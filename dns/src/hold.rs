@@ -42,12 +42,11 @@ fn hold_one(address: SocketAddr, folder: &Folder) -> ! {
     loop {
         // Whoever reads has the sockets that count: others, if we held any, are closed here, since the
         // kernel would still give them a part of the questions.
-        if let Some(mut inherited) = folder.take_except(address, offered.as_ref())
+        if let Some(inherited) = folder.take_except(address, offered.as_ref())
             && inherited.giver == Giver::Reads
         {
             offered = None;
-            ended(&mut inherited.link);
-            held = Some(inherited);
+            ended(&mut held.insert(inherited).link);
         }
         let turn = match (&held, &offered) {
             (None, _) => {

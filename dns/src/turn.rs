@@ -31,6 +31,8 @@ struct Reader {
     newer: usize,
     /// Newer processes that have the sockets, read or not. Our parent, which ends when we do, is none of them.
     others: usize,
+    /// They are set aside: nobody else gets them any more.
+    aside: bool,
 }
 
 /// The process that the sockets come from.
@@ -73,7 +75,8 @@ impl Turn {
     /// Ours at once, unless another process reads.
     pub fn new(origin: &Origin) -> Self {
         let before = match origin {
-            // Who only holds them is a parent: ours, or one whose program has ended, which ends too.
+            // Who only holds them is a parent: ours, most often. It may be another's, which starts its program again:
+            // that one reads the same sockets, and looks itself whether we have set them aside (`server::udp`).
             Origin::Opened | Origin::Holder => Before::Past,
             Origin::Reader(_) => Before::Reads,
         };
@@ -81,6 +84,7 @@ impl Turn {
             before,
             newer: 0,
             others: 0,
+            aside: false,
         };
         Self(Arc::new(watch::Sender::new(reader)))
     }
@@ -90,9 +94,26 @@ impl Turn {
         Watch(self.0.subscribe())
     }
 
-    /// Whether another process may have the sockets.
-    pub fn sockets(&self) -> Sockets {
-        self.0.borrow().sockets()
+    /// Whether another process may have the sockets. If none has, none gets them from here on.
+    pub fn end(&self) -> Sockets {
+        let mut sockets = Sockets::Shared;
+        self.0.send_modify(|reader| {
+            sockets = reader.sockets();
+            reader.aside = sockets == Sockets::Own;
+        });
+        sockets
+    }
+
+    /// One more has the sockets; false if they are set aside.
+    fn lend(&self) -> bool {
+        self.0.send_if_modified(|reader| {
+            reader.others += usize::from(!reader.aside);
+            !reader.aside
+        })
+    }
+
+    fn take_back(&self) {
+        self.change(|reader| reader.others -= 1);
     }
 
     fn change(&self, change: impl FnOnce(&mut Reader)) {
@@ -191,10 +212,12 @@ impl Turns {
         let address = self.address;
         info!(%address, "another process answers and shares its sockets");
         let watched = before.set_nonblocking(true);
+        let mut is_watched = true;
         let mut before = match watched.and_then(|()| UnixStream::from_std(before)) {
             Ok(before) => Some(before),
             Err(error) => {
                 warn!(%address, %error, "the process before cannot be watched");
+                is_watched = false;
                 None
             }
         };
@@ -209,8 +232,8 @@ impl Turns {
             }
         }
         let state = match before {
-            Some(_) => Before::Waits,
-            None => Before::Past,
+            None if is_watched => Before::Past,
+            _ => Before::Waits,
         };
         self.turn.change(|reader| reader.before = state);
         if let Some(stream) = &mut before
@@ -256,19 +279,23 @@ impl Turns {
             }
             let is_other = !self.is_keeper(&next);
             // First, since nothing may be done to them any more that others would feel.
-            self.turn
-                .change(|reader| reader.others += usize::from(is_other));
+            if is_other && !self.turn.lend() {
+                continue;
+            }
             let (udp, tcp) = (self.udp.as_fd(), self.tcp.as_fd());
             if let Err(error) = hand_over::give(&next, Giver::Reads, udp, tcp) {
-                self.turn
-                    .change(|reader| reader.others -= usize::from(is_other));
+                if is_other {
+                    self.turn.take_back();
+                }
                 warn!(address = %self.address, %error, "sockets not handed over");
                 continue;
             }
             let (address, turn) = (self.address, self.turn.clone());
             others.spawn(async move {
                 watch_next(next, address, turn.clone()).await;
-                turn.change(|reader| reader.others -= usize::from(is_other));
+                if is_other {
+                    turn.take_back();
+                }
             });
         }
     }

@@ -3,30 +3,34 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use weir_tests::binaries::ready_or_not_run;
 use weir_tests::control_plane::ControlPlane;
-use weir_tests::real::{RealNode, cluster_role};
+use weir_tests::helm::Helm;
+use weir_tests::not_run::not_run;
+use weir_tests::real::RealNode;
 
 /// An agent may be away for a minute, and what was not taken is tried again after one.
 const PATIENCE: Duration = Duration::from_secs(100);
 
-/// The rule for Events, and the one that the chart adds with `tell.absence`.
+/// The rule for Events.
 const EVENTS: &str = "  - apiGroups: [events.k8s.io]
     resources: [events]
     verbs: [create]
 ";
-const ABSENCE: &str = "  - apiGroups: [\"\"]
-    resources: [nodes/status]
-    verbs: [patch]
-";
+const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/helm/weir");
 
-const OTHER: &str = "
+const OTHERS: &str = "
 apiVersion: v1
 kind: Node
 metadata: {name: n2}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: n3}
 ";
 
 /// Asks for an address that no range allows.
@@ -62,9 +66,15 @@ fn faults_are_events_and_an_agent_that_is_away_is_a_condition_of_its_node() {
     let Some(binaries) = ready_or_not_run(test) else {
         return;
     };
+    let helm = match Helm::ready() {
+        Ok(helm) => helm,
+        Err(why) => return not_run(test, &why),
+    };
+    let values = ["k8sServiceHost=192.0.2.10", "tell.absence=true"];
+    let chart = helm.template(Path::new(CHART), "kube-system", &values);
+    let whole = of_rbac(&chart.unwrap());
+    assert!(whole.contains(EVENTS), "{whole}");
     let plane = ControlPlane::start(&binaries).unwrap();
-    let whole = cluster_role().replace(EVENTS, &[EVENTS, ABSENCE].concat());
-    assert!(whole.contains(EVENTS) && whole.contains(ABSENCE), "{whole}");
     // Without the permission nothing but the Event is missing.
     let mut real = RealNode::prepare(plane, "n1", &whole.replace(EVENTS, "")).unwrap();
     let arguments = [
@@ -75,10 +85,23 @@ fn faults_are_events_and_an_agent_that_is_away_is_a_condition_of_its_node() {
     let arguments = arguments.map(str::to_owned);
     real.node.options.agent_args.extend(arguments);
     real.start_node().unwrap();
-    for object in [OTHER, &agent_of("n1"), &agent_of("n2"), THIEF] {
+    let agents = ["n1", "n2", "n3"].map(agent_of);
+    for object in [OTHERS, THIEF]
+        .into_iter()
+        .chain(agents.each_ref().map(String::as_str))
+    {
         real.kubectl().apply(object).unwrap();
     }
-    status(&real, "pod", "weir-n2", &["Ready", "True", ""]);
+    // A cloud's controller has said something of this one.
+    status(
+        &real,
+        "node",
+        "n3",
+        &["NetworkUnavailable", "False", "RouteCreated"],
+    );
+    for pod in ["weir-n2", "weir-n3"] {
+        status(&real, "pod", pod, &["Ready", "True", ""]);
+    }
     eventually("the agent of n1 is ready", || {
         let pod = kubectl_json(&real, "-n kube-system get pod weir-n1 -o json");
         let conditions = pod["status"]["conditions"].as_array().cloned();
@@ -86,7 +109,9 @@ fn faults_are_events_and_an_agent_that_is_away_is_a_condition_of_its_node() {
         conditions.any(|it| it["type"] == "Ready" && it["status"] == "True")
     });
     let gone = Instant::now();
-    status(&real, "pod", "weir-n2", &["Ready", "False", ""]);
+    for pod in ["weir-n2", "weir-n3"] {
+        status(&real, "pod", pod, &["Ready", "False", ""]);
+    }
 
     let lacks = "the ClusterRole weir-agent lacks create on events of events.k8s.io";
     eventually("the missing permission is said", || {
@@ -101,9 +126,7 @@ fn faults_are_events_and_an_agent_that_is_away_is_a_condition_of_its_node() {
     eventually("who is back says so", || {
         condition(&real, "n1") == Some(("False".into(), "WeirAgentReady".into()))
     });
-    // That of a cloud's controller is none of ours.
-    let foreign = ["NetworkUnavailable", "True", "NoRouteCreated"];
-    status(&real, "node", "n1", &foreign);
+    nothing_else_may_be_written(&real);
 
     assert_eq!(condition(&real, "n2"), None, "it is not away for long");
     eventually("n2 says that its agent is away", || {
@@ -112,8 +135,9 @@ fn faults_are_events_and_an_agent_that_is_away_is_a_condition_of_its_node() {
     let took = gone.elapsed();
     println!("n2 said that its agent is away after {took:?}");
     assert!(took > Duration::from_secs(58), "{took:?}");
-    let now = condition(&real, "n1");
-    assert_eq!(now, Some(("True".into(), "NoRouteCreated".into())));
+    std::thread::sleep(Duration::from_secs(6));
+    let foreign = condition(&real, "n3");
+    assert_eq!(foreign, Some(("False".into(), "RouteCreated".into())));
 
     eventually("the Event is there", || events(&real) > 0);
     let described = real.run("describe service thief").unwrap();
@@ -123,6 +147,58 @@ fn faults_are_events_and_an_agent_that_is_away_is_a_condition_of_its_node() {
     assert_eq!(events(&real), 1, "it is told once");
     let said = real.node.agent().unwrap().log();
     assert_eq!(said.matches("could not be written").count(), 1, "{said}");
+}
+
+/// `kubectl patch` reads first what it patches, which the agent may not.
+const READER: &str = "
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: reader}
+rules: [{apiGroups: [''], resources: [nodes, nodes/status], verbs: [get]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: reader}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: reader}
+subjects: [{kind: ServiceAccount, name: weir-agent, namespace: kube-system}]
+";
+
+/// With the token of the agent, of a Node only that condition.
+fn nothing_else_may_be_written(real: &RealNode) {
+    real.kubectl().apply(READER).unwrap();
+    let patch = |of: &[&str], patch: &str| {
+        let words = ["patch", "node", "n2", "--type=strategic", "--patch", patch];
+        let who = ["--as=system:serviceaccount:kube-system:weir-agent"];
+        real.kubectl().run(&[&words[..], &who, of].concat())
+    };
+    let status = ["--subresource=status"];
+    for (part, refused) in [
+        (
+            r#"{"status":{"addresses":[{"type":"InternalIP","address":"192.0.2.66"}]}}"#,
+            "addresses",
+        ),
+        (r#"{"status":{"capacity":{"cpu":"0"}}}"#, "capacity"),
+        (
+            r#"{"status":{"conditions":[{"type":"Ready","status":"False"}]}}"#,
+            "no condition",
+        ),
+        (r#"{"metadata":{"labels":{"a":"b"}}}"#, "metadata"),
+    ] {
+        let said = format!("{:#}", patch(&status, part).unwrap_err());
+        assert!(
+            said.contains("weir-agent may change no") && said.contains(refused),
+            "{said}"
+        );
+    }
+    let said = patch(&[], r#"{"spec":{"unschedulable":true}}"#).unwrap_err();
+    assert!(format!("{said:#}").contains("forbidden"), "{said:#}");
+}
+
+/// The objects of the template of permissions.
+fn of_rbac(chart: &str) -> String {
+    let documents = chart.split_inclusive("---\n");
+    let ours = documents.filter(|it| it.contains("# Source: weir/templates/rbac.yaml\n"));
+    ours.collect()
 }
 
 /// Writes a condition of an object's status, as its kubelet or a controller would.

@@ -365,6 +365,31 @@ fn a_pod_that_deletes_its_device_stops_nobody() {
     node.run_pod(Workload::named("shop", "other")).unwrap();
 }
 
+/// As udev does it, after us, on a host whose sysctl.d says so for every device. Seen failing before hooks were looked at
+/// for it: 2 stayed.
+#[test]
+fn settings_of_a_pods_device_are_put_back() {
+    let node = Node::start(NodeOptions::named("udev")).unwrap();
+    let pod = node.run_pod(Workload::named("shop", "a")).unwrap();
+    let devices = node.machine().netns().ip("-o link").unwrap();
+    let device = devices.split([' ', '@']).find(|it| it.starts_with("weir"));
+    let path = format!("/proc/sys/net/ipv4/conf/{}/rp_filter", device.unwrap());
+    let inside = node.machine().netns();
+    let read = || {
+        inside
+            .run(|| std::fs::read_to_string(&path).unwrap())
+            .unwrap()
+    };
+    assert_eq!(read().trim(), "0");
+    inside.run(|| std::fs::write(&path, "2").unwrap()).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while read().trim() != "0" {
+        assert!(Instant::now() < deadline, "{}", read());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    drop(pod);
+}
+
 /// Once a minute leases are compared with devices and pods. Seen failing without the audit: the lease stayed.
 #[test]
 fn a_lease_whose_del_never_comes_is_freed_and_a_pod_that_exists_keeps_its_own() {

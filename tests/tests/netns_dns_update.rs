@@ -139,7 +139,14 @@ fn going_back_to_a_version_that_takes_nothing_over_loses_no_datagram() {
             };
             let mut next = next.spawn().unwrap();
             wait_until_ready(&shop.node, &mut next, name);
-            // Both answer, and the parent has found the sockets that it holds.
+            if name.starts_with("kept") {
+                let log = next.log_path().unwrap().to_owned();
+                let held = || fs::read_to_string(&log).unwrap();
+                let held = || held().matches("another process has our sockets").count() == 2;
+                next.wait_until("its parent holds both sockets", PATIENCE, held)
+                    .unwrap();
+            }
+            // Both answer for a while.
             thread::sleep(PAUSE);
             told(&mut shop.node.replace_dns(next).unwrap());
         }

@@ -108,7 +108,7 @@ fn former(workspace: &Workspace) -> anyhow::Result<()> {
         .as_ref()
         .filter(|kept| kept.exists() && !built.exists())
     {
-        std::fs::copy(kept, &built).with_context(|| format!("copy {}", kept.display()))?;
+        copy_whole(kept, &built)?;
     }
     let mut git = Command::new("git");
     git.current_dir(workspace.root());
@@ -136,13 +136,19 @@ fn former(workspace: &Workspace) -> anyhow::Result<()> {
         cargo.args(["build", "--package", "weir-agent", "--bin", "weir-agent"]);
         command::run(&mut cargo)?;
         let program = folder.join("target/debug/weir-agent");
-        std::fs::copy(&program, &built).with_context(|| format!("copy {}", program.display()))?;
-        let Some(kept) = &kept else { return Ok(()) };
-        // Beside it first: one that is there is whole.
-        let part = kept.with_extension("part");
-        std::fs::copy(&program, &part).with_context(|| format!("copy {}", program.display()))?;
-        std::fs::rename(&part, kept).with_context(|| format!("make {}", kept.display()))
+        copy_whole(&program, &built)?;
+        match &kept {
+            Some(kept) => copy_whole(&program, kept),
+            None => Ok(()),
+        }
     })
+}
+
+/// Copies beside it first: one that is there is whole.
+fn copy_whole(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let part = to.with_extension("part");
+    std::fs::copy(from, &part).with_context(|| format!("copy {}", from.display()))?;
+    std::fs::rename(&part, to).with_context(|| format!("make {}", to.display()))
 }
 
 /// Where what is expensive to make is kept between checkouts (`tests/src/cache.rs`), if there is such a place.

@@ -62,6 +62,10 @@ impl Datapath for NodeDatapath {
         netlink::pod_devices().await
     }
 
+    fn device(&self, name: &str) -> Result<Option<u32>> {
+        Ok(netlink::device_index(name)?)
+    }
+
     async fn orphans(
         &self,
         leases: Arc<LeaseTable>,

@@ -64,7 +64,7 @@ mod tests {
                 addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
                 internal: Vec::new(),
                 pod_cidrs: Vec::new(),
-                is_told_away: false,
+                network: Default::default(),
             })
         };
         let nodes = [

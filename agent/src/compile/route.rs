@@ -126,7 +126,7 @@ mod tests {
             addresses: internal.clone(),
             internal,
             pod_cidrs: ranges.iter().map(|it| it.parse().unwrap()).collect(),
-            is_told_away: false,
+            network: Default::default(),
         }
     }
 

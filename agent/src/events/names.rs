@@ -135,7 +135,7 @@ mod tests {
             addresses: vec![address.into()],
             internal: Vec::new(),
             pod_cidrs: Vec::new(),
-            is_told_away: false,
+            network: Default::default(),
         }))
     }
 

@@ -10,6 +10,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
+use tracing::{debug, warn};
 
 use super::tc::{At, Filter, Queue, Side, Tc};
 use super::{Hook, HookOf, Kernel, sysctl};
@@ -45,6 +46,25 @@ impl Kernel {
         sysctl::set_pod_device(device)?;
         self.join_blocks(ifindex)
             .with_context(|| format!("put {device} under the filters of all pods"))
+    }
+
+    /// Puts the settings of these devices back, where somebody has changed them since.
+    pub fn keep_settings<'a>(&self, devices: impl IntoIterator<Item = &'a str>) {
+        for device in devices {
+            match sysctl::set_pod_device(device) {
+                Ok(true) => warn!(
+                    device,
+                    "somebody has changed the settings of a pod's device; they are put back"
+                ),
+                Ok(false) => {}
+                // One that is gone is its pod's condition.
+                Err(error) => debug!(
+                    device,
+                    error = format!("{error:#}"),
+                    "settings not looked at"
+                ),
+            }
+        }
     }
 
     /// Puts a pod's device that an earlier agent serves under our programs, whatever held that agent's.

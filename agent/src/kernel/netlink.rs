@@ -5,11 +5,13 @@ pub(super) mod request;
 pub mod routes;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use futures::{FutureExt, StreamExt, TryStreamExt};
+use nix::errno::Errno;
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::AddressAttribute;
@@ -101,6 +103,18 @@ pub async fn delete_device(name: &str) -> Result<()> {
     deleted
         .context("the agent is going down")?
         .with_context(|| format!("delete the device {name}"))
+}
+
+/// The interface index of the device of this name, if there is one.
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub fn device_index(name: &str) -> io::Result<Option<u32>> {
+    match nix::net::if_::if_nametoindex(name) {
+        Ok(index) => Ok(Some(index)),
+        Err(Errno::ENODEV) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Every device of the node with a name of ours, and the host addresses that are routed over it.

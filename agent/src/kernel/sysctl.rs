@@ -92,9 +92,12 @@ pub fn restore(run_dir: &Path) -> (Vec<String>, Vec<String>) {
 /// own, which no packet may come in with unless the device accepts it. What a pod may send from is compared with its lease
 /// before, by `weir_from_pod`. Nor may a pod configure the node by router advertisements or redirects of IPv6.
 ///
+/// Says whether one was another: whoever applies the node's settings to every new device (udev does, with
+/// `net.ipv4.conf.*` of sysctl.d) may come after us.
+///
 /// # Errors
 /// The device is not there, or a setting cannot be read or written.
-pub fn set_pod_device(device: &str) -> Result<()> {
+pub fn set_pod_device(device: &str) -> Result<bool> {
     let ipv4 = Path::new(IPV4_DEVICES).join(device);
     let ipv6 = Path::new(IPV6_DEVICES).join(device);
     // A kernel without IPv6, or a device too small for it, has neither the settings nor the danger.
@@ -105,6 +108,7 @@ pub fn set_pod_device(device: &str) -> Result<()> {
         (&ipv6, "accept_ra", "0"),
         (&ipv6, "accept_redirects", "0"),
     ];
+    let mut was_another = false;
     for (folder, key, value) in settings {
         if folder == &ipv6 && !has_ipv6 {
             continue;
@@ -112,9 +116,10 @@ pub fn set_pod_device(device: &str) -> Result<()> {
         let path = folder.join(key);
         if text(&path)? != value {
             write(&path, value)?;
+            was_another = true;
         }
     }
-    Ok(())
+    Ok(was_another)
 }
 
 /// The ports that the kernel gives to connections of the node itself.

@@ -209,8 +209,8 @@ impl Tc {
     /// Is there any filter, of whatever kind?
     pub(super) fn is_empty(&self, at: At) -> io::Result<bool> {
         let message = RouteNetlinkMessage::GetTrafficFilter(at.message(0, 0, 0));
-        match self.requests.dump(message) {
-            Ok(answers) => Ok(answers.is_empty()),
+        match self.requests.is_any(message) {
+            Ok(is_any) => Ok(!is_any),
             Err(error) if is_absent(&error) => Ok(true),
             Err(error) => Err(error),
         }

@@ -64,6 +64,9 @@ pub trait Machine: Debug + Send + Sized + 'static {
     /// The kernel refuses, or the device is gone.
     fn join(&self, device: &str, ifindex: u32) -> Result<()>;
 
+    /// Puts the settings of these pods' devices back, where somebody has changed them.
+    fn keep_settings(&self, pods: &[(String, u32)]);
+
     /// Every hook that should hold a program, and every device of these that our programs do not see.
     ///
     /// # Errors
@@ -165,6 +168,11 @@ impl Machine for KernelMachine {
 
     fn join(&self, device: &str, ifindex: u32) -> Result<()> {
         self.kernel.join(device, ifindex)
+    }
+
+    fn keep_settings(&self, pods: &[(String, u32)]) {
+        let devices = pods.iter().map(|(device, _)| device.as_str());
+        self.kernel.keep_settings(devices);
     }
 
     fn hooks(

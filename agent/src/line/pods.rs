@@ -216,8 +216,12 @@ impl<M: Machine> Line<M> {
             ifindex.is_some_and(|ifindex| present.contains(&(lease.device().as_str(), ifindex)))
         };
         let open = self.pods.open.values();
-        // One that was leased since then has its device, although it is not listed.
-        let open = open.filter(|lease| leases.contains_key(&lease.attachment));
+        // One that was given its device since then has it, although it is not listed.
+        let had_device = |lease: &&Arc<Lease>| {
+            let then = leases.get(&lease.attachment);
+            then.is_some_and(|then| then.devices().is_some())
+        };
+        let open = open.filter(had_device);
         let gone: Vec<Arc<Lease>> = open.filter(|lease| !is_there(lease)).cloned().collect();
         self.pods.gone = gone.iter().map(|it| it.attachment.clone()).collect();
         let is_said = self.is_complete && self.stale_for().is_none();

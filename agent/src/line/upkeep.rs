@@ -55,6 +55,7 @@ impl<M: Machine> Line<M> {
     /// Puts programs back that somebody took off. What is wrong with a pod's device is that pod's matter.
     fn repair_hooks(&mut self) {
         let pods = self.pods.devices_of_open();
+        self.machine.keep_settings(&pods);
         let hooks = match self.machine.hooks(pods, &self.nodes.devices) {
             Ok(hooks) => hooks,
             Err(error) => {
@@ -159,8 +160,7 @@ impl<M: Machine> Line<M> {
             }
             Err(error) => {
                 let fault = NodeFault::TableUnreadable;
-                let text = format!("the {name}: {error}");
-                reporter.replace([Condition::part(fault, name, text)]);
+                reporter.replace([Condition::part(fault, name, error.to_string())]);
             }
         }
     }

@@ -16,7 +16,7 @@ mod snapshot;
 pub use interner::Interner;
 pub use name::{Kind, ObjectId, ObjectName};
 pub use namespace::{Namespace, NamespacePhase};
-pub use node::{AGENT_AWAY, AGENT_READY, NETWORK_UNAVAILABLE, Node};
+pub use node::{AGENT_AWAY, AGENT_READY, NETWORK_UNAVAILABLE, NetworkSaid, Node};
 pub use pod::{ContainerPort, HostPort, Pod, PodNetwork, PodPhase};
 pub use policy::{Block, PeerSelector, Peers, PodPeers, Policy, PortMatch, PortRange, Ports, Rule};
 pub use selector::{Labels, Operator, Requirement, Selector};

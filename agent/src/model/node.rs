@@ -27,7 +27,26 @@ pub struct Node {
     pub internal: Vec<IpAddr>,
     /// `spec.podCIDRs`: at most one of each family.
     pub pod_cidrs: Vec<IpNet>,
-    /// It has the condition [`NETWORK_UNAVAILABLE`] for the reason [`AGENT_AWAY`].
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub is_told_away: bool,
+    /// What its condition [`NETWORK_UNAVAILABLE`] says.
+    #[serde(default, skip_serializing_if = "NetworkSaid::is_nothing")]
+    pub network: NetworkSaid,
+}
+
+/// What is said of a node's network, and by whom.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub enum NetworkSaid {
+    #[default]
+    Nothing,
+    /// That it is away, for the reason [`AGENT_AWAY`].
+    AgentAway,
+    /// That it is there, for the reason [`AGENT_READY`].
+    AgentReady,
+    /// Whatever somebody else has written, a cloud's controller most often: it is his.
+    BySomebodyElse,
+}
+
+impl NetworkSaid {
+    fn is_nothing(&self) -> bool {
+        *self == Self::Nothing
+    }
 }

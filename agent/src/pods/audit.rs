@@ -30,8 +30,12 @@ impl<D: Datapath> Pods<D> {
             .map(|it| (it.name.as_str(), it.ifindex))
             .collect();
         for lease in self.leases.all().values() {
-            if let Some(ifindex) = present.get(lease.device().as_str()) {
-                let (lease, ifindex) = (lease.clone(), *ifindex);
+            let ifindex = match present.get(lease.device().as_str()) {
+                Some(ifindex) => Some(*ifindex),
+                None => self.datapath.device(&lease.device())?,
+            };
+            if let Some(ifindex) = ifindex {
+                let lease = lease.clone();
                 self.blocking(move |it| it.attach(&lease, ifindex)).await?;
                 continue;
             }
@@ -57,21 +61,27 @@ impl<D: Datapath> Pods<D> {
         let mut due = tokio::time::interval(AUDIT);
         // The first comes at once, and the start has just done it.
         due.tick().await;
+        let mut unexplained = HashSet::new();
         loop {
             due.tick().await;
-            if let Err(error) = self.audit().await {
-                let error = format!("{error:#}");
-                warn!(error, "leases cannot be compared with devices; later again");
+            match self.audit(unexplained).await {
+                Ok(found) => unexplained = found,
+                Err(error) => {
+                    unexplained = HashSet::new();
+                    let error = format!("{error:#}");
+                    warn!(error, "leases cannot be compared with devices; later again");
+                }
             }
         }
     }
 
     /// Frees what nobody will free: leases whose device and pod are gone (their DEL never came), and devices
-    /// without a lease over which nothing is routed.
+    /// without a lease over which nothing is routed. A device goes a little after its lease, so it has to have been
+    /// without one the last time too; says which are without now.
     ///
     /// # Errors
     /// When devices or releases cannot be listed.
-    pub async fn audit(&self) -> Result<()> {
+    pub async fn audit(&self, last: HashSet<String>) -> Result<HashSet<String>> {
         self.take_in_releases().await?;
         let before = self.leases.all();
         let devices = self.datapath.devices().await.context("list our devices")?;
@@ -87,17 +97,22 @@ impl<D: Datapath> Pods<D> {
                 }
             }
         }
-        // A device is made after its lease, and goes a little after it: those of either moment explain it.
+        // A device is made after its lease: those of either moment explain it.
         let after = self.leases.all();
         let leases = before.values().chain(after.values());
         let explained: HashSet<String> = leases.map(|it| it.device()).collect();
+        let mut unexplained = HashSet::new();
         for device in devices.iter().filter(|it| !explained.contains(&it.name)) {
             let holding = device.name.clone();
-            if !self.blocking(move |it| it.holds(&holding)).await {
+            if self.blocking(move |it| it.holds(&holding)).await {
+                continue;
+            }
+            if last.contains(&device.name) {
                 self.settle_unexplained(device).await;
             }
+            unexplained.insert(device.name.clone());
         }
-        Ok(())
+        Ok(unexplained)
     }
 
     async fn settle_unexplained(&self, device: &Device) {

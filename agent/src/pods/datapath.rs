@@ -46,6 +46,10 @@ pub trait Datapath: Send + Sync + 'static {
     /// All devices of the node with a name of ours.
     fn devices(&self) -> impl Future<Output = Result<Vec<Device>>> + Send;
 
+    /// The interface index of a device, if it exists: asked for by name, since a list may lack one (a dump of an old
+    /// kernel that is interrupted, an attribute that nobody here can read).
+    fn device(&self, name: &str) -> Result<Option<u32>>;
+
     /// Those of the leases that have neither one of these devices nor a pod any more: their DEL never came. The
     /// leases are from before the devices were listed.
     fn orphans(

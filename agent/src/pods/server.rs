@@ -97,7 +97,16 @@ impl<D: Datapath> Pods<D> {
         let mut frames = Frames::new(stream);
         let (reply, leftover) = match timeout(FIRST_FRAME, frames.read()).await {
             Ok(Ok(Request::Add(add))) => self.add(&mut frames, add, deadline).await,
-            Ok(Ok(Request::Del { attachment })) => self.del(&attachment).await,
+            Ok(Ok(Request::Del { attachment })) => {
+                // Who asks for it may go while it waits for an ADD to end; then it leaves a note, and this one may not
+                // come later and free what is leased by then.
+                let claim = tokio::select! {
+                    biased;
+                    claim = self.claim(&attachment) => claim,
+                    () = frames.ended() => return,
+                };
+                self.del(&attachment, claim).await
+            }
             Ok(Ok(Request::Check { attachment })) => (self.lookup(&attachment), None),
             Ok(Ok(Request::Status)) => (self.status().await, None),
             Ok(Ok(Request::Gc { network, valid })) => (self.gc(&network, &valid).await, None),
@@ -219,7 +228,9 @@ impl<D: Datapath> Pods<D> {
                 .await
                 .map_err(|_| Reply::Released)?;
             let ended = frames.read().await;
-            self.open(lease, host_ifindex, deadline)
+            let lease = self.protect(lease, host_ifindex).await;
+            let opened = async { self.open(&lease?, deadline).await };
+            opened
                 .await
                 .map_err(|error| refuse(Refusal::NotReady, format!("{error:#}")))?;
             return match ended {
@@ -227,10 +238,14 @@ impl<D: Datapath> Pods<D> {
                 ended => Err(out_of_turn(ended)),
             };
         }
-        // No address is used before the disk knows of it: an agent that starts would lease it to another.
         let open = async {
-            durable.await.map_err(|error| refuse_lease(&error))?;
-            Ok(self.open(lease, host_ifindex, deadline).await)
+            // A protected device is closed, so that may be done meanwhile.
+            let protect = self.protect(lease, host_ifindex);
+            let (durable, protected) = tokio::join!(durable, protect);
+            // No address is used before the disk knows of it: an agent that starts would lease it to another.
+            durable.map_err(|error| refuse_lease(&error))?;
+            let opened = async { self.open(&protected?, deadline).await };
+            Ok(opened.await)
         };
         let opened = tokio::select! {
             opened = open => opened?,
@@ -251,8 +266,8 @@ impl<D: Datapath> Pods<D> {
         }
     }
 
-    /// Protects the device, and opens it when the policy is there.
-    async fn open(&self, lease: &Arc<Lease>, host_ifindex: u32, deadline: Instant) -> Result<()> {
+    /// Puts the device under the filters of all pods. Nothing passes it until it is opened.
+    async fn protect(&self, lease: &Arc<Lease>, host_ifindex: u32) -> Result<Arc<Lease>> {
         let (lease, datapath) = (lease.clone(), self.datapath.clone());
         let protect = move |leases: &Leases| -> Result<_> {
             let lease = leases.attach(&lease, host_ifindex)?;
@@ -263,16 +278,19 @@ impl<D: Datapath> Pods<D> {
                 .with_context(|| format!("protect {device}"))?;
             Ok(lease)
         };
-        let lease = self.blocking(protect).await?;
-        let device = lease.device();
-        timeout_at(deadline, self.datapath.open(&lease))
-            .await
-            .map_err(|_| anyhow!("this node does not know {} in time", named(&lease)))?
-            .with_context(|| format!("open {device} for {}", named(&lease)))
+        self.blocking(protect).await
     }
 
-    async fn del(&self, attachment: &Attachment) -> (Reply, Option<Leftover>) {
-        let claim = self.claim(attachment).await;
+    /// Opens a protected device, when the policy is there.
+    async fn open(&self, lease: &Arc<Lease>, deadline: Instant) -> Result<()> {
+        let device = lease.device();
+        timeout_at(deadline, self.datapath.open(lease))
+            .await
+            .map_err(|_| anyhow!("this node does not know {} in time", named(lease)))?
+            .with_context(|| format!("open {device} for {}", named(lease)))
+    }
+
+    async fn del(&self, attachment: &Attachment, claim: Claim) -> (Reply, Option<Leftover>) {
         if let Err(error) = self.free(attachment).await {
             return (refuse(Refusal::NotReady, format!("{error:#}")), None);
         }
@@ -327,9 +345,13 @@ impl<D: Datapath> Pods<D> {
                 explained.extend(self.leases.all().values().map(|it| it.device()));
                 for Device { name, .. } in devices {
                     if !explained.contains(&name) {
-                        info!(device = name, "deleted by GC");
-                        self.delete_device(&name).await;
-                        self.blocking(move |it| it.let_go(&name)).await;
+                        match self.datapath.delete_device(&name).await {
+                            Ok(()) => {
+                                info!(device = name, "deleted by GC");
+                                self.blocking(move |it| it.let_go(&name)).await;
+                            }
+                            Err(error) => errors.push(format!("delete {name}: {error:#}")),
+                        }
                     }
                 }
             }

@@ -14,7 +14,8 @@ use serde_json::json;
 use thiserror::Error;
 
 use super::absence::Notice;
-use super::events::{Note, Regarding, resource};
+use super::events::{Note, POD, Regarding, resource};
+use super::roster::SELECTOR;
 use crate::model::{AGENT_AWAY, AGENT_READY, NETWORK_UNAVAILABLE};
 use crate::watch::kube::Servers;
 
@@ -22,6 +23,10 @@ use crate::watch::kube::Servers;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Who writes, for `kubectl get events`.
 const CONTROLLER: &str = "weir.local/agent";
+/// The longest name of who writes that the API takes, in bytes.
+const INSTANCE: usize = 128;
+/// Why nothing new is taken in a namespace that is being deleted (apimachinery's NamespaceTerminatingCause).
+const NAMESPACE_ENDS: &str = "NamespaceTerminating";
 /// Where Events about objects go that are in no namespace.
 const DEFAULT_NAMESPACE: &str = "default";
 
@@ -32,28 +37,32 @@ pub struct Scribe(Arc<Servers>);
 /// Why the API server has not taken something.
 #[derive(Debug, Error)]
 pub(super) enum Error {
+    /// Because of what it is about: another may be taken.
     #[error("{0}")]
-    Answer(String),
+    Unwilling(String),
+    /// Nothing of the kind is allowed.
     #[error("{0}")]
     Forbidden(String),
+    #[error("{0}")]
+    Answer(String),
     #[error(transparent)]
     Call(kube::Error),
     #[error("no answer within {PATIENCE:?}")]
     NoAnswer,
 }
 
-impl Error {
-    pub(super) fn is_forbidden(&self) -> bool {
-        matches!(self, Self::Forbidden(_))
-    }
-}
-
 impl From<kube::Error> for Error {
     fn from(error: kube::Error) -> Self {
-        match error {
-            kube::Error::Api(status) if status.code == 403 => Self::Forbidden(status.message),
-            kube::Error::Api(status) => Self::Answer(status.message),
-            error => Self::Call(error),
+        let status = match error {
+            kube::Error::Api(status) => status,
+            error => return Self::Call(error),
+        };
+        let causes = status.details.iter().flat_map(|it| &it.causes);
+        let is_ending = causes.into_iter().any(|it| it.reason == NAMESPACE_ENDS);
+        match status.code {
+            403 if !is_ending => Self::Forbidden(status.message),
+            429 | 500.. => Self::Answer(status.message),
+            _ => Self::Unwilling(status.message),
         }
     }
 }
@@ -71,7 +80,8 @@ impl Scribe {
                 node,
                 "True",
                 AGENT_AWAY,
-                "weir-agent has not been ready here for a minute: pods run as they were, and nothing new reaches them",
+                "weir-agent has not been ready here for a minute: pods that run go on, new ones may not start, and \
+                 changes may not reach them",
             ),
             Notice::Back(node) => (node, "False", AGENT_READY, "weir-agent is ready"),
         };
@@ -88,6 +98,23 @@ impl Scribe {
         let (params, patch) = (PatchParams::default(), Patch::Strategic(patch));
         within(nodes.patch_status(node, &params, &patch)).await?;
         Ok(())
+    }
+
+    /// Is an agent's pod of this node ready, now?
+    pub(super) async fn has_agent(&self, namespace: &str, node: &str) -> Result<bool, Error> {
+        let (kind, group, version, plural) = POD;
+        let pods = kind_of(kind, group, version, plural);
+        let pods: Api<DynamicObject> = Api::namespaced_with(self.client(), namespace, &pods);
+        let here = ListParams::default()
+            .labels(SELECTOR)
+            .fields(&format!("spec.nodeName={node}"));
+        let found = within(pods.list(&here)).await?;
+        let is_ready = |pod: &DynamicObject| {
+            let conditions = pod.data["status"]["conditions"].as_array();
+            let mut conditions = conditions.into_iter().flatten();
+            conditions.any(|it| it["type"] == "Ready" && it["status"] == "True")
+        };
+        Ok(found.items.iter().any(is_ready))
     }
 
     /// Writes an Event. Of an object that is gone there is nothing to say.
@@ -109,7 +136,7 @@ impl Scribe {
             reason: Some(note.reason.to_owned()),
             regarding: Some(regarding),
             reporting_controller: Some(CONTROLLER.to_owned()),
-            reporting_instance: Some(node.to_owned()),
+            reporting_instance: Some(node[..node.floor_char_boundary(INSTANCE)].to_owned()),
             type_: Some("Warning".to_owned()),
             ..Event::default()
         };
@@ -161,6 +188,10 @@ impl Scribe {
     fn client(&self) -> Client {
         self.0.client()
     }
+}
+
+fn kind_of(kind: &str, group: &str, version: &str, plural: &str) -> ApiResource {
+    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural)
 }
 
 async fn within<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {

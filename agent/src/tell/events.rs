@@ -7,21 +7,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use super::Agents;
-use crate::conditions::{About, Held};
+use crate::conditions::{About, Held, NodeFault};
 
 /// How long a condition has to hold to be worth an Event.
 const HOLDS: Duration = Duration::from_secs(5);
 /// How long a condition that comes and goes is not told again.
 const QUIET: Duration = Duration::from_secs(600);
-/// The most that is told at one look.
-const MOST: usize = 20;
 /// The longest note that the API takes, in bytes.
 const NOTE: usize = 1024;
 
+/// The resource of pods.
+pub(super) const POD: (&str, &str, &str, &str) = ("Pod", "", "v1", "pods");
 /// The resources of objects that conditions are about: kind, group, version, plural.
 const RESOURCES: [(&str, &str, &str, &str); 6] = [
     ("Service", "", "v1", "services"),
-    ("Pod", "", "v1", "pods"),
+    POD,
     ("Namespace", "", "v1", "namespaces"),
     ("Node", "", "v1", "nodes"),
     ("EndpointSlice", "discovery.k8s.io", "v1", "endpointslices"),
@@ -72,6 +72,14 @@ struct Told {
     /// Which of its lives.
     since: SystemTime,
     at: SystemTime,
+    by: By,
+}
+
+/// Who tells something.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum By {
+    Us,
+    Another,
 }
 
 impl Events {
@@ -83,7 +91,9 @@ impl Events {
             .retain(|about, told| age(told.at) < QUIET || holding.contains(about));
         let is_told = |about: &About, since: SystemTime| {
             let told = self.told.get(about);
-            told.is_some_and(|told| told.since == since || age(told.at) < QUIET)
+            told.is_some_and(|told| {
+                age(told.at) < QUIET || told.since == since && told.by == By::Us
+            })
         };
         let due = held
             .iter()
@@ -98,38 +108,44 @@ impl Events {
                 text: text(&it.condition.to_string(), about.remedy()),
             })
         };
-        due.filter_map(note).take(MOST).collect()
+        due.filter_map(note).collect()
     }
 
-    /// It has been told, by us or by whose it is.
-    pub(super) fn told(&mut self, note: &Note, now: SystemTime) {
+    /// It has been told, or somebody else has to; if it holds on, it is looked again in a while who.
+    pub(super) fn told(&mut self, note: &Note, by: By, now: SystemTime) {
         let told = Told {
             since: note.since,
             at: now,
+            by,
         };
         self.told.insert(note.about.clone(), told);
     }
 }
 
 impl Note {
-    /// Does the agent of node `own` tell it? What each knows, one tells; a single one if no agent is known.
-    pub(super) fn is_told_by(&self, agents: &Agents, own: &str) -> bool {
-        match &self.regarding {
-            Regarding::ThisNode | Regarding::PodHere { .. } => true,
-            Regarding::Object {
-                kind,
-                namespace,
-                name,
-            } => {
-                let teller = agents.teller(&format!("{kind} {namespace}/{name}"), None);
-                teller.is_none_or(|teller| **teller == *own)
-            }
+    /// Who tells it, as the agent of node `own` sees it; `None` if that is not clear yet. What each knows, one tells.
+    pub(super) fn teller(&self, agents: &Agents, own: &str) -> Option<By> {
+        let Regarding::Object {
+            kind,
+            namespace,
+            name,
+        } = &self.regarding
+        else {
+            return Some(By::Us);
+        };
+        match agents.teller(&format!("{kind} {namespace}/{name}")) {
+            Some(teller) if **teller == *own => Some(By::Us),
+            // Who is not ready does not know yet whether the others see it so.
+            Some(_) => agents.is_ready(own).then_some(By::Another),
+            None => Some(By::Another),
         }
     }
 }
 
 fn regarding(about: &About) -> Option<Regarding> {
     match about {
+        // Each agent knows that one, and there is no object to tell it of.
+        About::Node(NodeFault::DnsServiceMissing, _) => None,
         About::Node(fault, _) => (!fault.is_no_news()).then_some(Regarding::ThisNode),
         About::Pod(pod, _) => (!pod.namespace.is_empty()).then(|| Regarding::PodHere {
             namespace: pod.namespace.to_string(),
@@ -138,6 +154,8 @@ fn regarding(about: &About) -> Option<Regarding> {
         About::Object(object, _) => {
             let (kind, name) = object.split_once(' ')?;
             let (kind, ..) = resource(kind)?;
+            // After the name there may be a part of it: `Service shop/web external IP 0`.
+            let name = name.split_whitespace().next()?;
             let (namespace, name) = name.split_once('/').unwrap_or(("", name));
             Some(Regarding::Object {
                 kind,
@@ -169,9 +187,10 @@ fn text(what: &str, remedy: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::roster::Roster;
     use super::super::roster::tests::{agent, roster};
     use super::*;
-    use crate::conditions::{Condition, NodeFault, ObjectFault, PeerFault, PodFault};
+    use crate::conditions::{Condition, ObjectFault, PeerFault, PodFault};
     use crate::model::ObjectName;
 
     fn at(seconds: u64) -> SystemTime {
@@ -200,7 +219,8 @@ mod tests {
             let due = events.due(&[held(taken(), since)], at(now));
             let again = events.due(&[held(taken(), since)], at(now));
             assert_eq!(due, again, "nobody has told it yet");
-            due.iter().for_each(|note| events.told(note, at(now)));
+            due.iter()
+                .for_each(|note| events.told(note, By::Us, at(now)));
             due.len()
         };
         assert_eq!(told(0, 3), 0, "it may pass");
@@ -231,6 +251,7 @@ mod tests {
                 Some("SecondLock"),
             ),
             (Condition::node(NodeFault::NotSynced, "x"), None),
+            (Condition::node(NodeFault::DnsServiceMissing, "x"), None),
             (Condition::peer("n2", PeerFault::Unreachable, "x"), None),
         ];
         for (condition, expected) in all {
@@ -241,12 +262,44 @@ mod tests {
     }
 
     #[test]
-    fn of_an_object_that_all_know_one_agent_tells() {
+    fn a_part_of_an_object_is_told_of_the_object() {
+        let about = "Service shop/web external IP 0";
+        let part = Condition::object(about, ObjectFault::Quarantined, "x");
+        let note = Events::default().due(&[held(part, 0)], at(60)).remove(0);
+        let expected = Regarding::Object {
+            kind: "Service",
+            namespace: "shop".into(),
+            name: "web".into(),
+        };
+        assert_eq!(note.regarding, expected);
+        assert!(note.text.contains("external IP 0"), "{note:?}");
+    }
+
+    #[test]
+    fn of_an_object_that_all_know_one_agent_tells_and_another_when_it_goes() {
         let names = ["n1", "n2", "n3"];
         let roster = roster(&names.map(|name| agent(name, true)));
-        let note = Events::default().due(&[held(taken(), 0)], at(60)).remove(0);
-        let telling = |own: &&&str| roster.read(|agents| note.is_told_by(agents, own));
-        assert_eq!(names.iter().filter(telling).count(), 1);
+        let mut events = Events::default();
+        let note = events.due(&[held(taken(), 0)], at(60)).remove(0);
+        let by = |own: &str| roster.read(|agents| note.teller(agents, own));
+        let tells = |own: &&&str| by(own) == Some(By::Us);
+        let first: Vec<_> = names.iter().filter(tells).collect();
+        assert_eq!(first.len(), 1);
+        let gone = agent(first[0], true);
+        roster.changed(Some(&gone), Some(&agent(first[0], false)));
+        assert_eq!(by(first[0]), None, "it does not know how the others see it");
+        let next: Vec<_> = names.iter().filter(tells).collect();
+        assert_eq!(next.len(), 1);
+        assert_ne!(first, next);
+        // Whoever left it to another looks again in a while.
+        events.told(&note, By::Another, at(60));
+        assert!(events.due(&[held(taken(), 0)], at(300)).is_empty());
+        assert_eq!(events.due(&[held(taken(), 0)], at(700)).len(), 1);
+        events.told(&note, By::Us, at(700));
+        assert!(events.due(&[held(taken(), 0)], at(9000)).is_empty());
+        let nobody = Roster::default();
+        let by = nobody.read(|agents| note.teller(agents, "n1"));
+        assert_eq!(by, Some(By::Another), "no agent is known to tell it");
     }
 
     #[test]

@@ -10,28 +10,34 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::time::MissedTickBehavior;
-use tracing::warn;
+use tokio::sync::watch;
+use tokio::time::{Interval, MissedTickBehavior};
+use tracing::{debug, warn};
 
 use crate::conditions::Board;
+use crate::model::Kind;
+use crate::watch::status::{Health, WatchStatus};
 
 pub use api::Scribe;
 pub use roster::{Agents, Roster};
 
 use absence::{Absence, Notice};
-use events::{Events, Note};
+use api::Error;
+use events::{By, Events};
 
 /// How often it is looked what there is to tell.
 const LOOK: Duration = Duration::from_secs(5);
 /// How long the API server is left alone after it has not taken something.
 const REFUSED: Duration = Duration::from_secs(60);
+/// The most Events that are written at one look.
+const MOST: usize = 20;
 
 /// What an agent tells; each needs a permission of its own (deploy/helm/weir, `rbac.yaml`).
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Tells {
     /// Events about conditions: `create` on `events` of `events.k8s.io`.
     pub events: bool,
-    /// The condition `NetworkUnavailable` of nodes whose agent is away: `patch` on `nodes/status`.
+    /// The condition `NetworkUnavailable` of nodes whose agent is not ready: `patch` on `nodes/status`.
     pub node_condition: bool,
 }
 
@@ -43,88 +49,129 @@ pub struct Teller {
     pub scribe: Scribe,
     pub roster: Roster,
     pub board: Arc<Board>,
+    pub health: watch::Receiver<Health>,
 }
 
 impl Teller {
     /// Tells what there is to tell, for ever.
     pub async fn run(self) {
-        let mut look = tokio::time::interval(LOOK);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut absence, mut events) = (Absence::default(), Events::default());
+        tokio::join!(self.tell_events(), self.tell_absence());
+    }
+
+    async fn tell_events(&self) {
+        if !self.tells.events {
+            return std::future::pending().await;
+        }
+        let (mut look, mut events) = (looks(), Events::default());
         let mut refused = Refused::default();
         loop {
             look.tick().await;
-            if self.tells.node_condition {
-                let due = self
-                    .roster
-                    .read(|agents| absence.due(agents, &self.node, Instant::now()));
-                for notice in due {
-                    self.notify(&notice, &mut refused).await;
-                }
-            }
-            if self.tells.events {
-                let now = SystemTime::now();
-                for note in events.due(&self.board.all(), now) {
-                    let is_ours = self
-                        .roster
-                        .read(|agents| note.is_told_by(agents, &self.node));
-                    if !is_ours || self.say(&note, &mut refused).await {
-                        events.told(&note, now);
+            let now = SystemTime::now();
+            let mut said = 0;
+            for note in events.due(&self.board.all(), now) {
+                match self.roster.read(|agents| note.teller(agents, &self.node)) {
+                    None => {}
+                    Some(By::Another) => events.told(&note, By::Another, now),
+                    Some(By::Us) => {
+                        if said == MOST || refused.is_waiting("") {
+                            break;
+                        }
+                        said += 1;
+                        let outcome = self.scribe.say(&note, &self.node).await;
+                        // What the API server does not take of this one, it will not take later either.
+                        if matches!(outcome, Ok(()) | Err(Error::Unwilling(_))) {
+                            events.told(&note, By::Us, now);
+                        }
+                        refused.heard("", "an Event", "create on events of events.k8s.io", outcome);
                     }
                 }
             }
         }
     }
 
-    async fn notify(&self, notice: &Notice, refused: &mut Refused) {
-        const WHAT: &str = "the condition NetworkUnavailable of a node";
-        if refused.is_waiting(WHAT) {
-            return;
+    async fn tell_absence(&self) {
+        let Some(namespace) = self
+            .roster
+            .namespace()
+            .filter(|_| self.tells.node_condition)
+        else {
+            return std::future::pending().await;
+        };
+        let (mut look, mut absence) = (looks(), Absence::default());
+        let mut refused = Refused::default();
+        loop {
+            look.tick().await;
+            let due = |agents: &Agents| absence.due(agents, &self.node, Instant::now());
+            let due = self.roster.read(due);
+            // What was heard last may be long past.
+            if !self.hears() {
+                absence = Absence::default();
+                continue;
+            }
+            for notice in due {
+                let (Notice::Away(node) | Notice::Back(node)) = &notice;
+                if refused.is_waiting("") || refused.is_waiting(node) {
+                    continue;
+                }
+                let outcome = match &notice {
+                    Notice::Away(node) => match self.scribe.has_agent(namespace, node).await {
+                        Ok(true) => continue,
+                        Ok(false) => self.scribe.notify(&notice).await,
+                        Err(error) => Err(error),
+                    },
+                    Notice::Back(_) => self.scribe.notify(&notice).await,
+                };
+                let what = "the condition NetworkUnavailable of a node";
+                refused.heard(node, what, "patch on nodes/status", outcome);
+            }
         }
-        let outcome = self.scribe.notify(notice).await;
-        refused.heard(WHAT, "nodes/status", "patch", outcome);
     }
 
-    /// True if the API server has taken it.
-    async fn say(&self, note: &Note, refused: &mut Refused) -> bool {
-        const WHAT: &str = "an Event";
-        if refused.is_waiting(WHAT) {
-            return false;
-        }
-        let outcome = self.scribe.say(note, &self.node).await;
-        let is_taken = outcome.is_ok();
-        refused.heard(WHAT, "events of events.k8s.io", "create", outcome);
-        is_taken
+    /// Is what is known of pods and nodes what is so?
+    fn hears(&self) -> bool {
+        let health = self.health.borrow();
+        let is_synced = |kind| health.get(&kind) == Some(&WatchStatus::Synced);
+        is_synced(Kind::Pod) && is_synced(Kind::Node)
     }
 }
 
-/// What the API server did not take, so that it is neither asked nor told of it at every look.
+fn looks() -> Interval {
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    look
+}
+
+/// What the API server did not take, so that it is neither asked nor told of it at every look: of one node, or (with no
+/// name) of anything.
 #[derive(Debug, Default)]
-struct Refused(BTreeMap<&'static str, (Instant, String)>);
+struct Refused(BTreeMap<String, (Instant, String)>);
 
 impl Refused {
-    fn is_waiting(&self, what: &str) -> bool {
-        self.0
-            .get(what)
-            .is_some_and(|(at, _)| at.elapsed() < REFUSED)
+    fn is_waiting(&self, of: &str) -> bool {
+        let last = self.0.get(of);
+        last.is_some_and(|(at, _)| at.elapsed() < REFUSED)
     }
 
-    fn heard(
-        &mut self,
-        what: &'static str,
-        resource: &str,
-        verb: &str,
-        outcome: Result<(), api::Error>,
-    ) {
-        let Err(error) = outcome else {
-            self.0.remove(what);
-            return;
+    fn heard(&mut self, of: &str, what: &str, permission: &str, outcome: Result<(), Error>) {
+        self.0.retain(|_, (at, _)| at.elapsed() < 10 * REFUSED);
+        let (of, text) = match outcome {
+            Ok(()) => {
+                self.0.remove(of);
+                return;
+            }
+            // One object does not keep others from being told of.
+            Err(Error::Unwilling(why)) if of.is_empty() => {
+                debug!(why, "{what} was not taken");
+                return;
+            }
+            Err(Error::Unwilling(why)) => (of, format!("of {of}: {why}")),
+            Err(Error::Forbidden(why)) => (
+                "",
+                format!("the ClusterRole weir-agent lacks {permission} ({why})"),
+            ),
+            Err(error) => ("", error.to_string()),
         };
-        let mut text = error.to_string();
-        if error.is_forbidden() {
-            text = format!("the ClusterRole weir-agent lacks {verb} on {resource} ({text})");
-        }
-        let last = self.0.insert(what, (Instant::now(), text.clone()));
+        let last = self.0.insert(of.to_owned(), (Instant::now(), text.clone()));
         if last.is_none_or(|(_, last)| last != text) {
             warn!(
                 why = text,

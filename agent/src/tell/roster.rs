@@ -7,7 +7,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use siphasher::sip::SipHasher13;
 
-use crate::model::{Object, ObjectName, Pod, PodPhase};
+use crate::model::{NetworkSaid, Object, ObjectName, Pod, PodPhase};
+
+/// The labels by which the chart's pods of the agent are found.
+pub(super) const SELECTOR: &str = "app.kubernetes.io/name=weir,app.kubernetes.io/component=agent";
 
 /// The labels of an agent's pod, as the chart has them.
 const LABELS: [(&str, &str); 2] = [
@@ -29,13 +32,12 @@ pub struct Agents(BTreeMap<Arc<str>, OfNode>);
 
 #[derive(Clone, Debug, Default)]
 struct OfNode {
-    /// Its Node object exists.
-    exists: bool,
+    /// What its Node object says, if there is one.
+    network: Option<NetworkSaid>,
     /// The agent's pods, with whether each is ready: in an update there can be two.
     pods: BTreeMap<ObjectName, bool>,
-    /// A pod of an agent has been seen there: the node is one of ours.
+    /// A pod of an agent has been seen there, and nobody has said since that there is none any more.
     is_ours: bool,
-    is_told_away: bool,
 }
 
 impl Roster {
@@ -54,12 +56,20 @@ impl Roster {
             return;
         }
         let mut agents = self.shared.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(fact) = before {
+        // Learnt first, so that what is known of a node outlives a change.
+        if let Some(fact) = &after {
+            agents.learn(fact);
+        }
+        if let Some(fact) = before
+            && after.is_none_or(|after| !after.replaces(&fact))
+        {
             agents.forget(&fact);
         }
-        if let Some(fact) = after {
-            agents.learn(&fact);
-        }
+    }
+
+    /// The namespace of agents' pods.
+    pub(super) fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
     }
 
     /// Looks at all of them.
@@ -69,7 +79,7 @@ impl Roster {
 
     fn fact<'a>(&self, object: Option<&'a Object>) -> Option<Fact<'a>> {
         match object? {
-            Object::Node(node) => Some(Fact::Node(&node.name, node.is_told_away)),
+            Object::Node(node) => Some(Fact::Node(&node.name, node.network)),
             Object::Pod(pod) => {
                 let node = pod.node.as_ref()?;
                 let is_ready = pod.ready && pod.phase == PodPhase::Running;
@@ -92,20 +102,35 @@ impl Roster {
 /// What an object says of a node.
 #[derive(Eq, PartialEq)]
 enum Fact<'a> {
-    Node(&'a Arc<str>, bool),
+    Node(&'a Arc<str>, NetworkSaid),
     Agent(&'a Arc<str>, &'a ObjectName, bool),
+}
+
+impl Fact<'_> {
+    /// Is it said of the same, so that it stands in the place of the other?
+    fn replaces(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Fact::Node(one, _), Fact::Node(other, _)) => one == other,
+            (Fact::Agent(one, pod, _), Fact::Agent(other, of, _)) => (one, pod) == (other, of),
+            _ => false,
+        }
+    }
 }
 
 impl Agents {
     fn learn(&mut self, fact: &Fact<'_>) {
+        let (Fact::Node(name, _) | Fact::Agent(name, ..)) = fact;
+        let node = self.0.entry((*name).clone()).or_default();
         match fact {
-            Fact::Node(node, is_told_away) => {
-                let node = self.0.entry((*node).clone()).or_default();
-                node.exists = true;
-                node.is_told_away = *is_told_away;
+            Fact::Node(_, said) => {
+                let last = node.network.replace(*said);
+                // Somebody took our condition off a node that has no agent's pod: none is meant to be there.
+                let is_taken_off = *said == NetworkSaid::Nothing;
+                if last == Some(NetworkSaid::AgentAway) && is_taken_off && node.pods.is_empty() {
+                    node.is_ours = false;
+                }
             }
-            Fact::Agent(node, pod, is_ready) => {
-                let node = self.0.entry((*node).clone()).or_default();
+            Fact::Agent(_, pod, is_ready) => {
                 node.is_ours = true;
                 node.pods.insert((*pod).clone(), *is_ready);
             }
@@ -118,27 +143,28 @@ impl Agents {
             return;
         };
         match fact {
-            Fact::Node(..) => node.exists = false,
+            Fact::Node(..) => node.network = None,
             Fact::Agent(_, pod, _) => {
                 node.pods.remove(*pod);
             }
         }
-        if !node.exists && node.pods.is_empty() {
+        if node.network.is_none() && node.pods.is_empty() {
             self.0.remove(*name);
         }
     }
 
     /// Nodes that have or had an agent and have none that is ready.
     pub(super) fn away(&self) -> impl Iterator<Item = &Arc<str>> {
-        let is_away = |node: &OfNode| node.exists && node.is_ours && !node.is_ready();
+        let is_away = |node: &OfNode| node.network.is_some() && node.is_ours && !node.is_ready();
         self.0
             .iter()
             .filter_map(move |(name, node)| is_away(node).then_some(name))
     }
 
-    /// Does the Node say that its agent is away?
-    pub(super) fn is_told_away(&self, node: &str) -> bool {
-        self.0.get(node).is_some_and(|node| node.is_told_away)
+    /// What the Node says of its network.
+    pub(super) fn network(&self, node: &str) -> NetworkSaid {
+        let node = self.0.get(node).and_then(|node| node.network);
+        node.unwrap_or_default()
     }
 
     /// Is the agent of this node ready, as the API server has it?
@@ -146,14 +172,23 @@ impl Agents {
         self.0.get(node).is_some_and(OfNode::is_ready)
     }
 
-    /// Of all agents that are ready, the one that tells what is called `what`: each comes to the same answer (rendezvous
-    /// hashing), and when one goes, only what it told has another teller. Never that of node `except`.
-    pub(super) fn teller(&self, what: &str, except: Option<&str>) -> Option<&Arc<str>> {
-        let ready = self.0.iter().filter(|(_, node)| node.is_ready());
-        let others = ready.filter(|(name, _)| except != Some(&***name));
-        others
-            .map(|(name, _)| name)
-            .max_by_key(|name| weight(what, name))
+    /// The one agent of all that tells what is called `what`, if any is known: each comes to the same answer (rendezvous
+    /// hashing), and when one goes, only what it told has another teller. While none is ready, it is any.
+    pub(super) fn teller(&self, what: &str) -> Option<&Arc<str>> {
+        let ready = chosen(what, self.with(OfNode::is_ready));
+        ready.or_else(|| chosen(what, self.with(|node| !node.pods.is_empty())))
+    }
+
+    /// The same of those that are ready, without that of `except`.
+    pub(super) fn other_teller(&self, what: &str, except: &str) -> Option<&Arc<str>> {
+        let ready = self.with(OfNode::is_ready);
+        chosen(what, ready.filter(|name| ***name != *except))
+    }
+
+    fn with(&self, is_so: impl Fn(&OfNode) -> bool) -> impl Iterator<Item = &Arc<str>> {
+        self.0
+            .iter()
+            .filter_map(move |(name, node)| is_so(node).then_some(name))
     }
 }
 
@@ -161,6 +196,10 @@ impl OfNode {
     fn is_ready(&self) -> bool {
         self.pods.values().any(|is_ready| *is_ready)
     }
+}
+
+fn chosen<'a>(what: &str, nodes: impl Iterator<Item = &'a Arc<str>>) -> Option<&'a Arc<str>> {
+    nodes.max_by_key(|name| weight(what, name))
 }
 
 /// The same in every agent, whatever it was built with.
@@ -177,14 +216,14 @@ pub(super) mod tests {
     use super::*;
     use crate::model::{Labels, Node, PodNetwork};
 
-    pub(in crate::tell) fn node(name: &str, is_told_away: bool) -> Object {
+    pub(in crate::tell) fn node(name: &str, network: NetworkSaid) -> Object {
         Object::Node(Arc::new(Node {
             name: name.into(),
             labels: Labels::new(),
             addresses: Vec::new(),
             internal: Vec::new(),
             pod_cidrs: Vec::new(),
-            is_told_away,
+            network,
         }))
     }
 
@@ -227,7 +266,7 @@ pub(super) mod tests {
             labels: Labels::new(),
             ..(*pod).clone()
         };
-        let roster = roster(&[node("n1", false)]);
+        let roster = roster(&[node("n1", NetworkSaid::Nothing)]);
         for pod in [elsewhere, unlabelled] {
             roster.changed(None, Some(&Object::Pod(Arc::new(pod))));
         }
@@ -242,18 +281,26 @@ pub(super) mod tests {
         let nodes: Vec<String> = (0..5).map(|n| format!("n{n}")).collect();
         let agents: Vec<Object> = nodes.iter().map(|name| agent(name, true)).collect();
         let roster = roster(&agents);
-        let teller = |what: &str, except| {
-            roster.read(|agents| agents.teller(what, except).map(|it| it.to_string()))
-        };
-        let told: Vec<_> = (0..100).map(|n| teller(&format!("s{n}"), None)).collect();
+        let teller =
+            |what: &str| roster.read(|agents| agents.teller(what).map(|it| it.to_string()));
+        let told: Vec<_> = (0..100).map(|n| teller(&format!("s{n}"))).collect();
         let first = told[0].clone().unwrap();
         assert!(nodes.iter().all(|name| told.contains(&Some(name.clone()))));
-        assert_ne!(teller("s0", Some(&first)), Some(first.clone()));
+        let other = roster.read(|agents| agents.other_teller("s0", &first).cloned());
+        assert_ne!(other, Some(first.as_str().into()));
         let gone = agent(&first, true);
         roster.changed(Some(&gone), None);
         for (n, before) in told.iter().enumerate() {
-            let now = teller(&format!("s{n}"), None);
+            let now = teller(&format!("s{n}"));
             assert_eq!(*before == now, before.as_ref() != Some(&first));
         }
+    }
+
+    #[test]
+    fn while_no_agent_is_ready_one_tells_all_the_same_and_without_agents_nobody() {
+        let roster = roster(&["n1", "n2", "n3"].map(|name| agent(name, false)));
+        assert!(roster.read(|agents| agents.teller("x").is_some()));
+        assert!(roster.read(|agents| agents.other_teller("x", "n1").is_none()));
+        assert!(Roster::default().read(|agents| agents.teller("x").is_none()));
     }
 }

@@ -156,6 +156,12 @@ impl Datapath for Fake {
         Ok(devices)
     }
 
+    fn device(&self, name: &str) -> Result<Option<u32>> {
+        let shown = self.ip(&["-o", "link", "show", "dev", name]);
+        let index = shown.and_then(|it| it.split(':').next()?.parse().ok());
+        Ok(index)
+    }
+
     async fn orphans(
         &self,
         _leases: Arc<LeaseTable>,

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::net::connect_unspec;
 use tokio::net::UdpSocket;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -19,6 +21,8 @@ const BURST: usize = 64;
 /// A socket set aside is empty when nothing came for so long: what the kernel was delivering while
 /// we set it aside takes microseconds, and tokio hears of it at its next turn.
 const QUIET: Duration = Duration::from_millis(50);
+/// How often a reader looks whether somebody who had the same socket has set it aside when he ended.
+const LOOK: Duration = Duration::from_secs(1);
 
 pub(super) async fn serve(
     socket: Arc<UdpSocket>,
@@ -30,6 +34,8 @@ pub(super) async fn serve(
 ) {
     let mut buffer = [0; MAX_QUESTION];
     let mut watch = turn.watch();
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             biased;
@@ -40,6 +46,10 @@ pub(super) async fn serve(
             biased;
             () = shutdown.cancelled() => break,
             () = watch.theirs() => continue,
+            _ = look.tick() => {
+                take_up_again(&socket);
+                continue;
+            }
             ready = socket.readable() => if let Err(error) = ready {
                 warn!(%error, "UDP socket cannot be watched");
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -54,7 +64,7 @@ pub(super) async fn serve(
     if cfg!(feature = "broken-close-first") || !watch.is_ours() {
         return;
     }
-    if turn.sockets() == Sockets::Shared {
+    if turn.end() == Sockets::Shared {
         // Others go on with the socket, and with what comes after this.
         for _ in 0..BURST {
             if !receive(&socket, &mut buffer, &server, &resolve, &tasks).await {
@@ -75,6 +85,17 @@ pub(super) async fn serve(
     }
     while let Ok(Ok(())) = tokio::time::timeout(QUIET, socket.readable()).await {
         while receive(&socket, &mut buffer, &server, &resolve, &tasks).await {}
+    }
+}
+
+/// Undoes what another process has done that did not know of us: both had the socket from a parent that only held it.
+fn take_up_again(socket: &UdpSocket) {
+    if socket.peer_addr().is_err() {
+        return;
+    }
+    match connect_unspec(socket) {
+        Ok(()) => warn!("the UDP socket had been set aside by another process"),
+        Err(error) => warn!(%error, "the UDP socket is set aside, and stays so"),
     }
 }
 

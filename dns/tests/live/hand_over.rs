@@ -71,6 +71,25 @@ async fn a_successor_without_a_zone_leaves_the_answers_to_the_one_before() {
     second.stop().await;
 }
 
+/// Two may have a socket from parents that only hold it, and not know of each other. Seen failing without the look: no
+/// answer at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_that_another_process_sets_aside_is_taken_up_again() {
+    let listener = Listener::open(free_address()).unwrap();
+    let shared = listener.udp.try_clone().unwrap();
+    let server = Server::start_with(listener, hand_over_folder(), &[]);
+    server.zone.store(Some(Arc::new(zone())));
+    let answer = ask(server.address, WEB, RecordType::A).await;
+    assert_eq!(shown(&answer), ANSWER);
+    shared.connect(server.address).unwrap();
+    assert!(shared.peer_addr().is_ok());
+    let taken_up = async || shared.peer_addr().is_err();
+    until("the socket is taken up again", taken_up).await;
+    let answer = ask(server.address, WEB, RecordType::A).await;
+    assert_eq!(shown(&answer), ANSWER);
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_newest_that_knows_the_zone_answers_and_the_one_before_returns_when_it_ends() {
     let first = Server::start(&[]);

@@ -161,7 +161,7 @@ pub(super) fn snapshot(cluster: &Cluster) -> Snapshot {
             addresses: addresses.map(ip).to_vec(),
             internal: Vec::new(),
             pod_cidrs: Vec::new(),
-            is_told_away: false,
+            network: Default::default(),
         })));
     }
     for namespace in &cluster.namespaces {

@@ -26,6 +26,14 @@ struct Conversation {
     sequence: u32,
 }
 
+/// What the kernel says to a request.
+#[derive(Debug, Default)]
+struct Answers {
+    answers: Vec<RouteNetlinkMessage>,
+    /// How many more, which nobody here can read.
+    unreadable: usize,
+}
+
 impl Requests {
     /// Opens it in the network namespace of the calling thread.
     pub(in crate::kernel) fn open() -> io::Result<Self> {
@@ -45,7 +53,7 @@ impl Requests {
         message: RouteNetlinkMessage,
         flags: u16,
     ) -> io::Result<Vec<RouteNetlinkMessage>> {
-        self.exchange(message, NLM_F_ACK | flags)
+        Ok(self.exchange(message, NLM_F_ACK | flags)?.answers)
     }
 
     /// Asks for all things of a kind. Those that nobody here can read are left out.
@@ -53,14 +61,19 @@ impl Requests {
         &self,
         message: RouteNetlinkMessage,
     ) -> io::Result<Vec<RouteNetlinkMessage>> {
-        self.exchange(message, NLM_F_DUMP)
+        Ok(self.exchange(message, NLM_F_DUMP)?.answers)
     }
 
-    fn exchange(
-        &self,
-        message: RouteNetlinkMessage,
-        flags: u16,
-    ) -> io::Result<Vec<RouteNetlinkMessage>> {
+    /// Is there anything of a kind, whether it can be read here or not?
+    pub(in crate::kernel) fn is_any(&self, message: RouteNetlinkMessage) -> io::Result<bool> {
+        let Answers {
+            answers,
+            unreadable,
+        } = self.exchange(message, NLM_F_DUMP)?;
+        Ok(!answers.is_empty() || unreadable > 0)
+    }
+
+    fn exchange(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Answers> {
         let mut guard = self
             .conversation
             .lock()
@@ -76,7 +89,7 @@ impl Requests {
         request.serialize(&mut bytes);
         conversation.socket.send(&bytes, 0)?;
 
-        let mut answers = Vec::new();
+        let mut found = Answers::default();
         loop {
             let mut datagram = Vec::with_capacity(DATAGRAM);
             conversation.socket.recv(&mut datagram, 0)?;
@@ -88,15 +101,18 @@ impl Requests {
                 let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest);
                 // Messages are aligned to four bytes; the last one of a datagram need not be.
                 rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-                let Ok(answer) = answer else { continue };
+                let Ok(answer) = answer else {
+                    found.unreadable += 1;
+                    continue;
+                };
                 if answer.header.sequence_number != conversation.sequence {
                     continue;
                 }
                 match answer.payload {
-                    NetlinkPayload::InnerMessage(message) => answers.push(message),
-                    NetlinkPayload::Done(_) => return Ok(answers),
+                    NetlinkPayload::InnerMessage(message) => found.answers.push(message),
+                    NetlinkPayload::Done(_) => return Ok(found),
                     NetlinkPayload::Error(error) => match error.code {
-                        None => return Ok(answers),
+                        None => return Ok(found),
                         Some(_) => return Err(error.to_io()),
                     },
                     NetlinkPayload::Overrun(_) => {

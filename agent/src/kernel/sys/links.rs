@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use tracing::debug;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::objects::{info, link_by_id};
@@ -252,7 +253,8 @@ pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     info(link)
 }
 
-/// Every link of the machine, whoever made it. One that goes meanwhile is left out.
+/// Every link of the machine, whoever made it. Left out is one that goes meanwhile, is not whole yet (EAGAIN), or of a
+/// kind that says nothing of itself.
 pub(crate) fn links() -> io::Result<Vec<LinkInfo>> {
     let mut found = Vec::new();
     let mut at = by_number(0);
@@ -263,8 +265,8 @@ pub(crate) fn links() -> io::Result<Vec<LinkInfo>> {
         };
         at.number = at.next;
         match link_by_id(at.number).and_then(|link| link_info(link.as_fd())) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-            info => found.push(info?),
+            Err(error) => debug!(link = at.number, %error, "a link is left out"),
+            Ok(info) => found.push(info),
         }
     }
 }

@@ -187,6 +187,8 @@ impl Machine for Memory {
         Ok(())
     }
 
+    fn keep_settings(&self, _: &[(String, u32)]) {}
+
     fn hooks(
         &self,
         pods: Vec<(String, u32)>,

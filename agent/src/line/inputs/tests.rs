@@ -48,7 +48,7 @@ fn node(name: &str, range: &str) -> Change {
         addresses: Vec::new(),
         internal: Vec::new(),
         pod_cidrs: vec![range.parse().unwrap()],
-        is_told_away: false,
+        network: Default::default(),
     })))
 }
 

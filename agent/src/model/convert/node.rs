@@ -6,7 +6,10 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::{Converted, Invalid, Problem, cidr, labels, name, unicast};
-use crate::model::{AGENT_AWAY, NETWORK_UNAVAILABLE, Namespace, NamespacePhase, Node, Object};
+use crate::model::{
+    AGENT_AWAY, AGENT_READY, NETWORK_UNAVAILABLE, Namespace, NamespacePhase, NetworkSaid, Node,
+    Object,
+};
 use crate::watch::wire;
 
 /// A Namespace.
@@ -76,11 +79,14 @@ pub fn node(wire: wire::Node) -> Result<Converted, Invalid> {
             }),
         }
     }
-    // The same condition of a cloud's controller has another reason.
-    let is_told_away = wire.status.conditions.iter().any(|it| {
-        (it.kind.as_str(), it.status.as_str(), it.reason.as_str())
-            == (NETWORK_UNAVAILABLE, "True", AGENT_AWAY)
-    });
+    let mut conditions = wire.status.conditions.iter();
+    let said = conditions.find(|it| it.kind == NETWORK_UNAVAILABLE);
+    let network = match said.map(|it| (it.status.as_str(), it.reason.as_str())) {
+        None => NetworkSaid::Nothing,
+        Some(("True", AGENT_AWAY)) => NetworkSaid::AgentAway,
+        Some(("False", AGENT_READY)) => NetworkSaid::AgentReady,
+        Some(_) => NetworkSaid::BySomebodyElse,
+    };
     Ok(Converted {
         object: Some(Object::Node(Arc::new(Node {
             name: name("metadata.name", &meta.name)?,
@@ -88,7 +94,7 @@ pub fn node(wire: wire::Node) -> Result<Converted, Invalid> {
             addresses,
             internal,
             pod_cidrs,
-            is_told_away,
+            network,
         }))),
         problems,
     })

@@ -146,7 +146,7 @@ fn objects() -> Vec<Object> {
         addresses: vec![[10, 0, 0, 1].into()],
         internal: vec![[10, 0, 0, 1].into()],
         pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
-        is_told_away: false,
+        network: Default::default(),
     };
     let policy = Policy {
         id: shop("cart"),
