@@ -139,16 +139,19 @@ fn going_back_to_a_version_that_takes_nothing_over_loses_no_datagram() {
             };
             let mut next = next.spawn().unwrap();
             wait_until_ready(&shop.node, &mut next, name);
-            if name.starts_with("kept") {
-                let log = next.log_path().unwrap().to_owned();
-                let held = || fs::read_to_string(&log).unwrap();
-                let held = || held().matches("another process has our sockets").count() == 2;
-                next.wait_until("its parent holds both sockets", PATIENCE, held)
-                    .unwrap();
-            }
             // Both answer for a while.
             thread::sleep(PAUSE);
             told(&mut shop.node.replace_dns(next).unwrap());
+            if name.starts_with("kept") {
+                let kept = shop.node.dns().unwrap();
+                let log = kept.log_path().unwrap().to_owned();
+                let held = || {
+                    let log = fs::read_to_string(&log).unwrap();
+                    log.matches("another process has our sockets").count() == 2
+                };
+                kept.wait_until("its parent holds both sockets", PATIENCE, held)
+                    .unwrap();
+            }
         }
     }
     let ended = start.elapsed();
