@@ -99,6 +99,8 @@ fn faults_are_events_and_an_agent_that_is_away_is_a_condition_of_its_node() {
         "n3",
         &["NetworkUnavailable", "False", "RouteCreated"],
     );
+    // What kubelets say has to stay.
+    status(&real, "node", "n2", &["Ready", "True", "KubeletReady"]);
     for pod in ["weir-n2", "weir-n3"] {
         status(&real, "pod", pod, &["Ready", "True", ""]);
     }

@@ -57,12 +57,15 @@ impl Kernel {
                     "somebody has changed the settings of a pod's device; they are put back"
                 ),
                 Ok(false) => {}
-                // One that is gone is its pod's condition.
-                Err(error) => debug!(
-                    device,
-                    error = format!("{error:#}"),
-                    "settings not looked at"
-                ),
+                Err(error) => {
+                    let text = format!("{error:#}");
+                    let cause = error.downcast_ref::<io::Error>().map(io::Error::kind);
+                    match cause {
+                        // One that is gone is its pod's condition.
+                        Some(io::ErrorKind::NotFound) => debug!(device, error = text, "it is gone"),
+                        _ => warn!(device, error = text, "settings cannot be put back"),
+                    }
+                }
             }
         }
     }

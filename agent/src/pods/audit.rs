@@ -84,8 +84,21 @@ impl<D: Datapath> Pods<D> {
     pub async fn audit(&self, last: HashSet<String>) -> Result<HashSet<String>> {
         self.take_in_releases().await?;
         let before = self.leases.all();
-        let devices = self.datapath.devices().await.context("list our devices")?;
-        let there: HashSet<String> = devices.iter().map(|it| it.name.clone()).collect();
+        let mut devices = self.datapath.devices().await.context("list our devices")?;
+        let mut there: HashSet<String> = devices.iter().map(|it| it.name.clone()).collect();
+        let known = before.values().map(|lease| lease.device());
+        for name in known.chain(self.leases.held()) {
+            if !there.contains(&name)
+                && let Some(ifindex) = self.datapath.device(&name)?
+            {
+                there.insert(name.clone());
+                devices.push(Device {
+                    name,
+                    ifindex,
+                    addresses: Vec::new(),
+                });
+            }
+        }
         self.blocking(move |it| it.let_go_of_all_but(&there)).await;
         for attachment in self.datapath.orphans(before.clone(), &devices).await? {
             let _claim = self.claim(&attachment).await;

@@ -394,10 +394,18 @@ impl Leases {
 
     /// The opposite of `hold` for every device that is not among these.
     pub fn let_go_of_all_but(&self, devices: &HashSet<String>) {
-        let held: Vec<String> = self.state().held.keys().cloned().collect();
-        for device in held.iter().filter(|device| !devices.contains(*device)) {
+        for device in self
+            .held()
+            .iter()
+            .filter(|device| !devices.contains(*device))
+        {
             self.let_go(device);
         }
+    }
+
+    /// The devices that are held.
+    pub fn held(&self) -> Vec<String> {
+        self.state().held.keys().cloned().collect()
     }
 
     /// Whether a device is held.

@@ -102,8 +102,8 @@ impl<D: Datapath> Pods<D> {
                 // come later and free what is leased by then.
                 let claim = tokio::select! {
                     biased;
-                    claim = self.claim(&attachment) => claim,
                     () = frames.ended() => return,
+                    claim = self.claim(&attachment) => claim,
                 };
                 self.del(&attachment, claim).await
             }

@@ -25,8 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const CONTROLLER: &str = "weir.local/agent";
 /// The longest name of who writes that the API takes, in bytes.
 const INSTANCE: usize = 128;
-/// Why nothing new is taken in a namespace that is being deleted (apimachinery's NamespaceTerminatingCause).
-const NAMESPACE_ENDS: &str = "NamespaceTerminating";
+/// What the API server says of somebody who lacks a permission: `User "…" cannot create resource …`.
+const NO_PERMISSION: &str = " cannot ";
 /// Where Events about objects go that are in no namespace.
 const DEFAULT_NAMESPACE: &str = "default";
 
@@ -57,11 +57,10 @@ impl From<kube::Error> for Error {
             kube::Error::Api(status) => status,
             error => return Self::Call(error),
         };
-        let causes = status.details.iter().flat_map(|it| &it.causes);
-        let is_ending = causes.into_iter().any(|it| it.reason == NAMESPACE_ENDS);
         match status.code {
-            403 if !is_ending => Self::Forbidden(status.message),
-            429 | 500.. => Self::Answer(status.message),
+            403 if status.message.contains(NO_PERMISSION) => Self::Forbidden(status.message),
+            401 | 408 | 409 | 429 | 500.. => Self::Answer(status.message),
+            // Also 403: a quota, a webhook, a namespace that is being deleted.
             _ => Self::Unwilling(status.message),
         }
     }

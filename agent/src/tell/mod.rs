@@ -78,9 +78,13 @@ impl Teller {
                         }
                         said += 1;
                         let outcome = self.scribe.say(&note, &self.node).await;
-                        // What the API server does not take of this one, it will not take later either.
-                        if matches!(outcome, Ok(()) | Err(Error::Unwilling(_))) {
-                            events.told(&note, By::Us, now);
+                        match outcome {
+                            // What the API server does not take of this one, it will not take later either.
+                            Ok(()) | Err(Error::Unwilling(_)) => events.told(&note, By::Us, now),
+                            // As soon as it is allowed.
+                            Err(Error::Forbidden(_)) => {}
+                            // Later again, so that the others have their turn before.
+                            Err(_) => events.told(&note, By::Another, now),
                         }
                         refused.heard("", "an Event", "create on events of events.k8s.io", outcome);
                     }

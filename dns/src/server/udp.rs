@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustix::net::connect_unspec;
 use tokio::net::UdpSocket;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -83,7 +83,11 @@ pub(super) async fn serve(
     {
         debug!(%error, "UDP socket not set aside");
     }
-    while let Ok(Ok(())) = tokio::time::timeout(QUIET, socket.readable()).await {
+    // Somebody who had the socket too may take it up again meanwhile: then it is never quiet.
+    let end = Instant::now() + LOOK;
+    while Instant::now() < end
+        && let Ok(Ok(())) = tokio::time::timeout(QUIET, socket.readable()).await
+    {
         while receive(&socket, &mut buffer, &server, &resolve, &tasks).await {}
     }
 }

@@ -253,6 +253,14 @@ pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     info(link)
 }
 
+/// Does an error say something of one link, and nothing of others?
+fn is_of_that_link(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOENT | libc::EAGAIN | libc::EOPNOTSUPP)
+    )
+}
+
 /// Every link of the machine, whoever made it. Left out is one that goes meanwhile, is not whole yet (EAGAIN), or of a
 /// kind that says nothing of itself.
 pub(crate) fn links() -> io::Result<Vec<LinkInfo>> {
@@ -265,7 +273,10 @@ pub(crate) fn links() -> io::Result<Vec<LinkInfo>> {
         };
         at.number = at.next;
         match link_by_id(at.number).and_then(|link| link_info(link.as_fd())) {
-            Err(error) => debug!(link = at.number, %error, "a link is left out"),
+            Err(error) if is_of_that_link(&error) => {
+                debug!(link = at.number, %error, "a link is left out");
+            }
+            Err(error) => return Err(error),
             Ok(info) => found.push(info),
         }
     }
