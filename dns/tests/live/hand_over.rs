@@ -178,7 +178,13 @@ async fn no_more_than_a_thousand_questions_are_held() {
             }
         }
     }
-    assert!((ASKED - 1000..ASKED).contains(&refused), "{refused}");
+    // The last ones may be on their way to us.
+    while refused < ASKED - 1000 {
+        let answer = tokio::time::timeout(SOON, socket.recv(&mut buffer)).await;
+        answer.expect("as many are refused").unwrap();
+        refused += 1;
+    }
+    assert!(refused < ASKED, "{refused}");
     server.zone.store(Some(Arc::new(zone())));
     server.stop().await;
 }
