@@ -15,7 +15,7 @@ use thiserror::Error;
 
 use super::absence::Notice;
 use super::events::{Note, POD, Regarding, resource};
-use super::roster::SELECTOR;
+use super::roster::selector;
 use crate::model::{AGENT_AWAY, AGENT_READY, NETWORK_UNAVAILABLE};
 use crate::watch::kube::Servers;
 
@@ -105,7 +105,7 @@ impl Scribe {
         let pods = kind_of(kind, group, version, plural);
         let pods: Api<DynamicObject> = Api::namespaced_with(self.client(), namespace, &pods);
         let here = ListParams::default()
-            .labels(SELECTOR)
+            .labels(&selector())
             .fields(&format!("spec.nodeName={node}"));
         let found = within(pods.list(&here)).await?;
         let is_ready = |pod: &DynamicObject| {

@@ -9,14 +9,18 @@ use siphasher::sip::SipHasher13;
 
 use crate::model::{NetworkSaid, Object, ObjectName, Pod, PodPhase};
 
-/// The labels by which the chart's pods of the agent are found.
-pub(super) const SELECTOR: &str = "app.kubernetes.io/name=weir,app.kubernetes.io/component=agent";
-
 /// The labels of an agent's pod, as the chart has them.
 const LABELS: [(&str, &str); 2] = [
     ("app.kubernetes.io/name", "weir"),
     ("app.kubernetes.io/component", "agent"),
 ];
+
+/// The same as a selector of the API.
+pub(super) fn selector() -> String {
+    LABELS
+        .map(|(key, value)| format!("{key}={value}"))
+        .join(",")
+}
 
 /// All agents. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -91,10 +95,8 @@ impl Roster {
     }
 
     fn is_agent(&self, pod: &Pod) -> bool {
-        let has = |(key, value): &(&str, &str)| {
-            let found = pod.labels.iter().find(|(it, _)| &***it == *key);
-            found.is_some_and(|(_, it)| **it == **value)
-        };
+        let has =
+            |(key, value): &(&str, &str)| pod.labels.get(*key).is_some_and(|it| **it == **value);
         self.namespace.as_ref() == Some(&pod.id.namespace) && LABELS.iter().all(has)
     }
 }
