@@ -16,6 +16,10 @@ use weir_dns::hand_over::Folder;
 /// How often a plugin that is kept is looked at.
 const LOOK: Duration = Duration::from_secs(5);
 
+// docs/decisions/0020-an-allocator-of-our-own-choice.md
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 fn main() -> ExitCode {
     let ended = match Args::parse().command {
         Command::Run(args) => run(&args),

@@ -121,35 +121,32 @@ impl Adding {
             other => return Err(unexpected(&other).into()),
         };
         let mtu = if mtu == 0 { leased.mtu } else { mtu };
+        let (host_ifindex, pod_ifindex) = self.create(&leased, mtu)?;
+        self.in_time()?;
+        self.agent.tell(&Request::Attach { host_ifindex })?;
+        // Meanwhile everything inside: the node's end is down, so nothing passes.
         let ipv6 = match leased.addresses.iter().any(|it| it.addr().is_ipv6()) {
-            true => Ipv6::Needed,
+            true => Ipv6::Needed(self.attachment.ifname()),
             false => Ipv6::AsItIs,
         };
         let mut pod = self
             .netns
             .enter(ipv6)
             .map_err(failure::step("enter the pod's network namespace"))?;
-
-        let (host_ifindex, pod_ifindex) = self.create(&mut pod, &leased, mtu)?;
-        self.in_time()?;
-        self.expect_ok(&Request::Attach { host_ifindex })?;
-        self.in_time()?;
         configure_pod(&mut pod, pod_ifindex, &leased.addresses, leased.macs.host)
             .map_err(failure::step("configure the pod's interface"))?;
+        self.expect_ok()?;
+        self.in_time()?;
         self.configure_node(&leased, host_ifindex)
             .map_err(failure::step("configure the node's device"))?;
         self.in_time()?;
-        self.expect_ok(&Request::Done)?;
+        self.agent.tell(&Request::Done)?;
+        self.expect_ok()?;
         Ok(Attached { leased, mtu })
     }
 
-    /// Makes the pair, both ends down and silent. Returns the indexes of the node's and the pod's.
-    fn create(
-        &mut self,
-        pod: &mut Netlink,
-        leased: &Leased,
-        mtu: u32,
-    ) -> Result<(u32, u32), Error> {
+    /// Makes the pair, both ends down. Returns the indexes of the node's and the pod's.
+    fn create(&mut self, leased: &Leased, mtu: u32) -> Result<(u32, u32), Error> {
         let ifname = self.attachment.ifname();
         let host = End {
             name: &leased.device,
@@ -164,8 +161,9 @@ impl Adding {
         if let Err(error) = &created
             && error.raw_os_error() == Some(nix::Error::EEXIST as i32)
         {
-            let step = failure::step("look at the pod's interfaces");
-            if pod.link(ifname).map_err(step)?.is_some() {
+            let step = || failure::step("look at the pod's interfaces");
+            let mut pod = self.netns.enter(Ipv6::AsItIs).map_err(step())?;
+            if pod.link(ifname).map_err(step())?.is_some() {
                 return Err(failure::interface_exists(ifname));
             }
             // The lease is new, so a device of its name is what a killed ADD left.
@@ -176,20 +174,18 @@ impl Adding {
         created.map_err(failure::step("create the veth pair"))?;
         self.device = Device::Created(leased.device.clone());
 
-        let gone = || Error::IOFailure("the veth pair vanished while it was being set up".into());
-        let step = || failure::step("look at the new devices");
-        let node_end = self.node.link(&leased.device).map_err(step())?;
-        let pod_end = pod.link(ifname).map_err(step())?;
-        let (node_end, pod_end) = node_end.zip(pod_end).ok_or_else(gone)?;
-        let step = || failure::step("keep IPv6 link-local addresses away");
-        self.node.forgo_link_local(node_end.index).map_err(step())?;
-        pod.forgo_link_local(pod_end.index).map_err(step())?;
-        Ok((node_end.index, pod_end.index))
+        let link = self.node.link(host.name);
+        let link = link.map_err(failure::step("look at the new devices"))?;
+        let indexes = link.and_then(|it| Some((it.index, it.peer?)));
+        indexes.ok_or_else(|| {
+            Error::IOFailure("the veth pair vanished while it was being set up".into())
+        })
     }
 
     /// The node's end. The kernel takes no route over a device that is down, so the device is up
     /// before its routes are there; the pod's program has been attached since `Attach`.
     fn configure_node(&mut self, leased: &Leased, index: u32) -> io::Result<()> {
+        self.node.forgo_link_local(index)?;
         for address in &leased.addresses {
             self.node
                 .fix_neighbour(index, address.addr(), leased.macs.pod)?;
@@ -202,8 +198,8 @@ impl Adding {
         Ok(())
     }
 
-    fn expect_ok(&mut self, request: &Request) -> Result<(), Stopped> {
-        match self.agent.ask(request)? {
+    fn expect_ok(&mut self) -> Result<(), Stopped> {
+        match self.agent.answer()? {
             Reply::Ok => Ok(()),
             other => Err(unexpected(&other).into()),
         }
@@ -259,6 +255,7 @@ fn configure_pod(
     addresses: &[IpNet],
     host_mac: Mac,
 ) -> io::Result<()> {
+    pod.forgo_link_local(index)?;
     pod.up(LOOPBACK)?;
     for address in addresses {
         pod.add_address(index, address.addr())?;

@@ -73,12 +73,22 @@ impl Agent {
 
     /// Sends a request and waits for its answer.
     pub(crate) fn ask(&mut self, request: &Request) -> Result<Reply, NoAnswer> {
+        self.tell(request)?;
+        self.answer()
+    }
+
+    /// Sends a request; its answer is the next.
+    pub(crate) fn tell(&mut self, request: &Request) -> Result<(), NoAnswer> {
         let mut frame = serde_json::to_vec(request).map_err(io::Error::from)?;
         frame.push(b'\n');
         self.stream
             .get_ref()
             .set_write_timeout(Some(self.remaining()?))?;
-        self.stream.get_mut().write_all(&frame).map_err(spoken)?;
+        self.stream.get_mut().write_all(&frame).map_err(spoken)
+    }
+
+    /// Waits for the answer to what was told.
+    pub(crate) fn answer(&mut self) -> Result<Reply, NoAnswer> {
         match self.read()? {
             Reply::Refused(refused) => Err(NoAnswer::Refused(refused)),
             reply => Ok(reply),

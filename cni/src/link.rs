@@ -11,7 +11,7 @@ use netlink_packet_route::address::{
 };
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute,
-    LinkFlags, LinkInfo, LinkMessage,
+    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
@@ -28,6 +28,8 @@ use crate::netlink::Netlink;
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Link {
     pub(crate) index: u32,
+    /// The index of the other end of its pair, in that one's namespace.
+    pub(crate) peer: Option<u32>,
     pub(crate) mac: Option<Mac>,
     pub(crate) mtu: u32,
     pub(crate) up: bool,
@@ -104,7 +106,11 @@ impl Netlink {
     /// The device of this name; `None` when there is none.
     pub(crate) fn link(&mut self, name: &str) -> io::Result<Option<Link>> {
         let mut message = LinkMessage::default();
-        message.attributes = vec![LinkAttribute::IfName(name.into())];
+        message.attributes = vec![
+            LinkAttribute::IfName(name.into()),
+            // Counters are the most of what is said otherwise.
+            LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]),
+        ];
         let message = match self.read(RouteNetlinkMessage::GetLink(message)) {
             Ok(RouteNetlinkMessage::NewLink(message)) => message,
             Ok(_) => return Err(io::Error::other("not a link")),
@@ -113,6 +119,7 @@ impl Netlink {
         };
         let mut link = Link {
             index: message.header.index,
+            peer: None,
             mac: None,
             mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
@@ -121,6 +128,7 @@ impl Netlink {
             match attribute {
                 LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(Mac),
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Link(peer) => link.peer = Some(peer),
                 _ => {}
             }
         }

@@ -43,6 +43,10 @@ impl Cni for Weir {
     }
 }
 
+// docs/decisions/0020-an-allocator-of-our-own-choice.md
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 fn main() -> ExitCode {
     let about = concat!(
         "weir-cni ",

@@ -20,8 +20,9 @@ pub(crate) struct Netns {
 
 /// Whether a pod needs IPv6 in its namespace.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Ipv6 {
-    Needed,
+pub(crate) enum Ipv6<'a> {
+    /// On this device, which is there.
+    Needed(&'a str),
     AsItIs,
 }
 
@@ -54,18 +55,18 @@ impl Netns {
     /// Moves the process there, for good, and opens a netlink socket. What it asks of the node goes on through
     /// sockets: one belongs to the namespace it was opened in. So those come first, and nothing of the node that is
     /// found by a path of its namespace (`/proc/sys/net`) may be touched afterwards.
-    pub(crate) fn enter(&self, ipv6: Ipv6) -> io::Result<Netlink> {
+    pub(crate) fn enter(&self, ipv6: Ipv6<'_>) -> io::Result<Netlink> {
         setns(&self.file, CloneFlags::CLONE_NEWNET)?;
-        if ipv6 == Ipv6::Needed {
-            enable_ipv6()?;
+        if let Ipv6::Needed(device) = ipv6 {
+            enable_ipv6(device)?;
         }
         Netlink::open()
     }
 }
 
-/// Some runtimes make namespaces with IPv6 switched off. Interfaces made later follow `default`.
-fn enable_ipv6() -> io::Result<()> {
-    for conf in ["all", "default", "lo"] {
+/// Some runtimes make namespaces with IPv6 switched off. A device has followed `default` when it was made.
+fn enable_ipv6(device: &str) -> io::Result<()> {
+    for conf in ["all", "default", "lo", device] {
         let path = format!("/proc/sys/net/ipv6/conf/{conf}/disable_ipv6");
         if fs::read_to_string(&path)?.trim() != "0" {
             fs::write(&path, "0")?;

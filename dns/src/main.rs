@@ -87,6 +87,10 @@ enum LogFormat {
     Json,
 }
 
+// docs/decisions/0020-an-allocator-of-our-own-choice.md
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 fn main() -> ExitCode {
     let args = Args::parse();
     if let Some(socket) = &args.probe {

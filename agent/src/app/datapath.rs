@@ -9,7 +9,7 @@ use crate::conditions::Board;
 use crate::kernel::{Kernel, netlink};
 use crate::line::{Handle, Input};
 use crate::model::ObjectName;
-use crate::pods::{Attachment, Datapath, Device, Devices, Lease, LeaseTable};
+use crate::pods::{Attachment, Datapath, Device, Devices, Lease, LeaseTable, Opened};
 use crate::watch::manifests::PodAddresses;
 
 /// The node.
@@ -30,19 +30,17 @@ impl Datapath for NodeDatapath {
         }
     }
 
+    fn open(&self, lease: &Arc<Lease>, opened: Opened) {
+        let lease = lease.clone();
+        self.line.bring_blocking(Input::Leased { lease, opened });
+    }
+
     fn protect(&self, device: &str, devices: Devices) -> Result<()> {
         self.kernel.join(device, devices.host_ifindex)
     }
 
-    async fn open(&self, lease: &Arc<Lease>) -> Result<()> {
-        let lease = lease.clone();
-        let opened = {
-            let lease = lease.clone();
-            self.line.ask(|opened| Input::Leased { lease, opened })
-        };
-        opened.await?.map_err(Error::msg)?;
-        report(self.addresses.as_ref(), &lease);
-        Ok(())
+    fn opened(&self, lease: &Lease) {
+        report(self.addresses.as_ref(), lease);
     }
 
     async fn close(&self, lease: &Arc<Lease>) -> Result<()> {

@@ -109,6 +109,10 @@ impl<M: Machine> Line<M> {
 
     /// An ADD: its rows come once its pod is known.
     pub(super) fn take_lease(&mut self, lease: Arc<Lease>, opened: Answer) {
+        if opened.is_closed() {
+            // Its release may have come before, and another ADD.
+            return;
+        }
         let attachment = lease.attachment.clone();
         self.pods
             .waiting
@@ -144,19 +148,21 @@ impl<M: Machine> Line<M> {
         let waiting = std::mem::take(&mut pods.waiting);
         for (attachment, it) in waiting {
             let answer = match (pods.open.get(&attachment), pods.status(&it.lease)) {
-                (Some(_), Some(Status::Done)) => {
-                    let (pod, device) = (subject(&it.lease), it.lease.device());
-                    info!(%pod, device, addresses = ?it.lease.addresses, "opened");
-                    Ok(())
-                }
+                (Some(_), Some(Status::Done)) => Ok(()),
                 (Some(_), Some(Status::Failed(why))) => Err(why.clone()),
                 _ => {
                     pods.waiting.insert(attachment, it);
                     continue;
                 }
             };
+            let is_open = answer.is_ok();
             // An ADD that ran out of time has stopped listening: then nobody is told.
             it.opened.send(answer).unwrap_or_default();
+            // Written when nobody waits any more.
+            if is_open {
+                let (pod, device) = (subject(&it.lease), it.lease.device());
+                info!(%pod, device, addresses = ?it.lease.addresses, "opened");
+            }
         }
         let closing = std::mem::take(&mut pods.closing);
         if closing.is_empty() {

@@ -5,8 +5,13 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Attachment, Devices, Lease, LeaseTable};
 use anyhow::Result;
+use tokio::sync::oneshot;
+
+use super::{Attachment, Devices, Lease, LeaseTable};
+
+/// Where it is said whether a pod's packets are judged by its policy now; if not, why.
+pub type Opened = oneshot::Sender<Result<(), String>>;
 
 /// A device of the node with a name of ours (`weir_cni::attachment::is_device`).
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -17,22 +22,26 @@ pub struct Device {
     pub addresses: Vec<IpAddr>,
 }
 
-/// For one attachment the calls come in this order: `protect`, `open`, later `close` and `delete_device`. They
-/// never overlap for one attachment, and do for different ones. After a failure, at the deadline (the future is
-/// dropped where it waits) and after a crash of the agent, `close` follows whatever was done, so it must accept a
-/// lease of which the kernel knows half or nothing.
+/// For one attachment the calls come in this order: `open`, `protect`, later `close` and `delete_device`. They
+/// never overlap for one attachment, and do for different ones; only `close` may come while a `protect` or an `open`
+/// has not returned whose receiver nobody waits at any more. After a failure, at the deadline and after a crash of
+/// the agent, `close` follows whatever was done, so it must accept a lease of which the kernel knows half or nothing.
 pub trait Datapath: Send + Sync + 'static {
     /// Whether an ADD could be served now; if not, why, in words for STATUS.
     fn ready(&self) -> Result<(), String>;
+
+    /// The device is down until it is protected, too. Says so at `opened` when the pod that the lease names, by its uid
+    /// if it has one, is known, its policy is in the tables and packets of its device are judged by it. The server
+    /// stops waiting by closing the receiver; nothing is opened then. A lease without a pod has no policy to wait for.
+    /// Called where it may block, for as long as a queue is full.
+    fn open(&self, lease: &Arc<Lease>, opened: Opened);
 
     /// Puts the node's end, which is down, under the programs of all pods, which let nothing pass that no table
     /// names. Called where it may block.
     fn protect(&self, device: &str, devices: Devices) -> Result<()>;
 
-    /// Returns when the pod that the lease names, by its uid if it has one, is known, its policy is in the tables
-    /// and its packets are judged by it. The server stops waiting at the deadline of the ADD by dropping the
-    /// future. A lease without a pod has no policy to wait for.
-    fn open(&self, lease: &Arc<Lease>) -> impl Future<Output = Result<()>> + Send;
+    /// The lease's pod is open, and the disk knows of it.
+    fn opened(&self, lease: &Lease);
 
     /// The reverse: when it returns, no packet passes the device and nothing in the tables names its
     /// addresses, so they may be leased again. The device may still exist. It is on the way of DEL:

@@ -234,13 +234,18 @@ impl Leases {
         Ok(())
     }
 
+    /// Whether the last write has failed, so that another must succeed before anything is leased.
+    pub fn is_failing(&self) -> bool {
+        self.is_failing.load(Ordering::Relaxed)
+    }
+
     /// Nothing to do, unless a write has failed: then everything is written again. Writes.
     ///
     /// # Errors
     /// The store still does not take it.
     pub fn ensure_writable(&self) -> Result<(), LeaseError> {
         // Who may lease does not wait for a write that others wait for.
-        if !self.is_failing.load(Ordering::Relaxed) {
+        if !self.is_failing() {
             return Ok(());
         }
         let mut disk = self.disk();

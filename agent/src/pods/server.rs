@@ -2,13 +2,13 @@
 //! What goes wrong half way is taken back here, whoever failed.
 
 use std::collections::HashSet;
-use std::io::{self, Read};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Error, Result, anyhow};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, info, warn};
@@ -140,14 +140,9 @@ impl<D: Datapath> Pods<D> {
         };
         debug!(%attachment, addresses = ?lease.addresses, "leased");
 
-        // While the plugin makes the devices.
-        let durable = self.begin(Leases::make_durable);
-        let finish = self.finish(frames, &lease, durable, deadline);
+        let finish = self.finish(frames, &lease, deadline);
         let stopped = match timeout_at(deadline, finish).await {
-            Ok(Ok(())) => {
-                info!(%attachment, pod = ?lease.pod, addresses = ?lease.addresses, "attached");
-                return (Reply::Ok, None);
-            }
+            Ok(Ok(())) => return (Reply::Ok, None),
             Ok(Err(stopped)) => stopped,
             Err(_) => refuse(Refusal::NotReady, "the plugin did not finish in time"),
         };
@@ -158,16 +153,13 @@ impl<D: Datapath> Pods<D> {
         (stopped, Some(Leftover { device, claim }))
     }
 
-    /// The lease of an ADD, and the claim that it needs. Where the plugin left releases, those are taken in before.
+    /// The lease of an ADD, and the claim that it needs. Where there is none, what the plugin has released meanwhile
+    /// is taken in before that is said.
     async fn lease(&self, add: Add, deadline: Instant) -> Result<(Arc<Lease>, Claim), Reply> {
         if let Err(why) = self.datapath.ready() {
             return Err(refuse(Refusal::NotReady, why));
         }
-        let storage = |error: anyhow::Error| refuse(Refusal::Storage, format!("{error:#}"));
-        let macs = fresh_macs().map_err(|error| {
-            let why = format!("read /dev/urandom: {error}");
-            refuse(Refusal::Storage, why)
-        })?;
+        let macs = fresh_macs();
         let keys = [
             Key::Attachment(add.attachment.clone()),
             Key::Netns(add.netns),
@@ -179,32 +171,27 @@ impl<D: Datapath> Pods<D> {
                 refuse(Refusal::NotReady, why)
             })
         };
-        // What leases is always waited for: nobody else would know of the lease.
-        let first = {
+        {
             let claim = claim().await?;
-            let add = add.clone();
-            let lease = move |leases: &Leases| match list_releases(leases)?.is_empty() {
-                true => Ok(Some(lease_if_writable(leases, add, macs))),
-                false => Ok(None),
-            };
-            let leased = self.blocking(lease).await.map_err(storage)?;
-            leased.map(|lease| (lease, claim))
-        };
-        let (lease, claim) = match first {
-            Some(leased) => leased,
-            // One may be of this very attachment, so its claim is free meanwhile.
-            None => {
-                timeout_at(deadline, self.take_in_releases())
-                    .await
-                    .map_err(|_| refuse(Refusal::NotReady, "releases are not taken in in time"))?
-                    .map_err(storage)?;
-                let claim = claim().await?;
-                let lease = move |leases: &Leases| lease_if_writable(leases, add, macs);
-                (self.blocking(lease).await, claim)
+            // A release of this very attachment would take back what is leased now. One of another can wait.
+            let is_released = self.release_of(&add.attachment).exists();
+            if !is_released && !self.leases.is_failing() {
+                // In memory, so on this thread: each that is waked costs the pod a tenth of a millisecond.
+                if let Ok(lease) = self.leases.lease(add.clone(), macs, now()) {
+                    return Ok((lease, claim));
+                }
             }
-        };
-        let lease = lease.map_err(|error| refuse_lease(&error))?;
-        Ok((lease, claim))
+            // One may be of this very attachment, so its claim is free meanwhile.
+        }
+        timeout_at(deadline, self.take_in_releases())
+            .await
+            .map_err(|_| refuse(Refusal::NotReady, "releases are not taken in in time"))?
+            .map_err(|error| refuse(Refusal::Storage, format!("{error:#}")))?;
+        let claim = claim().await?;
+        // What leases is always waited for: nobody else would know of the lease.
+        let lease = move |leases: &Leases| lease_if_writable(leases, add, macs);
+        let lease = self.blocking(lease).await;
+        Ok((lease.map_err(|error| refuse_lease(&error))?, claim))
     }
 
     /// From the lease to `Done`. An error is the answer that ends the conversation; the caller takes
@@ -213,11 +200,12 @@ impl<D: Datapath> Pods<D> {
         &self,
         frames: &mut Frames,
         lease: &Arc<Lease>,
-        durable: impl Future<Output = Result<(), LeaseError>>,
         deadline: Instant,
     ) -> Result<(), Reply> {
         let leased = Reply::Leased(lease.answer(self.settings.mtu));
         frames.write(&leased).await.map_err(|_| Reply::Released)?;
+        // While the plugin makes the devices.
+        let durable = self.begin(Leases::make_durable);
         let host_ifindex = match frames.read().await {
             Ok(Request::Attach { host_ifindex }) => host_ifindex,
             ended => return Err(out_of_turn(ended)),
@@ -228,33 +216,32 @@ impl<D: Datapath> Pods<D> {
                 .await
                 .map_err(|_| Reply::Released)?;
             let ended = frames.read().await;
-            let lease = self.protect(lease, host_ifindex).await;
-            let opened = async { self.open(&lease?, deadline).await };
-            opened
-                .await
-                .map_err(|error| refuse(Refusal::NotReady, format!("{error:#}")))?;
+            let opened = self.open(lease, host_ifindex, deadline).await;
+            opened.map_err(|error| refuse(Refusal::NotReady, format!("{error:#}")))?;
             return match ended {
                 Ok(Request::Done) => Ok(()),
                 ended => Err(out_of_turn(ended)),
             };
         }
         let open = async {
-            // A protected device is closed, so that may be done meanwhile.
-            let protect = self.protect(lease, host_ifindex);
-            let (durable, protected) = tokio::join!(durable, protect);
+            // The device stays down until the plugin hears of both, so that may be done meanwhile.
+            let opened = self.open(lease, host_ifindex, deadline);
+            let (durable, opened) = tokio::join!(durable, opened);
             // No address is used before the disk knows of it: an agent that starts would lease it to another.
             durable.map_err(|error| refuse_lease(&error))?;
-            let opened = async { self.open(&protected?, deadline).await };
-            Ok(opened.await)
+            Ok(opened)
         };
         let opened = tokio::select! {
             opened = open => opened?,
             () = frames.ended() => return Err(Reply::Released),
         };
-        if let Err(error) = opened {
-            let error = format!("{error:#}");
-            warn!(attachment = %lease.attachment, error, "not attached");
-            return Err(refuse(Refusal::NotReady, error));
+        match opened {
+            Ok(lease) => self.datapath.opened(&lease),
+            Err(error) => {
+                let error = format!("{error:#}");
+                warn!(attachment = %lease.attachment, error, "not attached");
+                return Err(refuse(Refusal::NotReady, error));
+            }
         }
         frames
             .write(&Reply::Ok)
@@ -266,28 +253,37 @@ impl<D: Datapath> Pods<D> {
         }
     }
 
-    /// Puts the device under the filters of all pods. Nothing passes it until it is opened.
-    async fn protect(&self, lease: &Arc<Lease>, host_ifindex: u32) -> Result<Arc<Lease>> {
-        let (lease, datapath) = (lease.clone(), self.datapath.clone());
+    /// Opens a device that is down: returns when it is under the filters of all pods and its pod's policy is there.
+    async fn open(
+        &self,
+        lease: &Arc<Lease>,
+        host_ifindex: u32,
+        deadline: Instant,
+    ) -> Result<Arc<Lease>> {
+        let (to, opened) = oneshot::channel();
+        let (leased, datapath) = (lease.clone(), self.datapath.clone());
         let protect = move |leases: &Leases| -> Result<_> {
-            let lease = leases.attach(&lease, host_ifindex)?;
+            let lease = leases.attach(&leased, host_ifindex)?;
             let device = lease.device();
             let devices = lease.devices().context("an attached lease has devices")?;
+            // From here, and not from the task that waits: waking it takes as long. And first, so that the line is at
+            // it meanwhile: a row of a device that is down lets nothing pass.
+            datapath.open(&lease, to);
             datapath
                 .protect(&device, devices)
                 .with_context(|| format!("protect {device}"))?;
             Ok(lease)
         };
-        self.blocking(protect).await
-    }
-
-    /// Opens a protected device, when the policy is there.
-    async fn open(&self, lease: &Arc<Lease>, deadline: Instant) -> Result<()> {
-        let device = lease.device();
-        timeout_at(deadline, self.datapath.open(lease))
+        let protected = self.begin(protect);
+        let both = async { anyhow::Ok((protected.await?, opened.await)) };
+        let (lease, opened) = timeout_at(deadline, both)
             .await
-            .map_err(|_| anyhow!("this node does not know {} in time", named(lease)))?
-            .with_context(|| format!("open {device} for {}", named(lease)))
+            .map_err(|_| anyhow!("this node does not know {} in time", named(lease)))??;
+        opened
+            .unwrap_or_else(|_| Err("the agent is going down".into()))
+            .map_err(Error::msg)
+            .with_context(|| format!("open {} for {}", lease.device(), named(&lease)))?;
+        Ok(lease)
     }
 
     async fn del(&self, attachment: &Attachment, claim: Claim) -> (Reply, Option<Leftover>) {
@@ -402,7 +398,7 @@ impl<D: Datapath> Pods<D> {
     pub(super) async fn take_in_releases(&self) -> Result<()> {
         for attachment in self.blocking(list_releases).await? {
             let claim = self.claim(&attachment).await;
-            let path = self.leases.released_dir().join(attachment.to_string());
+            let path = self.release_of(&attachment);
             if !path.exists() {
                 // Somebody took it in while we waited; a lease of this name is a new one.
                 continue;
@@ -428,6 +424,11 @@ impl<D: Datapath> Pods<D> {
             drop(claim);
         }
         Ok(())
+    }
+
+    /// Where the plugin leaves a release of this attachment.
+    fn release_of(&self, attachment: &Attachment) -> PathBuf {
+        self.leases.released_dir().join(attachment.to_string())
     }
 
     /// The attachment and the namespace it is in.
@@ -531,17 +532,14 @@ fn now() -> u64 {
 
 /// Two random addresses: locally administered, unicast. Given rather than left to the kernel, because
 /// udev replaces those that the kernel made up.
-fn fresh_macs() -> io::Result<Macs> {
-    let mut bytes = [0; 12];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    let mac = |from: usize| {
-        let mut mac = [0; 6];
-        mac.copy_from_slice(&bytes[from..from + 6]);
+fn fresh_macs() -> Macs {
+    let mac = || {
+        let mut mac: [u8; 6] = std::array::from_fn(|_| fastrand::u8(..));
         mac[0] = (mac[0] & 0xfc) | 0x02;
         Mac(mac)
     };
-    Ok(Macs {
-        host: mac(0),
-        pod: mac(6),
-    })
+    Macs {
+        host: mac(),
+        pod: mac(),
+    }
 }

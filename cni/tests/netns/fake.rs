@@ -7,9 +7,10 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
-use weir_agent::pods::{Attachment, Datapath, Device, Devices, Lease, LeaseTable};
+use weir_agent::pods::{Attachment, Datapath, Device, Devices, Lease, LeaseTable, Opened};
 
 /// What waiting for a pod's policy does.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -89,22 +90,38 @@ impl Datapath for Fake {
         Ok(())
     }
 
-    async fn open(&self, lease: &Arc<Lease>) -> Result<()> {
+    fn open(&self, lease: &Arc<Lease>, mut opened: Opened) {
         self.waiting.send_modify(|it| *it += 1);
         let mut policy = self.policy.subscribe();
-        let policy = *policy.wait_for(|it| *it != Policy::Unknown).await?;
-        if policy == Policy::Broken {
-            bail!("the policy cannot be compiled");
-        }
-        self.note("open", &lease.device());
-        let mut open = self.open.lock().unwrap();
-        for address in &lease.addresses {
-            if open.insert(address.to_string(), lease.device()).is_some() {
-                self.doubled.lock().unwrap().push(address.to_string());
+        let known = async {
+            tokio::select! {
+                biased;
+                policy = policy.wait_for(|it| *it != Policy::Unknown) => policy.map(|it| *it).ok(),
+                () = opened.closed() => None,
+            }
+        };
+        let said = match Handle::current().block_on(known) {
+            None => return,
+            Some(Policy::Broken) => Err("the policy cannot be compiled".into()),
+            Some(_) => Ok(()),
+        };
+        if said.is_ok() {
+            self.note("open", &lease.device());
+            let mut open = self.open.lock().unwrap();
+            // Who has stopped waiting closes next.
+            if opened.is_closed() {
+                return;
+            }
+            for address in &lease.addresses {
+                if open.insert(address.to_string(), lease.device()).is_some() {
+                    self.doubled.lock().unwrap().push(address.to_string());
+                }
             }
         }
-        Ok(())
+        opened.send(said).unwrap_or_default();
     }
+
+    fn opened(&self, _lease: &Lease) {}
 
     async fn close(&self, lease: &Arc<Lease>) -> Result<()> {
         let mut open = self.open.lock().unwrap();
