@@ -31,6 +31,7 @@ use self::source::Running;
 use self::tasks::Tasks;
 use self::told::Told;
 use crate::admin;
+use crate::beat::LOOK;
 use crate::conditions::Board;
 use crate::config::{PodCidrs, Settings};
 use crate::events::{Names, Recent};
@@ -48,7 +49,7 @@ const CHANGES: usize = 4096;
 /// Records of the ring that may wait to be explained. More are lost, and counted.
 const RECORDS: usize = 1024;
 /// How often the DNS addresses are looked at although nothing was heard of them.
-const DNS_AUDIT: Duration = Duration::from_secs(5);
+const DNS_AUDIT: Duration = Duration::from_secs(30);
 /// After how long something that ended by an error is begun again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -240,7 +241,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
             uid: settings.dns.uid,
             gid: settings.dns.uid,
         },
-        pace: RETRY,
+        retry: RETRY,
+        look: LOOK,
     };
     let served = zone_feed::keep_served(zone, at, board.reporter("zone"));
     tasks.spawn("zone", served);

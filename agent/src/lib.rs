@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod app;
 pub mod apply;
+pub mod beat;
 pub mod compile;
 pub mod conditions;
 pub mod config;

@@ -1,20 +1,17 @@
 //! `weir-agent`: reads what was typed and hands over to the library.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
+use weir_agent::beat::LOOK;
 use weir_agent::config::{Args, CleanupArgs, Command, InstallArgs, LogFormat, RunArgs, Settings};
 use weir_agent::install::{self, Installed, Leases, Places};
 use weir_agent::{app, keep, kernel, watch};
 use weir_dns::hand_over::Folder;
-
-/// How often a plugin that is kept is looked at.
-const LOOK: Duration = Duration::from_secs(5);
 
 // docs/decisions/0020-an-allocator-of-our-own-choice.md
 #[global_allocator]

@@ -17,6 +17,7 @@ use weir_dns::hand_over::{FOLDER_MODE, FOLDER_NAME};
 use weir_dns::selinux::label_for_containers;
 use weir_dns::zone::ServiceName;
 
+use crate::beat::beat;
 use crate::compile::zone::{zone_name, zone_service};
 use crate::conditions::{Condition, NodeFault, Reporter};
 use crate::model::{Kind, ObjectName, Snapshot};
@@ -101,8 +102,10 @@ pub struct Place {
     pub socket: PathBuf,
     /// Who may connect, beside root.
     pub peer: Peer,
-    /// How often a socket that cannot be had is tried again, and one that is had looked at.
-    pub pace: Duration,
+    /// How often a socket that cannot be had is tried again.
+    pub retry: Duration,
+    /// How often one that is had is looked at.
+    pub look: Duration,
 }
 
 /// Serves a zone for ever. Says so while nobody can be served, and begins again when somebody has taken the socket
@@ -120,7 +123,7 @@ pub async fn keep_served(zone: ZoneFeed, at: Place, reporter: Reporter) {
             Err(error) => {
                 let text = format!("weir-dns gets no zone: {error:#}");
                 reporter.replace([Condition::node(NodeFault::ZoneNotServed, text)]);
-                tokio::time::sleep(at.pace).await;
+                tokio::time::sleep(at.retry).await;
             }
         }
     }
@@ -174,7 +177,7 @@ fn socket_id(at: &Place) -> Option<SocketId> {
 /// Waits until the name does not lead to our socket any more.
 async fn gone(at: &Place, ours: SocketId) {
     while socket_id(at) == Some(ours) {
-        tokio::time::sleep(at.pace).await;
+        beat(at.look).await;
     }
 }
 
@@ -214,7 +217,8 @@ mod tests {
                 uid: 0,
                 gid: fs::metadata(folder.path()).unwrap().gid(),
             },
-            pace: Duration::from_millis(10),
+            retry: Duration::from_millis(10),
+            look: Duration::from_millis(10),
         };
         let faults = || -> Vec<_> {
             let all = board.all();

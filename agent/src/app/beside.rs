@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use super::RETRY;
 use crate::apply::routes;
+use crate::beat::{LOOK, beat};
 use crate::conditions::{Board, Condition, NodeFault, PeerFault, Reporter};
 use crate::config::Settings;
 use crate::install;
@@ -23,9 +24,10 @@ use crate::line::{Handle, Input, Programs, Published};
 use crate::pods::{Device, LeaseTable, Leases};
 
 /// How often the second lock is looked at.
-const LOCK_AUDIT: Duration = Duration::from_secs(5);
-/// How often routes are looked at although nothing was heard of them.
-const ROUTE_AUDIT: Duration = Duration::from_secs(30);
+const LOCK_AUDIT: Duration = LOOK;
+/// How often routes are looked at although nothing was heard of them: all of them are read, and there are some for each
+/// node.
+const ROUTE_AUDIT: Duration = Duration::from_secs(300);
 /// How often what an earlier agent left is looked at while some of it is in use.
 const LEFT_AUDIT: Duration = Duration::from_secs(30);
 
@@ -254,7 +256,7 @@ pub(super) async fn settle_later(kernel: Arc<Kernel>, published: Arc<Published>)
             }
         };
         match left {
-            Ok(Left::Something) => tokio::time::sleep(LEFT_AUDIT).await,
+            Ok(Left::Something) => beat(LEFT_AUDIT).await,
             Ok(Left::Nothing) | Err(_) => return,
         }
     }

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use tokio::sync::{mpsc, watch};
 use weir_cni::durable::private_folder;
 
+use crate::beat::LOOK;
 use crate::config::{Settings, Source};
 use crate::model::Change;
 use crate::watch::controllers::Surroundings;
@@ -17,7 +18,7 @@ use crate::watch::saving::{Pace, Saving};
 use crate::watch::status::Health;
 
 /// How often the manifests are read although nothing was noticed.
-const RESCAN: Duration = Duration::from_secs(5);
+const RESCAN: Duration = LOOK;
 
 /// A source of objects, and what it tells beside changes.
 pub(super) struct Running {

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use super::Deletes;
+use crate::beat::beat;
 use crate::compile::route::{Route, RoutePlan};
 
 /// The metric of a route to another node.
@@ -111,7 +112,7 @@ pub async fn keep<T: RouteTable>(
                 return;
             },
             Some(()) = news.recv() => {}
-            () = tokio::time::sleep(audit) => {}
+            () = beat(audit) => {}
         }
     }
 }

@@ -11,6 +11,7 @@ use tracing::{info, warn};
 
 use super::file;
 use super::plugin::{self, PLUGIN};
+use crate::beat::{LOOK, beat};
 
 /// The file's name. The runtime takes the first by name.
 pub const FILE: &str = "05-weir.conflist";
@@ -29,7 +30,7 @@ impl Default for Pace {
     fn default() -> Self {
         Self {
             before: Duration::from_millis(100),
-            after: Duration::from_secs(5),
+            after: LOOK,
         }
     }
 }
@@ -134,7 +135,7 @@ pub async fn keep_announced<Answer: Future<Output = Option<String>>>(
                 trouble = Some(error);
             }
         }
-        tokio::time::sleep(pace.after).await;
+        beat(pace.after).await;
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::file;
+use crate::beat::beat;
 
 /// The plugin's name, as the network configuration calls it.
 pub const PLUGIN: &str = "weir-cni";
@@ -71,7 +72,7 @@ pub async fn keep_installed(
             Installed::Already(_) => {}
             now @ Installed::Now(_) => news(now),
         }
-        tokio::time::sleep(every).await;
+        beat(every).await;
     }
 }
 

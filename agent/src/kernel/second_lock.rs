@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use self::netfilter::Netfilter;
+use crate::beat::beat;
 
 /// How often rules are listed again that somebody changes while they are listed.
 const LISTINGS: usize = 10;
@@ -90,10 +91,7 @@ pub fn generation() -> Result<u32> {
 /// at the rules only when some have changed.
 pub async fn keep(every: Duration, mut found: impl FnMut(Result<Lock>)) {
     let mut seen = None;
-    let mut tick = tokio::time::interval(every);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        tick.tick().await;
         let before = seen;
         let looked = tokio::task::spawn_blocking(move || {
             let now = generation()?;
@@ -116,6 +114,7 @@ pub async fn keep(every: Duration, mut found: impl FnMut(Result<Lock>)) {
                 found(Err(error));
             }
         }
+        beat(every).await;
     }
 }
 

@@ -51,8 +51,10 @@ pub use views::{Sample, flows};
 
 /// The port at which weir-dns listens, host order.
 const DNS_PORT: u16 = 53;
-/// How often failed writes are tried again and old rows are reused.
+/// How often failed writes are tried again and old rows are reused, as long as something happens.
 const TICK: Duration = Duration::from_secs(1);
+/// How long after the last change nothing happens any more: what has to be done a little later is done.
+const QUIET: Duration = Duration::from_secs(10);
 /// Changes that one pass takes in at the most.
 const BATCH: usize = 4096;
 
@@ -100,9 +102,12 @@ pub struct Line<M: Machine> {
     zone: ZoneFeed,
     published: Arc<Published>,
     started: Instant,
+    /// Seconds, about, that it has been running.
     ticks: u64,
     /// The tick at which tables are compared with the kernel next.
     audit_at: u64,
+    /// How many parts of them were compared.
+    audits: usize,
     drifted: usize,
 }
 
@@ -173,6 +178,7 @@ impl<M: Machine> Line<M> {
             started: Instant::now(),
             ticks: 0,
             audit_at: upkeep::AUDIT_TICKS,
+            audits: 0,
             drifted: 0,
         };
         line.report();
@@ -187,14 +193,14 @@ impl<M: Machine> Line<M> {
         mut inputs: mpsc::Receiver<Input>,
         stop: CancellationToken,
     ) {
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut clock = upkeep::Clock::default();
         let mut health = self.health.clone();
         let mut batch = Vec::new();
         self.publish_routes();
         loop {
             // The source may have begun before the line: what it says waits until this node's own pods are known.
             let listens = self.pods.are_resumed;
+            let mut is_news = true;
             tokio::select! {
                 () = stop.cancelled() => return,
                 taken = changes.recv_many(&mut batch, BATCH), if listens => if taken == 0 {
@@ -205,7 +211,14 @@ impl<M: Machine> Line<M> {
                     None => return,
                 },
                 Ok(()) = health.changed() => {}
-                _ = tick.tick() => self.tick(Instant::now()),
+                ticks = clock.tick() => {
+                    is_news = false;
+                    self.ticks = ticks;
+                    self.tick(Instant::now());
+                }
+            }
+            if is_news {
+                clock.is_news();
             }
             // What is there already belongs to this pass; nothing is waited for.
             while listens

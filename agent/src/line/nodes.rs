@@ -33,7 +33,7 @@ pub(super) struct Nodes<M: Machine> {
     /// This node's own addresses, sorted.
     pub(super) addresses: Vec<IpAddr>,
     /// Rows of uplinks that could not be written.
-    problems: Vec<String>,
+    pub(super) problems: Vec<String>,
 }
 
 impl<M: Machine> Nodes<M> {

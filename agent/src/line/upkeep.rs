@@ -7,8 +7,9 @@ use tracing::warn;
 
 use super::machine::Machine;
 use super::pods::subject;
-use super::{Line, Programs};
+use super::{Line, Programs, QUIET, TICK};
 use crate::apply::TableError;
+use crate::beat;
 use crate::conditions::{Condition, NodeFault, PodFault};
 use crate::kernel::{DeviceFault, HookOf};
 
@@ -17,9 +18,10 @@ const HOOK_TICKS: u64 = 5;
 /// How often ended flows are swept, in ticks.
 const SWEEP_TICKS: u64 = 30;
 /// How long after a comparison of all tables with the kernel the next one begins, in ticks.
-pub(super) const AUDIT_TICKS: u64 = 30;
-/// Rows for which it begins a tick later, so that looking costs the same at any size of cluster: some 0.2 µs for a row.
-const ROWS_OF_A_TICK: usize = 4096;
+pub(super) const AUDIT_TICKS: u64 = 120;
+/// Rows for which it begins a tick later, so that looking costs the same at any size of cluster: some 1.5 µs for a row on
+/// an idle machine, whose caches hold nothing of it.
+const ROWS_OF_A_TICK: usize = 1024;
 /// Parts in which tables are compared, one a tick: nobody waits for all of them.
 pub(super) const AUDITED: [&str; 3] = [
     "tables of services",
@@ -27,10 +29,54 @@ pub(super) const AUDITED: [&str; 3] = [
     "tables of nodes and pods",
 ];
 
+/// When the line ticks.
+#[derive(Debug)]
+pub(super) struct Clock {
+    begun: tokio::time::Instant,
+    /// How many seconds after that it was at the last tick.
+    ticks: u64,
+    last_news: tokio::time::Instant,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        let begun = beat::first();
+        Self {
+            begun,
+            ticks: begun.elapsed().as_secs(),
+            last_news: tokio::time::Instant::now(),
+        }
+    }
+}
+
+impl Clock {
+    /// Something has come in.
+    pub(super) fn is_news(&mut self) {
+        self.last_news = tokio::time::Instant::now();
+    }
+
+    /// Waits for the next tick, and returns which it is: the next second, or, when nothing happens, the next of those in
+    /// which everything is looked at.
+    pub(super) async fn tick(&mut self) -> u64 {
+        let next = self.next(self.last_news.elapsed() >= QUIET);
+        let due = self.begun + TICK * u32::try_from(next).unwrap_or(u32::MAX);
+        tokio::time::sleep_until(due).await;
+        // Who is late does not hurry to catch up.
+        self.ticks = next.max(self.begun.elapsed().as_secs());
+        next
+    }
+
+    fn next(&self, is_quiet: bool) -> u64 {
+        match is_quiet {
+            false => self.ticks + 1,
+            true => (self.ticks + 1).next_multiple_of(HOOK_TICKS),
+        }
+    }
+}
+
 impl<M: Machine> Line<M> {
-    /// To be called every second.
+    /// To be called every second, or, when nothing happens, at every [`HOOK_TICKS`].
     pub(super) fn tick(&mut self, now: Instant) {
-        self.ticks += 1;
         self.services.tables.tick(now);
         self.nodes.table.tick();
         if self.is_complete {
@@ -46,7 +92,8 @@ impl<M: Machine> Line<M> {
                 self.pods.closed = gone;
             }
         }
-        if sweeps {
+        // All nodes are looked at, so only if something is to be tried again.
+        if sweeps && !self.nodes.problems.is_empty() {
             self.pass_uplinks();
         }
         self.audit_tables();
@@ -131,22 +178,23 @@ impl<M: Machine> Line<M> {
 
     /// Desired against kernel: the part that is due, if one is.
     fn audit_tables(&mut self) {
-        let Some(part) = self.ticks.checked_sub(self.audit_at) else {
+        if self.ticks < self.audit_at {
             return;
-        };
+        }
+        let part = self.audits % AUDITED.len();
+        self.audits += 1;
         let audited = match part {
             0 => self.services.tables.audit(),
             1 => self.policy.tables.audit(),
             _ => self.audit_nodes_and_pods(),
         };
-        let part = AUDITED.len().min(part as usize + 1);
-        let name = AUDITED[part - 1];
-        if part == AUDITED.len() {
+        let name = AUDITED[part];
+        if part + 1 == AUDITED.len() {
             let rows: usize = self.fills().iter().map(|fill| fill.rows).sum();
             let later = rows / ROWS_OF_A_TICK;
             self.audit_at = self.ticks + AUDIT_TICKS.max(later as u64);
         }
-        let reporter = &self.said.tables[part - 1];
+        let reporter = &self.said.tables[part];
         match audited {
             Ok(0) => reporter.replace([]),
             Ok(rows) => {
@@ -166,6 +214,29 @@ impl<M: Machine> Line<M> {
     }
 
     fn audit_nodes_and_pods(&mut self) -> Result<usize, TableError> {
-        Ok(self.nodes.table.audit()? + self.pods.devices.audit()? + self.nodes.uplinks.audit()?)
+        let uplinks = self.nodes.uplinks.audit()?;
+        if uplinks > 0 {
+            self.pass_uplinks();
+        }
+        Ok(self.nodes.table.audit()? + self.pods.devices.audit()? + uplinks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_nothing_happens_only_the_ticks_are_left_in_which_everything_is_looked_at() {
+        let clock = |ticks| Clock {
+            ticks,
+            ..Clock::default()
+        };
+        assert_eq!(clock(7).next(false), 8);
+        for (now, next) in [(7, 10), (10, 15), (29, 30)] {
+            assert_eq!(clock(now).next(true), next);
+            assert!(clock(now).next(true).is_multiple_of(HOOK_TICKS));
+        }
+        const { assert!(SWEEP_TICKS.is_multiple_of(HOOK_TICKS)) };
     }
 }

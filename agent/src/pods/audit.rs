@@ -9,6 +9,7 @@ use tracing::{info, warn};
 
 use super::server::Pods;
 use super::{Datapath, Device};
+use crate::beat::beat;
 
 /// How often leases are compared with devices.
 const AUDIT: Duration = Duration::from_secs(60);
@@ -58,12 +59,9 @@ impl<D: Datapath> Pods<D> {
 
     /// Brings leases and devices together again and again: for ever.
     pub async fn keep_audited(self: Arc<Self>) {
-        let mut due = tokio::time::interval(AUDIT);
-        // The first comes at once, and the start has just done it.
-        due.tick().await;
         let mut unexplained = HashSet::new();
         loop {
-            due.tick().await;
+            beat(AUDIT).await;
             match self.audit(unexplained).await {
                 Ok(found) => unexplained = found,
                 Err(error) => {

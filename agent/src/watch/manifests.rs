@@ -19,6 +19,7 @@ use super::documents::{ForeignKind, Parsed, parse};
 use super::last_good::Folder;
 use super::ledger::diff_reports;
 use super::status::{Cause, Health, Reporter};
+use crate::beat::beat;
 use crate::model::{Change, Kind, Object, ObjectId, ObjectName};
 use folder::Listing;
 
@@ -120,7 +121,7 @@ impl ManifestsSource {
                         Err(_) => return,
                     },
                     () = touched.notified() => tokio::time::sleep(SETTLE).await,
-                    () = tokio::time::sleep(self.options.rescan) => {}
+                    () = beat(self.options.rescan) => {}
                     () = changes.closed() => return,
                 }
                 break;

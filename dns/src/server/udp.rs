@@ -13,6 +13,7 @@ use tracing::{debug, warn};
 use crate::metrics::{Text, Transport};
 use crate::resolve::{Fate, Origin, Resolve};
 use crate::turn::{Sockets, Turn};
+use crate::upstream::BUDGET;
 
 /// A question is far smaller; what is cut off here is malformed.
 const MAX_QUESTION: usize = 4096;
@@ -22,7 +23,10 @@ const BURST: usize = 64;
 /// we set it aside takes microseconds, and tokio hears of it at its next turn.
 const QUIET: Duration = Duration::from_millis(50);
 /// How often a reader looks whether somebody who had the same socket has set it aside when he ended.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_secs(2);
+/// How long a socket that was set aside is emptied at the most. Questions read at its end still have their time.
+const EMPTYING: Duration = Duration::from_secs(1);
+const _: () = assert!(EMPTYING.as_millis() + BUDGET.as_millis() < super::DRAIN.as_millis());
 
 pub(super) async fn serve(
     socket: Arc<UdpSocket>,
@@ -84,11 +88,15 @@ pub(super) async fn serve(
         debug!(%error, "UDP socket not set aside");
     }
     // Somebody who had the socket too may take it up again meanwhile: then it is never quiet.
-    let end = Instant::now() + LOOK;
+    let end = Instant::now() + EMPTYING;
     while Instant::now() < end
         && let Ok(Ok(())) = tokio::time::timeout(QUIET, socket.readable()).await
     {
-        while receive(&socket, &mut buffer, &server, &resolve, &tasks).await {}
+        for _ in 0..BURST {
+            if !receive(&socket, &mut buffer, &server, &resolve, &tasks).await {
+                break;
+            }
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use rtnetlink::{MulticastGroup, new_multicast_connection};
 use tracing::{info, warn};
 
 use super::{BURST, Netlink};
+use crate::beat::beat;
 use crate::conditions::{About, Condition, NodeFault, Reporter};
 
 /// Who has put an address on a device (`IFA_PROTO`): we. The kernel's own are 1 to 3.
@@ -117,8 +118,9 @@ async fn keep(
             }
             anyhow::bail!("the kernel says nothing of addresses any more")
         };
-        if let Ok(heard) = tokio::time::timeout(audit, news).await {
-            heard?;
+        tokio::select! {
+            heard = news => heard?,
+            () = beat(audit) => {}
         }
     }
 }

@@ -267,6 +267,7 @@ impl World {
     fn go_on(&mut self) {
         self.line.pass(self.now);
         self.now += Duration::from_secs(1);
+        self.line.ticks += 1;
         self.line.tick(self.now);
         self.line.pass(self.now);
     }
