@@ -115,7 +115,7 @@ fn faults_are_events_and_an_agent_that_is_away_is_a_condition_of_its_node() {
         status(&real, "pod", pod, &["Ready", "False", ""]);
     }
 
-    let lacks = "the ClusterRole weir-agent lacks create on events of events.k8s.io";
+    let lacks = "cannot create resource";
     eventually("the missing permission is said", || {
         real.node.agent().unwrap().log().contains(lacks)
     });
@@ -148,7 +148,7 @@ fn faults_are_events_and_an_agent_that_is_away_is_a_condition_of_its_node() {
     std::thread::sleep(Duration::from_secs(11));
     assert_eq!(events(&real), 1, "it is told once");
     let said = real.node.agent().unwrap().log();
-    assert_eq!(said.matches("could not be written").count(), 1, "{said}");
+    assert_eq!(said.matches("has not taken an Event").count(), 1, "{said}");
 }
 
 /// `kubectl patch` reads first what it patches, which the agent may not.

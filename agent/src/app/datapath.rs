@@ -1,6 +1,7 @@
 //! The node, as the server of the CNI plugin sees it: what is quick is done by the kernel at once, and what tables
 //! are needed for goes in at the beginning of the line.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::{Error, Result};
@@ -67,12 +68,11 @@ impl Datapath for NodeDatapath {
     async fn orphans(
         &self,
         leases: Arc<LeaseTable>,
-        devices: &[Device],
+        devices: BTreeMap<String, u32>,
     ) -> Result<Vec<Attachment>> {
-        let found = devices.to_vec();
         let orphans = self.line.ask(|orphans| Input::Devices {
             leases,
-            found,
+            devices,
             orphans,
         });
         Ok(orphans.await?)

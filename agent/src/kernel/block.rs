@@ -10,7 +10,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
-use tracing::{debug, warn};
+use tracing::warn;
 
 use super::tc::{At, Filter, Queue, Side, Tc};
 use super::{Hook, HookOf, Kernel, sysctl};
@@ -48,8 +48,13 @@ impl Kernel {
             .with_context(|| format!("put {device} under the filters of all pods"))
     }
 
-    /// Puts the settings of these devices back, where somebody has changed them since.
-    pub fn keep_settings<'a>(&self, devices: impl IntoIterator<Item = &'a str>) {
+    /// Puts the settings of these devices back, where somebody has changed them since. Says of which that cannot be done,
+    /// and why; not of those that are gone.
+    pub fn keep_settings<'a>(
+        &self,
+        devices: impl IntoIterator<Item = &'a str>,
+    ) -> Vec<(&'a str, String)> {
+        let mut left = Vec::new();
         for device in devices {
             match sysctl::set_pod_device(device) {
                 Ok(true) => warn!(
@@ -58,16 +63,14 @@ impl Kernel {
                 ),
                 Ok(false) => {}
                 Err(error) => {
-                    let text = format!("{error:#}");
                     let cause = error.downcast_ref::<io::Error>().map(io::Error::kind);
-                    match cause {
-                        // One that is gone is its pod's condition.
-                        Some(io::ErrorKind::NotFound) => debug!(device, error = text, "it is gone"),
-                        _ => warn!(device, error = text, "settings cannot be put back"),
+                    if cause != Some(io::ErrorKind::NotFound) {
+                        left.push((device, format!("{error:#}")));
                     }
                 }
             }
         }
+        left
     }
 
     /// Puts a pod's device that an earlier agent serves under our programs, whatever held that agent's.

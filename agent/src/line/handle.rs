@@ -1,6 +1,7 @@
 //! What enters the line beside what the cluster says, and what it can be asked. Everything is data: nobody
 //! else runs on the line.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use weir_cli::views::{EndpointView, PolicyView, ServiceView, Status, Verify};
 
 use super::Sample;
 use crate::compile::masquerade::Outlet;
-use crate::pods::{Attachment, Device, Lease, LeaseTable};
+use crate::pods::{Attachment, Lease, LeaseTable};
 
 /// How much may wait. Whoever brings more waits for room.
 const QUEUE: usize = 256;
@@ -36,7 +37,8 @@ pub enum Input {
     Devices {
         /// The leases as they were before the devices were listed: a later one's device is not among them.
         leases: Arc<LeaseTable>,
-        found: Vec<Device>,
+        /// Interface indices by name.
+        devices: BTreeMap<String, u32>,
         orphans: oneshot::Sender<Vec<Attachment>>,
     },
     /// The node's own addresses, sorted.

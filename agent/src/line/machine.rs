@@ -64,8 +64,9 @@ pub trait Machine: Debug + Send + Sized + 'static {
     /// The kernel refuses, or the device is gone.
     fn join(&self, device: &str, ifindex: u32) -> Result<()>;
 
-    /// Puts the settings of these pods' devices back, where somebody has changed them.
-    fn keep_settings(&self, pods: &[(String, u32)]);
+    /// Puts the settings of these pods' devices back, where somebody has changed them. Says of which devices that cannot
+    /// be done, and why.
+    fn keep_settings<'a>(&self, pods: &'a [(String, u32)]) -> Vec<(&'a str, String)>;
 
     /// Every hook that should hold a program, and every device of these that our programs do not see.
     ///
@@ -170,9 +171,9 @@ impl Machine for KernelMachine {
         self.kernel.join(device, ifindex)
     }
 
-    fn keep_settings(&self, pods: &[(String, u32)]) {
+    fn keep_settings<'a>(&self, pods: &'a [(String, u32)]) -> Vec<(&'a str, String)> {
         let devices = pods.iter().map(|(device, _)| device.as_str());
-        self.kernel.keep_settings(devices);
+        self.kernel.keep_settings(devices)
     }
 
     fn hooks(

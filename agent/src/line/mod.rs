@@ -245,11 +245,11 @@ impl<M: Machine> Line<M> {
             Input::Released { lease, closed } => self.take_release(lease, closed),
             Input::Devices {
                 leases,
-                found,
+                devices,
                 orphans,
             } => {
                 // Who asked may have stopped waiting.
-                let answer = self.audit_pods(&leases, &found);
+                let answer = self.audit_pods(&leases, &devices);
                 orphans.send(answer).unwrap_or_default();
             }
             Input::NodeAddresses(addresses) => self.know_addresses(addresses),

@@ -17,7 +17,7 @@ use crate::apply::{Devices, PodLease, Status};
 use crate::conditions::{About, Condition, PodFault};
 use crate::config::PodCidrs;
 use crate::model::ObjectName;
-use crate::pods::{Attachment, Device, Lease, LeaseTable};
+use crate::pods::{Attachment, Lease, LeaseTable};
 
 /// What became of an ADD or a DEL, for whoever waits for it.
 type Answer = oneshot::Sender<Result<(), String>>;
@@ -211,15 +211,11 @@ impl<M: Machine> Line<M> {
     pub(super) fn audit_pods(
         &mut self,
         leases: &LeaseTable,
-        devices: &[Device],
+        devices: &BTreeMap<String, u32>,
     ) -> Vec<Attachment> {
-        let present: BTreeSet<(&str, u32)> = devices
-            .iter()
-            .map(|device| (device.name.as_str(), device.ifindex))
-            .collect();
         let is_there = |lease: &&Arc<Lease>| {
             let ifindex = lease.devices().map(|devices| devices.host_ifindex);
-            ifindex.is_some_and(|ifindex| present.contains(&(lease.device().as_str(), ifindex)))
+            ifindex.is_some_and(|ifindex| devices.get(&lease.device()) == Some(&ifindex))
         };
         let open = self.pods.open.values();
         // One that was given its device since then has it, although it is not listed.

@@ -102,14 +102,25 @@ impl<M: Machine> Line<M> {
     /// Puts programs back that somebody took off. What is wrong with a pod's device is that pod's matter.
     fn repair_hooks(&mut self) {
         let pods = self.pods.devices_of_open();
-        self.machine.keep_settings(&pods);
+        let left = self.machine.keep_settings(&pods);
+        let mut found: Vec<Condition> = left
+            .into_iter()
+            .filter_map(|(device, why)| {
+                let lease = self.pods.of_device(device)?;
+                let text = format!("{device}: {why}");
+                Some(Condition::pod(
+                    subject(&lease),
+                    PodFault::DeviceSettings,
+                    text,
+                ))
+            })
+            .collect();
         let hooks = match self.machine.hooks(pods, &self.nodes.devices) {
             Ok(hooks) => hooks,
             Err(error) => {
                 let text = format!("the devices cannot be asked for: {error}");
-                self.said
-                    .hooks
-                    .replace([Condition::part(NodeFault::HookLost, "hooks", text)]);
+                found.push(Condition::part(NodeFault::HookLost, "hooks", text));
+                self.said.hooks.replace(found);
                 return;
             }
         };
@@ -130,10 +141,9 @@ impl<M: Machine> Line<M> {
             }
             warn!(?of, "hooks did not hold our programs; they were put back");
         }
-        let mut found = match of.is_empty() {
-            true => Vec::new(),
-            false => self.still_broken(&why),
-        };
+        if !of.is_empty() {
+            found.extend(self.still_broken(&why));
+        }
         let mut gone = BTreeSet::new();
         for it in hooks.devices {
             let Some(lease) = self.pods.of_device(&it.device) else {

@@ -1,6 +1,6 @@
 //! Leases and devices, brought together: at a start, and again and again. What the plugin asks for is in `server`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -82,23 +82,22 @@ impl<D: Datapath> Pods<D> {
     pub async fn audit(&self, last: HashSet<String>) -> Result<HashSet<String>> {
         self.take_in_releases().await?;
         let before = self.leases.all();
-        let mut devices = self.datapath.devices().await.context("list our devices")?;
-        let mut there: HashSet<String> = devices.iter().map(|it| it.name.clone()).collect();
+        let devices = self.datapath.devices().await.context("list our devices")?;
+        let mut there: BTreeMap<String, u32> = devices
+            .iter()
+            .map(|it| (it.name.clone(), it.ifindex))
+            .collect();
         let known = before.values().map(|lease| lease.device());
         for name in known.chain(self.leases.held()) {
-            if !there.contains(&name)
-                && let Some(ifindex) = self.datapath.device(&name)?
-            {
-                there.insert(name.clone());
-                devices.push(Device {
-                    name,
-                    ifindex,
-                    addresses: Vec::new(),
-                });
+            if !there.contains_key(&name) {
+                let found = self.datapath.device(&name);
+                let found = found.with_context(|| format!("ask for the device {name}"))?;
+                there.extend(found.map(|ifindex| (name, ifindex)));
             }
         }
-        self.blocking(move |it| it.let_go_of_all_but(&there)).await;
-        for attachment in self.datapath.orphans(before.clone(), &devices).await? {
+        let names: HashSet<String> = there.keys().cloned().collect();
+        self.blocking(move |it| it.let_go_of_all_but(&names)).await;
+        for attachment in self.datapath.orphans(before.clone(), there).await? {
             let _claim = self.claim(&attachment).await;
             match self.free(&attachment).await {
                 Ok(()) => info!(%attachment, "released: its device and its pod are gone"),

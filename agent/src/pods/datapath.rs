@@ -1,6 +1,7 @@
 //! What the CNI server needs done in the kernel. `app` implements it with `kernel` and `apply`; tests
 //! with a fake.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -59,11 +60,11 @@ pub trait Datapath: Send + Sync + 'static {
     /// kernel that is interrupted, an attribute that nobody here can read).
     fn device(&self, name: &str) -> Result<Option<u32>>;
 
-    /// Those of the leases that have neither one of these devices nor a pod any more: their DEL never came. The
-    /// leases are from before the devices were listed.
+    /// Those of the leases that have neither one of these devices (interface indices by name) nor a pod any more: their
+    /// DEL never came. The leases are from before the devices were looked for.
     fn orphans(
         &self,
         leases: Arc<LeaseTable>,
-        devices: &[Device],
+        devices: BTreeMap<String, u32>,
     ) -> impl Future<Output = Result<Vec<Attachment>>> + Send;
 }

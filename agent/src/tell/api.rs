@@ -25,8 +25,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const CONTROLLER: &str = "weir.local/agent";
 /// The longest name of who writes that the API takes, in bytes.
 const INSTANCE: usize = 128;
-/// What the API server says of somebody who lacks a permission: `User "…" cannot create resource …`.
-const NO_PERMISSION: &str = " cannot ";
 /// Where Events about objects go that are in no namespace.
 const DEFAULT_NAMESPACE: &str = "default";
 
@@ -37,31 +35,24 @@ pub struct Scribe(Arc<Servers>);
 /// Why the API server has not taken something.
 #[derive(Debug, Error)]
 pub(super) enum Error {
-    /// Because of what it is about: another may be taken.
+    /// It does not answer, or does not know us: nothing else would be taken now either.
     #[error("{0}")]
-    Unwilling(String),
-    /// Nothing of the kind is allowed.
+    Unreachable(String),
+    /// This one, for a moment or for a reason that lasts (a permission, a quota, a webhook, a namespace that is being
+    /// deleted): another may be taken.
     #[error("{0}")]
-    Forbidden(String),
-    #[error("{0}")]
-    Answer(String),
-    #[error(transparent)]
-    Call(kube::Error),
-    #[error("no answer within {PATIENCE:?}")]
-    NoAnswer,
+    NotTaken(String),
 }
 
 impl From<kube::Error> for Error {
     fn from(error: kube::Error) -> Self {
         let status = match error {
             kube::Error::Api(status) => status,
-            error => return Self::Call(error),
+            error => return Self::Unreachable(error.to_string()),
         };
         match status.code {
-            403 if status.message.contains(NO_PERMISSION) => Self::Forbidden(status.message),
-            401 | 408 | 409 | 429 | 500.. => Self::Answer(status.message),
-            // Also 403: a quota, a webhook, a namespace that is being deleted.
-            _ => Self::Unwilling(status.message),
+            401 => Self::Unreachable(status.message),
+            _ => Self::NotTaken(status.message),
         }
     }
 }
@@ -196,6 +187,37 @@ fn kind_of(kind: &str, group: &str, version: &str, plural: &str) -> ApiResource 
 async fn within<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
     match tokio::time::timeout(PATIENCE, call).await {
         Ok(answer) => Ok(answer?),
-        Err(_) => Err(Error::NoAnswer),
+        Err(_) => Err(Error::Unreachable(format!("no answer within {PATIENCE:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_api_server_answers_says_what_else_it_would_take() {
+        // As API servers write them.
+        let forbidden = "events.events.k8s.io is forbidden: User \"system:serviceaccount:kube-system:weir-agent\" cannot \
+                         create resource \"events\" in API group \"events.k8s.io\" in the namespace \"shop\"";
+        let quota = "events.events.k8s.io \"weir-x\" is forbidden: exceeded quota: few, requested: count/events=1";
+        let webhook =
+            "admission webhook \"no.example\" denied the request: Events cannot be created here";
+        for (code, message, of_all) in [
+            (401, "Unauthorized", true),
+            (403, forbidden, false),
+            (403, quota, false),
+            (403, webhook, false),
+            (404, "namespaces \"gone\" not found", false),
+            (409, "object has been modified", false),
+            (422, "Event \"weir-x\" is invalid", false),
+            (429, "too many requests", false),
+            (500, "failed calling webhook", false),
+        ] {
+            let answer = kube::core::Status::failure(message, "").with_code(code);
+            let error = Error::from(kube::Error::Api(Box::new(answer)));
+            let is_of_all = matches!(error, Error::Unreachable(_));
+            assert_eq!(is_of_all, of_all, "{code} {message}");
+        }
     }
 }

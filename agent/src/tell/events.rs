@@ -13,6 +13,8 @@ use crate::conditions::{About, Held, NodeFault};
 const HOLDS: Duration = Duration::from_secs(5);
 /// How long a condition that comes and goes is not told again.
 const QUIET: Duration = Duration::from_secs(600);
+/// After how long one is told again that was not taken; each time twice as long, and at the most [`QUIET`].
+const SOON: Duration = Duration::from_secs(60);
 /// The longest note that the API takes, in bytes.
 const NOTE: usize = 1024;
 
@@ -61,18 +63,20 @@ pub(super) enum Regarding {
     },
 }
 
-/// What was told.
+/// What was told, or tried.
 #[derive(Debug, Default)]
 pub(super) struct Events {
-    told: BTreeMap<About, Told>,
+    tried: BTreeMap<About, Tried>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Told {
+struct Tried {
     /// Which of its lives.
     since: SystemTime,
     at: SystemTime,
-    by: By,
+    fate: Fate,
+    /// How often in vain.
+    in_vain: u32,
 }
 
 /// Who tells something.
@@ -82,22 +86,43 @@ pub(super) enum By {
     Another,
 }
 
+/// What became of a note.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Fate {
+    /// The API server has it.
+    Told,
+    /// Another agent tells it; if it holds on, it is looked again who.
+    Left,
+    NotTaken,
+}
+
+impl Tried {
+    /// How long there is nothing to do about it.
+    fn rest(&self) -> Duration {
+        match self.fate {
+            Fate::Told | Fate::Left => QUIET,
+            Fate::NotTaken => (SOON * (1 << self.in_vain.min(4))).min(QUIET),
+        }
+    }
+}
+
 impl Events {
     /// What is to be told now, of all that holds.
     pub(super) fn due(&mut self, held: &[Held], now: SystemTime) -> Vec<Note> {
         let age = |of: SystemTime| now.duration_since(of).unwrap_or_default();
         let holding: BTreeSet<&About> = held.iter().map(|it| &it.condition.about).collect();
-        self.told
-            .retain(|about, told| age(told.at) < QUIET || holding.contains(about));
-        let is_told = |about: &About, since: SystemTime| {
-            let told = self.told.get(about);
-            told.is_some_and(|told| {
-                age(told.at) < QUIET || told.since == since && told.by == By::Us
+        self.tried
+            .retain(|about, tried| age(tried.at) < QUIET || holding.contains(about));
+        let rests = |about: &About, since: SystemTime| {
+            let tried = self.tried.get(about);
+            tried.is_some_and(|tried| {
+                let is_told = tried.since == since && tried.fate == Fate::Told;
+                is_told || age(tried.at) < tried.rest()
             })
         };
         let due = held
             .iter()
-            .filter(|it| age(it.since) >= HOLDS && !is_told(&it.condition.about, it.since));
+            .filter(|it| age(it.since) >= HOLDS && !rests(&it.condition.about, it.since));
         let note = |it: &Held| {
             let about = &it.condition.about;
             Some(Note {
@@ -108,17 +133,23 @@ impl Events {
                 text: text(&it.condition.to_string(), about.remedy()),
             })
         };
-        due.filter_map(note).collect()
+        let mut due: Vec<Note> = due.filter_map(note).collect();
+        // Who has been tried in vain lets the others go before.
+        due.sort_by_key(|note| self.tried.get(&note.about).map(|tried| tried.at));
+        due
     }
 
-    /// It has been told, or somebody else has to; if it holds on, it is looked again in a while who.
-    pub(super) fn told(&mut self, note: &Note, by: By, now: SystemTime) {
-        let told = Told {
+    /// What became of it.
+    pub(super) fn tried(&mut self, note: &Note, fate: Fate, now: SystemTime) {
+        let before = self.tried.get(&note.about);
+        let before = before.filter(|before| before.fate == Fate::NotTaken);
+        let tried = Tried {
             since: note.since,
             at: now,
-            by,
+            fate,
+            in_vain: before.map_or(0, |before| before.in_vain + 1),
         };
-        self.told.insert(note.about.clone(), told);
+        self.tried.insert(note.about.clone(), tried);
     }
 }
 
@@ -220,7 +251,7 @@ mod tests {
             let again = events.due(&[held(taken(), since)], at(now));
             assert_eq!(due, again, "nobody has told it yet");
             due.iter()
-                .for_each(|note| events.told(note, By::Us, at(now)));
+                .for_each(|note| events.tried(note, Fate::Told, at(now)));
             due.len()
         };
         assert_eq!(told(0, 3), 0, "it may pass");
@@ -229,6 +260,37 @@ mod tests {
         assert_eq!(told(10_010, 10_020), 1, "another time, much later");
         assert_eq!(told(10_100, 10_200), 0, "it flaps");
         assert_eq!(told(10_100, 10_700), 1, "and stays");
+    }
+
+    #[test]
+    fn what_is_not_taken_is_tried_again_and_keeps_nobody_back() {
+        let mut events = Events::default();
+        let of = |name: &str| {
+            let about = format!("Service shop/{name}");
+            held(Condition::object(about, ObjectFault::AddressTaken, "x"), 0)
+        };
+        let all = ["a", "b", "c"].map(of);
+        let due = |events: &mut Events, now: u64| -> Vec<String> {
+            let due = events.due(&all, at(now)).into_iter();
+            due.map(|note| note.about.to_string()).collect()
+        };
+        let [a, b, c] = ["a", "b", "c"].map(|name| format!("Service shop/{name}"));
+        assert_eq!(due(&mut events, 10), [&*a, &*b, &*c]);
+        let notes = events.due(&all, at(10));
+        events.tried(&notes[0], Fate::NotTaken, at(10));
+        assert_eq!(due(&mut events, 69), [&*b, &*c]);
+        assert_eq!(
+            due(&mut events, 70),
+            [&*b, &*c, &*a],
+            "who was tried comes last"
+        );
+        for (now, rest) in [(70, 120), (190, 240), (430, 480), (910, 600), (1510, 600)] {
+            events.tried(&notes[0], Fate::NotTaken, at(now));
+            assert_eq!(due(&mut events, now + rest - 1), [&*b, &*c]);
+            assert_eq!(due(&mut events, now + rest), [&*b, &*c, &*a]);
+        }
+        events.tried(&notes[0], Fate::Told, at(2110));
+        assert_eq!(due(&mut events, 9000), [&*b, &*c]);
     }
 
     #[test]
@@ -292,10 +354,10 @@ mod tests {
         assert_eq!(next.len(), 1);
         assert_ne!(first, next);
         // Whoever left it to another looks again in a while.
-        events.told(&note, By::Another, at(60));
+        events.tried(&note, Fate::Left, at(60));
         assert!(events.due(&[held(taken(), 0)], at(300)).is_empty());
         assert_eq!(events.due(&[held(taken(), 0)], at(700)).len(), 1);
-        events.told(&note, By::Us, at(700));
+        events.tried(&note, Fate::Told, at(700));
         assert!(events.due(&[held(taken(), 0)], at(9000)).is_empty());
         let nobody = Roster::default();
         let by = nobody.read(|agents| note.teller(agents, "n1"));

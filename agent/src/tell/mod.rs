@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
-use tokio::time::{Interval, MissedTickBehavior};
 use tracing::{debug, warn};
 
+use crate::beat::{LOOK, beat};
 use crate::conditions::Board;
 use crate::model::Kind;
 use crate::watch::status::{Health, WatchStatus};
@@ -23,12 +23,12 @@ pub use roster::{Agents, Roster};
 
 use absence::{Absence, Notice};
 use api::Error;
-use events::{By, Events};
+use events::{By, Events, Fate};
 
-/// How often it is looked what there is to tell.
-const LOOK: Duration = Duration::from_secs(5);
-/// How long the API server is left alone after it has not taken something.
-const REFUSED: Duration = Duration::from_secs(60);
+/// How long an API server that is away is left alone, and a node whose condition was not taken.
+const AGAIN: Duration = Duration::from_secs(60);
+/// How long a person is not told again that something is not taken.
+const WARNED: Duration = Duration::from_secs(600);
 /// The most Events that are written at one look.
 const MOST: usize = 20;
 
@@ -62,31 +62,28 @@ impl Teller {
         if !self.tells.events {
             return std::future::pending().await;
         }
-        let (mut look, mut events) = (looks(), Events::default());
-        let mut refused = Refused::default();
+        let (mut events, mut refusals) = (Events::default(), Refusals::default());
         loop {
-            look.tick().await;
+            beat(LOOK).await;
             let now = SystemTime::now();
             let mut said = 0;
             for note in events.due(&self.board.all(), now) {
                 match self.roster.read(|agents| note.teller(agents, &self.node)) {
                     None => {}
-                    Some(By::Another) => events.told(&note, By::Another, now),
+                    Some(By::Another) => events.tried(&note, Fate::Left, now),
                     Some(By::Us) => {
-                        if said == MOST || refused.is_waiting("") {
+                        if said == MOST || refusals.is_away() {
                             break;
                         }
                         said += 1;
                         let outcome = self.scribe.say(&note, &self.node).await;
                         match outcome {
-                            // What the API server does not take of this one, it will not take later either.
-                            Ok(()) | Err(Error::Unwilling(_)) => events.told(&note, By::Us, now),
-                            // As soon as it is allowed.
-                            Err(Error::Forbidden(_)) => {}
-                            // Later again, so that the others have their turn before.
-                            Err(_) => events.told(&note, By::Another, now),
+                            Ok(()) => events.tried(&note, Fate::Told, now),
+                            Err(Error::NotTaken(_)) => events.tried(&note, Fate::NotTaken, now),
+                            // As soon as there is somebody to take it.
+                            Err(Error::Unreachable(_)) => {}
                         }
-                        refused.heard("", "an Event", "create on events of events.k8s.io", outcome);
+                        refusals.heard("an Event", outcome);
                     }
                 }
             }
@@ -101,10 +98,11 @@ impl Teller {
         else {
             return std::future::pending().await;
         };
-        let (mut look, mut absence) = (looks(), Absence::default());
-        let mut refused = Refused::default();
+        let (mut absence, mut refusals) = (Absence::default(), Refusals::default());
+        // When a node's condition was last not taken.
+        let mut not_taken: BTreeMap<Arc<str>, Instant> = BTreeMap::new();
         loop {
-            look.tick().await;
+            beat(LOOK).await;
             let due = |agents: &Agents| absence.due(agents, &self.node, Instant::now());
             let due = self.roster.read(due);
             // What was heard last may be long past.
@@ -112,9 +110,10 @@ impl Teller {
                 absence = Absence::default();
                 continue;
             }
+            not_taken.retain(|_, at| at.elapsed() < AGAIN);
             for notice in due {
                 let (Notice::Away(node) | Notice::Back(node)) = &notice;
-                if refused.is_waiting("") || refused.is_waiting(node) {
+                if refusals.is_away() || not_taken.contains_key(node) {
                     continue;
                 }
                 let outcome = match &notice {
@@ -125,8 +124,10 @@ impl Teller {
                     },
                     Notice::Back(_) => self.scribe.notify(&notice).await,
                 };
-                let what = "the condition NetworkUnavailable of a node";
-                refused.heard(node, what, "patch on nodes/status", outcome);
+                if outcome.is_err() {
+                    not_taken.insert(node.clone(), Instant::now());
+                }
+                refusals.heard("the condition NetworkUnavailable of a node", outcome);
             }
         }
     }
@@ -139,48 +140,35 @@ impl Teller {
     }
 }
 
-fn looks() -> Interval {
-    let mut look = tokio::time::interval(LOOK);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    look
+/// What the API server did not take, so that a person hears of it and an API server that is away is left alone.
+#[derive(Debug, Default)]
+struct Refusals {
+    away: Option<Instant>,
+    warned: Option<Instant>,
 }
 
-/// What the API server did not take, so that it is neither asked nor told of it at every look: of one node, or (with no
-/// name) of anything.
-#[derive(Debug, Default)]
-struct Refused(BTreeMap<String, (Instant, String)>);
-
-impl Refused {
-    fn is_waiting(&self, of: &str) -> bool {
-        let last = self.0.get(of);
-        last.is_some_and(|(at, _)| at.elapsed() < REFUSED)
+impl Refusals {
+    /// Was the API server away a moment ago?
+    fn is_away(&self) -> bool {
+        self.away.is_some_and(|at| at.elapsed() < AGAIN)
     }
 
-    fn heard(&mut self, of: &str, what: &str, permission: &str, outcome: Result<(), Error>) {
-        self.0.retain(|_, (at, _)| at.elapsed() < 10 * REFUSED);
-        let (of, text) = match outcome {
-            Ok(()) => {
-                self.0.remove(of);
-                return;
-            }
-            // One object does not keep others from being told of.
-            Err(Error::Unwilling(why)) if of.is_empty() => {
-                debug!(why, "{what} was not taken");
-                return;
-            }
-            Err(Error::Unwilling(why)) => (of, format!("of {of}: {why}")),
-            Err(Error::Forbidden(why)) => (
-                "",
-                format!("the ClusterRole weir-agent lacks {permission} ({why})"),
-            ),
-            Err(error) => ("", error.to_string()),
+    fn heard(&mut self, what: &str, outcome: Result<(), Error>) {
+        self.away = match outcome {
+            Ok(()) => return self.away = None,
+            Err(Error::Unreachable(_)) => Some(Instant::now()),
+            Err(Error::NotTaken(_)) => None,
         };
-        let last = self.0.insert(of.to_owned(), (Instant::now(), text.clone()));
-        if last.is_none_or(|(_, last)| last != text) {
-            warn!(
-                why = text,
-                "{what} could not be written; tried again every minute"
-            );
+        let Err(why) = outcome else {
+            return;
+        };
+        if self.warned.is_some_and(|at| at.elapsed() < WARNED) {
+            return debug!(%why, "{what} was not taken");
         }
+        self.warned = Some(Instant::now());
+        warn!(
+            %why,
+            "the API server has not taken {what}; it is tried again, and more of this is logged at debug for ten minutes"
+        );
     }
 }

@@ -182,7 +182,7 @@ impl Datapath for Fake {
     async fn orphans(
         &self,
         _leases: Arc<LeaseTable>,
-        _devices: &[Device],
+        _devices: BTreeMap<String, u32>,
     ) -> Result<Vec<Attachment>> {
         Ok(Vec::new())
     }

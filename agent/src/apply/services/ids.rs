@@ -91,10 +91,13 @@ impl BackendIds {
     }
 
     /// Is there a number for each of these?
-    pub(super) fn have_room(&self, identities: impl Iterator<Item = Identity>) -> bool {
-        let fresh = identities.filter(|identity| !self.by_identity.contains_key(identity));
-        let unused = self.capacity.saturating_sub(self.next) as usize;
-        fresh.count() <= unused + self.gone.len()
+    pub(super) fn have_room(&self, identities: impl ExactSizeIterator<Item = Identity>) -> bool {
+        let room = self.capacity.saturating_sub(self.next) as usize + self.gone.len();
+        // Mostly there is room even if none of them has a number yet.
+        identities.len() <= room || {
+            let fresh = identities.filter(|identity| !self.by_identity.contains_key(identity));
+            fresh.count() <= room
+        }
     }
 
     /// Is it in a run?

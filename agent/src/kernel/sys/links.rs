@@ -253,16 +253,16 @@ pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     info(link)
 }
 
-/// Does an error say something of one link, and nothing of others?
-fn is_of_that_link(error: &io::Error) -> bool {
+/// Does an error say something of this process, and so of every link?
+fn is_of_us(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
-        Some(libc::ENOENT | libc::EAGAIN | libc::EOPNOTSUPP)
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)
     )
 }
 
-/// Every link of the machine, whoever made it. Left out is one that goes meanwhile, is not whole yet (EAGAIN), or of a
-/// kind that says nothing of itself.
+/// Every link of the machine, whoever made it. Left out is one that cannot be read: it goes meanwhile (ENOENT), is not
+/// whole yet (EAGAIN), or is of a kind that says nothing of itself, each in words of its own.
 pub(crate) fn links() -> io::Result<Vec<LinkInfo>> {
     let mut found = Vec::new();
     let mut at = by_number(0);
@@ -273,11 +273,9 @@ pub(crate) fn links() -> io::Result<Vec<LinkInfo>> {
         };
         at.number = at.next;
         match link_by_id(at.number).and_then(|link| link_info(link.as_fd())) {
-            Err(error) if is_of_that_link(&error) => {
-                debug!(link = at.number, %error, "a link is left out");
-            }
-            Err(error) => return Err(error),
             Ok(info) => found.push(info),
+            Err(error) if is_of_us(&error) => return Err(error),
+            Err(error) => debug!(link = at.number, %error, "a link is left out"),
         }
     }
 }

@@ -187,7 +187,9 @@ impl Machine for Memory {
         Ok(())
     }
 
-    fn keep_settings(&self, _: &[(String, u32)]) {}
+    fn keep_settings<'a>(&self, _: &'a [(String, u32)]) -> Vec<(&'a str, String)> {
+        Vec::new()
+    }
 
     fn hooks(
         &self,

@@ -16,7 +16,7 @@ use crate::config::{PodCidrs, Settings};
 use crate::events::Names;
 use crate::line::{Input, Line, Parts, Published};
 use crate::model::{Change, Kind, Object};
-use crate::pods::{Attachment, Device, Lease, LeaseState, Mac, Macs, PodRef};
+use crate::pods::{Attachment, Lease, LeaseState, Mac, Macs, PodRef};
 use crate::tell::Roster;
 use crate::watch::documents::{Parsed, parse};
 use crate::watch::status::{Health, WatchStatus};
@@ -180,12 +180,8 @@ impl World {
             Step::Audit => {
                 let is_there = |lease: &&Arc<Lease>| !self.memory.faults.is_gone(index(lease));
                 let there = self.leases.values().filter(is_there);
-                let found = there.map(|lease| Device {
-                    name: lease.device(),
-                    ifindex: index(lease),
-                    addresses: lease.addresses.clone(),
-                });
-                let found = found.collect();
+                let devices = there.map(|lease| (lease.device(), index(lease)));
+                let devices = devices.collect();
                 let leases = self
                     .leases
                     .values()
@@ -194,7 +190,7 @@ impl World {
                 let (orphans, _) = oneshot::channel();
                 self.line.take(Input::Devices {
                     leases,
-                    found,
+                    devices,
                     orphans,
                 });
             }
