@@ -261,6 +261,14 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
         serve(sockets.http, admin::probes(told.clone())),
     );
     tasks.spawn("local API", serve(sockets.admin, admin::local(told)));
+    if cfg!(feature = "ends-a-task") {
+        let file = settings.run_dir.join("end-a-task");
+        tasks.spawn("of a test", async move {
+            while !file.exists() {
+                tokio::time::sleep(RETRY / 20).await;
+            }
+        });
+    }
     info!(node = %settings.node, http = %settings.http, "weir-agent runs");
 
     let ended = tokio::select! {

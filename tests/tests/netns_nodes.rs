@@ -162,6 +162,48 @@ fn ingress_is_judged_by_the_real_source_where_the_pod_is() {
     assert!(said.any(|it| named(&it)), "{explained:?}");
 }
 
+/// As a StatefulSet's pod of a node that is drained, whose runtime has not called DEL yet.
+#[test]
+fn a_pod_made_again_on_another_node_has_its_rules_there_and_its_old_sandbox_has_none() {
+    let pair = Pair::start("moved").unwrap();
+    let server = pair.run_pod(1, web("a", "server")).unwrap();
+    let old = pair.run_pod(1, Workload::named("a", "db-0")).unwrap();
+    let policy = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+                  metadata: {name: friends, namespace: a}\nspec:\n  \
+                  podSelector: {matchLabels: {app: server}}\n  policyTypes: [Ingress]\n  \
+                  ingress: [{from: [{podSelector: {matchLabels: {app: db-0}}}]}]\n";
+    pair.write_manifest("policy.yaml", policy).unwrap();
+    let asked = |from: &Pod, what: &str, expected: [Answer; 2]| {
+        for family in FAMILIES {
+            let target = port_80(&server, family);
+            let ask = || ask_both(from.netns(), target, SILENCE);
+            eventually(what, SOON + 4 * SILENCE, ask, |a| *a == expected).unwrap();
+        }
+    };
+    asked(&old, "it is allowed", by("server"));
+
+    let of_old = [(1, "pods/a.db-0.yaml"), (0, "pods/a.db-0.elsewhere.yaml")];
+    for (on, file) in of_old {
+        std::fs::remove_file(pair.nodes[on].manifests().join(file)).unwrap();
+    }
+    let new = pair.run_pod(0, Workload::named("a", "db-0")).unwrap();
+    assert_ne!(new.addresses, old.addresses);
+    let silent = || [Answer::Silence, Answer::Silence];
+    asked(&new, "the new one is allowed", by("server"));
+    asked(&old, "what runs in the old sandbox is not", silent());
+
+    // Then DEL comes.
+    let env = old.cni_env();
+    let env: Vec<_> = env
+        .iter()
+        .map(|(key, value)| (*key, value.as_str()))
+        .collect();
+    let node = &pair.nodes[1];
+    let said = node.cni("DEL", &env, &node.cni_config("1.1.0")).unwrap();
+    assert!(said.status.success(), "{said:?}");
+    asked(&new, "the new one is allowed still", by("server"));
+}
+
 #[test]
 fn egress_is_judged_where_the_sender_is_and_replies_pass() {
     let pair = Pair::start("egress").unwrap();

@@ -7,7 +7,7 @@
 )]
 
 use std::fs;
-use std::net::{TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use weir_tests::complaint::complaint;
 use weir_tests::node::{Family, Node, NodeOptions, binary};
 use weir_tests::process::Launch;
 use weir_tests::shop::Shop;
+use weir_tests::traffic::{Answer, ask_tcp};
 use weir_tests::workloads::{Transport, Workload};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -300,4 +301,35 @@ fn an_object_that_is_wrong_is_quarantined_by_name_and_the_others_proceed() {
     wait_for_gauge(&shop.node, "weir_quarantined_objects", 0);
     assert!(reaches(&shop));
     shop.still_serves().unwrap();
+}
+
+/// The agent is the one with the feature `ends-a-task` (`agent/Cargo.toml`).
+#[test]
+fn an_agent_one_of_whose_tasks_ends_says_which_and_ends_and_pods_go_on() {
+    let mut node = Node::start(NodeOptions {
+        agent: binary("weir-agent-other-layout"),
+        ..NodeOptions::named("task")
+    })
+    .unwrap();
+    let web = Workload::named("shop", "web").port(Transport::Tcp, 80);
+    let server = node.run_pod(web).unwrap();
+    let client = node.run_pod(Workload::named("shop", "client")).unwrap();
+    let target = SocketAddr::new(server.address(Family::V4).unwrap(), 80);
+    let asked = || ask_tcp(client.netns(), target, Duration::from_secs(1));
+    assert_eq!(asked(), Answer::By("web".into()));
+
+    let file = node.machine().dir().join("run/end-a-task");
+    fs::write(&file, "").unwrap();
+    let ended = node.agent().unwrap().wait(Duration::from_secs(5)).unwrap();
+    let log = node.agent().unwrap().log();
+    assert_eq!(ended.code(), Some(1), "{log}");
+    let says = "the task \"of a test\" has ended: nothing does its work any more";
+    assert!(log.contains(says), "{log}");
+    assert_eq!(asked(), Answer::By("web".into()), "the kernel goes on");
+
+    fs::remove_file(&file).unwrap();
+    node.start_agent().unwrap();
+    node.wait_ready().unwrap();
+    node.run_pod(Workload::named("shop", "next")).unwrap();
+    assert_eq!(asked(), Answer::By("web".into()));
 }

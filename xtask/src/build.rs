@@ -85,7 +85,7 @@ fn other_layout(workspace: &Workspace) -> anyhow::Result<()> {
     step("build an agent of another layout", || {
         let mut cargo = cargo(workspace);
         cargo.args(["build", "--package", "weir-agent", "--bin", "weir-agent"]);
-        command::run(cargo.args(["--features", "other-layout"]))?;
+        command::run(cargo.args(["--features", "other-layout,ends-a-task"]))?;
         let folder = workspace.target().join("debug");
         let built = folder.join("weir-agent");
         std::fs::copy(&built, folder.join("weir-agent-other-layout"))
