@@ -11,11 +11,12 @@ use weir_agent::beat::LOOK;
 use weir_agent::config::{Args, CleanupArgs, Command, InstallArgs, LogFormat, RunArgs, Settings};
 use weir_agent::install::{self, Installed, Leases, Places};
 use weir_agent::{app, keep, kernel, watch};
+use weir_common::allocator::Allocator;
 use weir_dns::hand_over::Folder;
 
 // docs/decisions/0020-an-allocator-of-our-own-choice.md
 #[global_allocator]
-static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> ExitCode {
     let ended = match Args::parse().command {

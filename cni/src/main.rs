@@ -18,6 +18,7 @@ use std::process::ExitCode;
 use rscni_plugin::cni::{Cni, Plugin};
 use rscni_plugin::error::Error;
 use rscni_plugin::types::{Args, CNIResult};
+use weir_common::allocator::Allocator;
 
 struct Weir;
 
@@ -45,7 +46,7 @@ impl Cni for Weir {
 
 // docs/decisions/0020-an-allocator-of-our-own-choice.md
 #[global_allocator]
-static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> ExitCode {
     let about = concat!(

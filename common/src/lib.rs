@@ -9,6 +9,8 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod addr;
+#[cfg(feature = "allocator")]
+pub mod allocator;
 pub mod counter;
 pub mod device;
 pub mod event;

@@ -87,10 +87,6 @@ enum LogFormat {
     Json,
 }
 
-// docs/decisions/0020-an-allocator-of-our-own-choice.md
-#[global_allocator]
-static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
-
 fn main() -> ExitCode {
     let args = Args::parse();
     if let Some(socket) = &args.probe {

@@ -11,6 +11,7 @@ use super::{Line, Programs, QUIET, TICK};
 use crate::apply::TableError;
 use crate::beat;
 use crate::conditions::{Condition, NodeFault, PodFault};
+use crate::kernel::clock::monotonic;
 use crate::kernel::{DeviceFault, HookOf};
 
 /// How often hooks are compared with what they should hold, in ticks.
@@ -40,11 +41,14 @@ pub(super) struct Clock {
 
 impl Default for Clock {
     fn default() -> Self {
-        let begun = beat::first();
+        let now = tokio::time::Instant::now();
+        // So that it looks when all others do.
+        let passed = beat::LOOK.saturating_sub(beat::until(monotonic(), beat::LOOK));
+        let begun = now.checked_sub(passed).unwrap_or(now);
         Self {
             begun,
             ticks: begun.elapsed().as_secs(),
-            last_news: tokio::time::Instant::now(),
+            last_news: now,
         }
     }
 }

@@ -1,7 +1,14 @@
 //! DEL, GC and STATUS, with the agent and without it.
 
-use serde_json::json;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
+use serde_json::json;
+use weir_cni::attachment::Attachment;
+use weir_cni::wire::Request;
+
+use crate::fake::Policy;
 use crate::node::{Call, Netns, Node, eventually};
 
 fn leased(node: &Node, container_id: &str) -> Option<String> {
@@ -279,5 +286,34 @@ fn the_address_of_a_live_pod_is_not_leased_when_its_lease_is_lost() {
     node.fake.open.lock().unwrap().clear();
     node.add("c2", &two);
     node.del("c2", &two);
+    node.expect_clean();
+}
+
+#[test]
+fn a_del_whose_caller_has_gone_does_not_free_what_is_leased_since() {
+    let node = Node::new(&["10.64.0.0/29"]);
+    let pod = Netns::new("pod");
+    node.fake.policy.send_replace(Policy::Unknown);
+    let add = node.spawn(&Call::new("ADD", "c1", &pod));
+    eventually("the ADD waits for its policy", || {
+        *node.fake.waiting.borrow() == 1
+    });
+    // A plugin that is killed while it waits for the ADD to end, as the runtime does when it has no patience left.
+    let attachment = Attachment::new("c1", "eth0").unwrap();
+    let mut request = serde_json::to_vec(&Request::Del { attachment }).unwrap();
+    request.push(b'\n');
+    let mut gone = UnixStream::connect(node.socket()).unwrap();
+    gone.write_all(&request).unwrap();
+    // Until it is read, and waits.
+    std::thread::sleep(Duration::from_millis(200));
+    drop(gone);
+    std::thread::sleep(Duration::from_millis(200));
+    node.fake.policy.send_replace(Policy::Known);
+    let said = add.wait_with_output().unwrap();
+    assert!(said.status.success(), "{said:?}");
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(leased(&node, "c1").is_some());
+    assert!(node.netns.has_link(&node.device("c1")));
+    node.del("c1", &pod);
     node.expect_clean();
 }
