@@ -197,7 +197,8 @@ pub(crate) fn table(rows: &[Row]) -> String {
                 Target::Ratio(most) => format!("≤ {most}"),
                 Target::ExtraNanos(most) => format!("≤ +{most} ns"),
                 Target::Nanos { p50, p99 } => {
-                    format!("p50 ≤ {} ms, p99 ≤ {} ms", p50 / 1_000_000, p99 / 1_000_000)
+                    let ms = |nanos: u64| nanos as f64 / 1e6;
+                    format!("p50 ≤ {} ms, p99 ≤ {} ms", ms(p50), ms(p99))
                 }
             },
             format!("{:?}", row.outcome()),

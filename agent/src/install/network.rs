@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBuilder};
 use serde_json::json;
 use tracing::{info, warn};
 
@@ -17,10 +18,13 @@ use crate::beat::{LOOK, beat};
 pub const FILE: &str = "05-weir.conflist";
 const MODE: u32 = 0o644;
 
+/// How long the first pause is.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+
 /// How often something is looked at.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// Whether the node is ready for pods.
+    /// Whether the node is ready for pods: so often in the end, and more often at first, since a start takes less.
     pub before: Duration,
     /// Whether the file is still there.
     pub after: Duration,
@@ -94,7 +98,7 @@ pub async fn keep_announced<Answer: Future<Output = Option<String>>>(
     pace: Pace,
     mut withheld: impl FnMut() -> Answer,
 ) {
-    let mut said = None;
+    let (mut said, mut pauses) = (None, pauses(pace.before));
     while let Some(why) = withheld().await {
         if said.as_ref() != Some(&why) {
             info!(
@@ -104,7 +108,7 @@ pub async fn keep_announced<Answer: Future<Output = Option<String>>>(
             );
         }
         said = Some(why);
-        tokio::time::sleep(pace.before).await;
+        tokio::time::sleep(pauses.next().unwrap_or(pace.before)).await;
     }
     if let Some(expected) = &expected {
         wait_for(expected, pace.before).await;
@@ -139,10 +143,16 @@ pub async fn keep_announced<Answer: Future<Output = Option<String>>>(
     }
 }
 
+/// Twice as long each time, up to `most`.
+fn pauses(most: Duration) -> impl Iterator<Item = Duration> {
+    let pauses = ExponentialBuilder::new().with_min_delay(FIRST_PAUSE.min(most));
+    pauses.with_max_delay(most).without_max_times().build()
+}
+
 /// Without the plugin a runtime that is told of the network fails to start every pod.
 async fn wait_for(expected: &Expected, pace: Duration) {
     let folder = expected.folder.display();
-    let mut said = None;
+    let (mut said, mut pauses) = (None, pauses(pace));
     loop {
         let why = match plugin::is_installed(&expected.plugin, &expected.folder) {
             Ok(true) => return,
@@ -153,7 +163,7 @@ async fn wait_for(expected: &Expected, pace: Duration) {
             info!(%folder, why, "waiting for the plugin of this version");
         }
         said = Some(why);
-        tokio::time::sleep(pace).await;
+        tokio::time::sleep(pauses.next().unwrap_or(pace)).await;
     }
 }
 
