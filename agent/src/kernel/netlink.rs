@@ -1,5 +1,6 @@
 //! The node's devices and addresses, through rtnetlink in the network namespace of the agent.
 
+mod deaf;
 pub mod dns_addresses;
 pub(super) mod request;
 pub mod routes;
@@ -24,6 +25,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use weir_cni::attachment::DEVICE_PREFIX;
 
+use self::deaf::deafen;
 use super::tc;
 use crate::compile::masquerade::{Outlet, Routes};
 use crate::pods::Device;
@@ -218,8 +220,9 @@ async fn watch<T: Clone + PartialEq, F: Future<Output = Result<T>>>(
     read: impl Fn() -> F,
     to: mpsc::Sender<T>,
 ) -> Result<()> {
-    let (connection, handle, mut news) =
+    let (mut connection, handle, mut news) =
         new_multicast_connection(groups).context("listen for changes of the node's network")?;
+    deafen(connection.socket_mut()).context("leave out devices of pods")?;
     let _open = Netlink {
         handle,
         driver: tokio::spawn(connection),

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use weir_cni::attachment::DEVICE_PREFIX;
 
 use super::Netlink;
+use super::deaf::deafen;
 use crate::apply::routes::{Hop, Installed, Owner, RouteTable};
 
 /// Who has put a route there (`rtm_protocol`): we. No number of `/etc/iproute2/rt_protos`.
@@ -113,8 +114,9 @@ pub async fn watch(to: mpsc::Sender<()>) -> Result<()> {
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv6Route,
     ];
-    let (connection, handle, mut news) =
+    let (mut connection, handle, mut news) =
         new_multicast_connection(&groups).context("listen for changes of routes")?;
+    deafen(connection.socket_mut()).context("leave out devices of pods")?;
     let _open = Netlink {
         handle,
         driver: tokio::spawn(connection),
