@@ -338,13 +338,28 @@ fn start(node: &mut Node) -> Result<()> {
     }
 }
 
+/// How often a kubelet asks whether an agent is ready (`readinessProbe` of the chart).
+const PROBE: Duration = Duration::from_secs(2);
+
 async fn idle(sites: &mut [Site], time: Duration) -> Result<Vec<Figure>> {
     let read = |sites: &[Site]| -> Result<Vec<(Duration, Duration)>> {
         let read = |site: &Site| Ok((site.agent.cpu()?, site.dns.cpu()?));
         sites.iter().map(read).collect()
     };
     let (begin, before) = (Instant::now(), read(sites)?);
-    tokio::time::sleep(time).await;
+    let mut probe = tokio::time::interval(PROBE);
+    while begin.elapsed() < time {
+        probe.tick().await;
+        for site in &*sites {
+            let said = site.node.readyz();
+            if said != "ok" {
+                bail!(
+                    "{}: /readyz said {said:?} although nothing happens",
+                    site.title
+                );
+            }
+        }
+    }
     let (took, after) = (begin.elapsed().as_secs_f64(), read(sites)?);
     let mut figures = Vec::new();
     for (n, ((site, before), after)) in sites.iter_mut().zip(before).zip(after).enumerate() {

@@ -1,4 +1,4 @@
-//! ADD: lease, devices, policy, addresses, up, in the order that never lets an unprotected packet
+//! ADD: lease, devices, policy and addresses, up, in the order that never lets an unprotected packet
 //! through (docs/architecture.md, "A pod's network"). Whatever fails, nothing is left behind.
 
 use std::io;
@@ -13,7 +13,7 @@ use weir_cni::attachment::Attachment;
 use weir_cni::released;
 use weir_cni::wire::{self, ADD_DEADLINE_MS, Add, Leased, Mac, Reply, Request, gateway};
 
-use crate::agent::{Agent, NoAnswer};
+use crate::agent::{Agent, NoAnswer, Withdrawn};
 use crate::config::{self, Config};
 use crate::failure;
 use crate::link::{Earlier, End};
@@ -124,7 +124,7 @@ impl Adding {
         let (host_ifindex, pod_ifindex) = self.create(&leased, mtu)?;
         self.in_time()?;
         self.agent.tell(&Request::Attach { host_ifindex })?;
-        // Meanwhile everything inside: the node's end is down, so nothing passes.
+        // Meanwhile what can be done while both ends are down: pods of this node deliver to an end inside that is up.
         let ipv6 = match leased.addresses.iter().any(|it| it.addr().is_ipv6()) {
             true => Ipv6::Needed(self.attachment.ifname()),
             false => Ipv6::AsItIs,
@@ -133,10 +133,12 @@ impl Adding {
             .netns
             .enter(ipv6)
             .map_err(failure::step("enter the pod's network namespace"))?;
-        configure_pod(&mut pod, pod_ifindex, &leased.addresses, leased.macs.host)
-            .map_err(failure::step("configure the pod's interface"))?;
+        give_addresses(&mut pod, pod_ifindex, &leased.addresses)
+            .map_err(failure::step("give the pod its addresses"))?;
         self.expect_ok()?;
         self.in_time()?;
+        configure_pod(&mut pod, pod_ifindex, &leased.addresses, leased.macs.host)
+            .map_err(failure::step("configure the pod's interface"))?;
         self.configure_node(&leased, host_ifindex)
             .map_err(failure::step("configure the node's device"))?;
         self.in_time()?;
@@ -228,12 +230,21 @@ impl Adding {
             Stopped::Undecided(error) => {
                 // An agent that let the deadline pass would let this one pass, too.
                 let hangs = Instant::now() >= self.deadline;
-                if (hangs || !self.agent.withdraw(WITHDRAW_PATIENCE))
-                    && let Err(error) = released::write(released_dir, &self.attachment)
-                {
-                    left.push(format!("lease of {}: {error}", self.attachment));
+                let withdrawn = match hangs {
+                    true => None,
+                    false => self.agent.withdraw(WITHDRAW_PATIENCE),
+                };
+                match withdrawn {
+                    // It had refused before we failed, and taken the device from under us.
+                    Some(Withdrawn::Refused(refused)) => failure::refused(refused),
+                    Some(Withdrawn::Released) => error,
+                    None => {
+                        if let Err(error) = released::write(released_dir, &self.attachment) {
+                            left.push(format!("lease of {}: {error}", self.attachment));
+                        }
+                        error
+                    }
                 }
-                error
             }
         };
         if left.is_empty() {
@@ -249,17 +260,22 @@ impl Adding {
     }
 }
 
+/// On a device that is down, and without a route.
+fn give_addresses(pod: &mut Netlink, index: u32, addresses: &[IpNet]) -> io::Result<()> {
+    pod.forgo_link_local(index)?;
+    pod.up(LOOPBACK)?;
+    for address in addresses {
+        pod.add_address(index, address.addr())?;
+    }
+    Ok(())
+}
+
 fn configure_pod(
     pod: &mut Netlink,
     index: u32,
     addresses: &[IpNet],
     host_mac: Mac,
 ) -> io::Result<()> {
-    pod.forgo_link_local(index)?;
-    pod.up(LOOPBACK)?;
-    for address in addresses {
-        pod.add_address(index, address.addr())?;
-    }
     pod.up(index)?;
     for address in addresses {
         let gateway = gateway(address.addr());

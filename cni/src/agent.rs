@@ -28,6 +28,14 @@ pub(crate) enum NoAnswer {
     Refused(Refused),
 }
 
+/// How an ADD that is not wanted any more ended in the agent.
+#[derive(Debug)]
+pub(crate) enum Withdrawn {
+    Released,
+    /// It had refused by itself, and why.
+    Refused(Refused),
+}
+
 impl From<io::Error> for NoAnswer {
     fn from(error: io::Error) -> Self {
         Self::Silent(error.to_string())
@@ -95,19 +103,17 @@ impl Agent {
         }
     }
 
-    /// Ends an unfinished ADD, and says whether the agent confirmed within `patience` that nothing
-    /// of it is left there.
-    pub(crate) fn withdraw(mut self, patience: Duration) -> bool {
+    /// Ends an unfinished ADD. Says how the agent confirmed that nothing of it is left there; `None` if it did not within
+    /// `patience`.
+    pub(crate) fn withdraw(mut self, patience: Duration) -> Option<Withdrawn> {
         self.deadline = Instant::now() + patience;
-        if self.stream.get_ref().shutdown(Shutdown::Write).is_err() {
-            return false;
-        }
+        self.stream.get_ref().shutdown(Shutdown::Write).ok()?;
         loop {
-            match self.read() {
-                Ok(Reply::Released | Reply::Refused(_)) => return true,
+            match self.read().ok()? {
+                Reply::Released => return Some(Withdrawn::Released),
+                Reply::Refused(refused) => return Some(Withdrawn::Refused(refused)),
                 // The answer to a request we no longer wait for.
-                Ok(Reply::Ok | Reply::Leased(_)) => {}
-                Err(_) => return false,
+                Reply::Ok | Reply::Leased(_) => {}
             }
         }
     }

@@ -1,5 +1,5 @@
 //! What the programs of user space allocate with (docs/decisions/0020-an-allocator-of-our-own-choice.md). It is here
-//! because unsafe code is nowhere else.
+//! because user space has no unsafe code but here and in the agent's `kernel`.
 
 use core::alloc::{GlobalAlloc, Layout};
 

@@ -31,13 +31,13 @@ impl Datapath for NodeDatapath {
         }
     }
 
+    fn protect(&self, device: &str, devices: Devices) -> Result<()> {
+        self.kernel.join(device, devices.host_ifindex)
+    }
+
     fn open(&self, lease: &Arc<Lease>, opened: Opened) {
         let lease = lease.clone();
         self.line.bring_blocking(Input::Leased { lease, opened });
-    }
-
-    fn protect(&self, device: &str, devices: Devices) -> Result<()> {
-        self.kernel.join(device, devices.host_ifindex)
     }
 
     fn opened(&self, lease: &Lease) {

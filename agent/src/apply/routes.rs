@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use super::Deletes;
-use crate::beat::beat;
+use crate::beat::{LOOK, beat};
 use crate::compile::route::{Route, RoutePlan};
 
 /// The metric of a route to another node.
@@ -96,7 +96,7 @@ impl RouteReport {
 }
 
 /// Keeps the kernel's routes as wanted: at every change of the plan, whenever `news` says that the kernel's
-/// may have changed, and at every `audit`. Ends when nobody can want anything any more.
+/// may have changed, and at every `audit`, sooner after a failure. Ends when nobody can want anything any more.
 pub async fn keep<T: RouteTable>(
     table: T,
     mut wanted: watch::Receiver<Wanted>,
@@ -106,7 +106,14 @@ pub async fn keep<T: RouteTable>(
 ) {
     loop {
         let now = wanted.borrow_and_update().clone();
-        say(reconcile(&table, &now).await);
+        let report = reconcile(&table, &now).await;
+        // What failed is tried again soon, and who is not reached is looked for now and then.
+        let audit = match (report.problems.is_empty(), report.unreachable.is_empty()) {
+            (false, _) => audit.min(LOOK),
+            (true, false) => audit.min(6 * LOOK),
+            (true, true) => audit,
+        };
+        say(report);
         tokio::select! {
             changed = wanted.changed() => if changed.is_err() {
                 return;

@@ -94,7 +94,7 @@ faults! {
         /// The latest policy is not in the kernel: its tables have no room, or refuse it.
         PolicyNotWritten: "reduce the number of policies or pods; `weir status` shows which table is full",
         /// Addresses of nodes are not in the kernel.
-        NodesNotWritten: "see the log; the agent tries again every second",
+        NodesNotWritten: "see the log; the agent tries again every few seconds",
         /// A table cannot be read any more.
         TableUnreadable: "see what was done to the pin folder; restart the agent",
         /// Objects are those that an earlier run saved: the API server has not been heard since the start.

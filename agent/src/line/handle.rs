@@ -50,6 +50,13 @@ pub enum Input {
     Question(Question),
 }
 
+impl Input {
+    /// Can something follow from it? Not from a question, and kubelet asks all the time.
+    pub(super) fn is_news(&self) -> bool {
+        !matches!(self, Self::Question(_))
+    }
+}
+
 /// What somebody wants to know of the line, and where the answer goes.
 #[derive(Debug)]
 pub enum Question {

@@ -49,6 +49,32 @@ fn the_histories_do_what_they_are_meant_to() {
     assert!(restarts > 100, "{restarts} restarts");
 }
 
+#[test]
+fn settings_of_a_device_that_cannot_be_put_back_are_its_pods_condition_until_they_are() {
+    let mut world = World::new(Arc::new(objects()));
+    for step in [
+        Step::Said("pod good-a"),
+        Step::Said("pod good-b"),
+        Step::Add("good-a"),
+        Step::Add("good-b"),
+    ] {
+        world.step(&step);
+    }
+    let looks = |world: &mut World| {
+        (0..3).for_each(|_| world.step(&Step::Tick));
+        world.troubled("DeviceSettings")
+    };
+    assert_eq!(looks(&mut world), [""; 0]);
+    world.settings_stick("good-a", true);
+    let troubled = looks(&mut world);
+    assert!(
+        troubled.len() == 1 && troubled[0].contains("good-a"),
+        "{troubled:?}"
+    );
+    world.settings_stick("good-a", false);
+    assert_eq!(looks(&mut world), [""; 0]);
+}
+
 fn steps(seed: u64) -> Vec<Step> {
     let mut random = fastrand::Rng::with_seed(seed);
     (0..STEPS).map(|_| Step::random(&mut random)).collect()

@@ -104,10 +104,7 @@ pub struct Line<M: Machine> {
     started: Instant,
     /// Seconds, about, that it has been running.
     ticks: u64,
-    /// The tick at which tables are compared with the kernel next.
-    audit_at: u64,
-    /// How many parts of them were compared.
-    audits: usize,
+    due: upkeep::Due,
     drifted: usize,
 }
 
@@ -177,8 +174,7 @@ impl<M: Machine> Line<M> {
             published,
             started: Instant::now(),
             ticks: 0,
-            audit_at: upkeep::AUDIT_TICKS,
-            audits: 0,
+            due: upkeep::Due::default(),
             drifted: 0,
         };
         line.report();
@@ -200,25 +196,24 @@ impl<M: Machine> Line<M> {
         loop {
             // The source may have begun before the line: what it says waits until this node's own pods are known.
             let listens = self.pods.are_resumed;
-            let mut is_news = true;
+            let mut is_news = false;
             tokio::select! {
                 () = stop.cancelled() => return,
                 taken = changes.recv_many(&mut batch, BATCH), if listens => if taken == 0 {
                     return;
                 },
                 input = inputs.recv() => match input {
-                    Some(input) => self.take(input),
+                    Some(input) => {
+                        is_news = input.is_news();
+                        self.take(input);
+                    }
                     None => return,
                 },
                 Ok(()) = health.changed() => {}
                 ticks = clock.tick() => {
-                    is_news = false;
                     self.ticks = ticks;
                     self.tick(Instant::now());
                 }
-            }
-            if is_news {
-                clock.is_news();
             }
             // What is there already belongs to this pass; nothing is waited for.
             while listens
@@ -227,11 +222,16 @@ impl<M: Machine> Line<M> {
             {
                 batch.push(change);
             }
+            is_news |= !batch.is_empty();
             for change in batch.drain(..) {
                 self.inputs.take(change);
             }
             while let Ok(input) = inputs.try_recv() {
+                is_news |= input.is_news();
                 self.take(input);
+            }
+            if is_news {
+                clock.is_news();
             }
             self.pass(Instant::now());
         }

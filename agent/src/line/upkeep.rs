@@ -19,7 +19,7 @@ const HOOK_TICKS: u64 = 5;
 /// How often ended flows are swept, in ticks.
 const SWEEP_TICKS: u64 = 30;
 /// How long after a comparison of all tables with the kernel the next one begins, in ticks.
-pub(super) const AUDIT_TICKS: u64 = 120;
+const AUDIT_TICKS: u64 = 120;
 /// Rows for which it begins a tick later, so that looking costs the same at any size of cluster: some 1.5 µs for a row on
 /// an idle machine, whose caches hold nothing of it.
 const ROWS_OF_A_TICK: usize = 1024;
@@ -29,6 +29,30 @@ pub(super) const AUDITED: [&str; 3] = [
     "tables of policy",
     "tables of nodes and pods",
 ];
+
+/// At which tick what is looked at next.
+#[derive(Debug)]
+pub(super) struct Due {
+    hooks: u64,
+    sweep: u64,
+    audit: u64,
+    /// Which part of the tables is then compared.
+    part: usize,
+    /// One of the parts before could not be read.
+    is_unread: bool,
+}
+
+impl Default for Due {
+    fn default() -> Self {
+        Self {
+            hooks: HOOK_TICKS,
+            sweep: SWEEP_TICKS,
+            audit: AUDIT_TICKS,
+            part: 0,
+            is_unread: false,
+        }
+    }
+}
 
 /// When the line ticks.
 #[derive(Debug)]
@@ -86,10 +110,15 @@ impl<M: Machine> Line<M> {
         if self.is_complete {
             self.continue_policy(now);
         }
-        if self.ticks.is_multiple_of(HOOK_TICKS) && self.programs == Programs::Ours {
+        // Ticks are left out when the line was busy: nothing waits for a certain one.
+        if self.ticks >= self.due.hooks && self.programs == Programs::Ours {
+            self.due.hooks = (self.ticks + 1).next_multiple_of(HOOK_TICKS);
             self.repair_hooks();
         }
-        let sweeps = self.ticks.is_multiple_of(SWEEP_TICKS);
+        let sweeps = self.ticks >= self.due.sweep;
+        if sweeps {
+            self.due.sweep = (self.ticks + 1).next_multiple_of(SWEEP_TICKS);
+        }
         if sweeps || !self.pods.closed.is_empty() {
             let gone = std::mem::take(&mut self.pods.closed);
             if let Err(gone) = self.machine.sweep(gone) {
@@ -97,7 +126,7 @@ impl<M: Machine> Line<M> {
             }
         }
         // All nodes are looked at, so only if something is to be tried again.
-        if sweeps && !self.nodes.problems.is_empty() {
+        if !self.nodes.problems.is_empty() {
             self.pass_uplinks();
         }
         self.audit_tables();
@@ -192,22 +221,16 @@ impl<M: Machine> Line<M> {
 
     /// Desired against kernel: the part that is due, if one is.
     fn audit_tables(&mut self) {
-        if self.ticks < self.audit_at {
+        if self.ticks < self.due.audit {
             return;
         }
-        let part = self.audits % AUDITED.len();
-        self.audits += 1;
+        let part = self.due.part;
         let audited = match part {
             0 => self.services.tables.audit(),
             1 => self.policy.tables.audit(),
             _ => self.audit_nodes_and_pods(),
         };
         let name = AUDITED[part];
-        if part + 1 == AUDITED.len() {
-            let rows: usize = self.fills().iter().map(|fill| fill.rows).sum();
-            let later = rows / ROWS_OF_A_TICK;
-            self.audit_at = self.ticks + AUDIT_TICKS.max(later as u64);
-        }
         let reporter = &self.said.tables[part];
         match audited {
             Ok(0) => reporter.replace([]),
@@ -223,16 +246,26 @@ impl<M: Machine> Line<M> {
             Err(error) => {
                 let fault = NodeFault::TableUnreadable;
                 reporter.replace([Condition::part(fault, name, error.to_string())]);
+                self.due.is_unread = true;
             }
+        }
+        self.due.part = (part + 1) % AUDITED.len();
+        if self.due.part == 0 {
+            let rows: usize = self.fills().iter().map(|fill| fill.rows).sum();
+            let later = AUDIT_TICKS.max((rows / ROWS_OF_A_TICK) as u64);
+            // Whoever waits for a node that is not ready waits for this.
+            let is_unread = std::mem::take(&mut self.due.is_unread);
+            self.due.audit = self.ticks + if is_unread { HOOK_TICKS } else { later };
         }
     }
 
     fn audit_nodes_and_pods(&mut self) -> Result<usize, TableError> {
-        let uplinks = self.nodes.uplinks.audit()?;
-        if uplinks > 0 {
+        let uplinks = self.nodes.uplinks.audit();
+        // Also when one of its two tables cannot be read: what was found in the other is written.
+        if !matches!(uplinks, Ok(0)) {
             self.pass_uplinks();
         }
-        Ok(self.nodes.table.audit()? + self.pods.devices.audit()? + uplinks)
+        Ok(self.nodes.table.audit()? + self.pods.devices.audit()? + uplinks?)
     }
 }
 

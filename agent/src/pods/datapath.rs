@@ -23,23 +23,23 @@ pub struct Device {
     pub addresses: Vec<IpAddr>,
 }
 
-/// For one attachment the calls come in this order: `open`, `protect`, later `close` and `delete_device`. They
-/// never overlap for one attachment, and do for different ones; only `close` may come while a `protect` or an `open`
-/// has not returned whose receiver nobody waits at any more. After a failure, at the deadline and after a crash of
-/// the agent, `close` follows whatever was done, so it must accept a lease of which the kernel knows half or nothing.
+/// For one attachment the calls come in this order: `protect`, `open`, later `close` and `delete_device`, and they do
+/// not overlap. Only whoever is not waited for any more (an ADD whose deadline has come) may still be in `protect` or `open`
+/// while what follows is called. For different attachments they do. After a failure, at the deadline and after a crash of the
+/// agent, `close` follows whatever was done, so it must accept a lease of which the kernel knows half or nothing.
 pub trait Datapath: Send + Sync + 'static {
     /// Whether an ADD could be served now; if not, why, in words for STATUS.
     fn ready(&self) -> Result<(), String>;
 
-    /// The device is down until it is protected, too. Says so at `opened` when the pod that the lease names, by its uid
+    /// Puts the node's end, which is down, under the programs of all pods, which let nothing pass that no table
+    /// names. Called where it may block.
+    fn protect(&self, device: &str, devices: Devices) -> Result<()>;
+
+    /// Says so at `opened` when the pod that the lease names, by its uid
     /// if it has one, is known, its policy is in the tables and packets of its device are judged by it. The server
     /// stops waiting by closing the receiver; nothing is opened then. A lease without a pod has no policy to wait for.
     /// Called where it may block, for as long as a queue is full.
     fn open(&self, lease: &Arc<Lease>, opened: Opened);
-
-    /// Puts the node's end, which is down, under the programs of all pods, which let nothing pass that no table
-    /// names. Called where it may block.
-    fn protect(&self, device: &str, devices: Devices) -> Result<()>;
 
     /// The lease's pod is open, and the disk knows of it.
     fn opened(&self, lease: &Lease);

@@ -224,11 +224,11 @@ impl<D: Datapath> Pods<D> {
             };
         }
         let open = async {
-            // The device stays down until the plugin hears of both, so that may be done meanwhile.
-            let opened = self.open(lease, host_ifindex, deadline);
-            let (durable, opened) = tokio::join!(durable, opened);
-            // No address is used before the disk knows of it: an agent that starts would lease it to another.
-            durable.map_err(|error| refuse_lease(&error))?;
+            // Both ends stay down until the plugin hears of both, so that may be done meanwhile. No address is used
+            // before the disk knows of it: an agent that starts would lease it to another.
+            let durable = async { durable.await.map_err(|error| refuse_lease(&error)) };
+            let opened = async { Ok(self.open(lease, host_ifindex, deadline).await) };
+            let ((), opened) = tokio::try_join!(durable, opened)?;
             Ok(opened)
         };
         let opened = tokio::select! {
@@ -266,23 +266,24 @@ impl<D: Datapath> Pods<D> {
             let lease = leases.attach(&leased, host_ifindex)?;
             let device = lease.device();
             let devices = lease.devices().context("an attached lease has devices")?;
-            // From here, and not from the task that waits: waking it takes as long. And first, so that the line is at
-            // it meanwhile: a row of a device that is down lets nothing pass.
-            datapath.open(&lease, to);
             datapath
                 .protect(&device, devices)
                 .with_context(|| format!("protect {device}"))?;
+            // From here, and not from the task that waits: waking it takes as long as this.
+            datapath.open(&lease, to);
             Ok(lease)
         };
-        let protected = self.begin(protect);
-        let both = async { anyhow::Ok((protected.await?, opened.await)) };
-        let (lease, opened) = timeout_at(deadline, both)
+        let device = lease.device();
+        let lease = timeout_at(deadline, self.begin(protect))
             .await
-            .map_err(|_| anyhow!("this node does not know {} in time", named(lease)))??;
+            .map_err(|_| anyhow!("{device} is not under the filters of all pods in time"))??;
+        let opened = timeout_at(deadline, opened)
+            .await
+            .map_err(|_| anyhow!("this node does not know {} in time", named(&lease)))?;
         opened
             .unwrap_or_else(|_| Err("the agent is going down".into()))
             .map_err(Error::msg)
-            .with_context(|| format!("open {} for {}", lease.device(), named(&lease)))?;
+            .with_context(|| format!("open {device} for {}", named(&lease)))?;
         Ok(lease)
     }
 

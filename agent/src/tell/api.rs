@@ -35,23 +35,41 @@ pub struct Scribe(Arc<Servers>);
 /// Why the API server has not taken something.
 #[derive(Debug, Error)]
 pub(super) enum Error {
-    /// It does not answer, or does not know us: nothing else would be taken now either.
+    /// It is not there, or does not know us: nothing else would be taken now either.
     #[error("{0}")]
     Unreachable(String),
-    /// This one, for a moment or for a reason that lasts (a permission, a quota, a webhook, a namespace that is being
-    /// deleted): another may be taken.
+    /// It has too much to do, or somebody before it says that it is not there: this one was tried, and nothing else is
+    /// now.
+    #[error("{0}")]
+    Overloaded(String),
+    /// This one, for a moment or for a reason that lasts (a permission, a quota, a webhook that does not answer, a
+    /// namespace that is being deleted): another may be taken.
     #[error("{0}")]
     NotTaken(String),
+}
+
+impl Error {
+    /// Would nothing else be taken now either?
+    pub(super) fn is_away(&self) -> bool {
+        matches!(self, Self::Unreachable(_) | Self::Overloaded(_))
+    }
 }
 
 impl From<kube::Error> for Error {
     fn from(error: kube::Error) -> Self {
         let status = match error {
             kube::Error::Api(status) => status,
+            // Of one answer, or one question.
+            error @ (kube::Error::SerdeError(_)
+            | kube::Error::FromUtf8(_)
+            | kube::Error::LinesCodecMaxLineLengthExceeded
+            | kube::Error::BuildRequest(_)
+            | kube::Error::HttpError(_)) => return Self::NotTaken(error.to_string()),
             error => return Self::Unreachable(error.to_string()),
         };
         match status.code {
             401 => Self::Unreachable(status.message),
+            429 | 502..=504 => Self::Overloaded(status.message),
             _ => Self::NotTaken(status.message),
         }
     }
@@ -187,7 +205,8 @@ fn kind_of(kind: &str, group: &str, version: &str, plural: &str) -> ApiResource 
 async fn within<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
     match tokio::time::timeout(PATIENCE, call).await {
         Ok(answer) => Ok(answer?),
-        Err(_) => Err(Error::Unreachable(format!("no answer within {PATIENCE:?}"))),
+        // A webhook may be what takes so long.
+        Err(_) => Err(Error::NotTaken(format!("no answer within {PATIENCE:?}"))),
     }
 }
 
@@ -203,21 +222,21 @@ mod tests {
         let quota = "events.events.k8s.io \"weir-x\" is forbidden: exceeded quota: few, requested: count/events=1";
         let webhook =
             "admission webhook \"no.example\" denied the request: Events cannot be created here";
-        for (code, message, of_all) in [
+        for (code, message, is_away) in [
             (401, "Unauthorized", true),
+            (503, "apiserver is shutting down", true),
             (403, forbidden, false),
             (403, quota, false),
             (403, webhook, false),
             (404, "namespaces \"gone\" not found", false),
             (409, "object has been modified", false),
             (422, "Event \"weir-x\" is invalid", false),
-            (429, "too many requests", false),
+            (429, "too many requests", true),
             (500, "failed calling webhook", false),
         ] {
             let answer = kube::core::Status::failure(message, "").with_code(code);
             let error = Error::from(kube::Error::Api(Box::new(answer)));
-            let is_of_all = matches!(error, Error::Unreachable(_));
-            assert_eq!(is_of_all, of_all, "{code} {message}");
+            assert_eq!(error.is_away(), is_away, "{code} {message}");
         }
     }
 }

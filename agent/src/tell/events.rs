@@ -4,6 +4,7 @@
 //! other nodes there are none: each agent would tell of each peer, and `weir status` and metrics do.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use super::Agents;
@@ -150,6 +151,12 @@ impl Events {
             in_vain: before.map_or(0, |before| before.in_vain + 1),
         };
         self.tried.insert(note.about.clone(), tried);
+    }
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.about, self.reason)
     }
 }
 

@@ -79,11 +79,13 @@ impl Teller {
                         let outcome = self.scribe.say(&note, &self.node).await;
                         match outcome {
                             Ok(()) => events.tried(&note, Fate::Told, now),
-                            Err(Error::NotTaken(_)) => events.tried(&note, Fate::NotTaken, now),
+                            Err(Error::NotTaken(_) | Error::Overloaded(_)) => {
+                                events.tried(&note, Fate::NotTaken, now);
+                            }
                             // As soon as there is somebody to take it.
                             Err(Error::Unreachable(_)) => {}
                         }
-                        refusals.heard("an Event", outcome);
+                        refusals.heard("an Event", &note.to_string(), outcome);
                     }
                 }
             }
@@ -127,7 +129,7 @@ impl Teller {
                 if outcome.is_err() {
                     not_taken.insert(node.clone(), Instant::now());
                 }
-                refusals.heard("the condition NetworkUnavailable of a node", outcome);
+                refusals.heard("the condition NetworkUnavailable", node, outcome);
             }
         }
     }
@@ -153,22 +155,21 @@ impl Refusals {
         self.away.is_some_and(|at| at.elapsed() < AGAIN)
     }
 
-    fn heard(&mut self, what: &str, outcome: Result<(), Error>) {
-        self.away = match outcome {
-            Ok(()) => return self.away = None,
-            Err(Error::Unreachable(_)) => Some(Instant::now()),
-            Err(Error::NotTaken(_)) => None,
-        };
+    fn heard(&mut self, what: &str, of: &str, outcome: Result<(), Error>) {
         let Err(why) = outcome else {
+            *self = Self::default();
             return;
         };
+        self.away = why.is_away().then(Instant::now);
         if self.warned.is_some_and(|at| at.elapsed() < WARNED) {
-            return debug!(%why, "{what} was not taken");
+            return debug!(of, %why, "the API server has not taken {what}");
         }
         self.warned = Some(Instant::now());
         warn!(
+            of,
             %why,
-            "the API server has not taken {what}; it is tried again, and more of this is logged at debug for ten minutes"
+            "the API server has not taken {what}; it is tried again, and until one is taken more of this is logged at debug \
+             for ten minutes"
         );
     }
 }

@@ -20,6 +20,7 @@ pub(crate) enum Policy {
     Broken,
 }
 
+#[derive(Clone)]
 pub(crate) struct Fake {
     node: String,
     pub(crate) policy: watch::Sender<Policy>,
@@ -27,15 +28,15 @@ pub(crate) struct Fake {
     pub(crate) deletes: watch::Sender<bool>,
     /// How many ADDs wait for a policy.
     pub(crate) waiting: watch::Sender<usize>,
-    pub(crate) ready: Mutex<Result<(), String>>,
+    pub(crate) ready: Arc<Mutex<Result<(), String>>>,
     /// Whether each call looks at its device, which takes milliseconds.
-    pub(crate) looks: AtomicBool,
+    pub(crate) looks: Arc<AtomicBool>,
     /// What was asked, with the state of the device at that moment if it looks.
-    pub(crate) calls: Mutex<Vec<String>>,
+    pub(crate) calls: Arc<Mutex<Vec<String>>>,
     /// Addresses that are open, with their device.
-    pub(crate) open: Mutex<BTreeMap<String, String>>,
+    pub(crate) open: Arc<Mutex<BTreeMap<String, String>>>,
     /// Addresses that were opened while they were open.
-    pub(crate) doubled: Mutex<Vec<String>>,
+    pub(crate) doubled: Arc<Mutex<Vec<String>>>,
 }
 
 impl Fake {
@@ -45,11 +46,11 @@ impl Fake {
             policy: watch::Sender::new(Policy::Known),
             deletes: watch::Sender::new(true),
             waiting: watch::Sender::new(0),
-            ready: Mutex::new(Ok(())),
-            looks: AtomicBool::new(false),
-            calls: Mutex::default(),
-            open: Mutex::default(),
-            doubled: Mutex::default(),
+            ready: Arc::new(Mutex::new(Ok(()))),
+            looks: Arc::default(),
+            calls: Arc::default(),
+            open: Arc::default(),
+            doubled: Arc::default(),
         }
     }
 
@@ -79,31 +80,19 @@ impl Fake {
     }
 }
 
-impl Datapath for Fake {
-    fn ready(&self) -> Result<(), String> {
-        self.ready.lock().unwrap().clone()
-    }
-
-    fn protect(&self, device: &str, devices: Devices) -> Result<()> {
-        assert!(devices.host_ifindex > 0);
-        self.note("protect", device);
-        Ok(())
-    }
-
-    fn open(&self, lease: &Arc<Lease>, mut opened: Opened) {
+impl Fake {
+    async fn open_when_known(&self, lease: &Lease, mut opened: Opened) {
         self.waiting.send_modify(|it| *it += 1);
         let mut policy = self.policy.subscribe();
-        let known = async {
-            tokio::select! {
-                biased;
-                policy = policy.wait_for(|it| *it != Policy::Unknown) => policy.map(|it| *it).ok(),
-                () = opened.closed() => None,
-            }
+        let known = tokio::select! {
+            biased;
+            policy = policy.wait_for(|it| *it != Policy::Unknown) => policy.map(|it| *it),
+            () = opened.closed() => return,
         };
-        let said = match Handle::current().block_on(known) {
-            None => return,
-            Some(Policy::Broken) => Err("the policy cannot be compiled".into()),
-            Some(_) => Ok(()),
+        let said = match known {
+            Err(_) => return,
+            Ok(Policy::Broken) => Err("the policy cannot be compiled".into()),
+            Ok(_) => Ok(()),
         };
         if said.is_ok() {
             self.note("open", &lease.device());
@@ -119,6 +108,23 @@ impl Datapath for Fake {
             }
         }
         opened.send(said).unwrap_or_default();
+    }
+}
+
+impl Datapath for Fake {
+    fn ready(&self) -> Result<(), String> {
+        self.ready.lock().unwrap().clone()
+    }
+
+    fn protect(&self, device: &str, devices: Devices) -> Result<()> {
+        assert!(devices.host_ifindex > 0);
+        self.note("protect", device);
+        Ok(())
+    }
+
+    fn open(&self, lease: &Arc<Lease>, opened: Opened) {
+        let (this, lease) = (self.clone(), lease.clone());
+        Handle::current().spawn(async move { this.open_when_known(&lease, opened).await });
     }
 
     fn opened(&self, _lease: &Lease) {}

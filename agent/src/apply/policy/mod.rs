@@ -164,7 +164,7 @@ where
     }
 
     /// Writes what is left to do, and has `devices` write with it. To be called after every change and
-    /// every second or so.
+    /// every few seconds.
     pub fn reconcile<D, A>(&mut self, devices: &mut Devices<D, A>, now: Instant) -> PolicyPass
     where
         D: KernelTable<u32, Device>,

@@ -135,8 +135,8 @@ where
         self.tick(now)
     }
 
-    /// Tries again what failed, and reuses runs whose time of grace is over. To be called every second
-    /// or so, and cheap when there is nothing to do.
+    /// Tries again what failed, and reuses runs whose time of grace is over. To be called every few
+    /// seconds, and cheap when there is nothing to do.
     pub fn tick(&mut self, now: Instant) -> Pass {
         let mut touched = self.dirty.clone();
         touched.extend(self.failures.keys().copied());

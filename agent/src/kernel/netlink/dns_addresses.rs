@@ -18,7 +18,7 @@ use rtnetlink::{MulticastGroup, new_multicast_connection};
 use tracing::{info, warn};
 
 use super::{BURST, Netlink};
-use crate::beat::beat;
+use crate::beat::{LOOK, beat};
 use crate::conditions::{About, Condition, NodeFault, Reporter};
 
 /// Who has put an address on a device (`IFA_PROTO`): we. The kernel's own are 1 to 3.
@@ -86,6 +86,7 @@ async fn keep(
         _ => true,
     };
     loop {
+        let mut is_refused = false;
         for (ip, found) in netlink.look_after(lo, addresses).await? {
             if found == Found::FamilyLacking {
                 if without_family.insert(ip) {
@@ -96,6 +97,7 @@ async fn keep(
             }
             match found {
                 Found::Refused(ref why) => {
+                    is_refused = true;
                     let text = format!("it is not on the loopback device: {why}");
                     reporter.raise(missing(&ip, &text));
                 }
@@ -120,7 +122,7 @@ async fn keep(
         };
         tokio::select! {
             heard = news => heard?,
-            () = beat(audit) => {}
+            () = beat(if is_refused { audit.min(LOOK) } else { audit }) => {}
         }
     }
 }

@@ -121,6 +121,8 @@ pub async fn watch(to: mpsc::Sender<()>) -> Result<()> {
         handle,
         driver: tokio::spawn(connection),
     };
+    // What changed before this began.
+    to.try_send(()).unwrap_or_default();
     loop {
         let said = tokio::select! {
             said = news.next() => said,

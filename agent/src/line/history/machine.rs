@@ -25,6 +25,8 @@ pub(super) struct Faults(Arc<Mutex<Inner>>);
 struct Inner {
     refused: BTreeSet<Vec<u8>>,
     gone: BTreeSet<u32>,
+    /// Devices whose settings cannot be put back.
+    stuck: BTreeSet<u32>,
 }
 
 impl Faults {
@@ -38,6 +40,14 @@ impl Faults {
 
     pub(super) fn lose(&self, ifindex: u32) {
         self.0.lock().unwrap().gone.insert(ifindex);
+    }
+
+    pub(super) fn stick(&self, ifindex: u32) {
+        self.0.lock().unwrap().stuck.insert(ifindex);
+    }
+
+    pub(super) fn unstick(&self, ifindex: u32) {
+        self.0.lock().unwrap().stuck.remove(&ifindex);
     }
 
     fn refuses<K: Plain>(&self, key: &K) -> bool {
@@ -187,8 +197,12 @@ impl Machine for Memory {
         Ok(())
     }
 
-    fn keep_settings<'a>(&self, _: &'a [(String, u32)]) -> Vec<(&'a str, String)> {
-        Vec::new()
+    fn keep_settings<'a>(&self, pods: &'a [(String, u32)]) -> Vec<(&'a str, String)> {
+        let inner = self.faults.0.lock().unwrap();
+        let stuck = pods.iter().filter(|(_, index)| inner.stuck.contains(index));
+        stuck
+            .map(|(device, _)| (device.as_str(), "read-only".to_owned()))
+            .collect()
     }
 
     fn hooks(

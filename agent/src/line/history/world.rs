@@ -208,6 +208,21 @@ impl World {
     }
 
     /// Waits until nothing more follows from what was said.
+    /// The settings of a pod's device cannot be put back, or can be again.
+    pub(super) fn settings_stick(&self, pod: &str, do_they: bool) {
+        match do_they {
+            true => self.memory.faults.stick(index_of(pod)),
+            false => self.memory.faults.unstick(index_of(pod)),
+        }
+    }
+
+    /// Who has a fault of this label.
+    pub(super) fn troubled(&self, fault: &str) -> Vec<String> {
+        let all = self.board.all().into_iter();
+        let of = all.filter(|it| it.condition.about.fault() == fault);
+        of.map(|it| it.condition.about.to_string()).collect()
+    }
+
     pub(super) fn finish(mut self) -> Outcome {
         for _ in 0..6 {
             self.go_on();
@@ -263,7 +278,8 @@ impl World {
     fn go_on(&mut self) {
         self.line.pass(self.now);
         self.now += Duration::from_secs(1);
-        self.line.ticks += 1;
+        // Seconds go by faster here, so that tables are audited too.
+        self.line.ticks += 4;
         self.line.tick(self.now);
         self.line.pass(self.now);
     }
