@@ -5,7 +5,7 @@ use core::alloc::{GlobalAlloc, Layout};
 
 use dlmalloc::GlobalDlmalloc;
 
-/// `dlmalloc`, never inlined: that would take 300 kB of the agent.
+/// `dlmalloc`, never inlined: the image packed with it inlined was 375 kB larger than the one before.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Allocator;
 
