@@ -1,5 +1,6 @@
-//! When this agent looks at what nobody tells it of. Who looks for as long as the agent runs does so at the same moments as
-//! others, so that an idle agent wakes up once for all of them: on a virtual machine that costs more than most looks (0.2 ms of a CPU, measured).
+//! When this agent looks at what nobody tells it of. Who looks for as long as the agent runs does so at the same
+//! moments as others, so that an idle agent wakes up once for all of them: on a virtual machine that costs more than
+//! most looks (0.2 ms of a CPU, measured).
 
 use std::time::Duration;
 
