@@ -18,7 +18,7 @@ use crate::config::{self, Config};
 use crate::failure;
 use crate::link::{Earlier, End};
 use crate::netlink::Netlink;
-use crate::netns::{Ipv6, Netns};
+use crate::netns::{self, Netns};
 
 /// How long a failed ADD waits for the agent to confirm that it took everything back.
 const WITHDRAW_PATIENCE: Duration = Duration::from_millis(500);
@@ -125,25 +125,26 @@ impl Adding {
         self.in_time()?;
         self.agent.tell(&Request::Attach { host_ifindex })?;
         // Meanwhile what can be done while both ends are down: pods of this node deliver to an end inside that is up.
-        let ipv6 = match leased.addresses.iter().any(|it| it.addr().is_ipv6()) {
-            true => Ipv6::Needed(self.attachment.ifname()),
-            false => Ipv6::AsItIs,
-        };
+        self.prepare_node(&leased, host_ifindex)
+            .map_err(failure::step("prepare the node's device"))?;
         let mut pod = self
             .netns
-            .enter(ipv6)
+            .enter()
             .map_err(failure::step("enter the pod's network namespace"))?;
-        give_addresses(&mut pod, pod_ifindex, &leased.addresses)
-            .map_err(failure::step("give the pod its addresses"))?;
-        self.expect_ok()?;
+        prepare_pod(&mut pod, pod_ifindex, self.attachment.ifname(), &leased)
+            .map_err(failure::step("prepare the pod's interface"))?;
+        match self.agent.answer()? {
+            Reply::Ok => {}
+            other => return Err(unexpected(&other).into()),
+        }
         self.in_time()?;
-        configure_pod(&mut pod, pod_ifindex, &leased.addresses, leased.macs.host)
-            .map_err(failure::step("configure the pod's interface"))?;
-        self.configure_node(&leased, host_ifindex)
-            .map_err(failure::step("configure the node's device"))?;
+        start_pod(&mut pod, pod_ifindex, &leased.addresses)
+            .map_err(failure::step("start the pod's interface"))?;
+        self.start_node(&leased, host_ifindex)
+            .map_err(failure::step("start the node's device"))?;
         self.in_time()?;
+        // An agent that has heard it keeps the attachment; so does the next one, if this one ends before it is read.
         self.agent.tell(&Request::Done)?;
-        self.expect_ok()?;
         Ok(Attached { leased, mtu })
     }
 
@@ -164,7 +165,7 @@ impl Adding {
             && error.raw_os_error() == Some(nix::Error::EEXIST as i32)
         {
             let step = || failure::step("look at the pod's interfaces");
-            let mut pod = self.netns.enter(Ipv6::AsItIs).map_err(step())?;
+            let mut pod = self.netns.enter().map_err(step())?;
             if pod.link(ifname).map_err(step())?.is_some() {
                 return Err(failure::interface_exists(ifname));
             }
@@ -184,27 +185,24 @@ impl Adding {
         })
     }
 
-    /// The node's end. The kernel takes no route over a device that is down, so the device is up
-    /// before its routes are there; the pod's program has been attached since `Attach`.
-    fn configure_node(&mut self, leased: &Leased, index: u32) -> io::Result<()> {
+    fn prepare_node(&mut self, leased: &Leased, index: u32) -> io::Result<()> {
         self.node.forgo_link_local(index)?;
         for address in &leased.addresses {
             self.node
                 .fix_neighbour(index, address.addr(), leased.macs.pod)?;
         }
+        Ok(())
+    }
+
+    /// The kernel takes no route over a device that is down, so the device is up before its routes are there; the pod's
+    /// programs have been attached since `Attach`.
+    fn start_node(&mut self, leased: &Leased, index: u32) -> io::Result<()> {
         self.node.up(index)?;
         for address in &leased.addresses {
             self.node
                 .route_to(index, address.addr(), Earlier::Replaced)?;
         }
         Ok(())
-    }
-
-    fn expect_ok(&mut self) -> Result<(), Stopped> {
-        match self.agent.answer()? {
-            Reply::Ok => Ok(()),
-            other => Err(unexpected(&other).into()),
-        }
     }
 
     fn in_time(&self) -> Result<(), Error> {
@@ -260,26 +258,29 @@ impl Adding {
     }
 }
 
-/// On a device that is down, and without a route.
-fn give_addresses(pod: &mut Netlink, index: u32, addresses: &[IpNet]) -> io::Result<()> {
+fn prepare_pod(pod: &mut Netlink, index: u32, ifname: &str, leased: &Leased) -> io::Result<()> {
     pod.forgo_link_local(index)?;
     pod.up(LOOPBACK)?;
-    for address in addresses {
-        pod.add_address(index, address.addr())?;
+    for address in &leased.addresses {
+        let address = address.addr();
+        let mut given = pod.add_address(index, address);
+        if let Err(error) = &given
+            && address.is_ipv6()
+            && error.raw_os_error() == Some(nix::Error::EACCES as i32)
+        {
+            netns::enable_ipv6(ifname)?;
+            given = pod.add_address(index, address);
+        }
+        given?;
+        pod.fix_neighbour(index, gateway(address), leased.macs.host)?;
     }
     Ok(())
 }
 
-fn configure_pod(
-    pod: &mut Netlink,
-    index: u32,
-    addresses: &[IpNet],
-    host_mac: Mac,
-) -> io::Result<()> {
+fn start_pod(pod: &mut Netlink, index: u32, addresses: &[IpNet]) -> io::Result<()> {
     pod.up(index)?;
     for address in addresses {
         let gateway = gateway(address.addr());
-        pod.fix_neighbour(index, gateway, host_mac)?;
         pod.route_to(index, gateway, Earlier::Kept)?;
         pod.route_default(index, gateway)?;
     }

@@ -13,7 +13,6 @@ use crate::agent::Agent;
 use crate::config::{self, Config};
 use crate::failure;
 use crate::netlink::Netlink;
-use crate::netns::Ipv6;
 
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -48,7 +47,7 @@ pub(crate) fn check(args: &Args) -> Result<(), Error> {
 
     let step = || failure::step("look at the network");
     let mut node = Netlink::open().map_err(step())?;
-    let mut pod = netns.enter(Ipv6::AsItIs).map_err(step())?;
+    let mut pod = netns.enter().map_err(step())?;
     check_pod(&mut pod, &leased, attachment.ifname())?;
     check_node(&mut node, &leased)
 }

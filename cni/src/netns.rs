@@ -18,14 +18,6 @@ pub(crate) struct Netns {
     pub(crate) inode: u64,
 }
 
-/// Whether a pod needs IPv6 in its namespace.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Ipv6<'a> {
-    /// On this device, which is there.
-    Needed(&'a str),
-    AsItIs,
-}
-
 impl Netns {
     /// Opens the namespace at `path`. Anything else there is refused, and so is the namespace the
     /// plugin itself runs in: it is the node's.
@@ -55,22 +47,17 @@ impl Netns {
     /// Moves the process there, for good, and opens a netlink socket. What it asks of the node goes on through
     /// sockets: one belongs to the namespace it was opened in. So those come first, and nothing of the node that is
     /// found by a path of its namespace (`/proc/sys/net`) may be touched afterwards.
-    pub(crate) fn enter(&self, ipv6: Ipv6<'_>) -> io::Result<Netlink> {
+    pub(crate) fn enter(&self) -> io::Result<Netlink> {
         setns(&self.file, CloneFlags::CLONE_NEWNET)?;
-        if let Ipv6::Needed(device) = ipv6 {
-            enable_ipv6(device)?;
-        }
         Netlink::open()
     }
 }
 
-/// Some runtimes make namespaces with IPv6 switched off. A device has followed `default` when it was made.
-fn enable_ipv6(device: &str) -> io::Result<()> {
+/// Switches IPv6 on for a device of the namespace that this process is in: some runtimes make namespaces without it. A
+/// device has followed `default` when it was made.
+pub(crate) fn enable_ipv6(device: &str) -> io::Result<()> {
     for conf in ["all", "default", "lo", device] {
-        let path = format!("/proc/sys/net/ipv6/conf/{conf}/disable_ipv6");
-        if fs::read_to_string(&path)?.trim() != "0" {
-            fs::write(&path, "0")?;
-        }
+        fs::write(format!("/proc/sys/net/ipv6/conf/{conf}/disable_ipv6"), "0")?;
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The frames between the plugin and the agent: one JSON object per line, over a stream socket.
-//! The connection is the transaction of an ADD: when it ends before `Done` was answered, the agent
-//! takes the attachment back.
+//! The connection is the transaction of an ADD: when it ends without `Done`, the agent takes the attachment back. An agent
+//! that waits no longer refuses what is said from then on, so the plugin knows whether it was heard.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -41,7 +41,8 @@ pub enum Request {
     /// The devices exist and are down; the node's end has this index in the node's namespace.
     /// Answered by `Ok` when the pod's policy is in force.
     Attach { host_ifindex: u32 },
-    /// The devices are configured and up. Answered by `Ok`: from here the attachment stays.
+    /// The devices are configured and up: from here the attachment stays. The plugin does not wait for the `Ok` that answers
+    /// it; those of earlier releases do.
     Done,
     /// Frees the attachment and its addresses. Answered by `Ok`, also when there is none.
     Del { attachment: Attachment },

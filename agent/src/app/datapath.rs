@@ -10,7 +10,7 @@ use crate::conditions::Board;
 use crate::kernel::{Kernel, netlink};
 use crate::line::{Handle, Input};
 use crate::model::ObjectName;
-use crate::pods::{Attachment, Datapath, Device, Devices, Lease, LeaseTable, Opened};
+use crate::pods::{Attachment, Datapath, Device, Devices, Lease, LeaseTable};
 use crate::watch::manifests::PodAddresses;
 
 /// The node.
@@ -35,9 +35,10 @@ impl Datapath for NodeDatapath {
         self.kernel.join(device, devices.host_ifindex)
     }
 
-    fn open(&self, lease: &Arc<Lease>, opened: Opened) {
+    async fn open(&self, lease: &Arc<Lease>) -> Result<()> {
         let lease = lease.clone();
-        self.line.bring_blocking(Input::Leased { lease, opened });
+        let opened = self.line.ask(|opened| Input::Leased { lease, opened });
+        opened.await?.map_err(Error::msg)
     }
 
     fn opened(&self, lease: &Lease) {

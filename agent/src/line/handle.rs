@@ -96,11 +96,6 @@ impl Handle {
         self.inputs.send(input).await.map_err(|_| Ended)
     }
 
-    /// Brings something from a thread that may block. Whoever waits for its answer hears of it when the line has ended.
-    pub fn bring_blocking(&self, input: Input) {
-        self.inputs.blocking_send(input).unwrap_or_default();
-    }
-
     /// Brings something that is answered, and waits for the answer:
     /// `handle.ask(|to| Input::Question(Question::Alive(to)))`.
     ///

@@ -6,13 +6,8 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use anyhow::Result;
-use tokio::sync::oneshot;
-
 use super::{Attachment, Devices, Lease, LeaseTable};
-
-/// Where it is said whether a pod's packets are judged by its policy now; if not, why.
-pub type Opened = oneshot::Sender<Result<(), String>>;
+use anyhow::Result;
 
 /// A device of the node with a name of ours (`weir_cni::attachment::is_device`).
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -23,10 +18,9 @@ pub struct Device {
     pub addresses: Vec<IpAddr>,
 }
 
-/// For one attachment the calls come in this order: `protect`, `open`, later `close` and `delete_device`, and they do
-/// not overlap. Only whoever is not waited for any more (an ADD whose deadline has come) may still be in `protect` or `open`
-/// while what follows is called. For different attachments they do. After a failure, at the deadline and after a crash of the
-/// agent, `close` follows whatever was done, so it must accept a lease of which the kernel knows half or nothing.
+/// For one attachment `protect` and `open` come first, beside each other, then `close`, then `delete_device`, one after the
+/// other. For different attachments they overlap. After a failure, at the deadline and after a crash of the agent, `close`
+/// follows whatever was done, so it must accept a lease of which the kernel knows half or nothing.
 pub trait Datapath: Send + Sync + 'static {
     /// Whether an ADD could be served now; if not, why, in words for STATUS.
     fn ready(&self) -> Result<(), String>;
@@ -35,11 +29,10 @@ pub trait Datapath: Send + Sync + 'static {
     /// names. Called where it may block.
     fn protect(&self, device: &str, devices: Devices) -> Result<()>;
 
-    /// Says so at `opened` when the pod that the lease names, by its uid
-    /// if it has one, is known, its policy is in the tables and packets of its device are judged by it. The server
-    /// stops waiting by closing the receiver; nothing is opened then. A lease without a pod has no policy to wait for.
-    /// Called where it may block, for as long as a queue is full.
-    fn open(&self, lease: &Arc<Lease>, opened: Opened);
+    /// Returns when the pod that the lease names, by its uid if it has one, is known, its policy is in the tables and packets
+    /// of its device are judged by it. Who does not wait any longer drops the future; nothing is opened then. A lease without a
+    /// pod has no policy to wait for.
+    fn open(&self, lease: &Arc<Lease>) -> impl Future<Output = Result<()>> + Send;
 
     /// The lease's pod is open, and the disk knows of it.
     fn opened(&self, lease: &Lease);

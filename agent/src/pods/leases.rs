@@ -79,7 +79,6 @@ pub struct Leases {
     is_failing: AtomicBool,
     /// Never locked over a write.
     state: Mutex<State>,
-    table: watch::Sender<Arc<LeaseTable>>,
     ranges: watch::Sender<Vec<IpNet>>,
 }
 
@@ -96,6 +95,8 @@ struct Disk {
 struct State {
     pools: Pools,
     leases: LeaseTable,
+    /// Whose a device is: its name is a hash, and hashing that of every lease takes longer than leasing.
+    by_device: HashMap<String, Attachment>,
     /// Addresses that devices without a lease carry.
     held: HashMap<String, Vec<IpAddr>>,
     /// The order of the next address that is freed.
@@ -141,11 +142,12 @@ impl Leases {
             }
             leases.insert(lease.attachment.clone(), Arc::new(lease));
         }
-        let table = watch::Sender::new(Arc::new(leases.clone()));
+        let by_device = leases.keys().map(|it| (it.device(), it.clone())).collect();
         let ranges = watch::Sender::new(pools.ranges());
         let state = Mutex::new(State {
             pools,
             leases,
+            by_device,
             held: HashMap::new(),
             next_order,
             freed: contents.freed.into_iter().collect(),
@@ -163,7 +165,6 @@ impl Leases {
             disk,
             is_failing: AtomicBool::new(false),
             state,
-            table,
             ranges,
         })
     }
@@ -209,19 +210,14 @@ impl Leases {
         Ok(())
     }
 
-    /// All leases as they are now.
+    /// All leases as they are now: a copy, for who looks at them now and then.
     pub fn all(&self) -> Arc<LeaseTable> {
-        self.table.borrow().clone()
-    }
-
-    /// All leases, again after every change. A reader that is slow sees the latest only.
-    pub fn watch(&self) -> watch::Receiver<Arc<LeaseTable>> {
-        self.table.subscribe()
+        Arc::new(self.state().leases.clone())
     }
 
     /// The lease of one attachment.
     pub fn find(&self, attachment: &Attachment) -> Option<Arc<Lease>> {
-        self.table.borrow().get(attachment).cloned()
+        self.state().leases.get(attachment).cloned()
     }
 
     /// Whether another lease could be had. Writes, after a write failed.
@@ -266,7 +262,7 @@ impl Leases {
             return Err(LeaseError::Exists(add.attachment));
         }
         let device = add.attachment.device();
-        if let Some(other) = state.leases.keys().find(|other| other.device() == device) {
+        if let Some(other) = state.by_device.get(&device) {
             return Err(LeaseError::Clash(add.attachment, other.clone()));
         }
         let addresses = state.next()?;
@@ -289,7 +285,7 @@ impl Leases {
             }
         }
         state.leases.insert(lease.attachment.clone(), lease.clone());
-        self.publish(&state);
+        state.by_device.insert(device, lease.attachment.clone());
         Ok(lease)
     }
 
@@ -323,18 +319,17 @@ impl Leases {
             ..Lease::clone(lease)
         });
         state.leases.insert(lease.attachment.clone(), lease.clone());
-        self.publish(&state);
         Ok(lease)
     }
 
     /// Frees the addresses of these attachments. Those that have none are no error. Writes.
     pub fn release<'a>(&self, attachments: impl IntoIterator<Item = &'a Attachment>) -> TakenBack {
         let mut state = self.state();
-        let before = state.changes;
         for attachment in attachments {
             let Some(lease) = state.leases.remove(attachment) else {
                 continue;
             };
+            state.by_device.remove(&lease.device());
             state.change(Change::Release(attachment.clone()));
             for address in &lease.addresses {
                 let order = state.next_order;
@@ -349,9 +344,6 @@ impl Leases {
                     state.change(Change::Forget { order });
                 }
             }
-        }
-        if state.changes != before {
-            self.publish(&state);
         }
         drop(state);
         // Also where nothing was left to free: whoever did that may be waiting still.
@@ -421,10 +413,6 @@ impl Leases {
     /// Where the plugin leaves releases.
     pub fn released_dir(&self) -> &Path {
         &self.places.released
-    }
-
-    fn publish(&self, state: &State) {
-        self.table.send_replace(Arc::new(state.leases.clone()));
     }
 
     /// Makes durable what is not yet, and `more`. After a failure the file is brought to what memory holds first, in

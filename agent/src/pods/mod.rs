@@ -12,7 +12,7 @@ mod server;
 mod socket;
 mod store;
 
-pub use datapath::{Datapath, Device, Opened};
+pub use datapath::{Datapath, Device};
 pub use lease::{Devices, Lease, LeaseState};
 pub use leases::{LeaseError, LeaseTable, Leases, Places, Ranges, TakenBack};
 pub use pool::{Exhausted, InvalidCidr};

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Error, Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, oneshot};
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::sync::Semaphore;
+use tokio::task::{JoinSet, block_in_place, spawn_blocking};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, info, warn};
 use weir_cni::attachment::Attachment;
@@ -32,6 +32,9 @@ const FIRST_FRAME: Duration = Duration::from_secs(2);
 
 /// How long after a failed `accept` (no file descriptors left) the next is tried.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a test of the first packet has to notice: the plugin is told that a device is open a little before it is.
+const BROKEN_OPEN_FIRST: bool = cfg!(feature = "broken-open-first");
 
 /// What the operator decides.
 #[derive(Clone, Copy, Debug)]
@@ -140,11 +143,14 @@ impl<D: Datapath> Pods<D> {
         };
         debug!(%attachment, addresses = ?lease.addresses, "leased");
 
-        let finish = self.finish(frames, &lease, deadline);
-        let stopped = match timeout_at(deadline, finish).await {
-            Ok(Ok(())) => return (Reply::Ok, None),
-            Ok(Err(stopped)) => stopped,
-            Err(_) => refuse(Refusal::NotReady, "the plugin did not finish in time"),
+        let opening = timeout_at(deadline, self.opening(frames, &lease, deadline));
+        let ended = match opening.await.unwrap_or_else(|_| Err(not_finished())) {
+            Ok(()) => self.done(frames, deadline).await,
+            Err(stopped) => Err(stopped),
+        };
+        let stopped = match ended {
+            Ok(()) => return (Reply::Ok, None),
+            Err(stopped) => stopped,
         };
         if let Err(error) = self.free(&attachment).await {
             warn!(%attachment, error = format!("{error:#}"), "an unfinished ADD stays until DEL");
@@ -194,38 +200,30 @@ impl<D: Datapath> Pods<D> {
         Ok((lease.map_err(|error| refuse_lease(&error))?, claim))
     }
 
-    /// From the lease to `Done`. An error is the answer that ends the conversation; the caller takes
+    /// From the lease to the answer to `Attach`. An error is the answer that ends the conversation; the caller takes
     /// back what was done before it sends it.
-    async fn finish(
+    async fn opening(
         &self,
         frames: &mut Frames,
         lease: &Arc<Lease>,
         deadline: Instant,
     ) -> Result<(), Reply> {
+        // Begun first: the plugin's thread may take this one's place.
+        let durable = self.begin(Leases::make_durable);
         let leased = Reply::Leased(lease.answer(self.settings.mtu));
         frames.write(&leased).await.map_err(|_| Reply::Released)?;
-        // While the plugin makes the devices.
-        let durable = self.begin(Leases::make_durable);
         let host_ifindex = match frames.read().await {
             Ok(Request::Attach { host_ifindex }) => host_ifindex,
             ended => return Err(out_of_turn(ended)),
         };
-        if cfg!(feature = "broken-open-first") {
-            frames
-                .write(&Reply::Ok)
-                .await
-                .map_err(|_| Reply::Released)?;
-            let ended = frames.read().await;
-            let opened = self.open(lease, host_ifindex, deadline).await;
-            opened.map_err(|error| refuse(Refusal::NotReady, format!("{error:#}")))?;
-            return match ended {
-                Ok(Request::Done) => Ok(()),
-                ended => Err(out_of_turn(ended)),
-            };
+        if BROKEN_OPEN_FIRST {
+            let said = frames.write(&Reply::Ok).await;
+            said.map_err(|_| Reply::Released)?;
+            sleep(Duration::from_millis(20)).await;
         }
         let open = async {
-            // Both ends stay down until the plugin hears of both, so that may be done meanwhile. No address is used
-            // before the disk knows of it: an agent that starts would lease it to another.
+            // Both ends stay down until the plugin hears of all of it, so that it may be done side by side. No address is
+            // used before the disk knows of it: an agent that starts would lease it to another.
             let durable = async { durable.await.map_err(|error| refuse_lease(&error)) };
             let opened = async { Ok(self.open(lease, host_ifindex, deadline).await) };
             let ((), opened) = tokio::try_join!(durable, opened)?;
@@ -243,13 +241,9 @@ impl<D: Datapath> Pods<D> {
                 return Err(refuse(Refusal::NotReady, error));
             }
         }
-        frames
-            .write(&Reply::Ok)
-            .await
-            .map_err(|_| Reply::Released)?;
-        match frames.read().await {
-            Ok(Request::Done) => Ok(()),
-            ended => Err(out_of_turn(ended)),
+        match BROKEN_OPEN_FIRST {
+            true => Ok(()),
+            false => frames.write(&Reply::Ok).await.map_err(|_| Reply::Released),
         }
     }
 
@@ -260,31 +254,39 @@ impl<D: Datapath> Pods<D> {
         host_ifindex: u32,
         deadline: Instant,
     ) -> Result<Arc<Lease>> {
-        let (to, opened) = oneshot::channel();
-        let (leased, datapath) = (lease.clone(), self.datapath.clone());
-        let protect = move |leases: &Leases| -> Result<_> {
-            let lease = leases.attach(&leased, host_ifindex)?;
-            let device = lease.device();
-            let devices = lease.devices().context("an attached lease has devices")?;
-            datapath
-                .protect(&device, devices)
-                .with_context(|| format!("protect {device}"))?;
-            // From here, and not from the task that waits: waking it takes as long as this.
-            datapath.open(&lease, to);
-            Ok(lease)
-        };
         let device = lease.device();
-        let lease = timeout_at(deadline, self.begin(protect))
-            .await
-            .map_err(|_| anyhow!("{device} is not under the filters of all pods in time"))??;
-        let opened = timeout_at(deadline, opened)
-            .await
-            .map_err(|_| anyhow!("this node does not know {} in time", named(&lease)))?;
-        opened
-            .unwrap_or_else(|_| Err("the agent is going down".into()))
-            .map_err(Error::msg)
-            .with_context(|| format!("open {device} for {}", named(&lease)))?;
+        let lease = self.leases.attach(lease, host_ifindex)?;
+        let devices = lease.devices().context("an attached lease has devices")?;
+        let opened = async {
+            timeout_at(deadline, self.datapath.open(&lease))
+                .await
+                .map_err(|_| anyhow!("this node does not know {} in time", named(&lease)))?
+                .with_context(|| format!("open {device} for {}", named(&lease)))
+        };
+        // On this thread: another would have to be waked, and we by it.
+        let protected = async {
+            block_in_place(|| self.datapath.protect(&device, devices))
+                .with_context(|| format!("protect {device}"))
+        };
+        // The line is asked first, and works while the kernel waits for its own readers.
+        tokio::try_join!(biased; opened, protected)?;
         Ok(lease)
+    }
+
+    /// The last word of an ADD. The plugin ends without an answer, so what it could say counts.
+    async fn done(&self, frames: &mut Frames, deadline: Instant) -> Result<(), Reply> {
+        let (is_late, ended) = match timeout_at(deadline, frames.read()).await {
+            Ok(ended) => (false, ended),
+            Err(_) => {
+                frames.hear_no_more();
+                (true, frames.read().await)
+            }
+        };
+        match ended {
+            Ok(Request::Done) => Ok(()),
+            Err(NoRequest::Ended) if is_late => Err(not_finished()),
+            ended => Err(out_of_turn(ended)),
+        }
     }
 
     async fn del(&self, attachment: &Attachment, claim: Claim) -> (Reply, Option<Leftover>) {
@@ -495,6 +497,10 @@ fn out_of_turn(ended: Result<Request, NoRequest>) -> Reply {
         Err(NoRequest::Invalid(why)) => refuse(Refusal::Invalid, why),
         Err(NoRequest::Ended | NoRequest::Io(_)) => Reply::Released,
     }
+}
+
+fn not_finished() -> Reply {
+    refuse(Refusal::NotReady, "the plugin did not finish in time")
 }
 
 /// What an ADD waits for, in words.

@@ -213,6 +213,27 @@ fn a_killed_plugin_leaves_nothing() {
 }
 
 #[test]
+fn a_plugin_that_is_held_up_until_nobody_waits_for_it_fails_and_leaves_nothing() {
+    let node = Node::new(&["10.64.0.0/30"]);
+    let pod = Netns::new("pod");
+    node.fake.policy.send_replace(Policy::Unknown);
+    let plugin = node.spawn(&Call::new("ADD", "c1", &pod));
+    eventually("the ADD waits for the policy", || {
+        *node.fake.waiting.borrow() == 1
+    });
+    let process = Pid::from_raw(plugin.id() as i32);
+    kill(process, Signal::SIGSTOP).unwrap();
+    node.fake.policy.send_replace(Policy::Known);
+    std::thread::sleep(Duration::from_millis(2200));
+    kill(process, Signal::SIGCONT).unwrap();
+    let output = plugin.wait_with_output().unwrap();
+    let error: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(error["code"], 11, "{error}");
+    assert!(!pod.has_link("eth0"));
+    node.expect_clean();
+}
+
+#[test]
 fn a_killed_agent_leaves_nothing() {
     let mut node = Node::new(&["10.64.0.0/30"]);
     let pod = Netns::new("pod");

@@ -7,10 +7,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use anyhow::Result;
-use tokio::runtime::Handle;
+use anyhow::{Result, bail};
 use tokio::sync::watch;
-use weir_agent::pods::{Attachment, Datapath, Device, Devices, Lease, LeaseTable, Opened};
+use weir_agent::pods::{Attachment, Datapath, Device, Devices, Lease, LeaseTable};
 
 /// What waiting for a pod's policy does.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -80,37 +79,6 @@ impl Fake {
     }
 }
 
-impl Fake {
-    async fn open_when_known(&self, lease: &Lease, mut opened: Opened) {
-        self.waiting.send_modify(|it| *it += 1);
-        let mut policy = self.policy.subscribe();
-        let known = tokio::select! {
-            biased;
-            policy = policy.wait_for(|it| *it != Policy::Unknown) => policy.map(|it| *it),
-            () = opened.closed() => return,
-        };
-        let said = match known {
-            Err(_) => return,
-            Ok(Policy::Broken) => Err("the policy cannot be compiled".into()),
-            Ok(_) => Ok(()),
-        };
-        if said.is_ok() {
-            self.note("open", &lease.device());
-            let mut open = self.open.lock().unwrap();
-            // Who has stopped waiting closes next.
-            if opened.is_closed() {
-                return;
-            }
-            for address in &lease.addresses {
-                if open.insert(address.to_string(), lease.device()).is_some() {
-                    self.doubled.lock().unwrap().push(address.to_string());
-                }
-            }
-        }
-        opened.send(said).unwrap_or_default();
-    }
-}
-
 impl Datapath for Fake {
     fn ready(&self) -> Result<(), String> {
         self.ready.lock().unwrap().clone()
@@ -122,9 +90,21 @@ impl Datapath for Fake {
         Ok(())
     }
 
-    fn open(&self, lease: &Arc<Lease>, opened: Opened) {
-        let (this, lease) = (self.clone(), lease.clone());
-        Handle::current().spawn(async move { this.open_when_known(&lease, opened).await });
+    async fn open(&self, lease: &Arc<Lease>) -> Result<()> {
+        self.waiting.send_modify(|it| *it += 1);
+        let mut policy = self.policy.subscribe();
+        let known = *policy.wait_for(|it| *it != Policy::Unknown).await?;
+        if known == Policy::Broken {
+            bail!("the policy cannot be compiled");
+        }
+        self.note("open", &lease.device());
+        let mut open = self.open.lock().unwrap();
+        for address in &lease.addresses {
+            if open.insert(address.to_string(), lease.device()).is_some() {
+                self.doubled.lock().unwrap().push(address.to_string());
+            }
+        }
+        Ok(())
     }
 
     fn opened(&self, _lease: &Lease) {}
