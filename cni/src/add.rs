@@ -209,9 +209,7 @@ impl Adding {
         if Instant::now() < self.deadline {
             Ok(())
         } else {
-            Err(Error::TryAgainLater(format!(
-                "not done within {ADD_DEADLINE_MS} ms"
-            )))
+            Err(Error::TryAgainLater(late()))
         }
     }
 
@@ -228,9 +226,14 @@ impl Adding {
             Stopped::Undecided(error) => {
                 // An agent that let the deadline pass would let this one pass, too.
                 let hangs = Instant::now() >= self.deadline;
-                let withdrawn = match hangs {
-                    true => None,
-                    false => self.agent.withdraw(WITHDRAW_PATIENCE),
+                let (error, withdrawn) = match hangs {
+                    // Whatever failed, the agent may have taken it from under us by now.
+                    true if error.details() != late() => {
+                        let late = format!("{}: {}: {}", late(), error.msg(), error.details());
+                        (Error::TryAgainLater(late), None)
+                    }
+                    true => (error, None),
+                    false => (error, self.agent.withdraw(WITHDRAW_PATIENCE)),
                 };
                 match withdrawn {
                     // It had refused before we failed, and taken the device from under us.
@@ -285,6 +288,10 @@ fn start_pod(pod: &mut Netlink, index: u32, addresses: &[IpNet]) -> io::Result<(
         pod.route_default(index, gateway)?;
     }
     Ok(())
+}
+
+fn late() -> String {
+    format!("not done within {ADD_DEADLINE_MS} ms")
 }
 
 fn unexpected(reply: &Reply) -> Error {

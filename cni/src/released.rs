@@ -1,5 +1,5 @@
-//! Releases left on disk: when the agent does not answer, DEL writes one. The agent takes them in when it starts, every
-//! minute, when the runtime asks for STATUS or GC, before it leases anything to the same attachment, and before it says that
+//! Releases left on disk: when the agent does not answer, DEL writes one, and the agent itself does until its record of
+//! leases is on disk. It takes them in when it starts, every minute, when the runtime asks for STATUS or GC, before it leases anything to the same attachment, and before it says that
 //! no address is free.
 //!
 //! A release is an empty file; its name is the attachment. Creating a name is atomic, so there is
@@ -20,6 +20,34 @@ pub fn write(dir: &Path, attachment: &Attachment) -> io::Result<()> {
     private_folder(dir)?;
     private_file(&dir.join(attachment.to_string()))?.sync_all()?;
     sync_folder(dir)
+}
+
+/// Writes a release that outlives whoever writes it, and not a power loss, which ends all pods. Writing it twice is
+/// writing it once.
+///
+/// # Errors
+/// It is not there.
+pub fn note(dir: &Path, attachment: &Attachment) -> io::Result<()> {
+    let path = dir.join(attachment.to_string());
+    match private_file(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            private_folder(dir)?;
+            private_file(&path)?;
+        }
+        noted => drop(noted?),
+    }
+    Ok(())
+}
+
+/// The reverse of [`note`]. One that is already gone is no error.
+///
+/// # Errors
+/// It is still there.
+pub fn forget(dir: &Path, attachment: &Attachment) -> io::Result<()> {
+    match fs::remove_file(dir.join(attachment.to_string())) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        forgotten => forgotten,
+    }
 }
 
 /// The releases in `dir`, in no particular order; none when it does not exist. Files with other
@@ -87,6 +115,14 @@ mod tests {
         let mut found = list(&dir).unwrap();
         found.sort();
         assert_eq!(found, [two.clone(), one.clone()]);
+
+        let noted = Attachment::new("noted", "eth0").unwrap();
+        note(&dir, &noted).unwrap();
+        note(&dir, &noted).unwrap();
+        assert!(list(&dir).unwrap().contains(&noted));
+        forget(&dir, &noted).unwrap();
+        forget(&dir, &noted).unwrap();
+        assert!(!list(&dir).unwrap().contains(&noted));
 
         remove(&dir, [&one, &two]).unwrap();
         remove(&dir, [&one]).unwrap();

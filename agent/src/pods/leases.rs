@@ -59,15 +59,6 @@ pub enum LeaseError {
     NotFound(Attachment),
 }
 
-/// How an address was taken back.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum TakenBack {
-    Durably,
-    /// The disk does not take it now. The address is free; the record goes with the next write, and
-    /// if there is none, an agent that starts finds a lease without a device and drops it.
-    InMemory,
-}
-
 /// The leases of this node. What writes to disk says so: give it a thread that may block.
 #[derive(Debug)]
 pub struct Leases {
@@ -322,8 +313,9 @@ impl Leases {
         Ok(lease)
     }
 
-    /// Frees the addresses of these attachments. Those that have none are no error. Writes.
-    pub fn release<'a>(&self, attachments: impl IntoIterator<Item = &'a Attachment>) -> TakenBack {
+    /// Frees the addresses of these attachments, in memory; their record goes with the next write. Those that have none are
+    /// no error.
+    pub fn release<'a>(&self, attachments: impl IntoIterator<Item = &'a Attachment>) {
         let mut state = self.state();
         for attachment in attachments {
             let Some(lease) = state.leases.remove(attachment) else {
@@ -343,15 +335,6 @@ impl Leases {
                     state.freed.remove(&order);
                     state.change(Change::Forget { order });
                 }
-            }
-        }
-        drop(state);
-        // Also where nothing was left to free: whoever did that may be waiting still.
-        match self.make_durable() {
-            Ok(()) => TakenBack::Durably,
-            Err(error) => {
-                warn!(%error, "released in memory only");
-                TakenBack::InMemory
             }
         }
     }

@@ -14,7 +14,7 @@ mod store;
 
 pub use datapath::{Datapath, Device};
 pub use lease::{Devices, Lease, LeaseState};
-pub use leases::{LeaseError, LeaseTable, Leases, Places, Ranges, TakenBack};
+pub use leases::{LeaseError, LeaseTable, Leases, Places, Ranges};
 pub use pool::{Exhausted, InvalidCidr};
 pub use server::{Pods, Settings};
 pub use socket::listen;

@@ -18,7 +18,7 @@ use weir_cni::wire::{ADD_DEADLINE_MS, Add, Mac, Macs, Refusal, Refused, Reply, R
 
 use super::claims::{Claim, Claims, Key};
 use super::frames::{Frames, NoRequest};
-use super::{Datapath, Device, Lease, LeaseError, Leases, TakenBack};
+use super::{Datapath, Device, Lease, LeaseError, Leases};
 
 /// Connections served at once. More wait in the listen queue, where the deadline of the plugin finds
 /// them.
@@ -123,8 +123,16 @@ impl<D: Datapath> Pods<D> {
         if let Err(error) = frames.write(&reply).await {
             debug!(%error, "the CNI plugin did not wait for its answer");
         }
-        if let Some(Leftover { device, claim }) = leftover {
-            self.delete_device(&device).await;
+        if let Some(Leftover {
+            attachment,
+            noted,
+            claim,
+        }) = leftover
+        {
+            if noted {
+                self.settle_note(&attachment).await;
+            }
+            self.delete_device(&attachment.device()).await;
             drop(claim);
         }
     }
@@ -155,8 +163,12 @@ impl<D: Datapath> Pods<D> {
         if let Err(error) = self.free(&attachment).await {
             warn!(%attachment, error = format!("{error:#}"), "an unfinished ADD stays until DEL");
         }
-        let device = attachment.device();
-        (stopped, Some(Leftover { device, claim }))
+        let leftover = Leftover {
+            attachment,
+            noted: false,
+            claim,
+        };
+        (stopped, Some(leftover))
     }
 
     /// The lease of an ADD, and the claim that it needs. Where there is none, what the plugin has released meanwhile
@@ -289,13 +301,47 @@ impl<D: Datapath> Pods<D> {
         }
     }
 
+    /// Nobody waits for the disk: a note in a folder outlives this agent until the record of the lease is gone.
     async fn del(&self, attachment: &Attachment, claim: Claim) -> (Reply, Option<Leftover>) {
-        if let Err(error) = self.free(attachment).await {
-            return (refuse(Refusal::NotReady, format!("{error:#}")), None);
-        }
+        let noted = match self.take_back(attachment).await {
+            Ok(Taken::Nothing) => false,
+            Ok(Taken::Lease) => self.note(attachment).await,
+            Err(error) => return (refuse(Refusal::NotReady, format!("{error:#}")), None),
+        };
         info!(%attachment, "released");
-        let device = attachment.device();
-        (Reply::Ok, Some(Leftover { device, claim }))
+        let leftover = Leftover {
+            attachment: attachment.clone(),
+            noted,
+            claim,
+        };
+        (Reply::Ok, Some(leftover))
+    }
+
+    /// Notes that an attachment was taken back in memory. False when its record is gone instead, or cannot be.
+    async fn note(&self, attachment: &Attachment) -> bool {
+        let dir = self.leases.released_dir();
+        match block_in_place(|| released::note(dir, attachment)) {
+            Ok(()) => true,
+            Err(error) => {
+                warn!(%attachment, %error, "cannot note a release: waiting for the disk");
+                self.make_durable().await;
+                false
+            }
+        }
+    }
+
+    /// Takes the record of what was taken back from the disk, and then its note.
+    async fn settle_note(&self, attachment: &Attachment) {
+        let dir = self.leases.released_dir().to_owned();
+        let of = attachment.clone();
+        let settle = move |leases: &Leases| -> Result<()> {
+            leases.make_durable()?;
+            Ok(released::forget(&dir, &of)?)
+        };
+        if let Err(error) = self.blocking(settle).await {
+            let error = format!("{error:#}");
+            warn!(%attachment, error, "the note of a release stays, and is taken in later");
+        }
     }
 
     fn lookup(&self, attachment: &Attachment) -> Reply {
@@ -366,6 +412,14 @@ impl<D: Datapath> Pods<D> {
     /// Closes the attachment's device and frees its addresses, in this order. Without a lease, the
     /// addresses of a held device are freed, after it is deleted. Needs the claim.
     pub(super) async fn free(&self, attachment: &Attachment) -> Result<()> {
+        if self.take_back(attachment).await? == Taken::Lease {
+            self.make_durable().await;
+        }
+        Ok(())
+    }
+
+    /// The same in memory.
+    async fn take_back(&self, attachment: &Attachment) -> Result<Taken> {
         let device = attachment.device();
         let Some(lease) = self.leases.find(attachment) else {
             let held = device.clone();
@@ -373,18 +427,22 @@ impl<D: Datapath> Pods<D> {
                 self.datapath.delete_device(&device).await?;
                 self.blocking(move |it| it.let_go(&device)).await;
             }
-            return Ok(());
+            return Ok(Taken::Nothing);
         };
         if let Err(error) = self.datapath.close(&lease).await {
             warn!(%attachment, error = format!("{error:#}"), "cannot close the device; deleting it");
             self.datapath.delete_device(&device).await?;
         }
-        let attachment = attachment.clone();
-        let taken_back = self.blocking(move |it| it.release([&attachment])).await;
-        if taken_back == TakenBack::InMemory {
-            debug!(device, "its record follows when the disk takes it");
+        self.leases.release([attachment]);
+        Ok(Taken::Lease)
+    }
+
+    /// Brings the disk to what memory holds. If it does not take it now, the record follows with the next write; and if there
+    /// is none, an agent that starts finds a lease without a device and drops it.
+    async fn make_durable(&self) {
+        if let Err(error) = self.blocking(Leases::make_durable).await {
+            warn!(%error, "taken back in memory only");
         }
-        Ok(())
     }
 
     pub(super) async fn delete_device(&self, name: &str) {
@@ -486,8 +544,17 @@ fn list_releases(leases: &Leases) -> Result<Vec<Attachment>> {
 /// What is done after the answer: deleting a device takes the kernel tens of milliseconds. The claim
 /// stays until then, so that the next ADD for the same namespace finds it empty.
 struct Leftover {
-    device: String,
+    attachment: Attachment,
+    /// Whether a note stands for it until the disk knows.
+    noted: bool,
     claim: Claim,
+}
+
+/// What there was to take back.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Taken {
+    Lease,
+    Nothing,
 }
 
 /// The answer to something that does not belong here: the end of the connection, most often.

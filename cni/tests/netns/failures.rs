@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -319,6 +320,29 @@ fn killed_at_random_nothing_leaks_and_no_address_is_leased_twice() {
 }
 
 /// Runs itself again in a mount namespace, where it mounts a small file system.
+/// Fills the disk until no ADD is taken any more. Returns what fills it, and what the ADD heard.
+fn fill(node: &Node, pod: &Netns) -> (PathBuf, String) {
+    let filler = node.dir.path().join("filler");
+    let full = Command::new("dd")
+        .args(["if=/dev/zero", "bs=4k"])
+        .arg(format!("of={}", filler.display()))
+        .stderr(std::process::Stdio::null())
+        .status()
+        .unwrap();
+    assert!(!full.success(), "the file system must be full");
+    // What is allocated in the store already may take a few more leases.
+    for added in 0..200 {
+        let container = format!("more{added}");
+        let answer = node.call(&Call::new("ADD", &container, pod));
+        if !answer.ok {
+            return (filler, answer.expect_error(5));
+        }
+        answer.expect_ok();
+        node.del(&container, pod);
+    }
+    panic!("the disk is never full");
+}
+
 #[test]
 fn a_full_disk_fails_add_and_nothing_else() {
     const INSIDE: &str = "WEIR_TEST_IN_MOUNT_NAMESPACE";
@@ -352,26 +376,7 @@ fn a_full_disk_fails_add_and_nothing_else() {
     let (one, two) = (Netns::new("one"), Netns::new("two"));
     node.add("c1", &one);
 
-    let filler = node.dir.path().join("filler");
-    let full = Command::new("dd")
-        .args(["if=/dev/zero", "bs=4k"])
-        .arg(format!("of={}", filler.display()))
-        .stderr(std::process::Stdio::null())
-        .status()
-        .unwrap();
-    assert!(!full.success(), "the file system must be full");
-    // What is allocated in the store already may take a few more leases.
-    let mut added = 0;
-    let refused = loop {
-        let answer = node.call(&Call::new("ADD", &format!("more{added}"), &two));
-        if !answer.ok {
-            break answer.expect_error(5);
-        }
-        answer.expect_ok();
-        node.del(&format!("more{added}"), &two);
-        added += 1;
-        assert!(added < 200, "the disk is never full");
-    };
+    let (filler, refused) = fill(&node, &two);
     assert!(refused.contains("No space left on device"), "{refused}");
     assert!(refused.contains("leases.redb"), "{refused}");
     assert!(!two.has_link("eth0"));
@@ -387,6 +392,19 @@ fn a_full_disk_fails_add_and_nothing_else() {
     node.kill_agent();
     node.start_agent();
     assert_eq!(node.leases().all(), before);
+
+    // What the disk does not take of a DEL the next agent hears of all the same, although the device is still there.
+    let other = Netns::new("other");
+    let (filler, _) = fill(&node, &other);
+    node.fake.deletes.send_replace(false);
     node.del("c2", &two);
+    let noted = weir_cni::released::list(&node.released_dir()).unwrap();
+    assert!(noted.iter().any(|it| it.container_id() == "c2"));
+    node.kill_agent();
+    std::fs::remove_file(&filler).unwrap();
+    node.fake.deletes.send_replace(true);
+    node.start_agent();
+    assert!(node.leases().all().is_empty());
+    assert_eq!(weir_cni::released::list(&node.released_dir()).unwrap(), []);
     node.expect_clean();
 }
