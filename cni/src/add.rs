@@ -236,8 +236,7 @@ impl Adding {
                     false => (error, self.agent.withdraw(WITHDRAW_PATIENCE)),
                 };
                 match withdrawn {
-                    // It had refused before we failed, and taken the device from under us.
-                    Some(Withdrawn::Refused(refused)) => failure::refused(refused),
+                    Some(Withdrawn::Refused(refused)) => both(error, failure::refused(refused)),
                     Some(Withdrawn::Released) => error,
                     None => {
                         if let Err(error) = released::write(released_dir, &self.attachment) {
@@ -288,6 +287,18 @@ fn start_pod(pod: &mut Netlink, index: u32, addresses: &[IpNet]) -> io::Result<(
         pod.route_default(index, gateway)?;
     }
     Ok(())
+}
+
+/// Our error, and the agent's refusal, in one: if a device is missing, the agent had refused and taken it from under us;
+/// otherwise it refuses because of what we have taken back.
+fn both(ours: Error, agents: Error) -> Error {
+    let missing = format!("(os error {})", nix::Error::ENODEV as i32);
+    let (cause, other) = match ours.details().ends_with(&missing) {
+        true => (agents, ours),
+        false => (ours, agents),
+    };
+    let details = format!("{}; {}", cause.details(), other.details());
+    Error::Custom(u32::from(&cause), cause.msg().into(), details)
 }
 
 fn late() -> String {

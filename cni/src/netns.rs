@@ -57,7 +57,11 @@ impl Netns {
 /// device has followed `default` when it was made.
 pub(crate) fn enable_ipv6(device: &str) -> io::Result<()> {
     for conf in ["all", "default", "lo", device] {
-        fs::write(format!("/proc/sys/net/ipv6/conf/{conf}/disable_ipv6"), "0")?;
+        let path = format!("/proc/sys/net/ipv6/conf/{conf}/disable_ipv6");
+        // Writing `all` switches it on for every device, those of others, too.
+        if fs::read_to_string(&path)?.trim() != "0" {
+            fs::write(&path, "0")?;
+        }
     }
     Ok(())
 }

@@ -435,8 +435,9 @@ fn a_full_disk_refuses_pods_with_a_clear_message_and_lets_them_go() {
 
     // An agent that starts on the full disk does not lease what is in use.
     shop.node.kill_agent().unwrap();
-    fs::remove_file(state.join("filler")).unwrap();
     shop.node.start_agent().unwrap();
+    shop.still_serves().unwrap();
+    fs::remove_file(state.join("filler")).unwrap();
     shop.node.wait_ready().unwrap();
     let (ended, said) = plugin(&shop.node, "ADD", &late, None);
     assert_eq!(ended, Ended::Done, "{said}");

@@ -22,7 +22,7 @@ impl<D: Datapath> Pods<D> {
     /// GC names them.
     ///
     /// # Errors
-    /// When devices or releases cannot be listed: then nothing may be served.
+    /// When devices or releases cannot be listed, or a device cannot be asked for: then nothing may be served.
     pub async fn reconcile(&self) -> Result<()> {
         self.take_in_releases().await?;
         let devices = self.datapath.devices().await.context("list our devices")?;

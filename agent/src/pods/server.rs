@@ -3,10 +3,10 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, block_in_place, spawn_blocking};
@@ -50,6 +50,8 @@ pub struct Pods<D> {
     pub(super) datapath: Arc<D>,
     settings: Settings,
     claims: Claims,
+    /// Whose notes of this agent's own DELs are on their way out.
+    settling: Mutex<HashSet<Attachment>>,
 }
 
 impl<D: Datapath> Pods<D> {
@@ -59,6 +61,7 @@ impl<D: Datapath> Pods<D> {
             datapath,
             settings,
             claims: Claims::default(),
+            settling: Mutex::default(),
         }
     }
 
@@ -129,10 +132,13 @@ impl<D: Datapath> Pods<D> {
             claim,
         }) = leftover
         {
-            if noted {
-                self.settle_note(&attachment).await;
-            }
-            self.delete_device(&attachment.device()).await;
+            let device = attachment.device();
+            let settled = async {
+                if noted {
+                    self.settle_note(&attachment).await;
+                }
+            };
+            tokio::join!(settled, self.delete_device(&device));
             drop(claim);
         }
     }
@@ -206,6 +212,12 @@ impl<D: Datapath> Pods<D> {
             .map_err(|_| refuse(Refusal::NotReady, "releases are not taken in in time"))?
             .map_err(|error| refuse(Refusal::Storage, format!("{error:#}")))?;
         let claim = claim().await?;
+        let release = self.release_of(&add.attachment);
+        if release.exists() {
+            // It would take back what is leased now.
+            let why = format!("{} cannot be removed", release.display());
+            return Err(refuse(Refusal::Storage, why));
+        }
         // What leases is always waited for: nobody else would know of the lease.
         let lease = move |leases: &Leases| lease_if_writable(leases, add, macs);
         let lease = self.blocking(lease).await;
@@ -275,10 +287,15 @@ impl<D: Datapath> Pods<D> {
                 .map_err(|_| anyhow!("this node does not know {} in time", named(&lease)))?
                 .with_context(|| format!("open {device} for {}", named(&lease)))
         };
-        // On this thread: another would have to be waked, and we by it.
+        // On this thread: waiting for another takes as long as the work.
         let protected = async {
             block_in_place(|| self.datapath.protect(&device, devices))
-                .with_context(|| format!("protect {device}"))
+                .with_context(|| format!("protect {device}"))?;
+            // Nothing else of this conversation could look at the clock meanwhile.
+            if Instant::now() >= deadline {
+                bail!("{device} is not under the filters of all pods in time");
+            }
+            Ok(())
         };
         // The line is asked first, and works while the kernel waits for its own readers.
         tokio::try_join!(biased; opened, protected)?;
@@ -317,17 +334,20 @@ impl<D: Datapath> Pods<D> {
         (Reply::Ok, Some(leftover))
     }
 
-    /// Notes that an attachment was taken back in memory. False when its record is gone instead, or cannot be.
+    /// Notes that an attachment was taken back in memory. False when its record is gone instead; and where neither can be, its
+    /// device: an agent that starts drops a lease without one.
     async fn note(&self, attachment: &Attachment) -> bool {
         let dir = self.leases.released_dir();
-        match block_in_place(|| released::note(dir, attachment)) {
-            Ok(()) => true,
-            Err(error) => {
-                warn!(%attachment, %error, "cannot note a release: waiting for the disk");
-                self.make_durable().await;
-                false
+        self.settling().insert(attachment.clone());
+        let noted = block_in_place(|| released::note(dir, attachment));
+        if let Err(error) = &noted {
+            self.settling().remove(attachment);
+            warn!(%attachment, %error, "cannot note a release: waiting for the disk");
+            if !self.make_durable().await {
+                self.delete_device(&attachment.device()).await;
             }
         }
+        noted.is_ok()
     }
 
     /// Takes the record of what was taken back from the disk, and then its note.
@@ -338,7 +358,9 @@ impl<D: Datapath> Pods<D> {
             leases.make_durable()?;
             Ok(released::forget(&dir, &of)?)
         };
-        if let Err(error) = self.blocking(settle).await {
+        let settled = self.blocking(settle).await;
+        self.settling().remove(attachment);
+        if let Err(error) = settled {
             let error = format!("{error:#}");
             warn!(%attachment, error, "the note of a release stays, and is taken in later");
         }
@@ -439,10 +461,12 @@ impl<D: Datapath> Pods<D> {
 
     /// Brings the disk to what memory holds. If it does not take it now, the record follows with the next write; and if there
     /// is none, an agent that starts finds a lease without a device and drops it.
-    async fn make_durable(&self) {
-        if let Err(error) = self.blocking(Leases::make_durable).await {
+    async fn make_durable(&self) -> bool {
+        let written = self.blocking(Leases::make_durable).await;
+        if let Err(error) = &written {
             warn!(%error, "taken back in memory only");
         }
+        written.is_ok()
     }
 
     pub(super) async fn delete_device(&self, name: &str) {
@@ -455,9 +479,13 @@ impl<D: Datapath> Pods<D> {
         }
     }
 
-    /// Frees what the plugin released while no agent answered.
+    /// Frees what the plugin released while no agent answered, and what an earlier agent had no record of. A note that the
+    /// disk keeps us from removing stays, and stands in the way of its attachment alone.
     pub(super) async fn take_in_releases(&self) -> Result<()> {
         for attachment in self.blocking(list_releases).await? {
+            if self.settling().contains(&attachment) {
+                continue;
+            }
             let claim = self.claim(&attachment).await;
             let path = self.release_of(&attachment);
             if !path.exists() {
@@ -472,19 +500,27 @@ impl<D: Datapath> Pods<D> {
             let dir = self.leases.released_dir().to_owned();
             let remove = {
                 let attachment = attachment.clone();
-                // Another who took it in, and was called off, may have left it to be written.
                 move |leases: &Leases| -> Result<()> {
+                    // Also when nobody waits for this any more: a later note of the name must find it done.
+                    let _claim = claim;
+                    // Another who took it in, and was called off, may have left it to be written.
                     leases.make_durable()?;
                     Ok(released::remove(&dir, [&attachment])?)
                 }
             };
-            self.blocking(remove)
-                .await
-                .with_context(|| format!("remove {}", path.display()))?;
-            info!(%attachment, "released while no agent answered");
-            drop(claim);
+            match self.blocking(remove).await {
+                Ok(()) => info!(%attachment, "released while no agent answered"),
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    warn!(%attachment, error, "the note of a release stays");
+                }
+            }
         }
         Ok(())
+    }
+
+    fn settling(&self) -> MutexGuard<'_, HashSet<Attachment>> {
+        self.settling.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where the plugin leaves a release of this attachment.

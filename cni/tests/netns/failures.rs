@@ -319,7 +319,6 @@ fn killed_at_random_nothing_leaks_and_no_address_is_leased_twice() {
     assert!(killed.iter().all(|it| *it > ROUNDS / 4), "{killed:?}");
 }
 
-/// Runs itself again in a mount namespace, where it mounts a small file system.
 /// Fills the disk until no ADD is taken any more. Returns what fills it, and what the ADD heard.
 fn fill(node: &Node, pod: &Netns) -> (PathBuf, String) {
     let filler = node.dir.path().join("filler");
@@ -343,6 +342,7 @@ fn fill(node: &Node, pod: &Netns) -> (PathBuf, String) {
     panic!("the disk is never full");
 }
 
+/// Runs itself again in a mount namespace, where it mounts a small file system.
 #[test]
 fn a_full_disk_fails_add_and_nothing_else() {
     const INSIDE: &str = "WEIR_TEST_IN_MOUNT_NAMESPACE";
@@ -401,10 +401,11 @@ fn a_full_disk_fails_add_and_nothing_else() {
     let noted = weir_cni::released::list(&node.released_dir()).unwrap();
     assert!(noted.iter().any(|it| it.container_id() == "c2"));
     node.kill_agent();
-    std::fs::remove_file(&filler).unwrap();
     node.fake.deletes.send_replace(true);
     node.start_agent();
     assert!(node.leases().all().is_empty());
+    std::fs::remove_file(&filler).unwrap();
+    node.call(&Call::new("STATUS", "", &one)).expect_ok();
     assert_eq!(weir_cni::released::list(&node.released_dir()).unwrap(), []);
     node.expect_clean();
 }

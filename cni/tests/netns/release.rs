@@ -1,12 +1,12 @@
 //! DEL, GC and STATUS, with the agent and without it.
 
-use std::io::Write;
+use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use weir_cni::attachment::Attachment;
-use weir_cni::wire::Request;
+use weir_cni::wire::{Add, Reply, Request};
 
 use crate::fake::Policy;
 use crate::node::{Call, Netns, Node, eventually};
@@ -316,4 +316,69 @@ fn a_del_whose_caller_has_gone_does_not_free_what_is_leased_since() {
     assert!(node.netns.has_link(&node.device("c1")));
     node.del("c1", &pod);
     node.expect_clean();
+}
+
+/// A plugin whose words the test chooses.
+struct ByHand(BufReader<UnixStream>);
+
+impl ByHand {
+    fn connect(node: &Node) -> Self {
+        Self(BufReader::new(UnixStream::connect(node.socket()).unwrap()))
+    }
+
+    fn say(&mut self, request: &Request) -> io::Result<()> {
+        let mut frame = serde_json::to_vec(request).unwrap();
+        frame.push(b'\n');
+        self.0.get_mut().write_all(&frame)
+    }
+
+    fn hear(&mut self) -> Reply {
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+}
+
+#[test]
+fn the_last_word_of_an_add_counts_unanswered_and_a_late_one_is_refused() {
+    let node = Node::new(&["10.64.0.0/29"]);
+    let pod = Netns::new("pod");
+    for is_late in [false, true] {
+        let begun = Instant::now();
+        let mut plugin = ByHand::connect(&node);
+        let add = Request::Add(Add {
+            attachment: Attachment::new("c1", "eth0").unwrap(),
+            network: "pods".into(),
+            netns: 7,
+            pod: None,
+        });
+        plugin.say(&add).unwrap();
+        let Reply::Leased(leased) = plugin.hear() else {
+            panic!("no lease");
+        };
+        let device = leased.device.as_str();
+        node.netns.run(&[
+            "ip", "link", "add", device, "type", "veth", "peer", "name", "stray",
+        ]);
+        let shown = node.netns.run(&["ip", "-o", "link", "show", "dev", device]);
+        let host_ifindex = shown.split(':').next().unwrap().parse().unwrap();
+        plugin.say(&Request::Attach { host_ifindex }).unwrap();
+        assert_eq!(plugin.hear(), Reply::Ok);
+        if is_late {
+            std::thread::sleep(Duration::from_millis(1920).saturating_sub(begun.elapsed()));
+            let said = plugin.say(&Request::Done);
+            assert_eq!(said.unwrap_err().kind(), ErrorKind::BrokenPipe);
+            let Reply::Refused(refused) = plugin.hear() else {
+                panic!("not refused");
+            };
+            assert!(refused.message.contains("in time"), "{refused:?}");
+        } else {
+            plugin.say(&Request::Done).unwrap();
+            drop(plugin);
+            std::thread::sleep(Duration::from_millis(300));
+            assert!(self::leased(&node, "c1").is_some());
+            node.del("c1", &pod);
+        }
+        node.expect_clean();
+    }
 }

@@ -207,7 +207,6 @@ impl World {
         self.go_on();
     }
 
-    /// Waits until nothing more follows from what was said.
     /// The settings of a pod's device cannot be put back, or can be again.
     pub(super) fn settings_stick(&self, pod: &str, do_they: bool) {
         match do_they {
@@ -223,6 +222,7 @@ impl World {
         of.map(|it| it.condition.about.to_string()).collect()
     }
 
+    /// Waits until nothing more follows from what was said.
     pub(super) fn finish(mut self) -> Outcome {
         for _ in 0..6 {
             self.go_on();
