@@ -289,8 +289,8 @@ fn start_pod(pod: &mut Netlink, index: u32, addresses: &[IpNet]) -> io::Result<(
     Ok(())
 }
 
-/// Our error, and the agent's refusal, in one: if a device is missing, the agent had refused and taken it from under us;
-/// otherwise it refuses because of what we have taken back.
+/// Our error, and the agent's refusal, in one. Where a device is missing the agent had most likely refused and taken it from
+/// under us, so its words come first; otherwise ours do: it may refuse because of what we have taken back.
 fn both(ours: Error, agents: Error) -> Error {
     let missing = format!("(os error {})", nix::Error::ENODEV as i32);
     let (cause, other) = match ours.details().ends_with(&missing) {

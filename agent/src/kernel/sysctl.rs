@@ -5,7 +5,6 @@ mod record;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
 
 use anyhow::{Context, Result, bail};
 use weir_cni::attachment::is_device;
@@ -21,12 +20,9 @@ const OF_THE_NODE: &str = "/host";
 
 /// The file to use for a setting, by its usual path.
 fn at(path: &Path) -> PathBuf {
-    static IS_THERE: LazyLock<bool> = LazyLock::new(|| {
-        let settings = Path::new(OF_THE_NODE).join("proc/sys/net");
-        settings.exists()
-    });
-    match *IS_THERE {
-        true => Path::new(OF_THE_NODE).join(path.strip_prefix("/").unwrap_or(path)),
+    let of_the_node = Path::new(OF_THE_NODE).join(path.strip_prefix("/").unwrap_or(path));
+    match of_the_node.exists() {
+        true => of_the_node,
         false => path.to_owned(),
     }
 }

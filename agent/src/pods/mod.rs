@@ -8,6 +8,7 @@ mod frames;
 mod lease;
 mod leases;
 mod pool;
+mod releases;
 mod server;
 mod socket;
 mod store;

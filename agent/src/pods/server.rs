@@ -2,8 +2,7 @@
 //! What goes wrong half way is taken back here, whoever failed.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -13,7 +12,6 @@ use tokio::task::{JoinSet, block_in_place, spawn_blocking};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, info, warn};
 use weir_cni::attachment::Attachment;
-use weir_cni::released;
 use weir_cni::wire::{ADD_DEADLINE_MS, Add, Mac, Macs, Refusal, Refused, Reply, Request};
 
 use super::claims::{Claim, Claims, Key};
@@ -51,7 +49,7 @@ pub struct Pods<D> {
     settings: Settings,
     claims: Claims,
     /// Whose notes of this agent's own DELs are on their way out.
-    settling: Mutex<HashSet<Attachment>>,
+    pub(super) settling: Mutex<HashSet<Attachment>>,
 }
 
 impl<D: Datapath> Pods<D> {
@@ -215,7 +213,7 @@ impl<D: Datapath> Pods<D> {
         let release = self.release_of(&add.attachment);
         if release.exists() {
             // It would take back what is leased now.
-            let why = format!("{} cannot be removed", release.display());
+            let why = format!("the release {} cannot be taken in", release.display());
             return Err(refuse(Refusal::Storage, why));
         }
         // What leases is always waited for: nobody else would know of the lease.
@@ -322,7 +320,10 @@ impl<D: Datapath> Pods<D> {
     async fn del(&self, attachment: &Attachment, claim: Claim) -> (Reply, Option<Leftover>) {
         let noted = match self.take_back(attachment).await {
             Ok(Taken::Nothing) => false,
-            Ok(Taken::Lease) => self.note(attachment).await,
+            Ok(Taken::Lease) => match self.note(attachment).await {
+                Ok(noted) => noted,
+                Err(error) => return (refuse(Refusal::Storage, format!("{error:#}")), None),
+            },
             Err(error) => return (refuse(Refusal::NotReady, format!("{error:#}")), None),
         };
         info!(%attachment, "released");
@@ -332,38 +333,6 @@ impl<D: Datapath> Pods<D> {
             claim,
         };
         (Reply::Ok, Some(leftover))
-    }
-
-    /// Notes that an attachment was taken back in memory. False when its record is gone instead; and where neither can be, its
-    /// device: an agent that starts drops a lease without one.
-    async fn note(&self, attachment: &Attachment) -> bool {
-        let dir = self.leases.released_dir();
-        self.settling().insert(attachment.clone());
-        let noted = block_in_place(|| released::note(dir, attachment));
-        if let Err(error) = &noted {
-            self.settling().remove(attachment);
-            warn!(%attachment, %error, "cannot note a release: waiting for the disk");
-            if !self.make_durable().await {
-                self.delete_device(&attachment.device()).await;
-            }
-        }
-        noted.is_ok()
-    }
-
-    /// Takes the record of what was taken back from the disk, and then its note.
-    async fn settle_note(&self, attachment: &Attachment) {
-        let dir = self.leases.released_dir().to_owned();
-        let of = attachment.clone();
-        let settle = move |leases: &Leases| -> Result<()> {
-            leases.make_durable()?;
-            Ok(released::forget(&dir, &of)?)
-        };
-        let settled = self.blocking(settle).await;
-        self.settling().remove(attachment);
-        if let Err(error) = settled {
-            let error = format!("{error:#}");
-            warn!(%attachment, error, "the note of a release stays, and is taken in later");
-        }
     }
 
     fn lookup(&self, attachment: &Attachment) -> Reply {
@@ -461,7 +430,7 @@ impl<D: Datapath> Pods<D> {
 
     /// Brings the disk to what memory holds. If it does not take it now, the record follows with the next write; and if there
     /// is none, an agent that starts finds a lease without a device and drops it.
-    async fn make_durable(&self) -> bool {
+    pub(super) async fn make_durable(&self) -> bool {
         let written = self.blocking(Leases::make_durable).await;
         if let Err(error) = &written {
             warn!(%error, "taken back in memory only");
@@ -477,55 +446,6 @@ impl<D: Datapath> Pods<D> {
                 "cannot delete a device"
             );
         }
-    }
-
-    /// Frees what the plugin released while no agent answered, and what an earlier agent had no record of. A note that the
-    /// disk keeps us from removing stays, and stands in the way of its attachment alone.
-    pub(super) async fn take_in_releases(&self) -> Result<()> {
-        for attachment in self.blocking(list_releases).await? {
-            if self.settling().contains(&attachment) {
-                continue;
-            }
-            let claim = self.claim(&attachment).await;
-            let path = self.release_of(&attachment);
-            if !path.exists() {
-                // Somebody took it in while we waited; a lease of this name is a new one.
-                continue;
-            }
-            if let Err(error) = self.free(&attachment).await {
-                warn!(%attachment, error = format!("{error:#}"), "cannot take in a release");
-                continue;
-            }
-            self.delete_device(&attachment.device()).await;
-            let dir = self.leases.released_dir().to_owned();
-            let remove = {
-                let attachment = attachment.clone();
-                move |leases: &Leases| -> Result<()> {
-                    // Also when nobody waits for this any more: a later note of the name must find it done.
-                    let _claim = claim;
-                    // Another who took it in, and was called off, may have left it to be written.
-                    leases.make_durable()?;
-                    Ok(released::remove(&dir, [&attachment])?)
-                }
-            };
-            match self.blocking(remove).await {
-                Ok(()) => info!(%attachment, "released while no agent answered"),
-                Err(error) => {
-                    let error = format!("{error:#}");
-                    warn!(%attachment, error, "the note of a release stays");
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn settling(&self) -> MutexGuard<'_, HashSet<Attachment>> {
-        self.settling.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Where the plugin leaves a release of this attachment.
-    fn release_of(&self, attachment: &Attachment) -> PathBuf {
-        self.leases.released_dir().join(attachment.to_string())
     }
 
     /// The attachment and the namespace it is in.
@@ -569,12 +489,6 @@ impl<D: Datapath> Pods<D> {
 fn lease_if_writable(leases: &Leases, add: Add, macs: Macs) -> Result<Arc<Lease>, LeaseError> {
     leases.ensure_writable()?;
     leases.lease(add, macs, now())
-}
-
-/// What the plugin released while no agent answered.
-fn list_releases(leases: &Leases) -> Result<Vec<Attachment>> {
-    let dir = leases.released_dir();
-    released::list(dir).with_context(|| format!("read {}", dir.display()))
 }
 
 /// What is done after the answer: deleting a device takes the kernel tens of milliseconds. The claim

@@ -365,7 +365,7 @@ fn the_last_word_of_an_add_counts_unanswered_and_a_late_one_is_refused() {
         plugin.say(&Request::Attach { host_ifindex }).unwrap();
         assert_eq!(plugin.hear(), Reply::Ok);
         if is_late {
-            std::thread::sleep(Duration::from_millis(1920).saturating_sub(begun.elapsed()));
+            std::thread::sleep(Duration::from_millis(2500).saturating_sub(begun.elapsed()));
             let said = plugin.say(&Request::Done);
             assert_eq!(said.unwrap_err().kind(), ErrorKind::BrokenPipe);
             let Reply::Refused(refused) = plugin.hear() else {

@@ -1,0 +1,107 @@
+//! Releases that lie in a folder: the plugin's, from when no agent answered, and the agent's own, until the disk knows what a
+//! DEL has taken back.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::{MutexGuard, PoisonError};
+
+use anyhow::{Context, Result};
+use tokio::task::block_in_place;
+use tracing::{info, warn};
+use weir_cni::attachment::Attachment;
+use weir_cni::released;
+
+use super::server::Pods;
+use super::{Datapath, Leases};
+
+impl<D: Datapath> Pods<D> {
+    /// Frees what the plugin released while no agent answered, and what an earlier agent had not recorded yet. A note that the
+    /// disk keeps us from removing stays, and stands in the way of its attachment alone.
+    pub(super) async fn take_in_releases(&self) -> Result<()> {
+        for attachment in self.blocking(list_releases).await? {
+            if self.settling().contains(&attachment) {
+                continue;
+            }
+            let claim = self.claim(&attachment).await;
+            let path = self.release_of(&attachment);
+            if !path.exists() {
+                // Somebody took it in while we waited; a lease of this name is a new one.
+                continue;
+            }
+            if let Err(error) = self.free(&attachment).await {
+                warn!(%attachment, error = format!("{error:#}"), "cannot take in a release");
+                continue;
+            }
+            self.delete_device(&attachment.device()).await;
+            let dir = self.leases.released_dir().to_owned();
+            let remove = {
+                let attachment = attachment.clone();
+                move |leases: &Leases| -> Result<()> {
+                    // Also when nobody waits for this any more: a later note of the name must find it done.
+                    let _claim = claim;
+                    // Another who took it in, and was called off, may have left it to be written.
+                    leases.make_durable()?;
+                    Ok(released::remove(&dir, [&attachment])?)
+                }
+            };
+            match self.blocking(remove).await {
+                Ok(()) => info!(%attachment, "released while no agent answered"),
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    warn!(%attachment, error, "the note of a release stays");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn settling(&self) -> MutexGuard<'_, HashSet<Attachment>> {
+        self.settling.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the plugin leaves a release of this attachment.
+    pub(super) fn release_of(&self, attachment: &Attachment) -> PathBuf {
+        self.leases.released_dir().join(attachment.to_string())
+    }
+
+    /// Notes that an attachment was taken back in memory. False when its record is gone instead; and where neither can be, its
+    /// device: an agent that starts drops a lease without one.
+    ///
+    /// # Errors
+    /// Nothing would tell an agent that starts.
+    pub(super) async fn note(&self, attachment: &Attachment) -> Result<bool> {
+        let dir = self.leases.released_dir();
+        self.settling().insert(attachment.clone());
+        let noted = block_in_place(|| released::note(dir, attachment));
+        if let Err(error) = &noted {
+            self.settling().remove(attachment);
+            warn!(%attachment, %error, "cannot note a release: waiting for the disk");
+            if !self.make_durable().await {
+                self.datapath.delete_device(&attachment.device()).await?;
+            }
+        }
+        Ok(noted.is_ok())
+    }
+
+    /// Takes the record of what was taken back from the disk, and then its note.
+    pub(super) async fn settle_note(&self, attachment: &Attachment) {
+        let dir = self.leases.released_dir().to_owned();
+        let of = attachment.clone();
+        let settle = move |leases: &Leases| -> Result<()> {
+            leases.make_durable()?;
+            Ok(released::forget(&dir, &of)?)
+        };
+        let settled = self.blocking(settle).await;
+        self.settling().remove(attachment);
+        if let Err(error) = settled {
+            let error = format!("{error:#}");
+            warn!(%attachment, error, "the note of a release stays, and is taken in later");
+        }
+    }
+}
+
+/// What the plugin released while no agent answered.
+fn list_releases(leases: &Leases) -> Result<Vec<Attachment>> {
+    let dir = leases.released_dir();
+    released::list(dir).with_context(|| format!("read {}", dir.display()))
+}
