@@ -1,6 +1,6 @@
 //! Releases left on disk: when the agent does not answer, DEL writes one, and the agent itself does until its record of
-//! leases is on disk. It takes them in when it starts, every minute, when the runtime asks for STATUS or GC, before it leases anything to the same attachment, and before it says that
-//! no address is free.
+//! leases is on disk. It takes them in when it starts, every minute, when the runtime asks for STATUS or GC, before it
+//! leases anything to the same attachment, and before it says that no address is free.
 //!
 //! A release is an empty file; its name is the attachment. Creating a name is atomic, so there is
 //! no half-written release.

@@ -6,8 +6,9 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Attachment, Devices, Lease, LeaseTable};
 use anyhow::Result;
+
+use super::{Attachment, Devices, Lease, LeaseTable};
 
 /// A device of the node with a name of ours (`weir_cni::attachment::is_device`).
 #[derive(Clone, Debug, Eq, PartialEq)]
