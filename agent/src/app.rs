@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -53,12 +54,35 @@ const DNS_AUDIT: Duration = Duration::from_secs(30);
 /// After how long something that ended by an error is begun again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Runs the agent until `stop`. Nothing is detached then: the kernel goes on by itself.
+/// Runs the agent until somebody ends it (SIGTERM, SIGINT). Nothing is detached then: the kernel goes on by itself.
 ///
 /// # Errors
 /// Something that the agent needs is missing, or a task of it has ended; the message says what to do. What ran before
 /// still runs.
-pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
+pub fn run(settings: Settings) -> Result<()> {
+    // Here and not in `main`: who polls a future compiles it, and with the library nothing is compiled twice.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    runtime.block_on(async {
+        let stop = CancellationToken::new();
+        let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+        let stopping = stop.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            stopping.cancel();
+        });
+        run_until(settings, stop).await
+    })
+}
+
+async fn run_until(settings: Settings, stop: CancellationToken) -> Result<()> {
     let settings = Arc::new(settings);
     let missing = features::missing(&features::probe(&settings.bpffs, &settings.cgroup));
     if !missing.is_empty() {

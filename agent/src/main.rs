@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use weir_agent::beat::LOOK;
 use weir_agent::config::{Args, CleanupArgs, Command, InstallArgs, LogFormat, RunArgs, Settings};
@@ -61,25 +60,7 @@ fn run(args: &RunArgs) -> Result<()> {
         let list: Vec<String> = errors.iter().map(ToString::to_string).collect();
         anyhow::anyhow!("{}", list.join("\n"))
     })?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .context("start the runtime")?;
-    runtime.block_on(async {
-        let stop = CancellationToken::new();
-        let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-        let stopping = stop.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            stopping.cancel();
-        });
-        app::run(settings, stop).await
-    })
+    app::run(settings)
 }
 
 fn install(args: &InstallArgs) -> Result<()> {
@@ -114,13 +95,13 @@ fn cleanup(args: &CleanupArgs) -> Result<()> {
         true => Leases::Removed,
         false => Leases::Kept,
     };
+    let kernel = &args.kernel;
+    let closed = install::close(&places);
+    let cleaned = kernel::cleanup(&kernel.bpffs, &kernel.cgroup, &args.run_dir);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("start the runtime")?;
-    let kernel = &args.kernel;
-    let closed = install::close(&places);
-    let cleaned = kernel::cleanup(&kernel.bpffs, &kernel.cgroup, &args.run_dir);
     let cleaned = runtime.block_on(cleaned)?;
     let files = install::remove(&places, leases);
     for what in [closed.removed, cleaned.removed, files.removed].concat() {
