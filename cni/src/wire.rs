@@ -44,7 +44,7 @@ pub enum Request {
     /// The devices are configured and up: from here the attachment stays. The plugin does not wait for the `Ok` that answers
     /// it; those of earlier releases do.
     Done,
-    /// Frees the attachment and its addresses. Answered by `Ok`, also when there is none.
+    /// Frees the attachment and its addresses. Answered by `Ok`, also when there is none, or `Refused`: ask again.
     Del { attachment: Attachment },
     /// Asks for the lease of an attachment. Answered by `Leased` or `Refused(NotFound)`.
     Check { attachment: Attachment },

@@ -11,13 +11,15 @@ use tracing::{info, warn};
 use weir_cni::attachment::Attachment;
 use weir_cni::released;
 
-use super::server::Pods;
+use super::server::{Leftover, Pods};
 use super::{Datapath, Leases};
 
 impl<D: Datapath> Pods<D> {
-    /// Frees what the plugin released while no agent answered, and what an earlier agent had not recorded yet. A note that the
-    /// disk keeps us from removing stays, and stands in the way of its attachment alone.
+    /// Frees what the plugin released while no agent answered, and what an agent could not finish after its answer. A note
+    /// that the disk keeps us from removing stays, as does that of a device that the kernel keeps, and stands in the way of
+    /// its attachment alone.
     pub(super) async fn take_in_releases(&self) -> Result<()> {
+        let mut is_writable = true;
         for attachment in self.blocking(list_releases).await? {
             if self.settling().contains(&attachment) {
                 continue;
@@ -28,11 +30,14 @@ impl<D: Datapath> Pods<D> {
                 // Somebody took it in while we waited; a lease of this name is a new one.
                 continue;
             }
-            if let Err(error) = self.free(&attachment).await {
+            if let Err(error) = self.take_back(&attachment).await {
                 warn!(%attachment, error = format!("{error:#}"), "cannot take in a release");
                 continue;
             }
-            self.delete_device(&attachment.device()).await;
+            // A disk that is full is tried once, not for each note: somebody may wait.
+            if !self.delete_device(&attachment.device()).await || !is_writable {
+                continue;
+            }
             let dir = self.leases.released_dir().to_owned();
             let remove = {
                 let attachment = attachment.clone();
@@ -45,10 +50,11 @@ impl<D: Datapath> Pods<D> {
                 }
             };
             match self.blocking(remove).await {
-                Ok(()) => info!(%attachment, "released while no agent answered"),
+                Ok(()) => info!(%attachment, "a release is taken in"),
                 Err(error) => {
+                    is_writable = false;
                     let error = format!("{error:#}");
-                    warn!(%attachment, error, "the note of a release stays");
+                    warn!(%attachment, error, "the notes of releases stay");
                 }
             }
         }
@@ -83,24 +89,34 @@ impl<D: Datapath> Pods<D> {
         Ok(noted.is_ok())
     }
 
-    /// Takes the record of what was taken back from the disk, and then its note.
-    pub(super) async fn settle_note(&self, attachment: &Attachment) {
-        let dir = self.leases.released_dir().to_owned();
-        let of = attachment.clone();
-        let settle = move |leases: &Leases| -> Result<()> {
-            leases.make_durable()?;
-            Ok(released::forget(&dir, &of)?)
-        };
-        let settled = self.blocking(settle).await;
-        self.settling().remove(attachment);
-        if let Err(error) = settled {
-            let error = format!("{error:#}");
-            warn!(%attachment, error, "the note of a release stays, and is taken in later");
+    /// What is left of a DEL after its answer: the device and the record on the disk go beside each other, and the note when
+    /// both are gone.
+    pub(super) async fn settle(&self, leftover: Leftover) {
+        let Leftover {
+            attachment,
+            noted,
+            claim,
+        } = leftover;
+        let device = attachment.device();
+        if !noted {
+            self.delete_device(&device).await;
+            drop(claim);
+            return;
         }
+        let (is_gone, is_durable) = tokio::join!(self.delete_device(&device), self.make_durable());
+        let forgotten = match is_gone && is_durable {
+            true => block_in_place(|| released::forget(self.leases.released_dir(), &attachment)),
+            false => Ok(()),
+        };
+        self.settling().remove(&attachment);
+        if let Err(error) = forgotten {
+            warn!(%attachment, %error, "the note of a release stays, and is taken in later");
+        }
+        drop(claim);
     }
 }
 
-/// What the plugin released while no agent answered.
+/// What is noted: by the plugin while no agent answered, or by an agent that did.
 fn list_releases(leases: &Leases) -> Result<Vec<Attachment>> {
     let dir = leases.released_dir();
     released::list(dir).with_context(|| format!("read {}", dir.display()))

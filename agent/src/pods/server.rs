@@ -124,20 +124,8 @@ impl<D: Datapath> Pods<D> {
         if let Err(error) = frames.write(&reply).await {
             debug!(%error, "the CNI plugin did not wait for its answer");
         }
-        if let Some(Leftover {
-            attachment,
-            noted,
-            claim,
-        }) = leftover
-        {
-            let device = attachment.device();
-            let settled = async {
-                if noted {
-                    self.settle_note(&attachment).await;
-                }
-            };
-            tokio::join!(settled, self.delete_device(&device));
-            drop(claim);
+        if let Some(leftover) = leftover {
+            self.settle(leftover).await;
         }
     }
 
@@ -318,13 +306,18 @@ impl<D: Datapath> Pods<D> {
 
     /// Nobody waits for the disk: a note in a folder outlives this agent until the record of the lease is gone.
     async fn del(&self, attachment: &Attachment, claim: Claim) -> (Reply, Option<Leftover>) {
-        let noted = match self.take_back(attachment).await {
-            Ok(Taken::Nothing) => false,
-            Ok(Taken::Lease) => match self.note(attachment).await {
+        let taken = match self.take_back(attachment).await {
+            Ok(taken) => taken,
+            Err(error) => return (refuse(Refusal::NotReady, format!("{error:#}")), None),
+        };
+        // While writes fail, memory alone may know that nothing is leased: a DEL that was refused for it comes again.
+        let noted = if taken == Taken::Lease || self.leases.is_failing() {
+            match self.note(attachment).await {
                 Ok(noted) => noted,
                 Err(error) => return (refuse(Refusal::Storage, format!("{error:#}")), None),
-            },
-            Err(error) => return (refuse(Refusal::NotReady, format!("{error:#}")), None),
+            }
+        } else {
+            false
         };
         info!(%attachment, "released");
         let leftover = Leftover {
@@ -410,7 +403,7 @@ impl<D: Datapath> Pods<D> {
     }
 
     /// The same in memory.
-    async fn take_back(&self, attachment: &Attachment) -> Result<Taken> {
+    pub(super) async fn take_back(&self, attachment: &Attachment) -> Result<Taken> {
         let device = attachment.device();
         let Some(lease) = self.leases.find(attachment) else {
             let held = device.clone();
@@ -438,14 +431,14 @@ impl<D: Datapath> Pods<D> {
         written.is_ok()
     }
 
-    pub(super) async fn delete_device(&self, name: &str) {
-        if let Err(error) = self.datapath.delete_device(name).await {
-            warn!(
-                device = name,
-                error = format!("{error:#}"),
-                "cannot delete a device"
-            );
+    /// Whether it is gone.
+    pub(super) async fn delete_device(&self, name: &str) -> bool {
+        let deleted = self.datapath.delete_device(name).await;
+        if let Err(error) = &deleted {
+            let error = format!("{error:#}");
+            warn!(device = name, error, "cannot delete a device");
         }
+        deleted.is_ok()
     }
 
     /// The attachment and the namespace it is in.
@@ -493,16 +486,16 @@ fn lease_if_writable(leases: &Leases, add: Add, macs: Macs) -> Result<Arc<Lease>
 
 /// What is done after the answer: deleting a device takes the kernel tens of milliseconds. The claim
 /// stays until then, so that the next ADD for the same namespace finds it empty.
-struct Leftover {
-    attachment: Attachment,
-    /// Whether a note stands for it until the disk knows.
-    noted: bool,
-    claim: Claim,
+pub(super) struct Leftover {
+    pub(super) attachment: Attachment,
+    /// Whether a note stands for it until the disk knows and the device is gone.
+    pub(super) noted: bool,
+    pub(super) claim: Claim,
 }
 
 /// What there was to take back.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Taken {
+pub(super) enum Taken {
     Lease,
     Nothing,
 }

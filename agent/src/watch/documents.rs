@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::Value;
+use serde_json::value::to_raw_value;
 
-use super::wire::{self, WireKind, decode};
+use super::wire::{self, decode};
 use crate::model::convert::{self, Converted, FamilyRequest, Invalid};
 use crate::model::{Kind, ObjectId, ObjectName};
 
@@ -232,13 +233,15 @@ fn objects(origin: Origin, mut value: Value, parsed: &mut Vec<Parsed>) {
 
 fn object(origin: Origin, kind: Kind, mut value: Value) -> Document {
     settle_namespace(kind, &mut value);
+    // Read as what the API server sends is: one way from text to objects.
+    let text = to_raw_value(&value).expect("keys are strings, so it is JSON");
     let (meta, mut outcome) = match kind {
-        Kind::Service => decoded::<wire::Service>(&value),
-        Kind::EndpointSlice => decoded::<wire::EndpointSlice>(&value),
-        Kind::Pod => decoded::<wire::Pod>(&value),
-        Kind::Namespace => decoded::<wire::Namespace>(&value),
-        Kind::Node => decoded::<wire::Node>(&value),
-        Kind::NetworkPolicy => decoded::<wire::NetworkPolicy>(&value),
+        Kind::Service => decode::<wire::Service>(&text),
+        Kind::EndpointSlice => decode::<wire::EndpointSlice>(&text),
+        Kind::Pod => decode::<wire::Pod>(&text),
+        Kind::Namespace => decode::<wire::Namespace>(&text),
+        Kind::Node => decode::<wire::Node>(&text),
+        Kind::NetworkPolicy => decode::<wire::NetworkPolicy>(&text),
     };
     let families = match kind {
         Kind::Service => {
@@ -275,10 +278,6 @@ fn object(origin: Origin, kind: Kind, mut value: Value) -> Document {
             Status::Absent
         },
     }
-}
-
-fn decoded<K: WireKind>(value: &Value) -> (wire::Meta, Result<Converted, Invalid>) {
-    decode::<K, _>(value)
 }
 
 /// Where no namespace is given, `kubectl` would put `default`; and a namespace on what has none is an

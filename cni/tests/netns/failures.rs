@@ -5,13 +5,16 @@ use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use weir_cni::attachment::Attachment;
+use weir_cni::wire::{Refusal, Reply, Request};
 
 use crate::fake::Policy;
-use crate::node::{Call, Netns, Node, eventually};
+use crate::node::{ByHand, Call, Netns, Node, eventually};
 
 #[test]
 fn a_second_add_fails_and_leaves_the_first_alone() {
@@ -407,5 +410,37 @@ fn a_full_disk_fails_add_and_nothing_else() {
     std::fs::remove_file(&filler).unwrap();
     node.call(&Call::new("STATUS", "", &one)).expect_ok();
     assert_eq!(weir_cni::released::list(&node.released_dir()).unwrap(), []);
+
+    // What neither a note nor the disk nor the kernel takes is refused, however often it is asked.
+    node.add("c3", &two);
+    let (filler, _) = fill(&node, &other);
+    let released = node.released_dir();
+    let aside = released.with_extension("aside");
+    std::fs::rename(&released, &aside).unwrap();
+    std::fs::write(&released, "").unwrap();
+    node.fake.keeps_devices.store(true, Ordering::Relaxed);
+    let attachment = Attachment::new("c3", "eth0").unwrap();
+    let del = || {
+        let attachment = attachment.clone();
+        let mut plugin = ByHand::connect(&node);
+        plugin.say(&Request::Del { attachment }).unwrap();
+        plugin.hear()
+    };
+    for _ in 0..2 {
+        let Reply::Refused(refused) = del() else {
+            panic!("a DEL that nobody remembers was taken");
+        };
+        assert_eq!(refused.reason, Refusal::Storage, "{refused:?}");
+    }
+    node.fake.keeps_devices.store(false, Ordering::Relaxed);
+    assert_eq!(del(), Reply::Ok);
+    assert!(!node.netns.has_link(&node.device("c3")));
+    node.kill_agent();
+    std::fs::remove_file(&released).unwrap();
+    std::fs::rename(&aside, &released).unwrap();
+    node.start_agent();
+    assert!(node.leases().all().is_empty());
+    std::fs::remove_file(&filler).unwrap();
+    node.call(&Call::new("STATUS", "", &one)).expect_ok();
     node.expect_clean();
 }

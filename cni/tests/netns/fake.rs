@@ -25,6 +25,8 @@ pub(crate) struct Fake {
     pub(crate) policy: watch::Sender<Policy>,
     /// Whether devices may be deleted; until then it waits.
     pub(crate) deletes: watch::Sender<bool>,
+    /// Whether deleting a device fails.
+    pub(crate) keeps_devices: Arc<AtomicBool>,
     /// How many ADDs wait for a policy.
     pub(crate) waiting: watch::Sender<usize>,
     pub(crate) ready: Arc<Mutex<Result<(), String>>>,
@@ -44,6 +46,7 @@ impl Fake {
             node: node.into(),
             policy: watch::Sender::new(Policy::Known),
             deletes: watch::Sender::new(true),
+            keeps_devices: Arc::default(),
             waiting: watch::Sender::new(0),
             ready: Arc::new(Mutex::new(Ok(()))),
             looks: Arc::default(),
@@ -119,6 +122,9 @@ impl Datapath for Fake {
 
     async fn delete_device(&self, name: &str) -> Result<()> {
         self.deletes.subscribe().wait_for(|it| *it).await?;
+        if self.keeps_devices.load(Ordering::Relaxed) {
+            bail!("{name} is kept by the test");
+        }
         let (node, name) = (self.node.clone(), name.to_owned());
         tokio::task::spawn_blocking(move || {
             Command::new("ip")

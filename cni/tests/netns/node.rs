@@ -2,8 +2,9 @@
 //! plugin run as a process in that namespace. Everything goes when it is dropped.
 
 use std::fs::File;
-use std::io::{ErrorKind, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::net::{IpAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use weir_agent::pods::{self, Leases, Places, Pods, Ranges, Settings};
+use weir_cni::wire::{Reply, Request};
 
 use crate::fake::Fake;
 
@@ -341,5 +343,26 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     while !holds() {
         assert!(begun.elapsed() < PATIENCE, "not in time: {what}");
         thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A plugin whose words the test chooses.
+pub(crate) struct ByHand(BufReader<UnixStream>);
+
+impl ByHand {
+    pub(crate) fn connect(node: &Node) -> Self {
+        Self(BufReader::new(UnixStream::connect(node.socket()).unwrap()))
+    }
+
+    pub(crate) fn say(&mut self, request: &Request) -> io::Result<()> {
+        let mut frame = serde_json::to_vec(request).unwrap();
+        frame.push(b'\n');
+        self.0.get_mut().write_all(&frame)
+    }
+
+    pub(crate) fn hear(&mut self) -> Reply {
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
     }
 }

@@ -1,6 +1,6 @@
 //! DEL, GC and STATUS, with the agent and without it.
 
-use std::io::{self, BufRead, BufReader, ErrorKind, Write};
+use std::io::{ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use weir_cni::attachment::Attachment;
 use weir_cni::wire::{Add, Reply, Request};
 
 use crate::fake::Policy;
-use crate::node::{Call, Netns, Node, eventually};
+use crate::node::{ByHand, Call, Netns, Node, eventually};
 
 fn leased(node: &Node, container_id: &str) -> Option<String> {
     let all = node.leases().all();
@@ -318,27 +318,6 @@ fn a_del_whose_caller_has_gone_does_not_free_what_is_leased_since() {
     node.expect_clean();
 }
 
-/// A plugin whose words the test chooses.
-struct ByHand(BufReader<UnixStream>);
-
-impl ByHand {
-    fn connect(node: &Node) -> Self {
-        Self(BufReader::new(UnixStream::connect(node.socket()).unwrap()))
-    }
-
-    fn say(&mut self, request: &Request) -> io::Result<()> {
-        let mut frame = serde_json::to_vec(request).unwrap();
-        frame.push(b'\n');
-        self.0.get_mut().write_all(&frame)
-    }
-
-    fn hear(&mut self) -> Reply {
-        let mut line = String::new();
-        self.0.read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap()
-    }
-}
-
 #[test]
 fn the_last_word_of_an_add_counts_unanswered_and_a_late_one_is_refused() {
     let node = Node::new(&["10.64.0.0/29"]);
@@ -365,8 +344,11 @@ fn the_last_word_of_an_add_counts_unanswered_and_a_late_one_is_refused() {
         plugin.say(&Request::Attach { host_ifindex }).unwrap();
         assert_eq!(plugin.hear(), Reply::Ok);
         if is_late {
+            // What follows its answer takes the agent longer than this: the connection is still there.
+            node.fake.deletes.send_replace(false);
             std::thread::sleep(Duration::from_millis(2500).saturating_sub(begun.elapsed()));
             let said = plugin.say(&Request::Done);
+            node.fake.deletes.send_replace(true);
             assert_eq!(said.unwrap_err().kind(), ErrorKind::BrokenPipe);
             let Reply::Refused(refused) = plugin.hear() else {
                 panic!("not refused");
@@ -381,4 +363,22 @@ fn the_last_word_of_an_add_counts_unanswered_and_a_late_one_is_refused() {
         }
         node.expect_clean();
     }
+}
+
+#[test]
+fn a_del_that_a_killed_agent_has_answered_is_finished_by_the_next() {
+    let mut node = Node::new(&["10.64.0.0/29"]);
+    let pod = Netns::new("pod");
+    node.add("c1", &pod);
+    let device = node.device("c1");
+    node.fake.deletes.send_replace(false);
+    node.del("c1", &pod);
+    // The record is gone soon, and the device stays until the agent is killed.
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(node.netns.has_link(&device));
+    node.kill_agent();
+    node.fake.deletes.send_replace(true);
+    node.start_agent();
+    assert!(!node.netns.has_link(&device));
+    node.expect_clean();
 }

@@ -2,12 +2,13 @@
 
 use serde_json::{Value, json};
 
+use super::decoded;
 use crate::model::convert::{Converted, Invalid};
 use crate::model::{
     Family, Labels, NamespacePhase, Object, Operator, PeerSelector, Peers, PodPhase, Policy,
     PortRange, Ports, Proxying, Service, ServiceKind, TargetPort,
 };
-use crate::watch::wire::{self, Decoded, decode};
+use crate::watch::wire::{self, Decoded};
 
 fn policy_object(spec: Value) -> Value {
     json!({"metadata": {"namespace": "default", "name": "p"}, "spec": spec})
@@ -15,7 +16,7 @@ fn policy_object(spec: Value) -> Value {
 
 fn policy(spec: Value) -> Policy {
     let object = policy_object(spec);
-    match decode::<wire::NetworkPolicy, _>(&object).1 {
+    match decoded::<wire::NetworkPolicy>(&object).1 {
         Ok(Converted {
             object: Some(Object::Policy(policy)),
             ..
@@ -26,14 +27,14 @@ fn policy(spec: Value) -> Policy {
 
 fn refused_policy(spec: Value) -> Invalid {
     let object = policy_object(spec);
-    decode::<wire::NetworkPolicy, _>(&object)
+    decoded::<wire::NetworkPolicy>(&object)
         .1
         .expect_err("it is not valid")
 }
 
 fn service(spec: Value) -> Result<Service, String> {
     let object = json!({"metadata": {"namespace": "default", "name": "s"}, "spec": spec});
-    match decode::<wire::Service, _>(&object).1 {
+    match decoded::<wire::Service>(&object).1 {
         Ok(Converted {
             object: Some(Object::Service(service)),
             ..
@@ -414,7 +415,7 @@ fn labels_can_take_a_service_from_us() {
         ("app", Proxying::Here),
     ] {
         let object = json!({"metadata": {"namespace": "a", "name": "s", "labels": {label: ""}}});
-        let found = decode::<wire::Service, _>(&object).1.unwrap().object;
+        let found = decoded::<wire::Service>(&object).1.unwrap().object;
         assert!(
             matches!(found, Some(Object::Service(s)) if s.proxying == proxying),
             "{label}"
@@ -437,7 +438,7 @@ fn pods_say_how_far_they_are() {
         (&deleted, json!("Failed"), PodPhase::Finished),
     ] {
         let object = json!({"metadata": meta, "status": {"phase": phase}});
-        let found = decode::<wire::Pod, _>(&object).1.unwrap().object;
+        let found = decoded::<wire::Pod>(&object).1.unwrap().object;
         assert!(
             matches!(&found, Some(Object::Pod(p)) if p.phase == expected),
             "{object}"
@@ -458,7 +459,7 @@ fn a_pod_has_the_ports_of_its_containers_and_sidecars() {
         },
         "status": {"podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}, {"ip": "127.0.0.1"}, {"ip": "fd00::1"}]},
     });
-    let found = decode::<wire::Pod, _>(&object).1.unwrap();
+    let found = decoded::<wire::Pod>(&object).1.unwrap();
     let parts: Vec<_> = found.problems.iter().map(|p| p.part.as_str()).collect();
     assert_eq!(parts, ["address 1", "port 1"]);
     let Some(Object::Pod(pod)) = found.object else {
@@ -482,7 +483,7 @@ fn nodes_and_namespaces_are_what_they_say() {
             {"type": "InternalIP", "address": "192.168.0.2"}, {"type": "InternalIP", "address": "fd01::1"},
         ]},
     });
-    let found = decode::<wire::Node, _>(&node).1.unwrap();
+    let found = decoded::<wire::Node>(&node).1.unwrap();
     let parts: Vec<_> = found.problems.iter().map(|p| p.part.as_str()).collect();
     assert_eq!(parts, ["address 2", "pod CIDR 2"]);
     let Some(Object::Node(node)) = found.object else {
@@ -492,12 +493,12 @@ fn nodes_and_namespaces_are_what_they_say() {
     let internal: Vec<_> = node.internal.iter().map(ToString::to_string).collect();
     assert_eq!(internal, ["192.168.0.1", "fd01::1"], "one of each family");
     let old = json!({"metadata": {"name": "n"}, "spec": {"podCIDR": "10.1.0.0/24"}});
-    let Some(Object::Node(old)) = decode::<wire::Node, _>(&old).1.unwrap().object else {
+    let Some(Object::Node(old)) = decoded::<wire::Node>(&old).1.unwrap().object else {
         panic!("it is a node");
     };
     assert_eq!(old.pod_cidrs, ["10.1.0.0/24".parse().unwrap()]);
     let namespace = json!({"metadata": {"name": "n"}, "status": {"phase": "Terminating"}});
-    let found = decode::<wire::Namespace, _>(&namespace).1.unwrap().object;
+    let found = decoded::<wire::Namespace>(&namespace).1.unwrap().object;
     assert!(matches!(found, Some(Object::Namespace(n)) if n.phase == NamespacePhase::Terminating));
 }
 
@@ -511,7 +512,7 @@ fn a_name_that_is_none_is_refused() {
         ("a\n", "metadata.name: \"a\\n\" is not a valid name"),
     ] {
         let object = json!({"metadata": {"namespace": "a", "name": name}});
-        let found = decode::<wire::Service, _>(&object).1;
+        let found = decoded::<wire::Service>(&object).1;
         assert_eq!(found.unwrap_err().reason, reason);
     }
 }
@@ -565,7 +566,7 @@ fn a_mirror_pod_knows_the_uid_of_its_static_pod() {
                 "annotations": annotations,
             },
         });
-        let found = decode::<wire::Pod, _>(&pod).1.unwrap().object;
+        let found = decoded::<wire::Pod>(&pod).1.unwrap().object;
         let Some(Object::Pod(found)) = found else {
             panic!("{pod} is a pod");
         };

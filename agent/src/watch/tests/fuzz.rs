@@ -3,12 +3,13 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::decoded;
 use crate::compile::service::{NodeView, compile};
 use crate::model::{Object, Snapshot};
 use crate::watch::controllers::{Assigned, PodLeases, Surroundings, derive};
 use crate::watch::documents::{Parsed, parse};
 use crate::watch::last_good::Folder;
-use crate::watch::wire::{self, Decoded, WireKind, decode};
+use crate::watch::wire::{self, Decoded, WireKind};
 
 /// Words that mean something somewhere, so that the depths are reached.
 const WORDS: &[&str] = &[
@@ -207,9 +208,9 @@ fn damaged() -> impl Strategy<Value = Value> {
 }
 
 fn converted<K: WireKind>(value: &Value) -> Option<Object> {
-    let outcome = decode::<K, _>(value).1;
+    let outcome = decoded::<K>(value).1;
     let listed: Vec<Decoded<K>> = serde_json::from_str(&format!("[{value}]")).unwrap();
-    // The text and the value are read alike, up to the words for what is wrong.
+    // Alone as in a list.
     assert_eq!(outcome.is_ok(), listed[0].outcome.is_ok(), "{value}");
     match outcome {
         Ok(converted) => converted.object,

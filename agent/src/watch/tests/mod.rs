@@ -13,9 +13,18 @@ mod stale;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde_json::Value;
+use serde_json::value::to_raw_value;
 use tokio::sync::mpsc;
 
+use super::wire::{Meta, WireKind, decode};
+use crate::model::convert::{Converted, Invalid};
 use crate::model::{Change, Kind, Snapshot};
+
+/// The text of this value, decoded.
+fn decoded<K: WireKind>(value: &Value) -> (Meta, Result<Converted, Invalid>) {
+    decode::<K>(&to_raw_value(value).unwrap())
+}
 
 /// Who reads a source: all that it was told, taken together.
 pub(super) struct Reader {

@@ -27,7 +27,7 @@ pub trait WireKind: DeserializeOwned + std::fmt::Debug + Send + Sync + 'static {
     fn convert(self) -> Result<Converted, Invalid>;
 
     /// What to hold of an object that cannot be decoded, if nothing better was ever known of it.
-    fn close<'de, D: Deserializer<'de>>(_source: D, _reason: &str) -> Option<Object> {
+    fn close(_text: &RawValue, _reason: &str) -> Option<Object> {
         None
     }
 }
@@ -42,21 +42,16 @@ pub struct Decoded<K> {
     kind: PhantomData<fn() -> K>,
 }
 
-/// Decodes and converts one object, and says what identifies it. `source` may be read more than once.
-pub fn decode<'de, K, D>(source: D) -> (Meta, Result<Converted, Invalid>)
-where
-    K: WireKind,
-    D: Deserializer<'de> + Copy,
-    D::Error: std::fmt::Display,
-{
-    match K::deserialize(source) {
+/// Decodes and converts one object, and says what identifies it.
+pub fn decode<K: WireKind>(text: &RawValue) -> (Meta, Result<Converted, Invalid>) {
+    match K::deserialize(text) {
         Ok(wire) => {
             let meta = wire.meta().identity();
             (meta, wire.convert())
         }
         Err(plain) => {
             // The slow way, to say where in the object it went wrong.
-            let reason = match serde_path_to_error::deserialize::<_, K>(source) {
+            let reason = match serde_path_to_error::deserialize::<_, K>(text) {
                 Err(e) => {
                     let path = e.path().to_string();
                     let cause = strip_position(&e.inner().to_string());
@@ -68,8 +63,8 @@ where
                 }
                 Ok(_) => plain.to_string(),
             };
-            let meta = OnlyMeta::deserialize(source).unwrap_or_default().metadata;
-            let closed = K::close(source, &reason);
+            let meta = OnlyMeta::deserialize(text).unwrap_or_default().metadata;
+            let closed = K::close(text, &reason);
             (meta, Err(Invalid { reason, closed }))
         }
     }
@@ -115,7 +110,7 @@ impl<K> Clone for Decoded<K> {
 impl<'de, K: WireKind> Deserialize<'de> for Decoded<K> {
     fn deserialize<D: Deserializer<'de>>(source: D) -> Result<Self, D::Error> {
         let raw = Box::<RawValue>::deserialize(source)?;
-        let (meta, outcome) = decode::<K, _>(&*raw);
+        let (meta, outcome) = decode::<K>(&raw);
         Ok(Self {
             name: ObjectName::new(meta.namespace.as_str(), meta.name.as_str()),
             outcome,
@@ -242,7 +237,7 @@ impl WireKind for NetworkPolicy {
         convert::policy(self)
     }
 
-    fn close<'de, D: Deserializer<'de>>(source: D, reason: &str) -> Option<Object> {
-        convert::closed_policy(PolicyOutline::deserialize(source).ok()?, reason)
+    fn close(text: &RawValue, reason: &str) -> Option<Object> {
+        convert::closed_policy(PolicyOutline::deserialize(text).ok()?, reason)
     }
 }
