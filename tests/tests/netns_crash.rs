@@ -118,9 +118,13 @@ fn leftovers(node: &mut Node) -> Vec<String> {
     let pins = pins.map(|pin| pin.unwrap().file_name().into_string().unwrap());
     left.extend(pins.filter(|pin| !pin.starts_with("weir_")));
     let state = node.machine().dir().join("state");
-    if let Ok(released) = fs::read_dir(state.join("released")) {
-        left.extend(released.map(|r| format!("release {:?}", r.unwrap().file_name())));
+    // A note goes a little after its device.
+    let notes = || weir_cni::released::list(&state.join("released")).unwrap();
+    let begin = Instant::now();
+    while !notes().is_empty() && begin.elapsed() < PATIENCE {
+        sleep(Duration::from_millis(5));
     }
+    left.extend(notes().iter().map(|note| format!("release {note}")));
     node.kill_agent().unwrap();
     let places = Places {
         store: state.join("leases.redb"),

@@ -98,6 +98,8 @@ struct State {
     unwritten: Vec<Change>,
     /// How many changes there were, those included.
     changes: u64,
+    /// What was released, by how many changes there were, until the file does not hold it any more.
+    unrecorded: HashMap<Attachment, u64>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -144,6 +146,7 @@ impl Leases {
             freed: contents.freed.into_iter().collect(),
             unwritten: Vec::new(),
             changes: 0,
+            unrecorded: HashMap::new(),
         });
         let disk = Mutex::new(Disk {
             store,
@@ -323,6 +326,8 @@ impl Leases {
             };
             state.by_device.remove(&lease.device());
             state.change(Change::Release(attachment.clone()));
+            let changes = state.changes;
+            state.unrecorded.insert(attachment.clone(), changes);
             for address in &lease.addresses {
                 let order = state.next_order;
                 state.next_order += 1;
@@ -337,6 +342,11 @@ impl Leases {
                 }
             }
         }
+    }
+
+    /// Whether the file may hold a lease of this attachment that memory holds no more.
+    pub fn is_unrecorded(&self, attachment: &Attachment) -> bool {
+        self.state().unrecorded.contains_key(attachment)
     }
 
     /// Keeps the addresses of a device that no lease explains from being leased while it exists.
@@ -425,6 +435,9 @@ impl Leases {
         result?;
         disk.written = Written::Everything;
         disk.changes = written;
+        self.state()
+            .unrecorded
+            .retain(|_, change| *change > written);
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 //! DEL has taken back.
 
 use std::collections::HashSet;
+use std::io;
 use std::path::PathBuf;
 use std::sync::{MutexGuard, PoisonError};
 
@@ -12,7 +13,7 @@ use weir_cni::attachment::Attachment;
 use weir_cni::released;
 
 use super::server::{Leftover, Pods};
-use super::{Datapath, Leases};
+use super::{Datapath, LeaseError, Leases};
 
 impl<D: Datapath> Pods<D> {
     /// Frees what the plugin released while no agent answered, and what an agent could not finish after its answer. A note
@@ -34,27 +35,27 @@ impl<D: Datapath> Pods<D> {
                 warn!(%attachment, error = format!("{error:#}"), "cannot take in a release");
                 continue;
             }
-            // A disk that is full is tried once, not for each note: somebody may wait.
+            // A store that does not take it is tried once, not for each note: somebody may wait.
             if !self.delete_device(&attachment.device()).await || !is_writable {
                 continue;
             }
             let dir = self.leases.released_dir().to_owned();
             let remove = {
                 let attachment = attachment.clone();
-                move |leases: &Leases| -> Result<()> {
+                move |leases: &Leases| -> Result<io::Result<()>, LeaseError> {
                     // Also when nobody waits for this any more: a later note of the name must find it done.
                     let _claim = claim;
                     // Another who took it in, and was called off, may have left it to be written.
                     leases.make_durable()?;
-                    Ok(released::remove(&dir, [&attachment])?)
+                    Ok(released::remove(&dir, [&attachment]))
                 }
             };
             match self.blocking(remove).await {
-                Ok(()) => info!(%attachment, "a release is taken in"),
+                Ok(Ok(())) => info!(%attachment, "a release is taken in"),
+                Ok(Err(error)) => warn!(%attachment, %error, "the note of a release stays"),
                 Err(error) => {
                     is_writable = false;
-                    let error = format!("{error:#}");
-                    warn!(%attachment, error, "the notes of releases stay");
+                    warn!(%error, "the notes of releases stay");
                 }
             }
         }
@@ -70,8 +71,8 @@ impl<D: Datapath> Pods<D> {
         self.leases.released_dir().join(attachment.to_string())
     }
 
-    /// Notes that an attachment was taken back in memory. False when its record is gone instead; and where neither can be, its
-    /// device: an agent that starts drops a lease without one.
+    /// Notes that an attachment was taken back in memory. False when its device is gone instead: an agent that starts drops
+    /// a lease without one.
     ///
     /// # Errors
     /// Nothing would tell an agent that starts.
@@ -81,16 +82,17 @@ impl<D: Datapath> Pods<D> {
         let noted = block_in_place(|| released::note(dir, attachment));
         if let Err(error) = &noted {
             self.settling().remove(attachment);
-            warn!(%attachment, %error, "cannot note a release: waiting for the disk");
-            if !self.make_durable().await {
-                self.datapath.delete_device(&attachment.device()).await?;
-            }
+            warn!(%attachment, %error, "cannot note a release: waiting for the device to go");
+            let device = attachment.device();
+            let deleted = self.datapath.delete_device(&device);
+            let (deleted, _) = tokio::join!(deleted, self.record());
+            deleted?;
         }
         Ok(noted.is_ok())
     }
 
-    /// What is left of a DEL after its answer: the device and the record on the disk go beside each other, and the note when
-    /// both are gone.
+    /// What is left of a request after its answer: the device and the record on the disk go beside each other, and the note
+    /// when both are gone. One that cannot be finished has a note, and is taken in later.
     pub(super) async fn settle(&self, leftover: Leftover) {
         let Leftover {
             attachment,
@@ -98,21 +100,24 @@ impl<D: Datapath> Pods<D> {
             claim,
         } = leftover;
         let device = attachment.device();
-        if !noted {
-            self.delete_device(&device).await;
-            drop(claim);
-            return;
-        }
-        let (is_gone, is_durable) = tokio::join!(self.delete_device(&device), self.make_durable());
-        let forgotten = match is_gone && is_durable {
-            true => block_in_place(|| released::forget(self.leases.released_dir(), &attachment)),
-            false => Ok(()),
+        let (is_gone, is_recorded) = tokio::join!(self.delete_device(&device), self.record());
+        let dir = self.leases.released_dir();
+        let settled = match (noted, is_gone) {
+            (true, true) if is_recorded => block_in_place(|| released::forget(dir, &attachment)),
+            (false, false) => block_in_place(|| released::note(dir, &attachment)),
+            _ => Ok(()),
         };
         self.settling().remove(&attachment);
-        if let Err(error) = forgotten {
-            warn!(%attachment, %error, "the note of a release stays, and is taken in later");
+        if let Err(error) = settled {
+            warn!(%attachment, %error, "the note of a release is not as it should be");
         }
         drop(claim);
+    }
+
+    /// Whether the disk knows what was taken back. One that fails is not tried for each: whoever leases next does, and who
+    /// takes in releases.
+    async fn record(&self) -> bool {
+        !self.leases.is_failing() && self.make_durable().await
     }
 }
 

@@ -310,8 +310,8 @@ impl<D: Datapath> Pods<D> {
             Ok(taken) => taken,
             Err(error) => return (refuse(Refusal::NotReady, format!("{error:#}")), None),
         };
-        // While writes fail, memory alone may know that nothing is leased: a DEL that was refused for it comes again.
-        let noted = if taken == Taken::Lease || self.leases.is_failing() {
+        // Memory alone may know that nothing is leased: one that was refused for it comes again.
+        let noted = if taken == Taken::Lease || self.leases.is_unrecorded(attachment) {
             match self.note(attachment).await {
                 Ok(noted) => noted,
                 Err(error) => return (refuse(Refusal::Storage, format!("{error:#}")), None),

@@ -234,6 +234,8 @@ fn a_plugin_that_is_held_up_until_nobody_waits_for_it_fails_and_leaves_nothing()
     let error: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(error["code"], 11, "{error}");
     assert!(!pod.has_link("eth0"));
+    // What it could not say it has noted; the runtime asks this all the time.
+    node.call(&Call::new("STATUS", "", &pod)).expect_ok();
     node.expect_clean();
 }
 
@@ -381,6 +383,18 @@ fn a_full_disk_fails_add_and_nothing_else() {
 
     let (filler, refused) = fill(&node, &two);
     assert!(refused.contains("No space left on device"), "{refused}");
+    // What was never leased needs no note, however often it is tried.
+    let noted = weir_cni::released::list(&node.released_dir()).unwrap();
+    for again in 0..20 {
+        let container = format!("again{again}");
+        node.call(&Call::new("ADD", &container, &two))
+            .expect_error(5);
+        node.del(&container, &two);
+    }
+    assert_eq!(
+        weir_cni::released::list(&node.released_dir()).unwrap(),
+        noted
+    );
     assert!(refused.contains("leases.redb"), "{refused}");
     assert!(!two.has_link("eth0"));
     assert!(node.netns.reaches(&one, "10.64.0.2"));

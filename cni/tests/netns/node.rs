@@ -324,6 +324,11 @@ impl Node {
         });
         if let Some(agent) = &self.agent {
             eventually("no lease is left", || agent.leases.all().is_empty());
+            eventually("no note is left", || {
+                weir_cni::released::list(&self.released_dir())
+                    .unwrap()
+                    .is_empty()
+            });
         }
         assert!(self.fake.open.lock().unwrap().is_empty());
         assert_eq!(*self.fake.doubled.lock().unwrap(), [""; 0]);

@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -16,6 +17,14 @@ fn leased(node: &Node, container_id: &str) -> Option<String> {
     all.values()
         .find(|it| it.attachment.container_id() == container_id)
         .map(|it| it.addresses[0].to_string())
+}
+
+fn noted(node: &Node) -> Vec<String> {
+    let notes = weir_cni::released::list(&node.released_dir()).unwrap();
+    notes
+        .iter()
+        .map(|it| it.container_id().to_owned())
+        .collect()
 }
 
 #[test]
@@ -376,9 +385,35 @@ fn a_del_that_a_killed_agent_has_answered_is_finished_by_the_next() {
     // The record is gone soon, and the device stays until the agent is killed.
     std::thread::sleep(Duration::from_millis(500));
     assert!(node.netns.has_link(&device));
+    assert_eq!(noted(&node), ["c1"]);
     node.kill_agent();
     node.fake.deletes.send_replace(true);
     node.start_agent();
     assert!(!node.netns.has_link(&device));
     node.expect_clean();
+}
+
+#[test]
+fn a_device_that_the_kernel_keeps_is_asked_for_again() {
+    let node = Node::new(&["10.64.0.0/29"]);
+    let pod = Netns::new("pod");
+    node.fake.keeps_devices.store(true, Ordering::Relaxed);
+    for is_known in [true, false] {
+        if is_known {
+            node.add("c1", &pod);
+        } else {
+            let device = node.device("c1");
+            node.netns
+                .run(&["ip", "link", "add", &device, "type", "veth"]);
+        }
+        node.del("c1", &pod);
+        // Until it has been tried, and for as long as it fails.
+        std::thread::sleep(Duration::from_millis(300));
+        node.call(&Call::new("STATUS", "", &pod)).expect_ok();
+        assert_eq!(noted(&node), ["c1"]);
+        node.fake.keeps_devices.store(false, Ordering::Relaxed);
+        node.call(&Call::new("STATUS", "", &pod)).expect_ok();
+        node.expect_clean();
+        node.fake.keeps_devices.store(true, Ordering::Relaxed);
+    }
 }
