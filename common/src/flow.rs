@@ -111,12 +111,27 @@ impl FlowBits {
     /// The opener, the responder has sent FIN.
     pub const OPENER_FIN: u32 = 1 << 2;
     pub const RESPONDER_FIN: u32 = 1 << 3;
-    /// Either side has sent RST.
+    /// Either side has sent RST, and neither anything else since: what goes on talking was not ended by it, and who sent it
+    /// may be somebody else.
     pub const RESET: u32 = 1 << 4;
     /// This entry only leads to another one: the key is (client, service), [`Flow::nat`] the backend.
     pub const TO_BACKEND: u32 = 1 << 8;
     /// The flow was opened through a service by the per-packet path: replies are translated back.
     pub const FROM_SERVICE: u32 = 1 << 9;
+
+    const BOTH_FIN: u32 = Self::OPENER_FIN | Self::RESPONDER_FIN;
+
+    /// Have both sides said goodbye, or has one broken off?
+    #[inline(always)]
+    pub const fn is_closed(bits: u32) -> bool {
+        bits & Self::RESET != 0 || bits & Self::BOTH_FIN == Self::BOTH_FIN
+    }
+
+    /// Has one side said goodbye, and the other may go on sending?
+    #[inline(always)]
+    pub const fn is_half_closed(bits: u32) -> bool {
+        bits & Self::BOTH_FIN != 0 && !Self::is_closed(bits)
+    }
 }
 
 const _: () = assert!(size_of::<Peer>() == 18);

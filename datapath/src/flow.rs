@@ -104,7 +104,7 @@ impl<R: Deref<Target = Flow>> Found<R> {
     /// Have both sides said goodbye, or one broken off?
     #[inline(always)]
     pub fn is_closed(&self) -> bool {
-        is_closed(self.flow.bits.load(Relaxed))
+        FlowBits::is_closed(self.flow.bits.load(Relaxed))
     }
 
     /// Can a packet to `service`, if it was translated, belong to this flow?
@@ -129,10 +129,10 @@ impl<R: Deref<Target = Flow>> Found<R> {
             return Fit::Collision;
         }
         let opens_back = self.sender == Sender::Responder && segment.is_syn();
-        if agrees && !(opens_back && is_closed(bits)) {
+        if agrees && !(opens_back && FlowBits::is_closed(bits)) {
             return Fit::Yes;
         }
-        let is_over = is_closed(bits)
+        let is_over = FlowBits::is_closed(bits)
             || (protocol != Protocol::TCP
                 && tables.now().saturating_sub(self.flow.seen.load(Relaxed)) > IDLE);
         if is_over { Fit::Over } else { Fit::Collision }
@@ -199,8 +199,15 @@ pub fn account<T: Tables>(
     let segment = seen.segment;
     let is_opener = found.sender == Sender::Opener;
     let bits = flow.bits.load(Relaxed);
-    if is_opener && segment.is_syn() && bits & CLOSING != 0 {
-        flow.bits.fetch_and(!CLOSING, Relaxed);
+    let ended_before = if is_opener && segment.is_syn() {
+        CLOSING
+    } else if !segment.is_rst() {
+        FlowBits::RESET
+    } else {
+        0
+    };
+    if bits & ended_before != 0 {
+        flow.bits.fetch_and(!ended_before, Relaxed);
     }
     let mut news = 0;
     if seen.segment.is_fin() {
@@ -363,12 +370,6 @@ pub fn touch<T: Tables>(tables: &T, flow: &Flow) {
 }
 
 const CLOSING: u32 = FlowBits::OPENER_FIN | FlowBits::RESPONDER_FIN | FlowBits::RESET;
-
-#[inline(always)]
-const fn is_closed(bits: u32) -> bool {
-    const BOTH: u32 = FlowBits::OPENER_FIN | FlowBits::RESPONDER_FIN;
-    bits & FlowBits::RESET != 0 || bits & BOTH == BOTH
-}
 
 #[inline(always)]
 fn opener_bit(tuple: &Tuple) -> u32 {

@@ -22,17 +22,19 @@ pub struct Flows {
 }
 
 /// After how long without a packet a flow is forgotten. Established TCP may be silent for two hours
-/// before its keepalive (RFC 9293 section 3.8.4), so it gets more.
+/// before its keepalive (RFC 9293 section 3.8.4), so it gets more; a connection that one side has closed may be silent while
+/// the other works, and gets the hour that kube-proxy grants it (`--conntrack-tcp-timeout-close-wait`).
 fn patience(key: &FlowKey, bits: u32) -> Duration {
-    let is_closing = bits & (FlowBits::OPENER_FIN | FlowBits::RESPONDER_FIN | FlowBits::RESET) != 0;
     let is_answered = bits & FlowBits::ANSWERED != 0;
-    match (key.protocol, is_answered, is_closing) {
-        (Protocol::TCP, _, true) => Duration::from_secs(30),
-        (Protocol::TCP, true, false) => Duration::from_secs(3 * 3600),
-        (Protocol::TCP, false, false) => Duration::from_secs(60),
-        (_, true, _) => Duration::from_secs(120),
-        (_, false, _) => Duration::from_secs(30),
-    }
+    let seconds = match (key.protocol, is_answered) {
+        (Protocol::TCP, _) if FlowBits::is_closed(bits) => 30,
+        (Protocol::TCP, false) => 60,
+        (Protocol::TCP, true) if FlowBits::is_half_closed(bits) => 3600,
+        (Protocol::TCP, true) => 3 * 3600,
+        (_, true) => 120,
+        (_, false) => 30,
+    };
+    Duration::from_secs(seconds)
 }
 
 /// Has a flow that was last seen then been forgotten by now? Entries that only lead to another one
@@ -261,6 +263,18 @@ mod tests {
         let closed = FlowBits::ANSWERED | FlowBits::OPENER_FIN | FlowBits::RESPONDER_FIN;
         assert!(!expired(Protocol::TCP, closed, 29));
         assert!(expired(Protocol::TCP, closed, 31));
+    }
+
+    #[test]
+    fn a_connection_that_one_side_has_closed_may_be_silent_for_an_hour() {
+        for fin in [FlowBits::OPENER_FIN, FlowBits::RESPONDER_FIN] {
+            let bits = FlowBits::ANSWERED | fin;
+            assert!(!expired(Protocol::TCP, bits, 3599));
+            assert!(expired(Protocol::TCP, bits, 3601));
+            assert!(expired(Protocol::TCP, bits | FlowBits::RESET, 31));
+            // Nobody has answered it.
+            assert!(expired(Protocol::TCP, fin, 61));
+        }
     }
 
     /// A table in memory.

@@ -402,10 +402,9 @@ fn view(key: &FlowKey, flow: &Flow, now: Duration, book: &RuleBook, names: &Name
     } else {
         (key.low, key.high)
     };
-    let both = FlowBits::OPENER_FIN | FlowBits::RESPONDER_FIN;
-    let state = if bits & FlowBits::RESET != 0 || bits & both == both {
+    let state = if FlowBits::is_closed(bits) {
         "closed"
-    } else if bits & both != 0 {
+    } else if FlowBits::is_half_closed(bits) {
         "closing"
     } else if bits & FlowBits::ANSWERED != 0 {
         "open"
