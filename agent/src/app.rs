@@ -317,6 +317,9 @@ fn node_config(settings: &Settings) -> Result<NodeConfig> {
     if settings.masquerade {
         features |= Features::MASQUERADE;
     }
+    if features::refusals_say_why() {
+        features |= Features::SAYS_WHY;
+    }
     // Beside those that the node takes for its own connections, where there is room: they are kept from those all the same.
     let ports = PortRange::beside(sysctl::ephemeral_ports()?).unwrap_or(PortRange::USUAL);
     Ok(NodeConfig {

@@ -30,6 +30,9 @@ pub struct Features;
 impl Features {
     /// What pods send out of the cluster leaves with the node's address.
     pub const MASQUERADE: u32 = 1;
+    /// A refused socket call says why, by a helper that these hooks have since Linux 6.1 (`bpf_set_retval`). Without it the
+    /// call ends in EPERM, and the verifier does not look at what is never reached.
+    pub const SAYS_WHY: u32 = 1 << 1;
 }
 
 /// The mark that `from_pod` leaves on what it passes to the stack. The second lock, a static netfilter
@@ -45,7 +48,7 @@ pub const TRANSLATED_MARK: u32 = 0x0000_0d00;
 impl Default for NodeConfig {
     fn default() -> Self {
         Self {
-            features: Features::MASQUERADE,
+            features: Features::MASQUERADE | Features::SAYS_WHY,
             passed_mark: PASSED_MARK,
             passed_mask: PASSED_MASK,
             translated_mark: TRANSLATED_MARK,

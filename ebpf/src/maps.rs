@@ -82,7 +82,7 @@ static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 /// What the loader says about this node.
 #[unsafe(no_mangle)]
 static NODE: Global<NodeConfig> = Global::new(NodeConfig {
-    features: Features::MASQUERADE,
+    features: Features::MASQUERADE | Features::SAYS_WHY,
     passed_mark: node::PASSED_MARK,
     passed_mask: node::PASSED_MASK,
     translated_mark: node::TRANSLATED_MARK,

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 use crate::cache::run_slowly;
@@ -31,6 +31,63 @@ pub fn unpack(package: &str) -> Result<TempDir> {
     let mut unpack = Command::new("dpkg");
     unpack.arg("-x").arg(&deb).arg(scratch.path());
     run_slowly(&format!("unpack {package}"), &mut unpack)?;
+    Ok(scratch)
+}
+
+/// Fetches packages of another archive than the machine's own, with lists of its own, and returns a directory with the files
+/// that they would install. Nobody here has the archive's key, so each package has to have the given SHA-256.
+///
+/// # Errors
+/// There is no apt, the archive is not reached or has not these packages, or one is not the one that is meant.
+pub fn unpack_from(source: &str, packages: &[(&str, &str)]) -> Result<TempDir> {
+    let scratch = scratch_dir("archive")?;
+    let [lists, cache, debs] = ["lists", "cache", "debs"].map(|name| scratch.path().join(name));
+    for folder in [
+        &lists.join("partial"),
+        &cache.join("archives/partial"),
+        &debs,
+    ] {
+        fs::create_dir_all(folder)?;
+    }
+    let list = scratch.path().join("sources.list");
+    fs::write(&list, format!("deb [trusted=yes] {source}\n"))?;
+    let apt = |arguments: &[&str]| {
+        let mut apt = Command::new("apt-get");
+        for option in [
+            "APT::Sandbox::User=root".to_owned(),
+            "Acquire::Languages=none".to_owned(),
+            "Acquire::Retries=1".to_owned(),
+            "Acquire::http::Timeout=20".to_owned(),
+            "Dir::Etc::sourceparts=-".to_owned(),
+            format!("Dir::Etc::sourcelist={}", list.display()),
+            format!("Dir::State::lists={}", lists.display()),
+            format!("Dir::Cache={}", cache.display()),
+        ] {
+            apt.args(["-o", &option]);
+        }
+        apt.args(arguments).current_dir(&debs);
+        apt
+    };
+    // What cannot be reached is only a warning otherwise.
+    let update = ["update", "--error-on=any"];
+    run_slowly(&format!("the lists of {source}"), &mut apt(&update))?;
+    for (package, sum) in packages {
+        run_slowly(
+            &format!("download {package}"),
+            &mut apt(&["download", package]),
+        )?;
+        let mut found = fs::read_dir(&debs)?.filter_map(Result::ok);
+        let prefix = format!("{package}_");
+        let deb = found.find(|it| it.file_name().to_string_lossy().starts_with(&prefix));
+        let deb = deb.context("apt downloaded nothing")?.path();
+        let output = Command::new("sha256sum").arg(&deb).output()?;
+        if !output.stdout.starts_with(sum.as_bytes()) {
+            bail!("{package} is not the one that is meant: another SHA-256");
+        }
+        let mut unpack = Command::new("dpkg");
+        unpack.arg("-x").arg(&deb).arg(scratch.path());
+        run_slowly(&format!("unpack {package}"), &mut unpack)?;
+    }
     Ok(scratch)
 }
 

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
 
 use crate::binaries::find;
 use crate::cache::Cache;
@@ -18,12 +19,28 @@ use crate::process::Launch;
 /// The console shows this when the script ended with success.
 const DONE: &str = "WEIR-VM-OK";
 
-/// Debian's kernels for clouds, as packages that depend on the newest of a series.
+/// A series of kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Series {
+    /// The oldest on which a node has to work: Ubuntu 22.04's.
+    V5_15,
+    /// Debian 12's for clouds, and the one that comes with its security updates.
     V6_1,
     V6_12,
 }
+
+/// Where [`Series::V5_15`] is, and what of it, by SHA-256: one build, since there is no package here that knows the newest.
+const UBUNTU: &str = "http://archive.ubuntu.com/ubuntu jammy-updates main";
+const UBUNTU_PACKAGES: [(&str, &str); 2] = [
+    (
+        "linux-image-5.15.0-204-generic",
+        "f64db5a37befdde1ca0bef10a5826614482ee903c3163e57ed776d97a5919c75",
+    ),
+    (
+        "linux-modules-5.15.0-204-generic",
+        "e205a3933a1f6551dc04e3975b46df119fe12a0ba4b5ea37bdcd30862ad69a98",
+    ),
+];
 
 /// A kernel to boot.
 #[derive(Debug, Clone)]
@@ -42,7 +59,7 @@ pub enum NoVm {
         program: &'static str,
         package: &'static str,
     },
-    #[error("no Debian kernel {series}: {why:#}")]
+    #[error("no kernel {series}: {why:#}")]
     NoKernel {
         series: &'static str,
         why: anyhow::Error,
@@ -59,22 +76,28 @@ pub struct Contents {
 }
 
 impl Series {
-    pub const ALL: [Self; 2] = [Self::V6_1, Self::V6_12];
+    pub const ALL: [Self; 3] = [Self::V5_15, Self::V6_1, Self::V6_12];
 
     /// As `uname -r` begins.
     #[must_use]
     pub fn version(self) -> &'static str {
         match self {
+            Self::V5_15 => "5.15",
             Self::V6_1 => "6.1",
             Self::V6_12 => "6.12",
         }
     }
 
-    /// In Debian 12; 6.12 comes with its security updates.
-    fn package(self) -> &'static str {
+    /// A folder with its files.
+    fn download(self) -> Result<TempDir> {
+        let newest_of = |package| {
+            let prefix = format!("linux-image-{}.", self.version());
+            debian::unpack(&debian::dependency(package, &prefix)?)
+        };
         match self {
-            Self::V6_1 => "linux-image-cloud-amd64",
-            Self::V6_12 => "linux-image-6.12-cloud-amd64",
+            Self::V5_15 => debian::unpack_from(UBUNTU, &UBUNTU_PACKAGES),
+            Self::V6_1 => newest_of("linux-image-cloud-amd64"),
+            Self::V6_12 => newest_of("linux-image-6.12-cloud-amd64"),
         }
     }
 }
@@ -318,8 +341,7 @@ fn downloaded(series: Series) -> Result<(PathBuf, PathBuf)> {
     if image.exists() {
         return Ok((image, modules));
     }
-    let prefix = format!("linux-image-{}.", series.version());
-    let package = debian::unpack(&debian::dependency(series.package(), &prefix)?)?;
+    let package = series.download()?;
     fs::create_dir_all(&modules)?;
     keep_modules(&package.path().join("lib/modules"), &modules)?;
     let found = fs::read_dir(package.path().join("boot"))?

@@ -3,9 +3,12 @@
 use std::fs;
 use std::path::Path;
 
+use aya::programs::ProgramType;
+use aya::sys::{BpfHelper, is_helper_supported};
 use aya::util::KernelVersion;
 use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, FsType, statfs};
 use nix::unistd::Uid;
+use tracing::warn;
 
 use super::second_lock;
 
@@ -17,9 +20,8 @@ pub struct Check {
     pub outcome: Result<String, String>,
 }
 
-/// The oldest kernel that has everything that programs call; the last to come was `bpf_set_retval`, by which a refused
-/// connection says why. Tried is 6.1 (`cargo xtask vm`).
-const FLOOR: (u8, u8) = (5, 18);
+/// The oldest kernel on which a node is tried (`cargo xtask vm`).
+const FLOOR: (u8, u8) = (5, 15);
 
 /// Every check, whether or not an earlier one failed.
 pub fn probe(bpffs: &Path, cgroup: &Path) -> Vec<Check> {
@@ -67,14 +69,23 @@ fn kernel() -> Result<String, String> {
     judge(version).map(|()| format!("Linux {release}"))
 }
 
+/// Whether a socket call that is refused can end in another error than EPERM ([`Features::SAYS_WHY`]).
+pub fn refusals_say_why() -> bool {
+    is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval).unwrap_or_else(
+        |error| {
+            warn!(%error, "cannot ask whether a refused call can say why: it ends in EPERM");
+            false
+        },
+    )
+}
+
 fn judge(version: KernelVersion) -> Result<(), String> {
     let (major, minor) = FLOOR;
     if version >= KernelVersion::new(major, minor, 0) {
         return Ok(());
     }
     Err(format!(
-        "Linux {version} is older than {major}.{minor}, the first with everything that Weir's programs call \
-         (bpf_set_retval): install a newer kernel"
+        "Linux {version} is older than {major}.{minor}, the oldest on which Weir is tried: install a newer kernel"
     ))
 }
 
@@ -155,9 +166,9 @@ mod tests {
 
     #[test]
     fn a_kernel_without_what_programs_call_is_told_so() {
-        assert_eq!(judge(KernelVersion::new(5, 18, 0)), Ok(()));
-        let said = judge(KernelVersion::new(5, 15, 190)).unwrap_err();
-        assert!(said.contains("older than 5.18"), "{said}");
+        assert_eq!(judge(KernelVersion::new(5, 15, 0)), Ok(()));
+        let said = judge(KernelVersion::new(5, 14, 190)).unwrap_err();
+        assert!(said.contains("older than 5.15"), "{said}");
     }
 
     #[test]

@@ -3,10 +3,11 @@
 use aya_ebpf::helpers::generated::bpf_set_retval;
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
+use weir_common::node::Features;
 use weir_datapath::l3::Family;
 use weir_datapath::socket::{Call, connect, name, sendmsg};
 
-use crate::maps::Maps;
+use crate::maps::{self, Maps};
 use crate::sock::Sock;
 
 const ECONNREFUSED: i32 = 111;
@@ -71,8 +72,10 @@ fn answer(call: Call) -> i32 {
     match call {
         Call::Proceed => ALLOW,
         Call::Refuse => {
-            // SAFETY: a helper without pointers; where it fails the call ends in EPERM.
-            unsafe { bpf_set_retval(-ECONNREFUSED) };
+            if maps::node().features & Features::SAYS_WHY != 0 {
+                // SAFETY: a helper without pointers; where it fails the call ends in EPERM.
+                unsafe { bpf_set_retval(-ECONNREFUSED) };
+            }
             DENY
         }
     }
