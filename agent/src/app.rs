@@ -93,13 +93,8 @@ async fn run_until(settings: Settings, stop: CancellationToken) -> Result<()> {
 
     // The kernel's programs and tables: the verifier takes longest of all. Nothing meets them yet: the line puts them
     // in place of an earlier agent's when its tables are filled.
-    let config = node_config(&settings)?;
-    let ports = PortRange {
-        first: config.first_port,
-        last: config.last_port,
-    };
     let loading = tokio::task::spawn_blocking({
-        let settings = settings.clone();
+        let (settings, config) = (settings.clone(), node_config(&settings)?);
         // A start that fails meanwhile lets nobody else begin before this has ended.
         let only = only.clone();
         move || {
@@ -116,7 +111,6 @@ async fn run_until(settings: Settings, stop: CancellationToken) -> Result<()> {
 
     // Meanwhile the node's network.
     sysctl::set_node(&settings.run_dir)?;
-    sysctl::reserve_ports(&settings.run_dir, ports)?;
     dns_addresses::put_dns_addresses(&settings.dns.addresses).await?;
     if second_lock::close().context("close the second lock")? == Lock::Open {
         info!("the second lock is closed");
@@ -320,8 +314,17 @@ fn node_config(settings: &Settings) -> Result<NodeConfig> {
     if features::refusals_say_why() {
         features |= Features::SAYS_WHY;
     }
-    // Beside those that the node takes for its own connections, where there is room: they are kept from those all the same.
-    let ports = PortRange::beside(sysctl::ephemeral_ports()?).unwrap_or(PortRange::USUAL);
+    let ephemeral = sysctl::ephemeral_ports()?;
+    let ports = PortRange::beside(ephemeral).unwrap_or_else(|| {
+        let ports = PortRange::USUAL;
+        warn!(
+            ?ephemeral,
+            ?ports,
+            "net.ipv4.ip_local_port_range leaves no ports for masquerading: a connection of the node itself \
+             may be taken for a pod's where both have the same peer"
+        );
+        ports
+    });
     Ok(NodeConfig {
         features,
         network: network::cookie().context("ask which network namespace this is")?,

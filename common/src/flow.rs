@@ -114,6 +114,8 @@ impl FlowBits {
     /// Either side has sent RST, and neither anything else since: what goes on talking was not ended by it, and who sent it
     /// may be somebody else.
     pub const RESET: u32 = 1 << 4;
+    /// One side has sent something after the other's FIN: it has heard of it.
+    pub const FIN_HEARD: u32 = 1 << 5;
     /// This entry only leads to another one: the key is (client, service), [`Flow::nat`] the backend.
     pub const TO_BACKEND: u32 = 1 << 8;
     /// The flow was opened through a service by the per-packet path: replies are translated back.
@@ -127,7 +129,7 @@ impl FlowBits {
         bits & Self::RESET != 0 || bits & Self::BOTH_FIN == Self::BOTH_FIN
     }
 
-    /// Has one side said goodbye, and the other may go on sending?
+    /// Has one side said goodbye, and the other not?
     #[inline(always)]
     pub const fn is_half_closed(bits: u32) -> bool {
         bits & Self::BOTH_FIN != 0 && !Self::is_closed(bits)

@@ -220,6 +220,14 @@ pub fn account<T: Tables>(
     if seen.segment.is_rst() {
         news |= FlowBits::RESET;
     }
+    let others_fin = if is_opener {
+        FlowBits::RESPONDER_FIN
+    } else {
+        FlowBits::OPENER_FIN
+    };
+    if bits & others_fin != 0 {
+        news |= FlowBits::FIN_HEARD;
+    }
     // A refusal is no answer: it would let a flood of SYNs to a closed port fill the table of the
     // answered.
     let is_answer = !is_opener && !seen.segment.is_rst();
@@ -369,7 +377,8 @@ pub fn touch<T: Tables>(tables: &T, flow: &Flow) {
     }
 }
 
-const CLOSING: u32 = FlowBits::OPENER_FIN | FlowBits::RESPONDER_FIN | FlowBits::RESET;
+const CLOSING: u32 =
+    FlowBits::OPENER_FIN | FlowBits::RESPONDER_FIN | FlowBits::FIN_HEARD | FlowBits::RESET;
 
 #[inline(always)]
 fn opener_bit(tuple: &Tuple) -> u32 {

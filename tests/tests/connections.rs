@@ -66,10 +66,21 @@ fn one_goodbye_closes_one_half() {
         (back(FIN | ACK), there(FIN | ACK)),
     ] {
         let memory = connected();
-        for arrival in [&first, &there(ACK), &back(ACK)] {
+        let is_first = |arrival: &Arrival| arrival.hook == first.hook;
+        let [first_again, answer] = match is_first(&there(ACK)) {
+            true => [there(FIN | ACK), back(ACK)],
+            false => [back(FIN | ACK), there(ACK)],
+        };
+        for (arrival, is_heard) in [
+            (&first, false),
+            (&first_again, false),
+            (&answer, true),
+            (&first_again, true),
+        ] {
             passes(&memory, arrival);
             assert!(FlowBits::is_half_closed(bits(&memory)));
             assert!(!FlowBits::is_closed(bits(&memory)));
+            assert_eq!(bits(&memory) & FlowBits::FIN_HEARD != 0, is_heard);
         }
         passes(&memory, &last);
         assert!(FlowBits::is_closed(bits(&memory)));

@@ -5,12 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
-use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 
 use weir_agent::kernel::sysctl;
-use weir_common::nat::PortRange;
 use weir_tests::netns::Netns;
 
 /// A device of a pod.
@@ -150,51 +147,6 @@ fn nothing_is_remembered_of_a_node_that_needs_no_change() {
     assert_eq!(fs::read_dir(second.path()).unwrap().count(), 0);
     assert_eq!(restore(&netns, second.path()), (Vec::new(), Vec::new()));
     assert_eq!(settings(&netns), as_we_want_it);
-}
-
-#[test]
-fn the_node_gets_none_of_the_ports_that_stand_for_pods() {
-    let netns = Netns::new("ports").unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    for (key, value) in [
-        ("net.ipv4.ip_local_port_range", "19900 20099"),
-        ("net.ipv4.ip_local_reserved_ports", "8080,19900-19909"),
-    ] {
-        netns.set_sysctl(key, value).unwrap();
-    }
-    let before = settings(&netns);
-    let ports = PortRange {
-        first: 20_000,
-        last: 29_999,
-    };
-    for _ in 1..=2 {
-        let reserve = || sysctl::reserve_ports(folder.path(), ports);
-        netns.run(reserve).unwrap().unwrap();
-        let now = &settings(&netns)["/proc/sys/net/ipv4/ip_local_reserved_ports"];
-        assert_eq!(now, "8080,19900-19909,20000-29999");
-    }
-    // Both ways in which the kernel chooses one: all that are left, and then none.
-    let bound = || (0..91).map(|_| UdpSocket::bind("127.0.0.1:0")).collect();
-    let bound: Vec<io::Result<UdpSocket>> = netns.run(bound).unwrap();
-    let mut given: Vec<u16> = bound
-        .iter()
-        .filter_map(|socket| Some(socket.as_ref().ok()?.local_addr().ok()?.port()))
-        .collect();
-    given.sort_unstable();
-    assert_eq!(given, (19_910..=19_999).collect::<Vec<_>>());
-    let connected = || {
-        let server = TcpListener::bind("127.0.0.1:80").unwrap();
-        let to = server.local_addr().unwrap();
-        (0..91)
-            .map_while(|_| TcpStream::connect(to).ok())
-            .map(|stream| (stream.local_addr().unwrap().port(), stream))
-            .collect::<BTreeMap<_, _>>()
-            .into_keys()
-            .collect::<Vec<_>>()
-    };
-    assert_eq!(netns.run(connected).unwrap(), given);
-    assert_eq!(restore(&netns, folder.path()).1, [""; 0]);
-    assert_eq!(settings(&netns), before);
 }
 
 fn set_node(netns: &Netns, run_dir: &Path) {

@@ -23,13 +23,20 @@ pub struct Flows {
 
 /// After how long without a packet a flow is forgotten. Established TCP may be silent for two hours
 /// before its keepalive (RFC 9293 section 3.8.4), so it gets more; a connection that one side has closed may be silent while
-/// the other works, and gets the hour that kube-proxy grants it (`--conntrack-tcp-timeout-close-wait`).
+/// the other works, and gets the hour that kube-proxy grants it (`--conntrack-tcp-timeout-close-wait`), or, where the other
+/// has not heard of it, what Linux does (`nf_conntrack_tcp_timeout_fin_wait`).
 fn patience(key: &FlowKey, bits: u32) -> Duration {
     let is_answered = bits & FlowBits::ANSWERED != 0;
     let seconds = match (key.protocol, is_answered) {
         (Protocol::TCP, _) if FlowBits::is_closed(bits) => 30,
         (Protocol::TCP, false) => 60,
-        (Protocol::TCP, true) if FlowBits::is_half_closed(bits) => 3600,
+        (Protocol::TCP, true) if FlowBits::is_half_closed(bits) => {
+            if bits & FlowBits::FIN_HEARD != 0 {
+                3600
+            } else {
+                120
+            }
+        }
         (Protocol::TCP, true) => 3 * 3600,
         (_, true) => 120,
         (_, false) => 30,
@@ -269,6 +276,9 @@ mod tests {
     fn a_connection_that_one_side_has_closed_may_be_silent_for_an_hour() {
         for fin in [FlowBits::OPENER_FIN, FlowBits::RESPONDER_FIN] {
             let bits = FlowBits::ANSWERED | fin;
+            assert!(!expired(Protocol::TCP, bits, 119));
+            assert!(expired(Protocol::TCP, bits, 121));
+            let bits = bits | FlowBits::FIN_HEARD;
             assert!(!expired(Protocol::TCP, bits, 3599));
             assert!(expired(Protocol::TCP, bits, 3601));
             assert!(expired(Protocol::TCP, bits | FlowBits::RESET, 31));

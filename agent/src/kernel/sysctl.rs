@@ -1,7 +1,6 @@
 //! Settings of the node's own network namespace, through /proc/sys. Written only where they differ, and
 //! put back by a cleanup.
 
-mod ports;
 mod record;
 
 use std::fs;
@@ -53,20 +52,7 @@ pub fn set_node(run_dir: &Path) -> Result<()> {
     move_reverse_path_filter(&mut record)
 }
 
-/// Keeps ports from the connections of the node itself, whatever range it gives them ports of, now or later. What others keep
-/// so stays so; it goes back to that by [`restore`].
-///
-/// # Errors
-/// The setting cannot be read, written or remembered.
-pub fn reserve_ports(run_dir: &Path, ports: PortRange) -> Result<()> {
-    let path = Path::new("/proc/sys/net/ipv4/ip_local_reserved_ports");
-    let reserved = text(path)?;
-    let wanted =
-        ports::with(&reserved, ports).with_context(|| format!("read {}", path.display()))?;
-    change(&mut Record::open(run_dir)?, path, &wanted, &[])
-}
-
-/// Puts back what agents have changed since the last boot ([`set_node`], [`reserve_ports`]), except what somebody else has
+/// Puts back what [`set_node`] of any agent since the last boot has changed, except what somebody else has
 /// changed since. Returns what is as it was before, in words, and what is not, with the reason.
 pub fn restore(run_dir: &Path) -> (Vec<String>, Vec<String>) {
     let (mut restored, mut left) = (Vec::new(), Vec::new());
