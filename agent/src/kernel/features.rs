@@ -69,7 +69,7 @@ fn kernel() -> Result<String, String> {
     judge(version).map(|()| format!("Linux {release}"))
 }
 
-/// Whether a socket call that is refused can end in another error than EPERM ([`Features::SAYS_WHY`]).
+/// Whether a socket call that is refused can end in another error than EPERM ([`weir_common::node::Features::SAYS_WHY`]).
 pub fn refusals_say_why() -> bool {
     is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval).unwrap_or_else(
         |error| {
