@@ -330,7 +330,6 @@ fn node_config(settings: &Settings) -> Result<NodeConfig> {
         network: network::cookie().context("ask which network namespace this is")?,
         first_port: ports.first,
         last_port: ports.last,
-        ..NodeConfig::default()
     })
 }
 

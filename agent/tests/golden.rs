@@ -93,12 +93,7 @@ fn print(plan: &ServicePlan, out: &mut String) {
     }
     for frontend in &plan.frontends {
         let key = &frontend.key;
-        let protocol = match key.protocol {
-            Protocol::TCP => "TCP",
-            Protocol::UDP => "UDP",
-            Protocol::SCTP => "SCTP",
-            _ => panic!("a protocol that no Service has"),
-        };
+        let protocol = name(key.protocol);
         let at = match (IpAddr::from(key.addr), key.scope.is_of_nodes()) {
             (ip, false) => socket(ip, key.port.into()),
             (IpAddr::V4(_), true) => format!("nodes v4:{}", u16::from(key.port)),
@@ -130,6 +125,19 @@ fn print(plan: &ServicePlan, out: &mut String) {
             )
             .unwrap();
         }
+    }
+    for (protocol, backend) in &plan.draining {
+        let at = socket(backend.addr.into(), backend.port.into());
+        writeln!(out, "  draining: {at} {}", name(*protocol)).unwrap();
+    }
+}
+
+fn name(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::TCP => "TCP",
+        Protocol::UDP => "UDP",
+        Protocol::SCTP => "SCTP",
+        _ => panic!("a protocol that no Service has"),
     }
 }
 

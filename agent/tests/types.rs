@@ -107,7 +107,18 @@ impl World {
 
     fn usable(&self) -> usize {
         let rows = self.live.rows();
-        rows.values().filter(|g| g.0 != 0 && g.is_usable()).count()
+        rows.values().filter(|g| g.is_usable()).count()
+    }
+
+    /// How many backends are usable, how many drain, and how many are gone.
+    fn backends(&self) -> [usize; 3] {
+        let rows = self.live.rows();
+        let count = |is: fn(Generation) -> bool| rows.values().filter(|g| is(**g)).count();
+        [
+            count(Generation::is_usable),
+            count(Generation::is_draining),
+            count(Generation::is_gone),
+        ]
     }
 }
 
@@ -229,4 +240,71 @@ fn a_host_port_lives_as_long_as_its_pod_has_an_address() {
         assert_eq!(world.inside(), addresses, "{phase} {ip}");
         assert_eq!(world.usable(), addresses.len(), "{phase} {ip}");
     }
+}
+
+#[test]
+fn a_traffic_policy_takes_no_connection_from_an_endpoint_that_it_leaves_out() {
+    let service = |policies: &str| {
+        web(
+            "NodePort",
+            &format!(
+                "clusterIPs: [10.96.0.5], ports: [{{name: http, port: 80, nodePort: 30080}}], {policies}"
+            ),
+        )
+    };
+    let slice = |endpoints: &str| {
+        format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+             metadata: {{name: web-1, namespace: default, labels: {{kubernetes.io/service-name: web}}}}\n\
+             addressType: IPv4\nports: [{{name: http, port: 8080}}]\nendpoints: [{endpoints}]\n"
+        )
+    };
+    const HERE: &str = "{addresses: [10.0.0.1], nodeName: here}";
+    const THERE: &str = "{addresses: [10.0.0.2], nodeName: there}";
+    const UNREADY: &str = "{addresses: [10.0.0.1], nodeName: here, conditions: {ready: false}}";
+    let both = slice(&format!("{HERE}, {THERE}"));
+    // What is said, and how many backends are usable, drain and are gone then.
+    type Case<'a> = (&'a str, &'a [(String, [usize; 3])]);
+    let cases: [Case<'_>; 4] = [
+        (
+            "only this node's from outside: pods still ask for all",
+            &[
+                (service(""), [2, 0, 0]),
+                (service("externalTrafficPolicy: Local"), [2, 0, 0]),
+            ],
+        ),
+        (
+            "nobody asks for the other node's, and then all do again",
+            &[
+                (clusterip(""), [2, 0, 0]),
+                (clusterip("internalTrafficPolicy: Local"), [1, 1, 0]),
+                (clusterip(""), [2, 0, 0]),
+            ],
+        ),
+        (
+            "another node's endpoint that nobody ever asked has no number",
+            &[(clusterip("internalTrafficPolicy: Local"), [1, 0, 0])],
+        ),
+        (
+            "the last one of this node is not ready",
+            &[
+                (clusterip("internalTrafficPolicy: Local"), [1, 0, 0]),
+                (slice(&format!("{UNREADY}, {THERE}")), [0, 1, 0]),
+                (slice(THERE), [0, 0, 1]),
+            ],
+        ),
+    ];
+    for (name, steps) in cases {
+        let mut world = World::new();
+        world.apply(&both);
+        for (text, expected) in steps {
+            world.apply(text);
+            assert_eq!(world.backends(), *expected, "{name}");
+        }
+    }
+}
+
+fn clusterip(policy: &str) -> String {
+    let ports = "clusterIPs: [10.96.0.5], ports: [{name: http, port: 80}]";
+    web("ClusterIP", &format!("{ports}, {policy}"))
 }

@@ -39,6 +39,7 @@ impl Tables {
                 port: Port::from(port),
                 protocol: Protocol::TCP,
                 scope: Scope::INTERNAL,
+                pad: [0; 4],
             }
             .as_bytes(),
         );

@@ -1,6 +1,6 @@
 //! The pods of this node as the kernel knows them: by the interface they send through, and by address.
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, transmute_ref};
 
 use crate::policy::RulesId;
 use crate::table::OTHER_BYTES;
@@ -11,7 +11,7 @@ use crate::{Addr, Mac};
 #[derive(
     Clone, Copy, Debug, Default, Eq, Hash, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct Device {
     /// The pod's IPv4 address, or [`Addr::ABSENT`].
     pub ipv4: Addr,
@@ -25,7 +25,15 @@ pub struct Device {
     /// What may go out.
     pub egress: RulesId,
     pub flags: u32,
-    pub pad2: [u8; 4 + OTHER_BYTES],
+    pub pad2: [u8; 4 + 2 * OTHER_BYTES],
+}
+
+impl Device {
+    /// The row as words, in the order of the machine: the two addresses, the rest.
+    #[inline(always)]
+    pub fn words(&self) -> &[u64; 7 + OTHER_BYTES / 4] {
+        transmute_ref!(self)
+    }
 }
 
 /// Value of `PODS`, keyed by [`Addr`]: which interface leads to a pod of this node.
@@ -39,5 +47,5 @@ pub struct LocalPod {
     pub flags: u32,
 }
 
-const _: () = assert!(size_of::<Device>() == 56 + OTHER_BYTES);
+const _: () = assert!(size_of::<Device>() == 56 + 2 * OTHER_BYTES);
 const _: () = assert!(size_of::<LocalPod>() == 8);

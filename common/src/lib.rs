@@ -14,7 +14,6 @@ pub mod allocator;
 pub mod counter;
 pub mod device;
 pub mod event;
-pub mod flow;
 pub mod limits;
 pub mod nat;
 pub mod node;
@@ -23,6 +22,7 @@ pub mod reason;
 pub mod service;
 pub mod shared;
 pub mod table;
+pub mod way;
 
 pub use addr::{Addr, Mac, Port, Protocol};
 pub use reason::DropReason;

@@ -1,14 +1,14 @@
 //! Capacities, and the arithmetic that relates them. Memory is what the kernel takes, with its own
 //! overhead of about 48 bytes for each entry of a preallocated hash.
 
-/// `FRONTENDS`: 10,000 services with three ports and two families. 65,536 × (20 + 24 + 48) = 6 MB.
+/// `FRONTENDS`: 10,000 services with three ports and two families. 65,536 × (24 + 24 + 48) = 6 MB.
 pub const FRONTENDS: u32 = 65_536;
 /// `BACKENDS`: 100,000 endpoints, held twice while a service is rewritten. 262,144 × 24 = 6 MB.
 pub const BACKENDS: u32 = 262_144;
 /// `LIVE`: one row for each address, port and protocol behind a Service: 100,000 endpoints with one port each, or 10,000
-/// services with six endpoints of two ports. Who finds no row is told, and nobody else suffers. Twice as many would
-/// take another megabyte, and another layout: flows would not find their backends in it, and every translated
-/// connection would end at the upgrade. 131,072 × 8 = 1 MB.
+/// services with six endpoints of two ports. Backends that drain keep theirs until new ones need it. Who finds no row is
+/// told, and nobody else suffers. Twice as many would take another megabyte, and another layout: flows would not find
+/// their backends in it, and every translated connection would end at the upgrade. 131,072 × 8 = 1 MB.
 pub const LIVE: u32 = 131_072;
 /// `NODES`: 5,000 nodes, three addresses each. Not preallocated.
 pub const NODES: u32 = 16_384;
@@ -26,17 +26,19 @@ pub const CLASSES: u32 = 524_288;
 pub const VERDICTS: u32 = 262_144;
 /// `PORTS`: not preallocated.
 pub const PORTS: u32 = 65_536;
-/// `FLOWS`: 131,072 × (40 + 112 + 48) = 26 MB.
-pub const FLOWS: u32 = 131_072;
-/// `HALF_OPEN`: a flood fills this table and no other. 32,768 × (40 + 112 + 48) = 7 MB.
-pub const HALF_OPEN: u32 = 32_768;
+/// `TCP_WAYS`: 262,144 connections with two ways each, or half as many that are translated at an uplink, too. Not
+/// preallocated, and nothing is ever pushed out: a row costs 40 + 96 + 48 bytes while its connection lives, the
+/// table itself 8 MB.
+pub const TCP_WAYS: u32 = 524_288;
+/// `OTHER_WAYS`: datagrams and the rest, the longest unused pushed out. 131,072 × (40 + 96 + 48) = 24 MB.
+pub const OTHER_WAYS: u32 = 131_072;
+/// `TCP_PLANS`, `OTHER_PLANS`: a flood of what nobody answers fills its table and no other.
+/// 32,768 × (40 + 232 + 48) = 10 MB each.
+pub const PLANS: u32 = 32_768;
 /// `UPLINKS`: devices of the node that lead out of it.
 pub const UPLINKS: u32 = 64;
 /// `CLUSTER`: ranges of pods and addresses of 5,000 nodes, two families each. Not preallocated.
 pub const CLUSTER: u32 = 32_768;
-/// `NAT_PORTS`: every flow can have one. Not preallocated: a row costs 40 + 32 + 48 bytes while it is
-/// there.
-pub const NAT_PORTS: u32 = FLOWS + HALF_OPEN;
 /// `EVENTS` in bytes: a power of two and of pages. 4,096 events of 64 bytes with their headers.
 pub const EVENTS_BYTES: u32 = 512 * 1024;
 

@@ -1,11 +1,9 @@
-//! The node's uplinks, and the ports of the node's own addresses that stand for others: pods whose
-//! traffic leaves the cluster, and clients whose backend is on another node.
+//! The node's uplinks, what belongs to the cluster, and the ports of the node's own addresses that may stand for others:
+//! pods whose traffic leaves the cluster, and clients whose backend is on another node.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::flow::Peer;
-use crate::shared::AtomicU64;
-use crate::{Addr, Protocol};
+use crate::Addr;
 
 /// Value of `UPLINKS`, keyed by interface index (`u32`): with which address traffic leaves there.
 #[derive(
@@ -51,99 +49,6 @@ impl ClusterKey {
 
 /// Value of `CLUSTER`; a trie has no rows without one.
 pub type InCluster = u32;
-
-/// Key of `NAT_PORTS`: a reply as it arrives.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    Eq,
-    Hash,
-    Ord,
-    PartialEq,
-    PartialOrd,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-)]
-#[repr(C, align(8))]
-pub struct NatKey {
-    /// The node's address and the port that was reserved; for ICMP echo the identifier.
-    pub node: Peer,
-    /// Who the reply comes from; for ICMP echo without a port.
-    pub peer: Peer,
-    pub protocol: Protocol,
-    pub pad: [u8; 3],
-}
-
-/// Value of `NAT_PORTS`: whom the reply is for.
-#[derive(
-    Clone, Copy, Debug, Default, Eq, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
-#[repr(C)]
-pub struct NatRow {
-    /// Who the port stands for; with the key's peer and protocol it is the key of the flow.
-    pub end: Peer,
-    pub pad: u16,
-    /// Bits of [`NatFlags`].
-    pub flags: u32,
-    /// Monotonic time at which the port was reserved, in nanoseconds.
-    pub created: u64,
-}
-
-/// Bits of [`NatRow::flags`].
-#[derive(Clone, Copy, Debug)]
-pub struct NatFlags;
-
-impl NatFlags {
-    /// The end is a client outside of this node, not a pod of it: its replies leave again through an
-    /// uplink, with the service as their source.
-    pub const CLIENT: u32 = 1;
-}
-
-/// What a flow knows of the node's port that stands for its opener: one word, so that it is read and
-/// written whole.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Masquerade(pub u64);
-
-impl Masquerade {
-    /// Nobody has decided yet.
-    pub const UNDECIDED: Self = Self(0);
-    /// The flow stays in the cluster: it keeps its source.
-    pub const NONE: Self = Self(1 << 63);
-
-    /// A port of an address.
-    #[inline(always)]
-    pub fn of(node: &Peer) -> Self {
-        let port = u16::from_ne_bytes(node.port.0);
-        Self(1 << 62 | u64::from(fold(&node.addr)) << 16 | u64::from(port))
-    }
-
-    /// The port, if it is one of this address.
-    #[inline(always)]
-    pub fn port(self, addr: &Addr) -> Option<crate::Port> {
-        let port = crate::Port((self.0 as u16).to_ne_bytes());
-        (self.0 >> 16 == 1 << 46 | u64::from(fold(addr))).then_some(port)
-    }
-
-    /// As a flow keeps it.
-    #[inline(always)]
-    pub const fn cell(self) -> AtomicU64 {
-        AtomicU64::new(self.0)
-    }
-}
-
-/// 32 bits that differ between the addresses that a node has one after the other.
-#[inline(always)]
-const fn fold(addr: &Addr) -> u32 {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = addr.0;
-    u32::from_ne_bytes([a, b, c, d])
-        ^ u32::from_ne_bytes([e, f, g, h])
-        ^ u32::from_ne_bytes([i, j, k, l])
-        ^ u32::from_ne_bytes([m, n, o, p])
-}
 
 /// The ports that may stand for others, in host order, both included: never the node's own ephemeral
 /// ports, never those of node ports. Two numbers that programs are told when they are loaded.
@@ -197,34 +102,10 @@ impl PortRange {
 
 const _: () = assert!(size_of::<Uplink>() == 32);
 const _: () = assert!(size_of::<ClusterKey>() == 20);
-const _: () = assert!(size_of::<NatKey>() == 40);
-const _: () = assert!(size_of::<NatRow>() == 32);
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Port;
-
-    #[test]
-    fn a_port_is_known_for_its_own_address_alone() {
-        for (ours, others) in [
-            (Addr::v4([192, 0, 2, 1]), Addr::v4([192, 0, 2, 2])),
-            (Addr([0xfd; 16]), Addr::v4([192, 0, 2, 2])),
-        ] {
-            for port in [0, 1, 443, 0xffff] {
-                let node = Peer {
-                    addr: ours,
-                    port: Port::from(port),
-                };
-                let kept = Masquerade::of(&node);
-                assert_eq!(kept.port(&ours), Some(node.port));
-                assert_eq!(kept.port(&others), None);
-            }
-        }
-        for word in [Masquerade::UNDECIDED, Masquerade::NONE] {
-            assert_eq!(word.port(&Addr::ABSENT), None);
-        }
-    }
 
     #[test]
     fn the_range_is_the_largest_that_nobody_uses() {

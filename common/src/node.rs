@@ -1,6 +1,7 @@
 //! What a node's programs are told when they are loaded: constants, which the verifier prunes by.
 
 use crate::nat::PortRange;
+use crate::way::Mark;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Load-time constants, in the read-only global `NODE`.
@@ -9,15 +10,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub struct NodeConfig {
     /// Bits of [`Features`].
     pub features: u32,
-    /// Bits of a packet's mark that say "a program of ours has passed this", see [`PASSED_MARK`].
-    pub passed_mark: u32,
-    pub passed_mask: u32,
-    /// What `from_net` leaves on what `to_net` has to translate, see [`TRANSLATED_MARK`].
-    pub translated_mark: u32,
     /// The ports that may stand for others, as [`PortRange`].
     pub first_port: u16,
     pub last_port: u16,
-    pub pad: u32,
     /// The kernel's cookie of the node's network namespace (`SO_NETNS_COOKIE`), 0 if it is not known:
     /// then no socket counts as one of the node's own.
     pub network: u64,
@@ -35,29 +30,57 @@ impl Features {
     pub const SAYS_WHY: u32 = 1 << 1;
 }
 
-/// The mark that `from_pod` leaves on what it passes to the stack. The second lock, a static netfilter
-/// rule, drops traffic from a pod's device without it.
+/// The mark of what a pod has sent and `from_pod` has let through. The second lock, a static netfilter rule, drops
+/// traffic from a pod's device without it.
 pub const PASSED_MARK: u32 = 0x0000_0e00;
-/// The bits of the mark that are ours.
+/// The bits that the second lock looks at.
 pub const PASSED_MASK: u32 = 0x0000_0f00;
 
-/// The mark that `from_net` leaves on a packet whose other half is translated where it leaves again.
-/// In the same bits, so that a packet has either mark.
-pub const TRANSLATED_MARK: u32 = 0x0000_0d00;
+impl Mark {
+    /// Every bit of a packet's mark (`skb->mark`) that is ours. Whatever a pod has sent shows [`PASSED_MARK`] under
+    /// [`PASSED_MASK`].
+    pub const MASK: u32 = 0x0000_3f00;
+
+    /// As it stands in those bits.
+    #[inline(always)]
+    pub const fn bits(self) -> u32 {
+        match self {
+            Self::PASSED => PASSED_MARK,
+            Self::LEAVING => 0x1000 | PASSED_MARK,
+            Self::REPLY => 0x2000 | PASSED_MARK,
+            Self::TRANSLATED => 0x0d00,
+            _ => 0,
+        }
+    }
+
+    /// What a packet's mark says.
+    #[inline(always)]
+    pub const fn of(mark: u32) -> Self {
+        match mark & Self::MASK {
+            0x0e00 => Self::PASSED,
+            0x1e00 => Self::LEAVING,
+            0x2e00 => Self::REPLY,
+            0x0d00 => Self::TRANSLATED,
+            _ => Self::NONE,
+        }
+    }
+
+    /// Has a pod of this node sent it?
+    #[inline(always)]
+    pub const fn is_of_pod(self) -> bool {
+        matches!(self, Self::PASSED | Self::LEAVING | Self::REPLY)
+    }
+}
 
 impl Default for NodeConfig {
     fn default() -> Self {
         Self {
             features: Features::MASQUERADE | Features::SAYS_WHY,
-            passed_mark: PASSED_MARK,
-            passed_mask: PASSED_MASK,
-            translated_mark: TRANSLATED_MARK,
             first_port: PortRange::USUAL.first,
             last_port: PortRange::USUAL.last,
-            pad: 0,
             network: 0,
         }
     }
 }
 
-const _: () = assert!(size_of::<NodeConfig>() == 32);
+const _: () = assert!(size_of::<NodeConfig>() == 16);

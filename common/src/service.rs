@@ -1,9 +1,10 @@
 //! Services: frontends, their runs of backends, what a socket remembers. Which backend is chosen is
 //! `datapath`'s; which rows exist is the agent's compiler's.
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, transmute_mut, transmute_ref};
 
 use crate::table::OTHER_BYTES;
+use crate::way::WayKey;
 use crate::{Addr, Port, Protocol};
 
 /// From where a frontend is asked: the traffic policies of a Service differ by it.
@@ -62,31 +63,50 @@ impl Scope {
     Immutable,
     KnownLayout,
 )]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct FrontendKey {
     pub addr: Addr,
     pub port: Port,
     pub protocol: Protocol,
     pub scope: Scope,
+    pub pad: [u8; 4],
 }
 
 impl FrontendKey {
+    /// The destination of a packet.
+    #[inline(always)]
+    pub fn of(key: &WayKey, scope: Scope) -> Self {
+        let mut asked = Self {
+            port: key.destination_port,
+            protocol: key.protocol,
+            scope,
+            ..Self::default()
+        };
+        let [_, _, a, b, _] = *key.words();
+        let words: &mut [u64; 3] = transmute_mut!(&mut asked);
+        (words[0], words[1]) = (a, b);
+        asked
+    }
+
     /// The same port on the addresses of nodes of the same family: one row for a node port, however many
     /// nodes there are. Which addresses those are is in `NODES`. The scope keeps the key apart from that
     /// of a client who really asks for the unspecified address.
-    pub const fn of_nodes(mut self) -> Self {
+    pub fn of_nodes(mut self) -> Self {
         self.set_of_nodes();
         self
     }
 
     /// [`Self::of_nodes`] in place.
     #[inline(always)]
-    pub const fn set_of_nodes(&mut self) {
-        self.addr = if self.addr.is_v4() {
-            Addr::v4([0; 4])
+    pub fn set_of_nodes(&mut self) {
+        let words: &mut [u64; 3] = transmute_mut!(self);
+        let prefix = u64::from_be(words[1]) >> 32;
+        words[1] = if words[0] == 0 && prefix == 0xffff {
+            (prefix << 32).to_be()
         } else {
-            Addr::ABSENT
+            0
         };
+        words[0] = 0;
         self.scope = Scope(self.scope.0 | Scope::OF_NODES);
     }
 }
@@ -160,7 +180,7 @@ pub type BackendId = u32;
 #[derive(
     Clone, Copy, Debug, Default, Eq, Hash, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct Backend {
     pub addr: Addr,
     pub port: Port,
@@ -169,8 +189,18 @@ pub struct Backend {
     pub id: BackendId,
 }
 
-/// Value of `LIVE`: even while the backend may be used, odd once it is gone. It only ever grows, so a
-/// remembered generation that equals the current even one proves that the backend is the same.
+impl Backend {
+    /// The row as words, in the order of the machine: the address, the rest.
+    #[inline(always)]
+    pub fn words(&self) -> &[u64; 3] {
+        transmute_ref!(self)
+    }
+}
+
+/// Value of `LIVE`: which use of its number a backend is, and how it is, counted in fours. `n / 4` is the
+/// *incarnation*, which only grows, so what remembers a generation of the same one remembers the same backend.
+/// `n % 4` is 0 while the backend is usable, 1 while it drains, otherwise it is gone. Incarnation 0 is no backend's:
+/// a row of zero was never used.
 #[derive(
     Clone, Copy, Debug, Default, Eq, Hash, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -178,10 +208,59 @@ pub struct Backend {
 pub struct Generation(pub u32);
 
 impl Generation {
-    /// May the backend be used?
+    /// What a number is that was never used before.
+    pub const FIRST: Self = Self(4);
+    const STATE: u32 = 3;
+    const DRAINING: u32 = 1;
+    const GONE: u32 = 2;
+
+    /// May new connections and datagrams go to the backend?
     #[inline(always)]
     pub const fn is_usable(self) -> bool {
-        self.0 & 1 == 0
+        self.0 & Self::STATE == 0 && self.0 > Self::STATE
+    }
+
+    /// Do established connections go on, while new ones and datagrams go elsewhere?
+    #[inline(always)]
+    pub const fn is_draining(self) -> bool {
+        self.0 & Self::STATE == Self::DRAINING && self.0 > Self::STATE
+    }
+
+    /// Is there no such backend (any more)?
+    #[inline(always)]
+    pub const fn is_gone(self) -> bool {
+        !self.is_usable() && !self.is_draining()
+    }
+
+    /// Is it of the same incarnation, however each of the two is?
+    #[inline(always)]
+    pub const fn is_same_backend(self, other: Self) -> bool {
+        self.0 & !Self::STATE == other.0 & !Self::STATE
+    }
+
+    /// The same backend, usable (again).
+    #[inline(always)]
+    pub const fn usable(self) -> Self {
+        Self(self.0 & !Self::STATE)
+    }
+
+    /// The same backend, draining.
+    #[inline(always)]
+    pub const fn drained(self) -> Self {
+        Self(self.usable().0 | Self::DRAINING)
+    }
+
+    /// The same backend, gone.
+    #[inline(always)]
+    pub const fn gone(self) -> Self {
+        Self(self.usable().0 | Self::GONE)
+    }
+
+    /// The next backend of this number, usable. After the greatest incarnation comes 1.
+    #[inline(always)]
+    pub const fn next(self) -> Self {
+        let next = Self((self.0 | Self::STATE).wrapping_add(1));
+        if next.0 == 0 { Self::FIRST } else { next }
     }
 }
 
@@ -189,7 +268,7 @@ impl Generation {
 #[derive(
     Clone, Copy, Debug, Default, Eq, Hash, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct AffinityKey {
     /// Meaning by `kind`.
     pub client: Addr,
@@ -275,7 +354,7 @@ pub struct SocketPeer {
     pub generation: Generation,
 }
 
-const _: () = assert!(size_of::<FrontendKey>() == 20);
+const _: () = assert!(size_of::<FrontendKey>() == 24);
 const _: () = assert!(size_of::<Frontend>() == 24 + OTHER_BYTES);
 const _: () = assert!(size_of::<NodeAddress>() == 4);
 const _: () = assert!(size_of::<AffinityKey>() == 24);
@@ -283,3 +362,38 @@ const _: () = assert!(size_of::<Affinity>() == 40);
 const _: () = assert!(size_of::<Backend>() == 24);
 const _: () = assert!(size_of::<SocketKey>() == 32);
 const _: () = assert!(size_of::<SocketPeer>() == 28);
+
+#[cfg(test)]
+mod tests {
+    use super::Generation;
+
+    #[test]
+    fn a_generation_says_which_backend_it_is_and_how() {
+        // Generation, usable, draining; then the same one usable, draining and gone, and the next one.
+        let cases = [
+            (0, false, false, [0, 1, 2, 4]),
+            (1, false, false, [0, 1, 2, 4]),
+            (4, true, false, [4, 5, 6, 8]),
+            (5, false, true, [4, 5, 6, 8]),
+            (6, false, false, [4, 5, 6, 8]),
+            (7, false, false, [4, 5, 6, 8]),
+            (8, true, false, [8, 9, 10, 12]),
+            (
+                u32::MAX,
+                false,
+                false,
+                [u32::MAX - 3, u32::MAX - 2, u32::MAX - 1, 4],
+            ),
+        ];
+        for (n, usable, draining, steps) in cases {
+            let it = Generation(n);
+            assert_eq!(it.is_usable(), usable, "{n}");
+            assert_eq!(it.is_draining(), draining, "{n}");
+            assert_eq!(it.is_gone(), !usable && !draining, "{n}");
+            let taken = [it.usable(), it.drained(), it.gone(), it.next()];
+            assert_eq!(taken.map(|g| g.0), steps, "{n}");
+            let same = taken.map(|g| g.is_same_backend(it));
+            assert_eq!(same, [true, true, true, false], "{n}");
+        }
+    }
+}

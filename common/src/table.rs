@@ -3,7 +3,7 @@
 //!
 //! Whoever raises a version also raises those of the tables whose rows point into that one, because programs
 //! of the version before go on reading theirs meanwhile: `FRONTENDS` with `BACKENDS`, both with `LIVE`. What remembers
-//! backends by number (`FLOWS`, `SOCKETS`, `AFFINITY`) does not count: it checks what it remembers. Numbers of
+//! backends by number (ways and plans, `SOCKETS`, `AFFINITY`) does not count: it checks what it remembers. Numbers of
 //! policy stand for the same content in every version; who changes how they are made raises `DEVICES`, `CLASSES`,
 //! `VERDICTS` and `PORTS` together.
 
@@ -30,17 +30,17 @@ pub enum Owner {
 pub const TABLES: &[Table] = &[
     Table {
         name: "FRONTENDS",
-        version: 3 + OTHER,
+        version: 4 + OTHER,
         owner: Owner::Agent,
     },
     Table {
         name: "BACKENDS",
-        version: 2,
+        version: 3,
         owner: Owner::Agent,
     },
     Table {
         name: "LIVE",
-        version: 2,
+        version: 3,
         owner: Owner::Agent,
     },
     Table {
@@ -89,13 +89,23 @@ pub const TABLES: &[Table] = &[
         owner: Owner::Agent,
     },
     Table {
-        name: "FLOWS",
-        version: 2,
+        name: "TCP_WAYS",
+        version: 1,
         owner: Owner::Kernel,
     },
     Table {
-        name: "HALF_OPEN",
-        version: 2,
+        name: "OTHER_WAYS",
+        version: 1,
+        owner: Owner::Kernel,
+    },
+    Table {
+        name: "TCP_PLANS",
+        version: 1,
+        owner: Owner::Kernel,
+    },
+    Table {
+        name: "OTHER_PLANS",
+        version: 1,
         owner: Owner::Kernel,
     },
     Table {
@@ -107,11 +117,6 @@ pub const TABLES: &[Table] = &[
         name: "CLUSTER",
         version: 1,
         owner: Owner::Agent,
-    },
-    Table {
-        name: "NAT_PORTS",
-        version: 1,
-        owner: Owner::Kernel,
     },
     Table {
         name: "COUNTERS",

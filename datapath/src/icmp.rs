@@ -1,71 +1,112 @@
-//! ICMP errors: let through when they are about a live flow. Of an error about a flow through a service,
-//! addresses inside and outside are passed on as they are, so its receiver will not recognise it; of one
-//! about a flow that left with the node's address both are translated.
+//! ICMP errors. An error about a packet goes the way of an answer to that packet: it is let through if there is such a
+//! way, and what would be replaced in the answer is replaced in the error, in the packet that it quotes, too.
 
-use weir_common::counter::Counter;
-use weir_common::flow::Peer;
-use weir_common::{DropReason, Protocol};
+use core::ops::Deref as _;
+use core::sync::atomic::Ordering::Relaxed;
 
-use crate::flow;
-use crate::l3::{Body, Extent, L3, Side};
+use weir_common::DropReason;
+use weir_common::event::Hook;
+use weir_common::way::{Rewrite, Way, WayState};
+
+use crate::l3::{Body, Extent, Side};
 use crate::l4::{self, Layout};
 use crate::packet::{Changed, Delta, Packet, Zero};
 use crate::tables::Tables;
-use crate::tuple::{Tuple, same};
-use crate::verdict::Scratch;
+use crate::verdict::{Outcome, Scratch};
 
-/// Where the packet is that an error quotes.
+/// Where the packet is that an error quotes, in bytes from the start of the frame.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Quoted {
     /// Of the error's own header.
     icmp: usize,
     /// Of the quoted transport header.
     transport: usize,
-    protocol: Protocol,
 }
 
-/// Finds the packet that an error quotes and fills the tuple of it.
+/// Finds the packet that the error at hand quotes, which is then the question, and the way of its answers: what becomes of
+/// the error is then in the step. `None` if nothing is known about it.
 ///
 /// # Errors
-/// Those of parsing the quotation.
+/// Those of parsing the quotation; [`DropReason::NoFlow`] if the error goes to another than who sent the packet; what
+/// policy says about the conversation today.
 #[inline(always)]
-pub(crate) fn quoted<F: L3>(
-    packet: &impl Packet,
-    body: &Body,
-    tuple: &mut Tuple,
-) -> Result<Quoted, DropReason> {
-    let at = body.offset + 8;
-    F::addresses(packet, at, tuple)?;
-    let inner = F::body(packet, at, Extent::Quoted)?;
-    l4::parse_quoted::<F>(packet, &inner, tuple)?;
-    Ok(Quoted {
-        icmp: body.offset,
-        transport: inner.offset,
-        protocol: tuple.protocol,
-    })
-}
-
-/// Is the packet that an error quotes part of a live flow whose sender is the error's receiver? Leaves
-/// the tuple of the quoted packet in `question`.
-///
-/// # Errors
-/// [`DropReason::NoFlow`], and those of parsing the quotation.
-#[inline(always)]
-pub(crate) fn is_about_flow<F: L3>(
-    packet: &impl Packet,
-    tables: &impl Tables,
-    body: &Body,
+pub(crate) fn read<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
     scratch: &mut Scratch,
-) -> Result<(), DropReason> {
-    quoted::<F>(packet, body, &mut scratch.question)?;
+) -> Result<Option<Quoted>, DropReason> {
+    let family = scratch.arrival.family();
+    let icmp = scratch.arrival.transport();
+    let quoted = &mut scratch.question;
+    let header = family.header(packet, icmp + 8, quoted)?;
+    let inner: Body = family.body(packet, icmp + 8, &header, Extent::Quoted)?;
+    l4::parse_quoted(packet, family, &inner, quoted)?;
+    scratch.arrival.length = inner.offset as u32;
+    tables.settle(scratch);
     let quoted = &scratch.question;
-    if !same(&quoted.source, &scratch.trace.tuple.destination) {
+    family.check(quoted)?;
+    if !quoted.is_answer_to(&scratch.trace.tuple) {
         return Err(DropReason::NoFlow);
     }
-    quoted.write_key(&mut scratch.key);
-    match flow::find(tables, quoted, &scratch.key) {
-        Some(found) if !found.leads_to_backend() => Ok(()),
-        _ => Err(DropReason::NoFlow),
+    let is_known = tables.about(scratch).is_known()?;
+    let transport = scratch.arrival.length as usize;
+    Ok(is_known.then_some(Quoted { icmp, transport }))
+}
+
+/// Looks for the way of answers to the packet in the question. The key of that way is then the other one.
+///
+/// [`Outcome::UNKNOWN`] if there is none. Drops for what policy denies.
+pub fn about<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Outcome {
+    let hook = scratch.trace.tuple.hook;
+    scratch.other.set_reversed(&scratch.question, hook);
+    let result = if let Some(way) = tables.way(&scratch.other) {
+        follow(tables, scratch, way.deref())
+    } else if let Some(plan) = tables.plan(&scratch.other) {
+        follow(tables, scratch, &plan.back)
+    } else {
+        Ok(false)
+    };
+    Outcome::of(result)
+}
+
+#[inline(always)]
+fn follow<T: Tables + ?Sized>(
+    tables: &T,
+    scratch: &mut Scratch,
+    way: &Way,
+) -> Result<bool, DropReason> {
+    scratch.step = way.step;
+    scratch.device = way.device.load(Relaxed);
+    scratch.state = way.state.load(Relaxed);
+    if way.echo != scratch.other.echo() {
+        return Ok(false);
+    }
+    let hook = scratch.trace.tuple.hook;
+    if hook == Hook::TO_NET {
+        scratch.device = 0;
+    }
+    let is_at_pod = matches!(hook, Hook::FROM_POD | Hook::TO_POD);
+    if is_at_pod && way.epoch.load(Relaxed) != tables.epoch() {
+        // What policy denies today, errors say nothing about either. The quoted packet is kept meanwhile.
+        let quoted = scratch.question;
+        let is_opener = scratch.state & WayState::OPENER != 0;
+        ask_about(scratch, way, is_opener);
+        let judged = tables.judge(scratch).is_known();
+        scratch.question = quoted;
+        judged?;
+    }
+    Ok(true)
+}
+
+/// Writes the question of the opener of the conversation whose way is the other one.
+#[inline(always)]
+fn ask_about(scratch: &mut Scratch, way: &Way, is_opener: bool) {
+    if is_opener {
+        scratch.question = scratch.other;
+        scratch.question.go(&way.step);
+    } else {
+        let other = &scratch.other;
+        scratch.question.set_reversed(other, Hook::default());
     }
 }
 
@@ -75,38 +116,45 @@ pub(crate) fn is_about_flow<F: L3>(
 /// # Errors
 /// [`DropReason::WriteFailed`]; the packet may then be half changed and must be dropped.
 #[inline(always)]
-pub(crate) fn replace<F: L3>(
-    packet: &mut impl Packet,
-    tables: &impl Tables,
-    quoted: &Quoted,
-    side: Side,
-    old: &Peer,
-    new: &Peer,
+pub(crate) fn rewrite<P: Packet>(
+    packet: &mut P,
+    scratch: &Scratch,
+    at: &Quoted,
 ) -> Result<(), DropReason> {
-    let Some(layout) = Layout::of::<F>(quoted.protocol) else {
+    let family = scratch.arrival.family();
+    let (quoted, outer) = (&scratch.question, &scratch.trace.tuple);
+    let step = &scratch.step;
+    let [a, b, _] = *step.words();
+    let new = [a, b];
+    let ([a, b, c, d, _], [e, f, g, h, _]) = (*quoted.words(), *outer.words());
+    let (inner_side, outer_side, old, port, outer_old) = if step.rewrite == Rewrite::SOURCE {
+        let port = quoted.destination_port;
+        (Side::Destination, Side::Source, [c, d], port, [e, f])
+    } else if step.rewrite == Rewrite::DESTINATION {
+        let port = quoted.source_port;
+        (Side::Source, Side::Destination, [a, b], port, [g, h])
+    } else {
+        return Ok(());
+    };
+    let Some(layout) = Layout::of(family, quoted.protocol) else {
         return Err(DropReason::WriteFailed);
     };
-    let checksum = quoted.icmp + 2;
-    let at = quoted.icmp + 8;
-    F::replace_quoted(packet, at, side, &old.addr, &new.addr, checksum)?;
-    if u16::from(old.port) != u16::from(new.port) {
-        let delta = Delta::between(&old.port.0, &new.port.0);
+    let checksum = at.icmp + 2;
+    let inner = at.icmp + 8;
+    family.replace_quoted(packet, inner, inner_side, old, new, &step.addr, checksum)?;
+    if u16::from(port) != u16::from(step.port) {
+        let delta = Delta::of_ports(port, step.port);
         packet.fix_checksum(checksum, Changed::Ports(Zero::IsSum), delta)?;
-        let offset = match side {
+        let offset = match inner_side {
             Side::Source => layout.source_port,
             Side::Destination => layout.destination_port,
         };
-        packet.store(quoted.transport + offset, &new.port.0)?;
+        packet.store(at.transport + offset, &step.port.0)?;
     }
-    let outside = match side {
-        Side::Source => Side::Destination,
-        Side::Destination => Side::Source,
-    };
-    let covering = if F::ICMP_COVERS_ADDRESSES {
-        Some((checksum, Zero::IsSum))
-    } else {
-        None
-    };
-    tables.count(Counter::PacketsMasqueraded);
-    F::replace(packet, outside, &old.addr, &new.addr, covering)
+    // An error of a router on the way comes from the router.
+    if outer_old != old {
+        return Ok(());
+    }
+    let covering = family.covers_icmp().then_some((checksum, Zero::IsSum));
+    family.replace(packet, outer_side, old, new, &step.addr, covering)
 }

@@ -2,26 +2,27 @@
 
 use weir_common::device::Device;
 use weir_common::nat::Uplink;
+use weir_common::way::WayKey;
 use weir_common::{Addr, DropReason, Protocol};
 
 use crate::packet::{Changed, Delta, Packet, Zero};
-use crate::tuple::{Tuple, same};
 
 /// Where the IP header starts: VLAN tags are refused, so always behind 14 bytes of Ethernet.
 pub const OFFSET: usize = 14;
 
-/// The longest run of headers that is ever read: Ethernet, IPv4 with all options, an ICMP error's own
-/// header, the longest IPv4 header inside of it and eight bytes of transport.
-pub const HEADERS: u32 = 14 + 60 + 8 + 60 + 8;
+/// The longest IP header that is passed on: IPv4 with all options.
+pub const LONGEST: usize = 60;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// 802.1Q, 802.1ad, and the number that was used for QinQ before it.
 const ETHERTYPES_VLAN: [u16; 3] = [0x8100, 0x88a8, 0x9100];
 
-/// The family that a frame says it carries.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// A family of addresses.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(u8)]
 pub enum Family {
+    #[default]
     V4,
     V6,
 }
@@ -34,6 +35,18 @@ pub struct Body {
     pub offset: usize,
     /// Offset of the first byte after the IP packet; what follows is padding of the frame.
     pub end: u32,
+}
+
+/// An IP header without its addresses. In words, which a program keeps in registers.
+#[derive(Clone, Copy, Debug)]
+pub struct Header {
+    /// The version in the upper half of the byte; of IPv4 the length of the header in the lower one, in words.
+    version: u32,
+    /// In bytes: of the packet for IPv4, of what follows the header for IPv6.
+    length: u32,
+    /// Of IPv4: flags and offset.
+    fragment: u32,
+    protocol: u32,
 }
 
 /// How much of an IP packet is there.
@@ -60,88 +73,6 @@ pub enum Icmp {
     Error,
     /// Neighbour discovery, redirects, timestamps: nothing that a pod needs.
     Other,
-}
-
-/// What differs between the families.
-pub trait L3 {
-    /// The number of the family's own ICMP, and of the other's, which may not appear.
-    const ICMP: Protocol;
-    const FOREIGN_ICMP: Protocol;
-    /// Does the checksum of the family's ICMP cover addresses (RFC 4443 section 2.3)?
-    const ICMP_COVERS_ADDRESSES: bool;
-
-    /// Fills the addresses of a tuple from the header at an offset.
-    ///
-    /// # Errors
-    /// [`DropReason::Malformed`], [`DropReason::MappedAddress`].
-    fn addresses(packet: &impl Packet, offset: usize, tuple: &mut Tuple) -> Result<(), DropReason>;
-
-    /// What follows the header at an offset.
-    ///
-    /// # Errors
-    /// [`DropReason::Malformed`], [`DropReason::Fragment`], [`DropReason::ExtensionHeader`].
-    fn body(packet: &impl Packet, offset: usize, extent: Extent) -> Result<Body, DropReason>;
-
-    /// The address that a device's lease gives in this family.
-    fn lease(device: &Device) -> &Addr;
-
-    /// The address with which traffic of this family leaves.
-    fn uplink(uplink: &Uplink) -> &Addr;
-
-    /// May the address not be on the wire at all (RFC 1812 section 5.3.7, RFC 4291 section 2.5)?
-    fn is_martian(addr: &Addr) -> bool;
-
-    fn icmp(kind: u8) -> Icmp;
-
-    /// Replaces an address, and corrects the header's own checksum and the transport's, which is at an
-    /// offset if it covers addresses.
-    ///
-    /// # Errors
-    /// [`DropReason::WriteFailed`].
-    fn replace(
-        packet: &mut impl Packet,
-        side: Side,
-        old: &Addr,
-        new: &Addr,
-        checksum: Option<(usize, Zero)>,
-    ) -> Result<(), DropReason>;
-
-    /// Replaces an address in the packet at an offset that an ICMP error quotes, and corrects the
-    /// checksums that cover it: the quoted header's, the error's.
-    ///
-    /// # Errors
-    /// [`DropReason::WriteFailed`].
-    fn replace_quoted(
-        packet: &mut impl Packet,
-        at: usize,
-        side: Side,
-        old: &Addr,
-        new: &Addr,
-        checksum: usize,
-    ) -> Result<(), DropReason>;
-}
-
-#[derive(Debug)]
-pub struct V4;
-#[derive(Debug)]
-pub struct V6;
-
-/// The family of a frame from its type.
-///
-/// # Errors
-/// [`DropReason::Malformed`], [`DropReason::VlanTagged`], [`DropReason::NotIp`].
-#[inline(always)]
-pub fn family(packet: &impl Packet) -> Result<Family, DropReason> {
-    let ethertype = u16::from_be_bytes(packet.load::<2>(12)?);
-    if packet.has_stripped_vlan() {
-        return Err(DropReason::VlanTagged);
-    }
-    match ethertype {
-        ETHERTYPE_IPV4 => Ok(Family::V4),
-        ETHERTYPE_IPV6 => Ok(Family::V6),
-        other if ETHERTYPES_VLAN.contains(&other) => Err(DropReason::VlanTagged),
-        _ => Err(DropReason::NotIp),
-    }
 }
 
 /// The end of an IP packet of a length. A length of `absent` is that of a segmentation-offload packet
@@ -174,209 +105,339 @@ fn mapped(octets: [u8; 4]) -> Addr {
     Addr([0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d, e, f, g, h])
 }
 
-impl L3 for V4 {
-    const ICMP: Protocol = Protocol::ICMP;
-    const FOREIGN_ICMP: Protocol = Protocol::ICMPV6;
-    const ICMP_COVERS_ADDRESSES: bool = false;
-
+impl Family {
+    /// The family of a frame from its type.
+    ///
+    /// # Errors
+    /// [`DropReason::Malformed`], [`DropReason::VlanTagged`], [`DropReason::NotIp`].
     #[inline(always)]
-    fn addresses(packet: &impl Packet, offset: usize, tuple: &mut Tuple) -> Result<(), DropReason> {
-        let [a, b, c, d, e, f, g, h] = packet.load::<8>(offset + 12)?;
-        tuple.source = mapped([a, b, c, d]);
-        tuple.destination = mapped([e, f, g, h]);
-        Ok(())
-    }
-
-    #[inline(always)]
-    fn body(packet: &impl Packet, offset: usize, extent: Extent) -> Result<Body, DropReason> {
-        let [version, _, l0, l1, _, _, f0, f1, _, protocol] = packet.load::<10>(offset)?;
-        let header = usize::from(version & 0x0f) * 4;
-        let length = u32::from(u16::from_be_bytes([l0, l1]));
-        if version >> 4 != 4 || header < 20 {
-            return Err(DropReason::Malformed);
+    pub fn of(packet: &impl Packet) -> Result<Self, DropReason> {
+        let ethertype = u16::from_be_bytes(packet.load::<2>(12)?);
+        if packet.has_stripped_vlan() {
+            return Err(DropReason::VlanTagged);
         }
-        let end = end(packet, offset, length, 0, extent)?;
-        if end < (offset + header) as u32 {
-            return Err(DropReason::Malformed);
-        }
-        // "More fragments", or an offset.
-        if u16::from_be_bytes([f0, f1]) & 0x3fff != 0 {
-            return Err(DropReason::Fragment);
-        }
-        Ok(Body {
-            protocol: Protocol(protocol),
-            offset: offset + header,
-            end,
-        })
-    }
-
-    #[inline(always)]
-    fn lease(device: &Device) -> &Addr {
-        &device.ipv4
-    }
-
-    #[inline(always)]
-    fn uplink(uplink: &Uplink) -> &Addr {
-        &uplink.ipv4
-    }
-
-    #[inline(always)]
-    fn is_martian(addr: &Addr) -> bool {
-        // "This" network, loopback, multicast, class E with the broadcast address.
-        matches!(addr.0[12], 0 | 127 | 224..)
-    }
-
-    #[inline(always)]
-    fn icmp(kind: u8) -> Icmp {
-        match kind {
-            8 => Icmp::EchoRequest,
-            0 => Icmp::EchoReply,
-            3 | 11 | 12 => Icmp::Error,
-            _ => Icmp::Other,
+        match ethertype {
+            ETHERTYPE_IPV4 => Ok(Self::V4),
+            ETHERTYPE_IPV6 => Ok(Self::V6),
+            other if ETHERTYPES_VLAN.contains(&other) => Err(DropReason::VlanTagged),
+            _ => Err(DropReason::NotIp),
         }
     }
 
+    /// Reads the header at an offset, once: fills the addresses of a key, which are still to be looked at
+    /// ([`Self::check`]).
+    ///
+    /// # Errors
+    /// [`DropReason::Malformed`].
     #[inline(always)]
-    fn replace(
-        packet: &mut impl Packet,
-        side: Side,
-        old: &Addr,
-        new: &Addr,
-        checksum: Option<(usize, Zero)>,
-    ) -> Result<(), DropReason> {
-        let (old, new) = (old.v4_octets(), new.v4_octets());
-        let delta = Delta::between(&old, &new);
-        packet.fix_checksum(OFFSET + 10, Changed::Header, delta)?;
-        if let Some((checksum, zero)) = checksum {
-            packet.fix_checksum(checksum, Changed::V4Addresses(zero), delta)?;
-        }
-        let offset = match side {
-            Side::Source => OFFSET + 12,
-            Side::Destination => OFFSET + 16,
-        };
-        packet.store(offset, &new)
-    }
-
-    /// Address and checksum of the quoted header change by opposite amounts, so that the error's own
-    /// checksum, which covers both, stays.
-    #[inline(always)]
-    fn replace_quoted(
-        packet: &mut impl Packet,
+    pub fn header(
+        self,
+        packet: &impl Packet,
         at: usize,
-        side: Side,
-        old: &Addr,
-        new: &Addr,
-        _checksum: usize,
-    ) -> Result<(), DropReason> {
-        let (old, new) = (old.v4_octets(), new.v4_octets());
-        let delta = Delta::between(&old, &new);
-        packet.fix_checksum(at + 10, Changed::Header, delta)?;
-        let offset = match side {
-            Side::Source => at + 12,
-            Side::Destination => at + 16,
-        };
-        packet.store(offset, &new)
+        key: &mut WayKey,
+    ) -> Result<Header, DropReason> {
+        match self {
+            Self::V4 => {
+                let [
+                    version,
+                    _,
+                    l0,
+                    l1,
+                    _,
+                    _,
+                    f0,
+                    f1,
+                    _,
+                    protocol,
+                    _,
+                    _,
+                    a,
+                    b,
+                    c,
+                    d,
+                    e,
+                    f,
+                    g,
+                    h,
+                ] = packet.load::<20>(at)?;
+                key.source = mapped([a, b, c, d]);
+                key.destination = mapped([e, f, g, h]);
+                Ok(Header {
+                    version: version.into(),
+                    length: u16::from_be_bytes([l0, l1]).into(),
+                    fragment: u16::from_be_bytes([f0, f1]).into(),
+                    protocol: protocol.into(),
+                })
+            }
+            Self::V6 => {
+                let header = packet.load::<40>(at)?;
+                let [version, _, _, _, l0, l1, protocol, _, ..] = header;
+                let [.., a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = header;
+                key.destination = Addr([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]);
+                let [
+                    _,
+                    _,
+                    _,
+                    _,
+                    _,
+                    _,
+                    _,
+                    _,
+                    a,
+                    b,
+                    c,
+                    d,
+                    e,
+                    f,
+                    g,
+                    h,
+                    i,
+                    j,
+                    k,
+                    l,
+                    m,
+                    n,
+                    o,
+                    p,
+                    ..,
+                ] = header;
+                key.source = Addr([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]);
+                Ok(Header {
+                    version: version.into(),
+                    length: u16::from_be_bytes([l0, l1]).into(),
+                    fragment: 0,
+                    protocol: protocol.into(),
+                })
+            }
+        }
     }
-}
 
-impl L3 for V6 {
-    const ICMP: Protocol = Protocol::ICMPV6;
-    const FOREIGN_ICMP: Protocol = Protocol::ICMP;
-    const ICMP_COVERS_ADDRESSES: bool = true;
-
+    /// Looks at the addresses that were read. Not in the same breath: the compiler would take them apart into the bytes
+    /// that it has just put together, and what is in memory it compares in words.
+    ///
+    /// # Errors
+    /// [`DropReason::MappedAddress`].
     #[inline(always)]
-    fn addresses(packet: &impl Packet, offset: usize, tuple: &mut Tuple) -> Result<(), DropReason> {
-        tuple.source = Addr(packet.load::<16>(offset + 8)?);
-        tuple.destination = Addr(packet.load::<16>(offset + 24)?);
-        if tuple.source.is_v4() || tuple.destination.is_v4() {
+    pub fn check(self, key: &WayKey) -> Result<(), DropReason> {
+        let [a, b, c, d, _] = *key.words();
+        if self == Self::V6 && (is_mapped(a, b) || is_mapped(c, d)) {
             return Err(DropReason::MappedAddress);
         }
         Ok(())
     }
 
+    /// What follows the header at an offset.
+    ///
+    /// # Errors
+    /// [`DropReason::Malformed`], [`DropReason::Fragment`], [`DropReason::ExtensionHeader`].
     #[inline(always)]
-    fn body(packet: &impl Packet, offset: usize, extent: Extent) -> Result<Body, DropReason> {
-        let [version, _, _, _, l0, l1, protocol] = packet.load::<7>(offset)?;
-        if version >> 4 != 6 {
-            return Err(DropReason::Malformed);
+    pub fn body(
+        self,
+        packet: &impl Packet,
+        at: usize,
+        header: &Header,
+        extent: Extent,
+    ) -> Result<Body, DropReason> {
+        match self {
+            Self::V4 => v4_body(packet, at, header, extent),
+            Self::V6 => v6_body(packet, at, header, extent),
         }
-        match protocol {
-            44 => return Err(DropReason::Fragment),
-            // Hop-by-hop, routing, ESP, AH, no next header, destination options, mobility, HIP, shim6
-            // and the numbers for experiments (RFC 7045, with RFC 8200).
-            0 | 43 | 50 | 51 | 59 | 60 | 135 | 139 | 140 | 253 | 254 => {
-                return Err(DropReason::ExtensionHeader);
-            }
-            _ => {}
+    }
+
+    /// The address that a device's lease gives in this family, in words.
+    #[inline(always)]
+    pub fn lease(self, device: &Device) -> [u64; 2] {
+        let [a, b, c, d, ..] = *device.words();
+        match self {
+            Self::V4 => [a, b],
+            Self::V6 => [c, d],
         }
-        let payload = u32::from(u16::from_be_bytes([l0, l1]));
-        Ok(Body {
-            protocol: Protocol(protocol),
-            offset: offset + 40,
-            end: end(packet, offset, 40 + payload, 40, extent)?,
-        })
     }
 
+    /// The address with which traffic of this family leaves.
     #[inline(always)]
-    fn lease(device: &Device) -> &Addr {
-        &device.ipv6
+    pub const fn uplink(self, uplink: &Uplink) -> &Addr {
+        match self {
+            Self::V4 => &uplink.ipv4,
+            Self::V6 => &uplink.ipv6,
+        }
     }
 
+    /// May the address, in words, not be on the wire at all (RFC 1812 section 5.3.7, RFC 4291 section 2.5)?
     #[inline(always)]
-    fn uplink(uplink: &Uplink) -> &Addr {
-        &uplink.ipv6
+    pub const fn is_martian(self, addr: [u64; 2]) -> bool {
+        let (high, low) = (u64::from_be(addr[0]), u64::from_be(addr[1]));
+        match self {
+            // "This" network, loopback, multicast, class E with the broadcast address.
+            Self::V4 => matches!((low >> 24) as u8, 0 | 127 | 224..),
+            // Multicast, unspecified, loopback.
+            Self::V6 => high >> 56 == 0xff || (high == 0 && low <= 1),
+        }
     }
 
+    /// The number of the family's own ICMP, and of the other's, which may not appear.
     #[inline(always)]
-    fn is_martian(addr: &Addr) -> bool {
-        let mut loopback = Addr::ABSENT;
-        loopback.0[15] = 1;
-        addr.0[0] == 0xff || same(addr, &Addr::ABSENT) || same(addr, &loopback)
+    pub const fn icmp_numbers(self) -> (Protocol, Protocol) {
+        match self {
+            Self::V4 => (Protocol::ICMP, Protocol::ICMPV6),
+            Self::V6 => (Protocol::ICMPV6, Protocol::ICMP),
+        }
     }
 
+    /// Does the checksum of the family's ICMP cover addresses (RFC 4443 section 2.3)?
     #[inline(always)]
-    fn icmp(kind: u8) -> Icmp {
-        match kind {
-            128 => Icmp::EchoRequest,
-            129 => Icmp::EchoReply,
-            1..=4 => Icmp::Error,
+    pub const fn covers_icmp(self) -> bool {
+        matches!(self, Self::V6)
+    }
+
+    /// What a type of the family's ICMP means.
+    #[inline(always)]
+    pub const fn icmp(self, kind: u8) -> Icmp {
+        match (self, kind) {
+            (Self::V4, 8) | (Self::V6, 128) => Icmp::EchoRequest,
+            (Self::V4, 0) | (Self::V6, 129) => Icmp::EchoReply,
+            (Self::V4, 3 | 11 | 12) | (Self::V6, 1..=4) => Icmp::Error,
             _ => Icmp::Other,
         }
     }
 
+    /// Replaces an address, which is there in words too, and corrects the header's own checksum and the transport's, which is at an
+    /// offset if it covers addresses.
+    ///
+    /// # Errors
+    /// [`DropReason::WriteFailed`].
     #[inline(always)]
-    fn replace(
+    pub fn replace(
+        self,
         packet: &mut impl Packet,
         side: Side,
-        old: &Addr,
-        new: &Addr,
+        old: [u64; 2],
+        new: [u64; 2],
+        addr: &Addr,
         checksum: Option<(usize, Zero)>,
     ) -> Result<(), DropReason> {
-        if let Some((checksum, zero)) = checksum {
-            let delta = Delta::between(&old.0, &new.0);
-            packet.fix_checksum(checksum, Changed::V6Addresses(zero), delta)?;
+        let delta = Delta::of_addresses(old, new);
+        match self {
+            Self::V4 => {
+                packet.fix_checksum(OFFSET + 10, Changed::Header, delta)?;
+                if let Some((checksum, zero)) = checksum {
+                    packet.fix_checksum(checksum, Changed::V4Addresses(zero), delta)?;
+                }
+            }
+            Self::V6 => {
+                if let Some((checksum, zero)) = checksum {
+                    packet.fix_checksum(checksum, Changed::V6Addresses(zero), delta)?;
+                }
+            }
         }
-        let offset = match side {
-            Side::Source => OFFSET + 8,
-            Side::Destination => OFFSET + 24,
-        };
-        packet.store(offset, &new.0)
+        self.store(packet, OFFSET, side, addr)
     }
+
+    /// Replaces an address in the packet at an offset that an ICMP error quotes, and corrects the
+    /// checksums that cover it: the quoted header's, the error's.
+    ///
+    /// # Errors
+    /// [`DropReason::WriteFailed`].
     #[inline(always)]
-    fn replace_quoted(
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "it is inlined: each is a register"
+    )]
+    pub fn replace_quoted(
+        self,
         packet: &mut impl Packet,
         at: usize,
         side: Side,
-        old: &Addr,
-        new: &Addr,
+        old: [u64; 2],
+        new: [u64; 2],
+        addr: &Addr,
         checksum: usize,
     ) -> Result<(), DropReason> {
-        let delta = Delta::between(&old.0, &new.0);
-        packet.fix_checksum(checksum, Changed::Ports(Zero::IsSum), delta)?;
-        let offset = match side {
-            Side::Source => at + 8,
-            Side::Destination => at + 24,
-        };
-        packet.store(offset, &new.0)
+        let delta = Delta::of_addresses(old, new);
+        match self {
+            // Address and checksum of the quoted header change by opposite amounts, so that the error's own
+            // checksum, which covers both, stays.
+            Self::V4 => {
+                packet.fix_checksum(at + 10, Changed::Header, delta)?;
+            }
+            Self::V6 => {
+                packet.fix_checksum(checksum, Changed::Ports(Zero::IsSum), delta)?;
+            }
+        }
+        self.store(packet, at, side, addr)
     }
+
+    #[inline(always)]
+    fn store(
+        self,
+        packet: &mut impl Packet,
+        at: usize,
+        side: Side,
+        new: &Addr,
+    ) -> Result<(), DropReason> {
+        match (self, side) {
+            (Self::V4, Side::Source) => packet.store(at + 12, &new.v4_octets()),
+            (Self::V4, Side::Destination) => packet.store(at + 16, &new.v4_octets()),
+            (Self::V6, Side::Source) => packet.store(at + 8, &new.0),
+            (Self::V6, Side::Destination) => packet.store(at + 24, &new.0),
+        }
+    }
+}
+
+#[inline(always)]
+fn v4_body(
+    packet: &impl Packet,
+    at: usize,
+    header: &Header,
+    extent: Extent,
+) -> Result<Body, DropReason> {
+    let size = (header.version & 0x0f) as usize * 4;
+    if header.version >> 4 != 4 || size < 20 {
+        return Err(DropReason::Malformed);
+    }
+    let end = end(packet, at, header.length, 0, extent)?;
+    if end < (at + size) as u32 {
+        return Err(DropReason::Malformed);
+    }
+    // "More fragments", or an offset.
+    if header.fragment & 0x3fff != 0 {
+        return Err(DropReason::Fragment);
+    }
+    Ok(Body {
+        protocol: Protocol(header.protocol as u8),
+        offset: at + size,
+        end,
+    })
+}
+
+#[inline(always)]
+fn v6_body(
+    packet: &impl Packet,
+    at: usize,
+    header: &Header,
+    extent: Extent,
+) -> Result<Body, DropReason> {
+    if header.version >> 4 != 6 {
+        return Err(DropReason::Malformed);
+    }
+    match header.protocol {
+        44 => return Err(DropReason::Fragment),
+        // Hop-by-hop, routing, ESP, AH, no next header, destination options, mobility, HIP, shim6
+        // and the numbers for experiments (RFC 7045, with RFC 8200).
+        0 | 43 | 50 | 51 | 59 | 60 | 135 | 139 | 140 | 253 | 254 => {
+            return Err(DropReason::ExtensionHeader);
+        }
+        _ => {}
+    }
+    Ok(Body {
+        protocol: Protocol(header.protocol as u8),
+        offset: at + 40,
+        end: end(packet, at, 40 + header.length, 40, extent)?,
+    })
+}
+
+/// [`Addr::is_v4`] in words.
+#[inline(always)]
+const fn is_mapped(high: u64, low: u64) -> bool {
+    high == 0 && u64::from_be(low) >> 32 == 0xffff
 }

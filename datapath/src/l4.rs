@@ -1,16 +1,23 @@
 //! The transport header: ports, and what a packet means for its conversation.
 
+use weir_common::way::WayKey;
 use weir_common::{DropReason, Port, Protocol};
 
-use crate::l3::{Body, Icmp, L3};
-use crate::merge::Merge;
+use crate::l3::{Body, Family, Icmp};
 use crate::packet::{Packet, Zero};
-use crate::tuple::Tuple;
 
-/// What the transport header says, besides the ports: what the packet means for its conversation. Bits,
-/// so that it can pass through a [`Merge`].
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// What the transport header says, besides the ports: what the packet means for its conversation.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Segment(u32);
+
+/// What was read of a transport header, besides the ports.
+#[derive(Clone, Copy, Debug)]
+pub struct Parsed {
+    pub segment: Segment,
+    /// See [`crate::arrive::Arrival::end`].
+    pub end: u32,
+    pub acknowledges: u32,
+}
 
 impl Segment {
     /// May open a conversation or belong to one: datagrams, TCP in midstream, an echo request.
@@ -49,10 +56,20 @@ impl Segment {
         self.0 & Self::RST.0 != 0
     }
 
-    /// The same, wherever it came from.
+    /// Without numbers.
     #[inline(always)]
-    pub fn merged(self, merge: &Merge) -> Self {
-        Self(merge.pass(self.0))
+    const fn alone(self) -> Parsed {
+        Parsed {
+            segment: self,
+            end: 0,
+            acknowledges: 0,
+        }
+    }
+
+    /// Does it change the state of its connection?
+    #[inline(always)]
+    pub const fn is_special(self) -> bool {
+        self.0 & (Self::SYN.0 | Self::FIN.0 | Self::RST.0) != 0
     }
 }
 
@@ -61,27 +78,29 @@ const SYN: u8 = 2;
 const RST: u8 = 4;
 const ACK: u8 = 16;
 
-/// Reads the transport header and fills protocol and ports of the tuple.
+/// Reads the transport header and fills protocol and ports of the key.
 ///
 /// # Errors
 /// [`DropReason::Malformed`] when it is cut short or contradicts itself; [`DropReason::NoFlow`] for
 /// ICMP that belongs to no conversation.
 #[inline(always)]
-pub fn parse<F: L3>(
+pub fn parse(
     packet: &impl Packet,
+    family: Family,
     body: &Body,
-    tuple: &mut Tuple,
-) -> Result<Segment, DropReason> {
+    key: &mut WayKey,
+) -> Result<Parsed, DropReason> {
     let at = body.offset;
     let room = body.end.saturating_sub(at as u32);
-    tuple.protocol = body.protocol;
+    let (icmp_number, foreign_icmp) = family.icmp_numbers();
+    key.protocol = body.protocol;
     if body.protocol == Protocol::TCP {
         let header = packet.load::<20>(at)?;
         let length = u32::from(header[12] >> 4) * 4;
         if length < 20 || length > room {
             return Err(DropReason::Malformed);
         }
-        ports(tuple, [header[0], header[1], header[2], header[3]]);
+        ports(key, [header[0], header[1], header[2], header[3]]);
         let flags = header[13];
         let mut segment = if flags & (SYN | ACK | RST) == SYN {
             Segment::SYN.0
@@ -96,7 +115,15 @@ pub fn parse<F: L3>(
         if flags & RST != 0 {
             segment |= Segment::RST.0;
         }
-        return Ok(Segment(segment));
+        let number = |[a, b, c, d]: [u8; 4]| u32::from_be_bytes([a, b, c, d]);
+        let first = number([header[4], header[5], header[6], header[7]]);
+        // SYN and FIN count as a byte each (RFC 9293 section 3.4).
+        let bytes = room - length + u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
+        return Ok(Parsed {
+            segment: Segment(segment),
+            end: first.wrapping_add(bytes),
+            acknowledges: number([header[8], header[9], header[10], header[11]]),
+        });
     }
     if body.protocol == Protocol::UDP {
         let header = packet.load::<8>(at)?;
@@ -104,37 +131,37 @@ pub fn parse<F: L3>(
         if length < 8 || length > room {
             return Err(DropReason::Malformed);
         }
-        ports(tuple, [header[0], header[1], header[2], header[3]]);
-        return Ok(Segment::SPEAK);
+        ports(key, [header[0], header[1], header[2], header[3]]);
+        return Ok(Segment::SPEAK.alone());
     }
     if body.protocol == Protocol::SCTP {
         let header = packet.load::<4>(at)?;
         if room < 12 {
             return Err(DropReason::Malformed);
         }
-        ports(tuple, header);
-        return Ok(Segment::SPEAK);
+        ports(key, header);
+        return Ok(Segment::SPEAK.alone());
     }
-    if body.protocol == F::ICMP {
+    if body.protocol == icmp_number {
         let header = packet.load::<8>(at)?;
         if room < 8 {
             return Err(DropReason::Malformed);
         }
-        tuple.protocol = Protocol::ICMP;
-        let icmp = F::icmp(header[0]);
-        echo(tuple, icmp, Port([header[4], header[5]]));
+        key.protocol = Protocol::ICMP;
+        let icmp = family.icmp(header[0]);
+        echo(key, icmp, Port([header[4], header[5]]));
         return match icmp {
-            Icmp::EchoRequest => Ok(Segment::SPEAK),
-            Icmp::EchoReply => Ok(Segment::ANSWER),
-            Icmp::Error => Ok(Segment::ERROR),
+            Icmp::EchoRequest => Ok(Segment::SPEAK.alone()),
+            Icmp::EchoReply => Ok(Segment::ANSWER.alone()),
+            Icmp::Error => Ok(Segment::ERROR.alone()),
             Icmp::Other => Err(DropReason::NoFlow),
         };
     }
-    if body.protocol == F::FOREIGN_ICMP {
+    if body.protocol == foreign_icmp {
         return Err(DropReason::Malformed);
     }
-    ports(tuple, [0; 4]);
-    Ok(Segment::SPEAK)
+    ports(key, [0; 4]);
+    Ok(Segment::SPEAK.alone())
 }
 
 /// Fills protocol and ports from the first eight bytes of the transport header that an ICMP error
@@ -143,29 +170,31 @@ pub fn parse<F: L3>(
 /// # Errors
 /// [`DropReason::Malformed`], [`DropReason::NoFlow`] for an error about an error.
 #[inline(always)]
-pub fn parse_quoted<F: L3>(
+pub fn parse_quoted(
     packet: &impl Packet,
+    family: Family,
     body: &Body,
-    tuple: &mut Tuple,
+    key: &mut WayKey,
 ) -> Result<(), DropReason> {
     let header = packet.load::<8>(body.offset)?;
-    tuple.protocol = body.protocol;
+    let (icmp_number, foreign_icmp) = family.icmp_numbers();
+    key.protocol = body.protocol;
     if body.protocol == Protocol::TCP
         || body.protocol == Protocol::UDP
         || body.protocol == Protocol::SCTP
     {
-        ports(tuple, [header[0], header[1], header[2], header[3]]);
-    } else if body.protocol == F::ICMP {
-        tuple.protocol = Protocol::ICMP;
-        let icmp = F::icmp(header[0]);
+        ports(key, [header[0], header[1], header[2], header[3]]);
+    } else if body.protocol == icmp_number {
+        key.protocol = Protocol::ICMP;
+        let icmp = family.icmp(header[0]);
         if !matches!(icmp, Icmp::EchoRequest | Icmp::EchoReply) {
             return Err(DropReason::NoFlow);
         }
-        echo(tuple, icmp, Port([header[4], header[5]]));
-    } else if body.protocol == F::FOREIGN_ICMP {
+        echo(key, icmp, Port([header[4], header[5]]));
+    } else if body.protocol == foreign_icmp {
         return Err(DropReason::Malformed);
     } else {
-        ports(tuple, [0; 4]);
+        ports(key, [0; 4]);
     }
     Ok(())
 }
@@ -183,7 +212,7 @@ pub struct Layout {
 impl Layout {
     /// `None` for a transport that is not translated. ICMP has one identifier, whichever side it names.
     #[inline(always)]
-    pub fn of<F: L3>(protocol: Protocol) -> Option<Self> {
+    pub fn of(family: Family, protocol: Protocol) -> Option<Self> {
         let ports = Self {
             source_port: 0,
             destination_port: 2,
@@ -204,7 +233,7 @@ impl Layout {
                 source_port: 4,
                 destination_port: 4,
                 checksum: 2,
-                covers_addresses: F::ICMP_COVERS_ADDRESSES,
+                covers_addresses: family.covers_icmp(),
                 ..ports
             })
         } else {
@@ -214,14 +243,14 @@ impl Layout {
 }
 
 #[inline(always)]
-fn ports(tuple: &mut Tuple, [a, b, c, d]: [u8; 4]) {
-    tuple.source_port = Port([a, b]);
-    tuple.destination_port = Port([c, d]);
+fn ports(key: &mut WayKey, [a, b, c, d]: [u8; 4]) {
+    key.source_port = Port([a, b]);
+    key.destination_port = Port([c, d]);
 }
 
 #[inline(always)]
-fn echo(tuple: &mut Tuple, icmp: Icmp, identifier: Port) {
+fn echo(key: &mut WayKey, icmp: Icmp, identifier: Port) {
     let is_reply = matches!(icmp, Icmp::EchoReply);
-    tuple.source_port = if is_reply { Port::ABSENT } else { identifier };
-    tuple.destination_port = if is_reply { identifier } else { Port::ABSENT };
+    key.source_port = if is_reply { Port::ABSENT } else { identifier };
+    key.destination_port = if is_reply { identifier } else { Port::ABSENT };
 }

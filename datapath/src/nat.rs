@@ -1,47 +1,85 @@
 //! Replacing one end of a packet in its bytes.
 
 use weir_common::counter::Counter;
-use weir_common::flow::Peer;
-use weir_common::{DropReason, Protocol};
+use weir_common::way::{Rewrite, Step, WayState};
+use weir_common::{DropReason, Port};
 
-use crate::l3::{L3, Side};
+use crate::l3::{Family, Side};
 use crate::l4::Layout;
 use crate::packet::{Changed, Delta, Packet};
 use crate::tables::Tables;
+use crate::verdict::Scratch;
 
-/// Replaces address and port of one side, and corrects every checksum that covers them.
+/// Replaces what the step says, address and port, and corrects every checksum that covers them.
 ///
 /// # Errors
 /// [`DropReason::WriteFailed`]; the packet may then be half changed and must be dropped.
 #[inline(always)]
-pub fn replace<F: L3>(
-    packet: &mut impl Packet,
-    tables: &impl Tables,
-    side: Side,
-    protocol: Protocol,
-    transport: usize,
-    old: &Peer,
-    new: &Peer,
+pub fn rewrite<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &Scratch,
 ) -> Result<(), DropReason> {
-    let Some(layout) = Layout::of::<F>(protocol) else {
+    let key = &scratch.trace.tuple;
+    let arrival = &scratch.arrival;
+    let family = arrival.family();
+    let step = &scratch.step;
+    let [a, b, c, d, _] = *key.words();
+    let (side, old, port) = if step.rewrite == Rewrite::SOURCE {
+        (Side::Source, [a, b], key.source_port)
+    } else if step.rewrite == Rewrite::DESTINATION {
+        (Side::Destination, [c, d], key.destination_port)
+    } else {
+        return Ok(());
+    };
+    let Some(layout) = Layout::of(family, key.protocol) else {
         return Err(DropReason::WriteFailed);
     };
-    let (checksum, zero) = (transport + layout.checksum, layout.zero);
-    let covering = if layout.covers_addresses {
-        Some((checksum, zero))
+    replace(
+        packet,
+        family,
+        side,
+        &layout,
+        arrival.transport(),
+        old,
+        port,
+        step,
+    )?;
+    tables.count(if scratch.state & WayState::MASQUERADE != 0 {
+        Counter::PacketsMasqueraded
     } else {
-        None
-    };
-    F::replace(packet, side, &old.addr, &new.addr, covering)?;
-    if u16::from(old.port) != u16::from(new.port) {
-        let delta = Delta::between(&old.port.0, &new.port.0);
+        Counter::PacketsTranslated
+    });
+    Ok(())
+}
+
+#[inline(always)]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "it is inlined: each is a register"
+)]
+fn replace(
+    packet: &mut impl Packet,
+    family: Family,
+    side: Side,
+    layout: &Layout,
+    transport: usize,
+    old: [u64; 2],
+    old_port: Port,
+    step: &Step,
+) -> Result<(), DropReason> {
+    let (checksum, zero) = (transport + layout.checksum, layout.zero);
+    let covering = layout.covers_addresses.then_some((checksum, zero));
+    let [a, b, _] = *step.words();
+    family.replace(packet, side, old, [a, b], &step.addr, covering)?;
+    if u16::from(old_port) != u16::from(step.port) {
+        let delta = Delta::of_ports(old_port, step.port);
         packet.fix_checksum(checksum, Changed::Ports(zero), delta)?;
         let offset = match side {
             Side::Source => transport + layout.source_port,
             Side::Destination => transport + layout.destination_port,
         };
-        packet.store(offset, &new.port.0)?;
+        packet.store(offset, &step.port.0)?;
     }
-    tables.count(Counter::PacketsTranslated);
     Ok(())
 }

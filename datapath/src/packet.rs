@@ -1,6 +1,7 @@
 //! What a decision may ask of a packet and do to it. In the kernel an skb, on the host bytes.
 
-use weir_common::DropReason;
+use weir_common::way::Mark;
+use weir_common::{DropReason, Port};
 
 /// A frame with its Ethernet header. Offsets and lengths are in bytes from its start.
 #[expect(
@@ -17,11 +18,8 @@ pub trait Packet {
     /// Does the packet carry a VLAN tag that the kernel has already taken out of the bytes?
     fn has_stripped_vlan(&self) -> bool;
 
-    /// Makes the first `len` bytes, or all if there are fewer, readable by [`Packet::load`].
-    ///
-    /// # Errors
-    /// [`DropReason::Malformed`] when the kernel cannot.
-    fn pull(&mut self, len: u32) -> Result<(), DropReason>;
+    /// Has the node made the packet itself, instead of receiving it by a device?
+    fn is_local(&self) -> bool;
 
     /// `N` bytes at an offset.
     ///
@@ -46,25 +44,11 @@ pub trait Packet {
         delta: Delta,
     ) -> Result<(), DropReason>;
 
-    /// Marks the packet as passed by us, for the second lock and for `to_net`.
-    fn mark_passed(&mut self);
+    /// Tells the next program of ours about the packet.
+    fn set_mark(&mut self, mark: Mark);
 
-    /// Marks the packet as half translated, for `to_net`.
-    fn mark_translated(&mut self);
-
-    /// What an earlier program of ours has left on the packet.
+    /// What an earlier program of ours has said.
     fn mark(&self) -> Mark;
-}
-
-/// What a packet's mark says.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Mark {
-    /// None of our programs has seen it: it is the node's own, or a stranger's.
-    None,
-    /// A pod of this node has sent it.
-    Passed,
-    /// Its destination has been translated where it came in, its source has still to be.
-    Translated,
 }
 
 /// What has changed among the bytes that a checksum covers. The difference matters where the checksum
@@ -96,30 +80,78 @@ pub enum Zero {
 pub struct Delta(pub u32);
 
 impl Delta {
-    /// Between two runs of bytes of the same even length, at an even offset.
+    /// Between two addresses, in words of the order of the machine. What IPv4 addresses have in common in their mapped form
+    /// cancels.
     #[inline(always)]
-    pub fn between<const N: usize>(old: &[u8; N], new: &[u8; N]) -> Self {
-        const { assert!(N.is_multiple_of(2) && N <= 16) };
-        let mut sum = 0u32;
+    pub const fn of_addresses(old: [u64; 2], new: [u64; 2]) -> Self {
+        let mut sum = 0u64;
         let mut i = 0;
-        while i < N {
-            sum += u32::from(!u16::from_ne_bytes([old[i], old[i + 1]]));
-            sum += u32::from(u16::from_ne_bytes([new[i], new[i + 1]]));
-            i += 2;
+        while i < 2 {
+            let old = !old[i];
+            sum += (old & 0xffff_ffff) + (old >> 32) + (new[i] & 0xffff_ffff) + (new[i] >> 32);
+            i += 1;
         }
-        Self(sum)
+        // Of 35 bits: what is carried out is carried in again, twice at most.
+        sum = (sum & 0xffff_ffff) + (sum >> 32);
+        sum = (sum & 0xffff_ffff) + (sum >> 32);
+        Self(sum as u32)
+    }
+
+    /// Between two ports.
+    #[inline(always)]
+    pub const fn of_ports(old: Port, new: Port) -> Self {
+        Self(!u16::from_ne_bytes(old.0) as u32 + u16::from_ne_bytes(new.0) as u32)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use weir_common::Addr;
+
     use super::*;
 
     #[test]
     fn a_delta_is_new_minus_old() {
-        let delta = Delta::between(&[0x12, 0x34], &[0x12, 0x34]);
-        assert_eq!(delta.0, 0xffff, "minus zero in one's complement");
-        let delta = Delta::between(&1u16.to_ne_bytes(), &3u16.to_ne_bytes());
-        assert_eq!((delta.0 & 0xffff) + (delta.0 >> 16), 2);
+        let one = Port(1u16.to_ne_bytes());
+        let three = Port(3u16.to_ne_bytes());
+        assert_eq!(
+            Delta::of_ports(one, one).0,
+            0xffff,
+            "minus zero in one's complement"
+        );
+        assert_eq!(fold(Delta::of_ports(one, three).0), 2);
+    }
+
+    #[test]
+    fn the_delta_of_addresses_is_that_of_their_halves() {
+        for (old, new) in [
+            ([0xff; 16], [0; 16]),
+            ([0; 16], [0xff; 16]),
+            (Addr::v4([10, 0, 0, 1]).0, Addr::v4([192, 168, 255, 254]).0),
+            (*b"0123456789abcdef", *b"zyxwvutsrqponmlk"),
+        ] {
+            let words = |bytes: [u8; 16]| {
+                let (high, low) = bytes.split_at(8);
+                [high, low].map(|half| u64::from_ne_bytes(half.try_into().unwrap_or_default()))
+            };
+            let halves = |bytes: [u8; 16], not: u16| {
+                let halves = bytes
+                    .chunks(2)
+                    .map(move |it| u16::from_ne_bytes([it[0], it[1]]) ^ not);
+                halves.map(u32::from).sum::<u32>()
+            };
+            let wanted = fold(halves(old, 0xffff) + halves(new, 0));
+            assert_eq!(
+                fold(Delta::of_addresses(words(old), words(new)).0) % 0xffff,
+                wanted % 0xffff
+            );
+        }
+    }
+
+    fn fold(mut sum: u32) -> u32 {
+        while sum >> 16 != 0 {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        sum
     }
 }

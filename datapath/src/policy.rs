@@ -3,24 +3,17 @@
 
 use weir_common::counter::Counter;
 use weir_common::device::Device;
+use weir_common::event::Hook;
 use weir_common::policy::{Action, Class, PortKey, RuleId, RulesId, VerdictKey};
+use weir_common::way::WayKey;
 use weir_common::{Addr, DropReason};
 
-use crate::merge::Merge;
 use crate::tables::Tables;
-use crate::tuple::{Tuple, same};
-
-/// The pod whose device the program sits on.
-#[derive(Debug)]
-pub struct Here<'a> {
-    pub ifindex: u32,
-    pub device: &'a Device,
-    /// Its address of the packet's family.
-    pub addr: &'a Addr,
-}
+use crate::verdict::{Outcome, Scratch};
 
 /// What allowed a conversation, and where its ends are.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(C)]
 pub struct Judgement {
     pub egress: RuleId,
     pub ingress: RuleId,
@@ -29,48 +22,58 @@ pub struct Judgement {
     pub responder_device: u32,
 }
 
-/// Judges a conversation from its opener to its responder, after translation. A denial leaves its rule
-/// in `rule`.
+/// Judges the conversation in the question, from its opener to its responder, after translation; fills the
+/// judgement. Of a denial the rule is in the trace.
 ///
-/// # Errors
-/// [`DropReason::EgressDenied`], [`DropReason::IngressDenied`], [`DropReason::NoVerdict`], and
+/// Drops for [`DropReason::EgressDenied`], [`DropReason::IngressDenied`], [`DropReason::NoVerdict`], and
 /// [`DropReason::NoLease`] for a pod whose address is known but whose device is not.
-#[inline(always)]
-pub fn judge<T: Tables>(
-    tables: &T,
-    here: &Here<'_>,
-    opener: &Tuple,
-    rule: &mut RuleId,
-    merge: &Merge,
-) -> Result<Judgement, DropReason> {
-    tables.count(Counter::Judged);
-    let (opener_device, egress) = end(tables, here, &opener.source, Way::Out, merge)?;
-    let (responder_device, ingress) = end(tables, here, &opener.destination, Way::In, merge)?;
-    let mut judgement = Judgement {
-        opener_device,
-        responder_device,
-        ..Judgement::default()
-    };
-    // A pod may always reach itself.
-    if same(&opener.source, &opener.destination) {
-        return Ok(judgement);
-    }
-    let denied = DropReason::EgressDenied;
-    judgement.egress = ask(
-        tables,
-        egress,
-        &opener.destination,
-        opener,
-        denied,
-        rule,
-        merge,
-    )?;
-    let denied = DropReason::IngressDenied;
-    judgement.ingress = ask(tables, ingress, &opener.source, opener, denied, rule, merge)?;
-    Ok(judgement)
+pub fn judge<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Outcome {
+    Outcome::of(decide(tables, scratch).map(|()| true))
 }
 
-#[derive(Clone, Copy)]
+#[inline(always)]
+fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), DropReason> {
+    tables.count(Counter::Judged);
+    let Scratch {
+        trace,
+        arrival,
+        question,
+        judgement,
+        ..
+    } = scratch;
+    let [a, b, c, d, _] = *trace.tuple.words();
+    let here = Here {
+        ifindex: arrival.ifindex,
+        addr: if trace.tuple.hook == Hook::TO_POD {
+            [c, d]
+        } else {
+            [a, b]
+        },
+    };
+    let [a, b, c, d, _] = *question.words();
+    *judgement = Judgement::default();
+    let egress;
+    (judgement.opener_device, egress) = end(tables, &here, &question.source, [a, b], Way::Out)?;
+    let ingress;
+    (judgement.responder_device, ingress) =
+        end(tables, &here, &question.destination, [c, d], Way::In)?;
+    // A pod may always reach itself.
+    if question.is_to_itself() {
+        return Ok(());
+    }
+    let rule = &mut trace.rule;
+    judgement.egress = ask(tables, egress, Way::Out, question, rule)?;
+    judgement.ingress = ask(tables, ingress, Way::In, question, rule)?;
+    Ok(())
+}
+
+/// The pod whose device the program sits on.
+struct Here {
+    ifindex: u32,
+    addr: [u64; 2],
+}
+
+#[derive(Clone, Copy, Eq, PartialEq)]
 enum Way {
     Out,
     In,
@@ -78,45 +81,54 @@ enum Way {
 
 /// The device at an address and the rules that hold there.
 #[inline(always)]
-fn end<T: Tables>(
+fn end<T: Tables + ?Sized>(
     tables: &T,
-    here: &Here<'_>,
+    here: &Here,
     addr: &Addr,
+    words: [u64; 2],
     way: Way,
-    merge: &Merge,
 ) -> Result<(u32, RulesId), DropReason> {
-    let rules = |device: &Device| match way {
-        Way::Out => device.egress,
-        Way::In => device.ingress,
-    };
-    let (ifindex, rules) = if same(addr, here.addr) {
-        (here.ifindex, rules(here.device))
+    let ifindex = if (words[0] ^ here.addr[0]) | (words[1] ^ here.addr[1]) == 0 {
+        here.ifindex
     } else if let Some(pod) = tables.local_pod(addr) {
-        let device = tables.device(pod.ifindex).ok_or(DropReason::NoLease)?;
-        (pod.ifindex, rules(&device))
+        pod.ifindex
     } else {
-        (0, RulesId::OPEN)
+        return Ok((0, RulesId::OPEN));
     };
-    Ok((merge.pass(ifindex), RulesId(merge.pass(rules.0))))
+    let device = tables.device(ifindex).ok_or(DropReason::NoLease)?;
+    let device: &Device = &device;
+    Ok((
+        ifindex,
+        match way {
+            Way::Out => device.egress,
+            Way::In => device.ingress,
+        },
+    ))
 }
 
 /// Whether rules allow a peer; the rule that does.
 #[inline(always)]
-fn ask<T: Tables>(
+fn ask<T: Tables + ?Sized>(
     tables: &T,
     rules: RulesId,
-    peer: &Addr,
-    opener: &Tuple,
-    denied: DropReason,
+    way: Way,
+    opener: &WayKey,
     rule: &mut RuleId,
-    merge: &Merge,
 ) -> Result<RuleId, DropReason> {
     if rules == RulesId::OPEN {
-        return Ok(RuleId(merge.pass(0)));
+        return Ok(RuleId::NONE);
     }
-    let class = tables.class(peer);
+    let mut class = tables.class(match way {
+        Way::Out => &opener.destination,
+        Way::In => &opener.source,
+    });
     if class == Class::OWN_NODE {
-        return Ok(RuleId(merge.pass(0)));
+        if way == Way::Out {
+            return Ok(RuleId::NONE);
+        }
+        // What the node itself sends is not asked about. What comes in by a device and says that it is the node's
+        // is not.
+        class = Class::WORLD;
     }
     let row = tables
         .verdict(&VerdictKey { rules, class })
@@ -129,10 +141,12 @@ fn ask<T: Tables>(
             (action, decided) = (port.action, port.rule);
         }
     }
-    let decided = RuleId(merge.pass(decided.0));
     if action == Action::ALLOW {
         return Ok(decided);
     }
     *rule = decided;
-    Err(denied)
+    Err(match way {
+        Way::Out => DropReason::EgressDenied,
+        Way::In => DropReason::IngressDenied,
+    })
 }

@@ -3,14 +3,15 @@
 //! since a mapped address is how every table spells an IPv4 one.
 
 use weir_common::counter::Counter;
-use weir_common::flow::Peer;
-use weir_common::service::{BackendId, Generation, Scope, SocketKey, SocketPeer, SocketSide};
+use weir_common::service::{
+    Affinity, BackendId, FrontendKey, Generation, Scope, SocketKey, SocketPeer, SocketSide,
+};
+use weir_common::way::Peer;
 use weir_common::{Addr, Protocol};
 
-use crate::merge::Merge;
-use crate::service::{self, Candidates};
+use crate::service::{self, Asks, Candidates};
 use crate::tables::Sockets;
-use crate::tuple::{Aligned, same};
+use crate::words::{Aligned, same};
 
 /// The address of a socket call.
 pub trait Address {
@@ -78,13 +79,20 @@ fn translate<A: Address, T: Sockets>(address: &mut A, tables: &T, lifetime: Life
     if is_loopback(&asked.addr) && address.network() != tables.own_network() {
         return Call::Proceed;
     }
-    let Some(frontend) = service::frontend(tables, asked, protocol, Scope::INTERNAL) else {
+    let key_asked = FrontendKey {
+        addr: asked.addr,
+        port: asked.port,
+        protocol,
+        scope: Scope::INTERNAL,
+        pad: [0; 4],
+    };
+    let Some(frontend) = service::frontend(tables, &key_asked, &asked.addr) else {
         return Call::Proceed;
     };
     let forward = key(address, asked, SocketSide::FORWARD);
     if lifetime == Lifetime::Socket
         && let Some(kept) = tables.socket(&forward)
-        && service::is_current(tables, kept.backend, kept.generation)
+        && service::is_current(tables, kept.backend, kept.generation, Asks::Anew)
     {
         tables.count(Counter::SocketTranslated);
         address.set_peer(&Peer {
@@ -93,12 +101,10 @@ fn translate<A: Address, T: Sockets>(address: &mut A, tables: &T, lifetime: Life
         });
         return Call::Proceed;
     }
-    // On the stack: socket programs can be preempted by each other, so there is no memory that they could
-    // merge in, and they are short enough without.
-    let merge = &Merge::default();
     let client = service::client_in(&frontend, address.network(), &asked.addr, protocol);
-    let mut candidates = Candidates::new(tables, &frontend, &client);
-    let Some((backend, generation)) = candidates.next(tables, merge) else {
+    let first = service::first(tables, &frontend, &client, tables.random());
+    let mut candidates = Candidates::from(&frontend, first);
+    let Some((backend, generation)) = candidates.next(tables) else {
         tables.count(Counter::SocketRefused);
         return Call::Refuse;
     };
@@ -107,7 +113,14 @@ fn translate<A: Address, T: Sockets>(address: &mut A, tables: &T, lifetime: Life
         port: backend.port,
     });
     let chosen = &chosen.0;
-    service::stick(tables, &frontend, &client, chosen, backend.id, generation);
+    let mut last = Affinity {
+        backend: backend.id,
+        generation,
+        addr: backend.addr,
+        port: backend.port,
+        ..Affinity::default()
+    };
+    service::stick(tables, &frontend, &client, &mut last);
     let reverse = key(address, chosen, SocketSide::REVERSE);
     tables.remember(&reverse, &row(asked, backend.id, generation));
     if lifetime == Lifetime::Socket {

@@ -4,22 +4,23 @@ use core::ops::Deref;
 
 use weir_common::counter::Counter;
 use weir_common::device::{Device, LocalPod};
-use weir_common::flow::{Flow, FlowKey};
-use weir_common::nat::{NatKey, NatRow, PortRange, Uplink};
+use weir_common::nat::{PortRange, Uplink};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{
     Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress,
     SocketKey, SocketPeer,
 };
+use weir_common::way::{Plan, Way, WayKey};
 use weir_common::{Addr, DropReason};
 
-use crate::service;
-use crate::tuple::AlignedKey;
+use crate::verdict::{Outcome, Scratch};
+use crate::{icmp, plan, policy, reserve, service, way};
 
 /// The tables of `weir_common::table`, by the name of what a row is.
 pub trait Tables {
-    /// A flow that is in a table: other CPUs may hold it too.
-    type FlowRef: Deref<Target = Flow>;
+    /// A way or a plan that is in a table: other CPUs may hold it too.
+    type WayRef: Deref<Target = Way>;
+    type PlanRef: Deref<Target = Plan>;
     /// A device's row.
     type DeviceRef: Deref<Target = Device>;
     /// An uplink's row.
@@ -55,37 +56,100 @@ pub trait Tables {
     fn port(&self, key: &PortKey) -> Option<PortRow>;
     fn epoch(&self) -> u32;
 
-    fn flow(&self, table: FlowTable, key: &AlignedKey) -> Option<Self::FlowRef>;
+    /// TCP has tables of its own, here and for plans.
+    fn way(&self, key: &WayKey) -> Option<Self::WayRef>;
 
-    /// Adds a flow to `HALF_OPEN`.
+    /// Adds a way.
     ///
     /// # Errors
     /// [`DropReason::TableFull`].
-    fn open(&self, key: &AlignedKey, flow: &Flow) -> Result<Opened, DropReason>;
+    fn add_way(&self, key: &WayKey, way: &Way) -> Result<Added, DropReason>;
 
-    /// Moves a flow from `HALF_OPEN` to `FLOWS`. If that has no room it stays where it is.
-    fn promote(&self, key: &AlignedKey, flow: &Self::FlowRef);
+    fn remove_way(&self, key: &WayKey);
 
-    /// Takes a flow out of whichever table holds it.
-    fn forget(&self, key: &AlignedKey);
+    /// The plan whose first answer is this packet.
+    fn plan(&self, answer: &WayKey) -> Option<Self::PlanRef>;
+
+    /// Adds a plan.
+    ///
+    /// # Errors
+    /// [`DropReason::TableFull`].
+    fn add_plan(&self, answer: &WayKey, plan: &Plan) -> Result<Added, DropReason>;
+
+    /// Puts a plan in the place of another.
+    ///
+    /// # Errors
+    /// [`DropReason::TableFull`].
+    fn replace_plan(&self, answer: &WayKey, plan: &Plan) -> Result<(), DropReason>;
+
+    fn remove_plan(&self, answer: &WayKey);
 
     /// The addresses of the device with this interface index, if it is an uplink.
     fn uplink(&self, ifindex: u32) -> Option<Self::UplinkRef>;
     /// Is it an address of a pod or node of the cluster?
     fn is_in_cluster(&self, addr: &Addr) -> bool;
-    /// Whom a reply to a reserved port is for.
-    fn reserved(&self, key: &NatKey) -> Option<NatRow>;
-
-    /// Reserves a port.
-    ///
-    /// # Errors
-    /// [`DropReason::TableFull`].
-    fn reserve(&self, key: &NatKey, row: &NatRow) -> Result<Reserved, DropReason>;
-
     /// Does what pods send out of the cluster leave with the node's address?
     fn masquerades(&self) -> bool;
     /// The ports that may be reserved.
     fn port_range(&self) -> PortRange;
+
+    /// From here on a program reads the scratch from memory: the verifier then walks what follows once, whatever
+    /// branches led here.
+    #[inline(always)]
+    fn settle(&self, _scratch: &mut Scratch) {}
+
+    // The cold path, in functions that a program may call instead of containing them.
+
+    /// [`way::again`].
+    #[inline(always)]
+    fn again(&self, scratch: &mut Scratch) -> Outcome {
+        way::again(self, scratch)
+    }
+    /// [`plan::answer`].
+    #[inline(always)]
+    fn answer(&self, scratch: &mut Scratch) -> Outcome {
+        plan::answer(self, scratch)
+    }
+    /// [`plan::at_pod`].
+    #[inline(always)]
+    fn plan_at_pod(&self, scratch: &mut Scratch) -> Outcome {
+        plan::at_pod(self, scratch)
+    }
+    /// [`plan::from_net`].
+    #[inline(always)]
+    fn plan_from_net(&self, scratch: &mut Scratch) -> Outcome {
+        plan::from_net(self, scratch)
+    }
+    /// [`plan::to_net`].
+    #[inline(always)]
+    fn plan_to_net(&self, scratch: &mut Scratch) -> Outcome {
+        plan::to_net(self, scratch)
+    }
+    /// [`icmp::about`].
+    #[inline(always)]
+    fn about(&self, scratch: &mut Scratch) -> Outcome {
+        icmp::about(self, scratch)
+    }
+    /// [`service::frontend_of_packet`].
+    #[inline(always)]
+    fn asks_service(&self, scratch: &mut Scratch) -> u32 {
+        service::frontend_of_packet(self, scratch)
+    }
+    /// [`service::first_for_packet`].
+    #[inline(always)]
+    fn first(&self, scratch: &mut Scratch) -> u32 {
+        service::first_for_packet(self, scratch)
+    }
+    /// [`policy::judge`].
+    #[inline(always)]
+    fn judge(&self, scratch: &mut Scratch) -> Outcome {
+        policy::judge(self, scratch)
+    }
+    /// [`reserve::reserve`].
+    #[inline(always)]
+    fn reserve(&self, scratch: &mut Scratch) -> Outcome {
+        reserve::reserve(self, scratch)
+    }
 
     /// Monotonic time in nanoseconds, to within a clock tick.
     fn now(&self) -> u64;
@@ -93,28 +157,12 @@ pub trait Tables {
     fn count(&self, counter: Counter);
 }
 
-/// Which of the two tables of flows.
+/// What came of adding a row.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum FlowTable {
-    /// The responder has answered.
-    Answered,
-    HalfOpen,
-}
-
-/// What came of adding a flow.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Opened {
+pub enum Added {
     New,
-    /// Another CPU was faster.
+    /// There is one already.
     Already,
-}
-
-/// What came of reserving a port.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Reserved {
-    New,
-    /// Somebody has it.
-    Taken,
 }
 
 /// What the socket hooks remember: the `SOCKETS` table.
@@ -124,14 +172,4 @@ pub trait Sockets: Tables {
     fn socket(&self, key: &SocketKey) -> Option<SocketPeer>;
     /// Best effort: a row that finds no room costs the socket its stickiness, or a name its disguise.
     fn remember(&self, key: &SocketKey, peer: &SocketPeer);
-}
-
-/// The key without its alignment.
-impl Deref for AlignedKey {
-    type Target = FlowKey;
-
-    #[inline(always)]
-    fn deref(&self) -> &FlowKey {
-        &self.0
-    }
 }

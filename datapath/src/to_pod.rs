@@ -2,17 +2,13 @@
 //! pods of this node do not come through here.
 
 use weir_common::DropReason;
+use weir_common::event::Hook;
 
-use crate::flow::{self, Count, Fit, Seen, Sender, Through};
-use crate::icmp;
-use crate::l3::{self, Extent, Family, L3, Side};
-use crate::l4;
-use crate::nat;
+use crate::arrive::Origin;
 use crate::packet::Packet;
-use crate::policy::Here;
 use crate::tables::Tables;
-use crate::tuple::same;
 use crate::verdict::{Scratch, Verdict};
+use crate::{arrive, icmp, nat, way};
 
 /// Decides about a packet that is sent to a pod.
 #[inline(always)]
@@ -29,84 +25,37 @@ fn decide<P: Packet, T: Tables>(
     tables: &T,
     scratch: &mut Scratch,
 ) -> Result<(), DropReason> {
-    let ifindex = packet.ifindex();
-    let device = tables.device(ifindex).ok_or(DropReason::NoLease)?;
-    packet.pull(l3::HEADERS)?;
-    let family = l3::family(packet)?;
-    let here = |addr| Here {
-        ifindex,
-        device: &device,
-        addr,
-    };
-    match family {
-        Family::V4 => receive::<l3::V4, _, _>(packet, tables, scratch, &here(&device.ipv4)),
-        Family::V6 => receive::<l3::V6, _, _>(packet, tables, scratch, &here(&device.ipv6)),
+    let device = tables.device(packet.ifindex()).ok_or(DropReason::NoLease)?;
+    let (family, header) = arrive::addresses(packet, tables, scratch, Hook::TO_POD)?;
+    let [a, b, c, d, _] = *scratch.trace.tuple.words();
+    if [c, d] != family.lease(&device) {
+        return Err(DropReason::NotForPod);
     }
+    if family.is_martian([a, b]) {
+        return Err(DropReason::Martian);
+    }
+    arrive::rest(packet, tables, scratch, family, &header)?;
+    if scratch.arrival.segment.is_error() {
+        return error(packet, tables, scratch);
+    }
+    if !way::is_known(tables, scratch)? && !tables.answer(scratch).is_known()? {
+        tables.plan_at_pod(scratch).is_known()?;
+    }
+    tables.settle(scratch);
+    nat::rewrite(packet, tables, scratch)
 }
 
+/// An error about what the pod has sent: the node's own are believed, whatever they are about.
 #[inline(always)]
-fn receive<F: L3, P: Packet, T: Tables>(
+fn error<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     scratch: &mut Scratch,
-    here: &Here<'_>,
 ) -> Result<(), DropReason> {
-    let tuple = &mut scratch.trace.tuple;
-    F::addresses(packet, l3::OFFSET, tuple)?;
-    if !same(&tuple.destination, here.addr) {
-        return Err(DropReason::NotForPod);
+    let origin = scratch.arrival.origin;
+    match icmp::read(packet, tables, scratch)? {
+        Some(about) => icmp::rewrite(packet, scratch, &about),
+        None if origin == Origin::Node => Ok(()),
+        None => Err(DropReason::NoFlow),
     }
-    if F::is_martian(&tuple.source) {
-        return Err(DropReason::Martian);
-    }
-    let body = F::body(packet, l3::OFFSET, Extent::Whole)?;
-    let segment = l4::parse::<F>(packet, &body, tuple)?;
-    if segment.is_error() {
-        icmp::is_about_flow::<F>(packet, tables, &body, scratch)?;
-        return Ok(());
-    }
-    let segment = segment.merged(&scratch.merge);
-    let transport = scratch.merge.pass(body.offset as u32) as usize;
-    let seen = Seen {
-        segment,
-        length: scratch.merge.pass(body.end) - l3::OFFSET as u32,
-        count: Count::FromElsewhere,
-    };
-    let tuple = &scratch.trace.tuple;
-    tuple.write_key(&mut scratch.key);
-    let mut found = flow::find(tables, tuple, &scratch.key);
-    if let Some(flow) = &found {
-        // Replies through a service come from the backend. One that comes from the service is translated already, by
-        // an agent's program that is attached here in another way; it says no more than the backend's could.
-        if flow.leads_to_backend() {
-            return match flow.sender {
-                Sender::Responder => Ok(()),
-                Sender::Opener => Err(DropReason::NoFlow),
-            };
-        }
-        // A packet of the opener has its translation behind it, so any flow of these ports is its own.
-        if flow.sender == Sender::Responder
-            && flow.fit(tables, tuple.protocol, segment, None) == Fit::Over
-        {
-            tables.forget(&scratch.key);
-            found = None;
-        }
-    }
-    let Some(found) = &found else {
-        flow::open(tables, here, scratch, &seen, Through::Nothing)?;
-        return Ok(());
-    };
-    flow::proceed(tables, here, scratch, found, &seen)?;
-    if found.sender == Sender::Responder && found.is_from_service() {
-        nat::replace::<F>(
-            packet,
-            tables,
-            Side::Source,
-            scratch.trace.tuple.protocol,
-            transport,
-            &scratch.trace.tuple.source(),
-            &found.flow.nat.peer,
-        )?;
-    }
-    Ok(())
 }

@@ -1,13 +1,12 @@
 //! What happens to a packet, and the memory in which it is decided.
 
 use weir_common::DropReason;
-use weir_common::flow::{Flow, Nat, Peer};
-use weir_common::nat::{NatKey, NatRow};
 use weir_common::policy::RuleId;
-use weir_common::service::AffinityKey;
+use weir_common::service::{Affinity, AffinityKey, Frontend};
+use weir_common::way::{Mark, Plan, Step, WayKey};
 
-use crate::merge::Merge;
-use crate::tuple::{AlignedKey, Tuple};
+use crate::arrive::Arrival;
+use crate::policy::Judgement;
 
 /// What happens to a packet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -21,39 +20,96 @@ pub enum Verdict {
 }
 
 /// The memory of one decision. The caller owns it, since the stack of a BPF program has no room for it:
-/// in the kernel it is a slot of a per-CPU array. Only the trace has to be empty at the start.
+/// in the kernel it is a slot of a per-CPU array. Only the trace has to be empty at the start. Each field
+/// says who fills it; nobody reads what was not filled for the packet at hand.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct Scratch {
     pub trace: Trace,
-    /// The key of the conversation at hand, and one for looking around.
-    pub(crate) key: AlignedKey,
-    pub(crate) probe: AlignedKey,
-    /// What policy is asked about.
-    pub(crate) question: Tuple,
-    /// The service that the packet names, and the backend that it goes to.
-    pub(crate) asked: Peer,
-    pub(crate) nat: Nat,
-    /// Who asks, for session affinity.
+    /// [`crate::arrive::read`]: the packet, beside its key in the trace.
+    pub(crate) arrival: Arrival,
+    /// Whoever knows the way: what becomes of the packet; the interface index of the pod that it is handed to, 0 for the
+    /// kernel's stack; bits of [`weir_common::way::WayState`] as they were.
+    pub(crate) step: Step,
+    pub(crate) device: u32,
+    pub(crate) state: u32,
+    /// The conversation that policy is asked about, as its opener sends; in an ICMP error, the packet that
+    /// it quotes. What policy has answered.
+    pub(crate) question: WayKey,
+    pub(crate) judgement: Judgement,
+    /// The other direction of what is at hand.
+    pub(crate) other: WayKey,
+    /// [`crate::plan`]: what is being made, and the key of its first answer.
+    pub(crate) plan: Plan,
+    pub(crate) back: WayKey,
+    /// The service that is asked; who asks, for session affinity, and what it got.
+    pub(crate) frontend: Frontend,
     pub(crate) client: AffinityKey,
-    /// A new entry before it is in its table.
-    pub(crate) flow: Flow,
-    /// A port that is being reserved, and for whom.
-    pub(crate) nat_key: NatKey,
-    pub(crate) nat_row: NatRow,
-    pub merge: Merge,
-    pub(crate) pad: u32,
+    pub(crate) last: Affinity,
 }
 
 /// What was learned about a packet on the way to its verdict.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[repr(C)]
 pub struct Trace {
-    /// As far as it could be parsed; after translation towards a backend.
-    pub tuple: Tuple,
+    /// As far as it could be parsed; its destination is the backend's where policy has denied that one.
+    pub tuple: WayKey,
     /// What denied it, for the policy reasons.
     pub rule: RuleId,
     pub pad: u32,
+}
+
+impl Scratch {
+    /// The packet goes to the kernel's stack as it is.
+    #[inline(always)]
+    pub(crate) fn pass(&mut self, mark: Mark) {
+        self.step = Step::marked(mark);
+        self.device = 0;
+        self.state = 0;
+    }
+}
+
+/// What a function of the cold path answers. A number, since functions of BPF take and return nothing else.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[must_use]
+pub struct Outcome(pub u32);
+
+impl Outcome {
+    /// It is known what becomes of the packet.
+    pub const KNOWN: Self = Self(0);
+    /// It is not, and somebody else has to say.
+    pub const UNKNOWN: Self = Self(1 << 8);
+
+    /// Known or unknown.
+    ///
+    /// # Errors
+    /// The packet is to be dropped.
+    #[inline(always)]
+    pub fn is_known(self) -> Result<bool, DropReason> {
+        match self {
+            Self::KNOWN => Ok(true),
+            Self::UNKNOWN => Ok(false),
+            Self(number) => {
+                Err(DropReason::from_number(number as u8).unwrap_or(DropReason::Malformed))
+            }
+        }
+    }
+
+    /// From what a function in Rust returns.
+    #[inline(always)]
+    pub fn of(result: Result<bool, DropReason>) -> Self {
+        match result {
+            Ok(true) => Self::KNOWN,
+            Ok(false) => Self::UNKNOWN,
+            Err(reason) => Self(u32::from(reason as u8)),
+        }
+    }
+}
+
+impl From<Outcome> for u32 {
+    fn from(outcome: Outcome) -> Self {
+        outcome.0
+    }
 }
 
 impl Trace {

@@ -13,7 +13,7 @@ use crate::skb::Skb;
 /// Counts a drop and, unless it is noise or there were too many, sends an event.
 #[inline(always)]
 pub(crate) fn dropped(skb: &Skb, scratch: &Scratch, hook: Hook, reason: DropReason) {
-    let index = scratch.merge.pass(u32::from(reason as u8));
+    let index = u32::from(reason as u8);
     let trace = &scratch.trace;
     if let Some(drops) = DROPS.get_ptr_mut(index) {
         // SAFETY: a live row of this CPU, which one packet program at a time uses.

@@ -1,12 +1,14 @@
 //! The BPF object: attributes, adapters and maps around the decisions of `datapath`.
 #![no_std]
 #![no_main]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![allow(unreachable_pub, reason = "programs are reached by their ELF symbols")]
 #![allow(
     clippy::needless_borrows_for_generic_args,
     reason = "a key by value is copied onto a stack of 512 bytes"
 )]
 
+mod cold;
 mod events;
 mod maps;
 mod programs;

@@ -10,8 +10,7 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use weir_common::counter::{COUNTERS as COUNTER_ROWS, Counter, Drops};
 use weir_common::device::{Device, LocalPod};
 use weir_common::event::EventLimit;
-use weir_common::flow::{Flow, FlowKey};
-use weir_common::nat::{ClusterKey, InCluster, NatKey, NatRow, PortRange, Uplink};
+use weir_common::nat::{ClusterKey, InCluster, PortRange, Uplink};
 use weir_common::node::{Features, NodeConfig};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::reason::REASONS;
@@ -19,11 +18,12 @@ use weir_common::service::{
     Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress,
     SocketKey, SocketPeer,
 };
-use weir_common::{Addr, DropReason, limits, node, table};
-use weir_datapath::service;
-use weir_datapath::tables::{FlowTable, Opened, Reserved, Sockets, Tables};
-use weir_datapath::tuple::AlignedKey;
-use weir_datapath::{Scratch, Trace};
+use weir_common::way::{Plan, Way, WayKey};
+use weir_common::{Addr, DropReason, Protocol, limits, table};
+use weir_datapath::tables::{Added, Sockets, Tables};
+use weir_datapath::{Outcome, Scratch, Trace};
+
+use crate::cold;
 
 #[map]
 static FRONTENDS: HashMap<FrontendKey, Frontend> = HashMap::with_max_entries(limits::FRONTENDS, 0);
@@ -57,17 +57,19 @@ static PORTS: LpmTrie<[u8; 8], PortRow> =
 #[map]
 static EPOCH: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
-static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(limits::FLOWS, 0);
+static TCP_WAYS: HashMap<WayKey, Way> =
+    HashMap::with_max_entries(limits::TCP_WAYS, BPF_F_NO_PREALLOC);
 #[map]
-static HALF_OPEN: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(limits::HALF_OPEN, 0);
+static OTHER_WAYS: LruHashMap<WayKey, Way> = LruHashMap::with_max_entries(limits::OTHER_WAYS, 0);
+#[map]
+static TCP_PLANS: LruHashMap<WayKey, Plan> = LruHashMap::with_max_entries(limits::PLANS, 0);
+#[map]
+static OTHER_PLANS: LruHashMap<WayKey, Plan> = LruHashMap::with_max_entries(limits::PLANS, 0);
 #[map]
 static UPLINKS: HashMap<u32, Uplink> = HashMap::with_max_entries(limits::UPLINKS, 0);
 #[map]
 static CLUSTER: LpmTrie<[u8; 16], InCluster> =
     LpmTrie::with_max_entries(limits::CLUSTER, BPF_F_NO_PREALLOC);
-#[map]
-static NAT_PORTS: HashMap<NatKey, NatRow> =
-    HashMap::with_max_entries(limits::NAT_PORTS, BPF_F_NO_PREALLOC);
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_ROWS, 0);
 #[map]
@@ -83,12 +85,8 @@ static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 #[unsafe(no_mangle)]
 static NODE: Global<NodeConfig> = Global::new(NodeConfig {
     features: Features::MASQUERADE | Features::SAYS_WHY,
-    passed_mark: node::PASSED_MARK,
-    passed_mask: node::PASSED_MASK,
-    translated_mark: node::TRANSLATED_MARK,
     first_port: PortRange::USUAL.first,
     last_port: PortRange::USUAL.last,
-    pad: 0,
     network: 0,
 });
 
@@ -101,11 +99,18 @@ pub(crate) fn node() -> NodeConfig {
 /// so there is one decision at a time.
 #[inline(always)]
 pub(crate) fn scratch() -> Option<&'static mut Scratch> {
-    let scratch = SCRATCH.get_ptr_mut(0)?;
-    // SAFETY: the pointer is to a live row of the size of `Scratch`, used by one program at a time.
-    let scratch = unsafe { &mut *scratch };
+    let scratch = same_scratch()?;
     scratch.trace = Trace::default();
     Some(scratch)
+}
+
+/// The same memory in a function that is called in the middle of a decision.
+#[inline(always)]
+pub(crate) fn same_scratch() -> Option<&'static mut Scratch> {
+    let scratch = SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: the pointer is to a live row of the size of `Scratch`, used by one program at a time; who calls looks at
+    // it again only when the function is over (`cold::call`).
+    Some(unsafe { &mut *scratch })
 }
 
 const EEXIST: i32 = -17;
@@ -132,7 +137,8 @@ unsafe fn row<T>(row: *const T) -> &'static T {
 }
 
 impl Tables for Maps {
-    type FlowRef = &'static Flow;
+    type WayRef = &'static Way;
+    type PlanRef = &'static Plan;
     type DeviceRef = &'static Device;
     type UplinkRef = &'static Uplink;
 
@@ -145,16 +151,6 @@ impl Tables for Maps {
     #[inline(always)]
     fn backend(&self, index: u32) -> Option<Backend> {
         BACKENDS.get(index).copied()
-    }
-
-    #[inline(always)]
-    fn search(&self, start: u32, len: u32, high: u64, low: u64, port: u32) -> u32 {
-        weir_search(start, len, high, low, port)
-    }
-
-    #[inline(always)]
-    fn usable(&self, start: u32, len: u32, index: u32) -> u32 {
-        weir_usable(start, len, index)
     }
 
     #[inline(always)]
@@ -223,35 +219,63 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn flow(&self, table: FlowTable, key: &AlignedKey) -> Option<&'static Flow> {
-        let found = match table {
-            FlowTable::Answered => FLOWS.get_ptr(&key.0),
-            FlowTable::HalfOpen => HALF_OPEN.get_ptr(&key.0),
+    fn way(&self, key: &WayKey) -> Option<&'static Way> {
+        let found = if key.protocol == Protocol::TCP {
+            TCP_WAYS.get_ptr(key)
+        } else {
+            OTHER_WAYS.get_ptr(key)
         };
         // SAFETY: see `row`.
         found.map(|found| unsafe { row(found) })
     }
 
     #[inline(always)]
-    fn open(&self, key: &AlignedKey, flow: &Flow) -> Result<Opened, DropReason> {
-        match HALF_OPEN.insert(&key.0, flow, u64::from(BPF_NOEXIST)) {
-            Ok(()) => Ok(Opened::New),
-            Err(EEXIST) => Ok(Opened::Already),
-            Err(_) => Err(DropReason::TableFull),
-        }
+    fn add_way(&self, key: &WayKey, way: &Way) -> Result<Added, DropReason> {
+        let flags = u64::from(BPF_NOEXIST);
+        added(if key.protocol == Protocol::TCP {
+            TCP_WAYS.insert(key, way, flags)
+        } else {
+            OTHER_WAYS.insert(key, way, flags)
+        })
     }
 
     #[inline(always)]
-    fn promote(&self, key: &AlignedKey, flow: &&'static Flow) {
-        if FLOWS.insert(&key.0, *flow, u64::from(BPF_NOEXIST)).is_ok() {
-            discard(HALF_OPEN.remove(&key.0));
-        }
+    fn remove_way(&self, key: &WayKey) {
+        discard(if key.protocol == Protocol::TCP {
+            TCP_WAYS.remove(key)
+        } else {
+            OTHER_WAYS.remove(key)
+        });
     }
 
     #[inline(always)]
-    fn forget(&self, key: &AlignedKey) {
-        discard(FLOWS.remove(&key.0));
-        discard(HALF_OPEN.remove(&key.0));
+    fn plan(&self, answer: &WayKey) -> Option<&'static Plan> {
+        let found = if answer.protocol == Protocol::TCP {
+            TCP_PLANS.get_ptr(answer)
+        } else {
+            OTHER_PLANS.get_ptr(answer)
+        };
+        // SAFETY: see `row`.
+        found.map(|found| unsafe { row(found) })
+    }
+
+    #[inline(always)]
+    fn add_plan(&self, answer: &WayKey, plan: &Plan) -> Result<Added, DropReason> {
+        added(put_plan(answer, plan, u64::from(BPF_NOEXIST)))
+    }
+
+    #[inline(always)]
+    fn replace_plan(&self, answer: &WayKey, plan: &Plan) -> Result<(), DropReason> {
+        put_plan(answer, plan, 0).map_err(|_| DropReason::TableFull)
+    }
+
+    #[inline(always)]
+    fn remove_plan(&self, answer: &WayKey) {
+        discard(if answer.protocol == Protocol::TCP {
+            TCP_PLANS.remove(answer)
+        } else {
+            OTHER_PLANS.remove(answer)
+        });
     }
 
     #[inline(always)]
@@ -270,18 +294,68 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn reserved(&self, key: &NatKey) -> Option<NatRow> {
-        // SAFETY: see `row`.
-        NAT_PORTS.get_ptr(key).map(|found| *unsafe { row(found) })
+    fn search(&self, start: u32, len: u32, high: u64, low: u64, port: u32) -> u32 {
+        cold::weir_search(start, len, high, low, port)
     }
 
     #[inline(always)]
-    fn reserve(&self, key: &NatKey, row: &NatRow) -> Result<Reserved, DropReason> {
-        match NAT_PORTS.insert(key, row, u64::from(BPF_NOEXIST)) {
-            Ok(()) => Ok(Reserved::New),
-            Err(EEXIST) => Ok(Reserved::Taken),
-            Err(_) => Err(DropReason::TableFull),
-        }
+    fn usable(&self, start: u32, len: u32, index: u32) -> u32 {
+        cold::weir_usable(start, len, index)
+    }
+
+    #[inline(always)]
+    fn settle(&self, scratch: &mut Scratch) {
+        cold::settle(scratch);
+    }
+
+    #[inline(always)]
+    fn again(&self, scratch: &mut Scratch) -> Outcome {
+        Outcome(cold::call(scratch, cold::weir_again))
+    }
+
+    #[inline(always)]
+    fn answer(&self, scratch: &mut Scratch) -> Outcome {
+        Outcome(cold::call(scratch, cold::weir_answer))
+    }
+
+    #[inline(always)]
+    fn plan_at_pod(&self, scratch: &mut Scratch) -> Outcome {
+        Outcome(cold::call(scratch, cold::weir_plan_at_pod))
+    }
+
+    #[inline(always)]
+    fn plan_from_net(&self, scratch: &mut Scratch) -> Outcome {
+        Outcome(cold::call(scratch, cold::weir_plan_from_net))
+    }
+
+    #[inline(always)]
+    fn plan_to_net(&self, scratch: &mut Scratch) -> Outcome {
+        Outcome(cold::call(scratch, cold::weir_plan_to_net))
+    }
+
+    #[inline(always)]
+    fn about(&self, scratch: &mut Scratch) -> Outcome {
+        Outcome(cold::call(scratch, cold::weir_about))
+    }
+
+    #[inline(always)]
+    fn asks_service(&self, scratch: &mut Scratch) -> u32 {
+        cold::call(scratch, cold::weir_frontend)
+    }
+
+    #[inline(always)]
+    fn first(&self, scratch: &mut Scratch) -> u32 {
+        cold::call(scratch, cold::weir_first)
+    }
+
+    #[inline(always)]
+    fn judge(&self, scratch: &mut Scratch) -> Outcome {
+        Outcome(cold::call(scratch, cold::weir_judge))
+    }
+
+    #[inline(always)]
+    fn reserve(&self, scratch: &mut Scratch) -> Outcome {
+        Outcome(cold::call(scratch, cold::weir_reserve))
     }
 
     #[inline(always)]
@@ -338,21 +412,22 @@ impl Sockets for Maps {
     }
 }
 
-// The verifier walks a function with a symbol of its own once, for arguments that may be anything; what is within a
-// program it walks once for each path that leads there, and to the loops below lead dozens.
-
-/// [`service::search`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn weir_search(start: u32, len: u32, high: u64, low: u64, port: u32) -> u32 {
-    service::search(&Maps, start, len, high, low, port)
+#[inline(always)]
+fn put_plan(answer: &WayKey, plan: &Plan, flags: u64) -> Result<(), i32> {
+    if answer.protocol == Protocol::TCP {
+        TCP_PLANS.insert(answer, plan, flags)
+    } else {
+        OTHER_PLANS.insert(answer, plan, flags)
+    }
 }
 
-/// [`service::usable`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn weir_usable(start: u32, len: u32, index: u32) -> u32 {
-    service::usable(&Maps, start, len, index)
+#[inline(always)]
+fn added(inserted: Result<(), i32>) -> Result<Added, DropReason> {
+    match inserted {
+        Ok(()) => Ok(Added::New),
+        Err(EEXIST) => Ok(Added::Already),
+        Err(_) => Err(DropReason::TableFull),
+    }
 }
 
 /// For results that say nothing the caller could act on: a row that is already gone, or a table whose

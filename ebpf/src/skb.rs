@@ -1,12 +1,14 @@
 //! An skb as a packet. Reads are direct, writes go through the helpers that know about checksum offload.
 
-use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use core::arch::asm;
+use core::mem::offset_of;
+
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::programs::TcContext;
 use weir_common::DropReason;
+use weir_common::way::Mark;
 use weir_datapath::Packet;
-use weir_datapath::packet::{Changed, Delta, Mark, Zero};
-
-use crate::maps;
+use weir_datapath::packet::{Changed, Delta, Zero};
 
 /// `BPF_F_IPV6` of `bpf_l4_csum_replace`: with IPv6 no header checksum cancels the change of an address,
 /// so a `CHECKSUM_COMPLETE` sum stays as it is. Kernels before 6.16 do not know it.
@@ -34,22 +36,46 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn pull(&mut self, len: u32) -> Result<(), DropReason> {
-        let wanted = len.min(self.0.len());
-        if self.0.data() + wanted as usize <= self.0.data_end() {
-            return Ok(());
-        }
-        self.0.pull_data(wanted).map_err(|_| DropReason::Malformed)
+    fn is_local(&self) -> bool {
+        // SAFETY: the context is valid for the run of the program.
+        unsafe { (*self.0.skb.skb).ingress_ifindex == 0 }
     }
 
     #[inline(always)]
     fn load<const N: usize>(&self, offset: usize) -> Result<[u8; N], DropReason> {
-        let start = self.0.data() + offset;
-        if start + N > self.0.data_end() {
-            return Err(DropReason::Malformed);
+        let mut start = self.data() + offset;
+        if start + N > self.data_end() {
+            // Of some devices headers, too, are in pages of their own. What is pulled in costs the packet a new head, so
+            // no more is than somebody reads: a segment's payload stays where it is.
+            self.0
+                .pull_data((offset + N) as u32)
+                .map_err(|_| DropReason::Malformed)?;
+            start = self.data() + offset;
+            if start + N > self.data_end() {
+                return Err(DropReason::Malformed);
+            }
         }
+        let mut bytes = [0; N];
+        let mut at = 0;
         // SAFETY: `start..start + N` is inside of the linear data, as just compared.
-        Ok(unsafe { *(start as *const [u8; N]) })
+        unsafe {
+            while at + 8 <= N {
+                bytes[at..at + 8].copy_from_slice(&word::<u64>(start + at).to_ne_bytes());
+                at += 8;
+            }
+            if at + 4 <= N {
+                bytes[at..at + 4].copy_from_slice(&(word::<u32>(start + at) as u32).to_ne_bytes());
+                at += 4;
+            }
+            if at + 2 <= N {
+                bytes[at..at + 2].copy_from_slice(&(word::<u16>(start + at) as u16).to_ne_bytes());
+                at += 2;
+            }
+            if at < N {
+                bytes[at] = word::<u8>(start + at) as u8;
+            }
+        }
+        Ok(bytes)
     }
 
     #[inline(always)]
@@ -84,38 +110,48 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn mark_passed(&mut self) {
-        let node = maps::node();
-        self.set_mark(node.passed_mark, node.passed_mask);
-    }
-
-    #[inline(always)]
-    fn mark_translated(&mut self) {
-        let node = maps::node();
-        self.set_mark(node.translated_mark, node.passed_mask);
+    fn set_mark(&mut self, mark: Mark) {
+        // SAFETY: the context is valid for the run of the program.
+        let others = unsafe { (*self.0.skb.skb).mark } & !Mark::MASK;
+        self.0.set_mark(others | mark.bits());
     }
 
     #[inline(always)]
     fn mark(&self) -> Mark {
-        let node = maps::node();
         // SAFETY: the context is valid for the run of the program.
-        let mark = unsafe { (*self.0.skb.skb).mark } & node.passed_mask;
-        if mark == node.passed_mark {
-            Mark::Passed
-        } else if mark == node.translated_mark {
-            Mark::Translated
-        } else {
-            Mark::None
-        }
+        Mark::of(unsafe { (*self.0.skb.skb).mark })
     }
 }
 
 impl Skb {
+    /// Start of the linear data. Read anew each time, and as a pointer: the compiler would keep a number.
     #[inline(always)]
-    fn set_mark(&mut self, bits: u32, mask: u32) {
+    fn data(&self) -> usize {
+        const AT: usize = offset_of!(__sk_buff, data);
+        self.pointer::<AT>()
+    }
+
+    /// Its end.
+    #[inline(always)]
+    fn data_end(&self) -> usize {
+        const AT: usize = offset_of!(__sk_buff, data_end);
+        self.pointer::<AT>()
+    }
+
+    #[inline(always)]
+    fn pointer<const AT: usize>(&self) -> usize {
+        let pointer;
         // SAFETY: the context is valid for the run of the program.
-        let mark = unsafe { (*self.0.skb.skb).mark };
-        self.0.set_mark((mark & !mask) | bits);
+        unsafe {
+            asm!(
+                "{pointer} = *(u32 *)({context} + {at})",
+                pointer = out(reg) pointer,
+                context = in(reg) self.0.skb.skb,
+                at = const AT,
+                options(readonly, nostack, preserves_flags)
+            );
+        }
+        pointer
     }
 
     #[inline(always)]
@@ -130,4 +166,32 @@ fn mangled(zero: Zero) -> u64 {
         Zero::IsSum => 0,
         Zero::IsAbsent => u64::from(BPF_F_MARK_MANGLED_0),
     }
+}
+
+/// A word of a packet, wherever it stands: packets are aligned for nobody, and the kernel lets programs read them so on
+/// the machines that can (x86, arm64). The compiler would read byte by byte.
+///
+/// # Safety
+/// The bytes must be there.
+#[inline(always)]
+unsafe fn word<W>(at: usize) -> u64 {
+    let word: u64;
+    // SAFETY: as above.
+    unsafe {
+        match size_of::<W>() {
+            8 => {
+                asm!("{} = *(u64 *)({} + 0)", out(reg) word, in(reg) at, options(pure, readonly, nostack, preserves_flags))
+            }
+            4 => {
+                asm!("{} = *(u32 *)({} + 0)", out(reg) word, in(reg) at, options(pure, readonly, nostack, preserves_flags))
+            }
+            2 => {
+                asm!("{} = *(u16 *)({} + 0)", out(reg) word, in(reg) at, options(pure, readonly, nostack, preserves_flags))
+            }
+            _ => {
+                asm!("{} = *(u8 *)({} + 0)", out(reg) word, in(reg) at, options(pure, readonly, nostack, preserves_flags))
+            }
+        }
+    }
+    word
 }

@@ -6,7 +6,7 @@ use core::ptr::{addr_of, addr_of_mut};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie};
 use aya_ebpf::programs::SockAddrContext;
-use weir_common::flow::Peer;
+use weir_common::way::Peer;
 use weir_common::{Addr, Port, Protocol};
 use weir_datapath::l3::Family;
 use weir_datapath::socket::Address;

@@ -1,9 +1,9 @@
 //! A packet as bytes, with the checksum arithmetic that the kernel does on an skb without offload.
 
 use weir_common::DropReason;
-use weir_common::node::{PASSED_MARK, PASSED_MASK, TRANSLATED_MARK};
+use weir_common::way::Mark;
 use weir_datapath::Packet;
-use weir_datapath::packet::{Changed, Delta, Mark, Zero};
+use weir_datapath::packet::{Changed, Delta, Zero};
 
 /// A frame on a device.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -12,6 +12,8 @@ pub struct Bytes {
     pub ifindex: u32,
     pub mark: u32,
     pub vlan: Vlan,
+    /// The device that the node has received it by, 0 if the node has made it.
+    pub received_by: u32,
 }
 
 /// Whether the kernel has taken a VLAN tag out of the frame.
@@ -28,24 +30,27 @@ impl Bytes {
             ifindex,
             mark: 0,
             vlan: Vlan::None,
+            received_by: ifindex,
         }
     }
 }
 
-/// A packet that a pod has sent, on its way out.
-pub fn passed(ifindex: u32, frame: Vec<u8>) -> Bytes {
+/// A packet that an earlier program has said something about.
+pub fn marked(ifindex: u32, frame: Vec<u8>, mark: Mark) -> Bytes {
     Bytes {
-        mark: PASSED_MARK,
+        mark: mark.bits(),
         ..Bytes::new(ifindex, frame)
     }
 }
 
+/// A packet that a pod sends out of the cluster, on its way out.
+pub fn leaving(ifindex: u32, frame: Vec<u8>) -> Bytes {
+    marked(ifindex, frame, Mark::LEAVING)
+}
+
 /// A packet whose destination has been translated, on its way out again.
 pub fn translated(ifindex: u32, frame: Vec<u8>) -> Bytes {
-    Bytes {
-        mark: TRANSLATED_MARK,
-        ..Bytes::new(ifindex, frame)
-    }
+    marked(ifindex, frame, Mark::TRANSLATED)
 }
 
 impl Packet for Bytes {
@@ -61,8 +66,8 @@ impl Packet for Bytes {
         self.vlan == Vlan::Stripped
     }
 
-    fn pull(&mut self, _len: u32) -> Result<(), DropReason> {
-        Ok(())
+    fn is_local(&self) -> bool {
+        self.received_by == 0
     }
 
     fn load<const N: usize>(&self, offset: usize) -> Result<[u8; N], DropReason> {
@@ -111,19 +116,11 @@ impl Packet for Bytes {
         Ok(())
     }
 
-    fn mark_passed(&mut self) {
-        self.mark = (self.mark & !PASSED_MASK) | PASSED_MARK;
-    }
-
-    fn mark_translated(&mut self) {
-        self.mark = (self.mark & !PASSED_MASK) | TRANSLATED_MARK;
+    fn set_mark(&mut self, mark: Mark) {
+        self.mark = (self.mark & !Mark::MASK) | mark.bits();
     }
 
     fn mark(&self) -> Mark {
-        match self.mark & PASSED_MASK {
-            PASSED_MARK => Mark::Passed,
-            TRANSLATED_MARK => Mark::Translated,
-            _ => Mark::None,
-        }
+        Mark::of(self.mark)
     }
 }

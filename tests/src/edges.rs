@@ -8,7 +8,9 @@ use weir_datapath::Verdict;
 use crate::bytes::Bytes;
 use crate::frames::{ACK, Echo, Ip, L3, RST, SYN, Transport};
 use crate::mix::Arrival;
-use crate::world::{BACKEND_PORT, EMPTY, FAMILIES, Family, Host, NEAR, OWN, REMOTE, SERVICE_PORT};
+use crate::world::{
+    BACKEND_PORT, EMPTY, FAMILIES, Family, Host, NEAR, OWN, REMOTE, SERVICE_PORT, UPLINK,
+};
 
 /// One frame and its fate, in fresh tables.
 #[derive(Clone, Debug)]
@@ -48,9 +50,13 @@ pub fn sent(pod: Host, to: Host, family: Family, transport: &Transport) -> Arriv
 /// A frame that comes to a pod's device.
 pub fn received(from: Host, pod: Host, family: Family, transport: &Transport) -> Arrival {
     let ip = Ip::between(from.ip(family), pod.ip(family));
+    let packet = Bytes::new(pod.ifindex().unwrap_or(0), ip.frame(transport));
     Arrival {
         hook: Hook::TO_POD,
-        packet: Bytes::new(pod.ifindex().unwrap_or(0), ip.frame(transport)),
+        packet: Bytes {
+            received_by: if from == Host::Node { 0 } else { UPLINK },
+            ..packet
+        },
     }
 }
 

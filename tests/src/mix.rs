@@ -7,12 +7,11 @@ use std::net::IpAddr;
 use proptest::prelude::RngExt;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 use weir_common::event::Hook;
-use weir_common::node::{PASSED_MARK, TRANSLATED_MARK};
+use weir_common::way::{Mark, WayKey};
 use weir_common::{Addr, Port, Protocol};
-use weir_datapath::tuple::Tuple;
 use weir_datapath::{Packet as _, Verdict};
 
-use crate::bytes::{Bytes, passed as passed_by_pod, translated};
+use crate::bytes::{Bytes, leaving, marked};
 use crate::frames::{ACK, Echo, FIN, Ip, L3, RST, SYN, Transport};
 use crate::world::{
     CHANGING, EMPTY, Family, HOST_PORT, Host, NAT_PORT, NEAR, NODE_PORT, OWN, OWN_NODE_PORT, PODS,
@@ -23,12 +22,12 @@ use crate::world::{
 #[derive(Debug)]
 pub struct Mix {
     rng: TestRng,
-    /// What was let through lately: as it left, and from which pod's device.
-    passed: VecDeque<(Tuple, Vec<u8>, u32)>,
+    /// What was let through lately at a pod: as it left, with its mark, and at which pod's device.
+    passed: VecDeque<(WayKey, Vec<u8>, Mark, u32)>,
     /// What has left the node lately: as others see it, and the packet.
-    left: VecDeque<(Tuple, Vec<u8>)>,
-    /// What came in and is on its way out again, half translated.
-    on_its_way: VecDeque<Vec<u8>>,
+    left: VecDeque<(WayKey, Vec<u8>)>,
+    /// What came in and is on its way out again, half translated, with its mark.
+    on_its_way: VecDeque<(Vec<u8>, Mark)>,
 }
 
 /// A frame and the program that it meets.
@@ -130,7 +129,23 @@ impl Mix {
         }
         let mut packet = Bytes::new(ifindex, frame);
         if hook == Hook::TO_NET {
-            packet.mark = self.one_of(&[0, 0xffff_f0ff, PASSED_MARK, PASSED_MARK, TRANSLATED_MARK]);
+            let all = [
+                Mark::NONE,
+                Mark::PASSED,
+                Mark::LEAVING,
+                Mark::LEAVING,
+                Mark::REPLY,
+            ];
+            packet.mark = self.one_of(&all).bits() | self.one_of(&[0, 0xffff_c0ff]);
+            if self.below(4) == 0 {
+                packet.mark = Mark::TRANSLATED.bits();
+            }
+        }
+        if hook == Hook::TO_POD && self.below(6) == 0 {
+            packet.received_by = 0;
+        }
+        if hook == Hook::TO_POD && self.below(6) == 0 {
+            packet.mark = self.one_of(&[Mark::TRANSLATED, Mark::PASSED]).bits();
         }
         Arrival { hook, packet }
     }
@@ -143,17 +158,18 @@ impl Mix {
             self.on_its_way.get(at).cloned()
         } else {
             let at = self.below(self.passed.len().max(1));
-            self.passed.get(at).map(|(_, packet, _)| packet.clone())
+            let found = self.passed.get(at);
+            found.map(|(_, packet, mark, _)| (packet.clone(), *mark))
         };
-        let packet = found.filter(|packet| {
+        let packet = found.filter(|(packet, _)| {
             packet
                 .first()
                 .is_some_and(|first| (first >> 4 == 4) == (family == Family::V4))
         });
-        let Some(packet) = packet else {
+        let Some((packet, mark)) = packet else {
             let hook = Hook::FROM_POD;
             let (_, ip, transport) = self.question(hook, family);
-            let packet = passed_by_pod(UPLINK, ip.frame(&transport));
+            let packet = leaving(UPLINK, ip.frame(&transport));
             return Arrival {
                 hook: Hook::TO_NET,
                 packet,
@@ -168,57 +184,30 @@ impl Mix {
         if self.below(8) == 0 {
             self.spoil(&mut frame, family);
         }
-        let packet = if is_back {
-            translated(UPLINK, frame)
-        } else {
-            passed_by_pod(UPLINK, frame)
-        };
+        let packet = marked(UPLINK, frame, mark);
         let hook = Hook::TO_NET;
         Arrival { hook, packet }
     }
 
     /// Tells what became of a frame.
-    pub fn became(&mut self, hook: Hook, verdict: Verdict, mut tuple: Tuple, after: &Bytes) {
+    pub fn became(&mut self, hook: Hook, verdict: Verdict, tuple: WayKey, after: &Bytes) {
         if matches!(verdict, Verdict::Drop(_)) {
             return;
         }
+        let packet = after.frame.get(L3..).unwrap_or_default().to_vec();
+        let mark = Mark::of(after.mark);
         if hook == Hook::FROM_NET {
-            if after.mark == TRANSLATED_MARK {
-                if self.on_its_way.len() == 64 {
-                    self.on_its_way.pop_front();
-                }
-                self.on_its_way.push_back(after.frame[L3..].to_vec());
+            if matches!(mark, Mark::TRANSLATED | Mark::REPLY) {
+                push(&mut self.on_its_way, (packet, mark));
             }
             return;
         }
+        let tuple = as_sent(tuple, after);
         if hook == Hook::TO_NET {
-            let source: Option<Addr> = match after.frame.get(12..14) {
-                Some([0x08, 0x00]) => after.load::<4>(26).ok().map(Addr::v4),
-                _ => after.load::<16>(22).ok().map(Addr),
-            };
-            if let Some(source) = source.filter(|source| *source != tuple.source) {
-                tuple.source = source;
-                let header = match after.frame.get(12..15) {
-                    Some([0x08, 0x00, first]) => usize::from(first & 0xf) * 4,
-                    _ => 40,
-                };
-                tuple.source_port = match after.load::<2>(L3 + header) {
-                    Ok(port) if tuple.protocol != Protocol::ICMP => Port(port),
-                    _ => NAT_PORT.into(),
-                };
-            }
-            if self.left.len() == 64 {
-                self.left.pop_front();
-            }
-            let packet = after.frame.get(L3..).unwrap_or_default();
-            self.left.push_back((tuple, packet.to_vec()));
-            return;
+            push(&mut self.left, (tuple, packet));
+        } else {
+            push(&mut self.passed, (tuple, packet, mark, after.ifindex));
         }
-        if self.passed.len() == 64 {
-            self.passed.pop_front();
-        }
-        self.passed
-            .push_back((tuple, after.frame[L3..].to_vec(), after.ifindex));
     }
 
     /// A packet that nothing came before.
@@ -274,15 +263,16 @@ impl Mix {
 
     /// An answer to something that was let through, where the answer would come by.
     fn answer(&mut self, hook: Hook, family: Family) -> Option<(u32, Ip, Transport)> {
-        let (tuple, packet, sent_by) = if hook == Hook::FROM_NET {
+        let (tuple, packet, _, sent_by) = if hook == Hook::FROM_NET {
             let at = self.below(self.left.len().max(1));
             let (tuple, packet) = self.left.get(at)?.clone();
-            (tuple, packet, UPLINK)
+            (tuple, packet, Mark::NONE, UPLINK)
         } else {
             let at = self.below(self.passed.len().max(1));
             self.passed.get(at)?.clone()
         };
-        let back = tuple.reversed();
+        let mut back = WayKey::default();
+        back.set_reversed(&tuple, hook);
         let (source, destination) = (IpAddr::from(back.source), IpAddr::from(back.destination));
         let has_family = |ip: IpAddr| ip.is_ipv4() == (family == Family::V4);
         if !has_family(source) || !has_family(destination) {
@@ -417,4 +407,44 @@ impl Mix {
             }
         }
     }
+}
+
+/// The ends of a conversation as the packet shows them that was let through.
+pub fn as_sent(mut tuple: WayKey, after: &Bytes) -> WayKey {
+    let ends = match after.frame.get(12..15) {
+        Some([0x08, 0x00, first]) => {
+            let at = |offset| after.load::<4>(offset).ok().map(Addr::v4);
+            (at(26), at(30), L3 + usize::from(first & 0xf) * 4)
+        }
+        _ => {
+            let at = |offset| after.load::<16>(offset).ok().map(Addr);
+            (at(22), at(38), L3 + 40)
+        }
+    };
+    let (Some(source), Some(destination), transport) = ends else {
+        return tuple;
+    };
+    (tuple.source, tuple.destination) = (source, destination);
+    match tuple.protocol {
+        Protocol::TCP | Protocol::UDP => {
+            if let Ok([a, b, c, d]) = after.load::<4>(transport) {
+                (tuple.source_port, tuple.destination_port) = (Port([a, b]), Port([c, d]));
+            }
+        }
+        Protocol::ICMP if tuple.source_port != Port::ABSENT => {
+            if let Ok(identifier) = after.load::<2>(transport + 4) {
+                tuple.source_port = Port(identifier);
+            }
+        }
+        _ => {}
+    }
+    tuple
+}
+
+/// Keeps the latest.
+fn push<T>(queue: &mut VecDeque<T>, latest: T) {
+    if queue.len() == 64 {
+        queue.pop_front();
+    }
+    queue.push_back(latest);
 }

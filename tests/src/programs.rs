@@ -59,7 +59,7 @@ pub fn map<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Map> {
 /// # Errors
 /// The kernel refuses a row.
 pub fn write_all(ebpf: &mut Ebpf, memory: &Memory) -> Result<()> {
-    let mut table: HashMap<_, [u8; 20], [u8; 24]> = map(ebpf, "FRONTENDS")?.try_into()?;
+    let mut table: HashMap<_, [u8; 24], [u8; 24]> = map(ebpf, "FRONTENDS")?.try_into()?;
     for (key, row) in &memory.frontends {
         table.insert(bytes(key), bytes(row), 0)?;
     }

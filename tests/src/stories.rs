@@ -4,9 +4,10 @@
 
 use weir_common::DropReason;
 use weir_common::event::Hook;
+use weir_common::way::Mark;
 use weir_datapath::{Scratch, Verdict, from_net, from_pod, to_net, to_pod};
 
-use crate::bytes::{Bytes, passed, translated};
+use crate::bytes::{Bytes, leaving, marked, translated};
 use crate::edges::{tcp, udp};
 use crate::frames::{ACK, Echo, Ip, L3, SYN, Transport};
 use crate::tables::Memory;
@@ -30,6 +31,8 @@ pub struct Step {
     pub verdict: Verdict,
     /// The packet as it must be afterwards; `None` where it must be as it was.
     pub after: Option<Vec<u8>>,
+    /// What it must tell the next program; `None` where that is what it was told.
+    pub says: Option<Mark>,
 }
 
 /// What the program of a hook decides.
@@ -97,6 +100,14 @@ fn step(hook: Hook, packet: Bytes, verdict: Verdict) -> Step {
         packet,
         verdict,
         after: None,
+        says: None,
+    }
+}
+
+fn says(mark: Mark, step: Step) -> Step {
+    Step {
+        says: Some(mark),
+        ..step
     }
 }
 
@@ -158,10 +169,13 @@ fn masqueraded(family: Family, talk: Talk) -> Story {
     let answer = talk.frame(family, Way::Back, world, pod);
     let b = Host::B.ifindex().unwrap_or(0);
     let mut steps = vec![
-        step(Hook::FROM_POD, Bytes::new(b, asked.clone()), Verdict::Pass),
-        becomes(Hook::TO_NET, passed(UPLINK, asked.clone()), left.clone()),
+        says(
+            Mark::LEAVING,
+            step(Hook::FROM_POD, Bytes::new(b, asked.clone()), Verdict::Pass),
+        ),
+        becomes(Hook::TO_NET, leaving(UPLINK, asked.clone()), left.clone()),
         // The second packet of the flow has the port of the first.
-        becomes(Hook::TO_NET, passed(UPLINK, asked.clone()), left.clone()),
+        becomes(Hook::TO_NET, leaving(UPLINK, asked.clone()), left.clone()),
         becomes(
             Hook::FROM_NET,
             Bytes::new(UPLINK, reply.clone()),
@@ -191,15 +205,14 @@ fn masqueraded(family: Family, talk: Talk) -> Story {
         ));
         steps.push(step(Hook::TO_POD, Bytes::new(b, translated), Verdict::Pass));
         let error = unreachable(family, Host::B, Host::World, &answer);
-        steps.push(step(
-            Hook::FROM_POD,
-            Bytes::new(b, error.clone()),
-            Verdict::Pass,
+        steps.push(says(
+            Mark::LEAVING,
+            step(Hook::FROM_POD, Bytes::new(b, error.clone()), Verdict::Pass),
         ));
         let mut translated = unreachable(family, Host::Node, Host::World, &reply);
         translated[6..12].copy_from_slice(&Host::B.mac());
         let translated = with_quoted_checksum(translated, &error, family);
-        steps.push(becomes(Hook::TO_NET, passed(UPLINK, error), translated));
+        steps.push(becomes(Hook::TO_NET, leaving(UPLINK, error), translated));
     }
     Story {
         name: format!("{talk:?} of a pod leaves with the node's address ({family:?})"),
@@ -210,9 +223,12 @@ fn masqueraded(family: Family, talk: Talk) -> Story {
 fn others(family: Family) -> Vec<Story> {
     let b = Host::B.ifindex().unwrap_or(0);
     let talk = |from: End, to: End| Talk::Udp.frame(family, Way::There, from, to);
-    let sent = |frame: &[u8]| step(Hook::FROM_POD, Bytes::new(b, frame.to_vec()), Verdict::Pass);
+    let sent = |frame: &[u8], mark| {
+        let step = step(Hook::FROM_POD, Bytes::new(b, frame.to_vec()), Verdict::Pass);
+        says(mark, step)
+    };
     let leaves =
-        |frame: &[u8], verdict| step(Hook::TO_NET, passed(UPLINK, frame.to_vec()), verdict);
+        |frame: &[u8], verdict| step(Hook::TO_NET, leaving(UPLINK, frame.to_vec()), verdict);
     let drop = Verdict::Drop;
     let world = (Host::World, 53);
     let to_far = talk((Host::B, 4000), (Host::Far, 53));
@@ -234,28 +250,33 @@ fn others(family: Family) -> Vec<Story> {
     };
     let (of_pod, of_node) = (fragment(Host::B), fragment(Host::Node));
     let unknown = talk((Host::C, 1), world);
+    let mut hidden = talk((Host::Node, NAT_PORT), world);
+    hidden[6..12].copy_from_slice(&Host::C.mac());
     let stories = [
         (
             "what stays in the cluster keeps its source",
             vec![
-                sent(&to_far),
-                leaves(&to_far, Verdict::Pass),
-                leaves(&to_far, Verdict::Pass),
+                sent(&to_far, Mark::PASSED),
+                step(
+                    Hook::TO_NET,
+                    marked(UPLINK, to_far.clone(), Mark::PASSED),
+                    Verdict::Pass,
+                ),
             ],
         ),
         (
             "no port is left towards a peer",
             vec![
-                sent(&first),
-                becomes(Hook::TO_NET, passed(UPLINK, first), left),
-                sent(&second),
+                sent(&first, Mark::LEAVING),
+                becomes(Hook::TO_NET, leaving(UPLINK, first), left),
+                sent(&second, Mark::LEAVING),
                 leaves(&second, drop(DropReason::NoNatPort)),
             ],
         ),
         (
             "a protocol that cannot be translated",
             vec![
-                sent(&sctp),
+                sent(&sctp, Mark::LEAVING),
                 leaves(&sctp, drop(DropReason::NotTranslatable)),
             ],
         ),
@@ -297,8 +318,8 @@ fn others(family: Family) -> Vec<Story> {
             vec![leaves(&of_pod, drop(DropReason::Fragment))],
         ),
         (
-            "a pod's packet without a flow does not leave with the pod's address",
-            vec![leaves(&unknown, drop(DropReason::NoFlow))],
+            "a pod's packet that nothing came before leaves with the node's address",
+            vec![becomes(Hook::TO_NET, leaving(UPLINK, unknown), hidden)],
         ),
     ];
     stories
@@ -315,10 +336,13 @@ fn from_outside(family: Family) -> Vec<Story> {
     let client = (Host::World, 5000);
     let b = Host::B.ifindex().unwrap_or(0);
     let drop = Verdict::Drop;
-    let arrives = |frame: &[u8], after: Vec<u8>| {
-        becomes(Hook::FROM_NET, Bytes::new(UPLINK, frame.to_vec()), after)
+    let enters = |mark, frame: &[u8], after: Vec<u8>| {
+        let step = becomes(Hook::FROM_NET, Bytes::new(UPLINK, frame.to_vec()), after);
+        says(mark, step)
     };
-    let marked = |frame: Vec<u8>| translated(UPLINK, frame);
+    let arrives = |frame: &[u8], after: Vec<u8>| enters(Mark::TRANSLATED, frame, after);
+    let goes_on = |frame: Vec<u8>| translated(UPLINK, frame);
+    let replies = |frame: Vec<u8>| marked(UPLINK, frame, Mark::REPLY);
     let mut stories = Vec::new();
     for talk in [Talk::Tcp, Talk::Udp] {
         let there = |from, to| talk.frame(family, Way::There, from, to);
@@ -331,26 +355,30 @@ fn from_outside(family: Family) -> Vec<Story> {
             arrives(&there(client, near), there(client, pod)),
             step(
                 Hook::TO_POD,
-                Bytes::new(b, there(client, pod)),
+                translated(b, there(client, pod)),
                 Verdict::Pass,
             ),
-            becomes(
-                Hook::FROM_POD,
-                Bytes::new(b, back(pod, client)),
-                answered.clone(),
+            // The source is replaced where the answer leaves.
+            says(
+                Mark::REPLY,
+                step(
+                    Hook::FROM_POD,
+                    Bytes::new(b, back(pod, client)),
+                    Verdict::Pass,
+                ),
             ),
-            step(Hook::TO_NET, passed(UPLINK, answered), Verdict::Pass),
+            becomes(Hook::TO_NET, replies(back(pod, client)), answered),
             arrives(&there(client, near), there(client, pod)),
         ];
         let port = (Host::Node, node_port(REMOTE));
         let (far, node) = ((Host::Far, BACKEND_PORT), (Host::Node, NAT_PORT));
         let remote = vec![
             arrives(&there(client, port), there(client, far)),
-            becomes(Hook::TO_NET, marked(there(client, far)), there(node, far)),
-            arrives(&back(far, node), back(far, client)),
-            becomes(Hook::TO_NET, marked(back(far, client)), back(port, client)),
+            becomes(Hook::TO_NET, goes_on(there(client, far)), there(node, far)),
+            enters(Mark::REPLY, &back(far, node), back(far, client)),
+            becomes(Hook::TO_NET, replies(back(far, client)), back(port, client)),
             arrives(&there(client, port), there(client, far)),
-            becomes(Hook::TO_NET, marked(there(client, far)), there(node, far)),
+            becomes(Hook::TO_NET, goes_on(there(client, far)), there(node, far)),
         ];
         let empty = there(client, (Host::Node, node_port(EMPTY)));
         let empty = step(
@@ -365,7 +393,7 @@ fn from_outside(family: Family) -> Vec<Story> {
             arrives(&there(client, closed), there(client, a)),
             step(
                 Hook::TO_POD,
-                Bytes::new(ifindex, there(client, a)),
+                translated(ifindex, there(client, a)),
                 drop(DropReason::IngressDenied),
             ),
         ];

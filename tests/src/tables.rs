@@ -9,8 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use weir_common::counter::{COUNTERS, Counter};
 use weir_common::device::{Device, LocalPod};
-use weir_common::flow::{Flow, FlowKey};
-use weir_common::nat::{ClusterKey, NatKey, NatRow, PortRange, Uplink};
+use weir_common::nat::{ClusterKey, PortRange, Uplink};
 use weir_common::node::{Features, NodeConfig};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{
@@ -18,10 +17,10 @@ use weir_common::service::{
     SocketKey, SocketPeer,
 };
 use weir_common::shared::{AtomicU32, AtomicU64};
+use weir_common::way::{Plan, Way, WayKey};
 use weir_common::{Addr, DropReason};
 use weir_datapath::Tables;
-use weir_datapath::tables::{FlowTable, Opened, Reserved, Sockets};
-use weir_datapath::tuple::AlignedKey;
+use weir_datapath::tables::{Added, Sockets};
 use zerocopy::IntoBytes as _;
 
 /// Every table. What the agent writes is plain; what decisions write is behind cells.
@@ -37,25 +36,24 @@ pub struct Memory {
     pub verdicts: HashMap<VerdictKey, VerdictRow>,
     pub ports: HashMap<PortKey, PortRow>,
     pub epoch: u32,
-    pub flows: RefCell<HashMap<FlowKey, Rc<Flow>>>,
-    pub half_open: RefCell<HashMap<FlowKey, Rc<Flow>>>,
+    pub ways: RefCell<HashMap<WayKey, Rc<Way>>>,
+    pub plans: RefCell<HashMap<WayKey, Rc<Plan>>>,
     pub affinity: RefCell<HashMap<AffinityKey, Affinity>>,
     pub sockets: RefCell<HashMap<SocketKey, SocketPeer>>,
     pub uplinks: HashMap<u32, Rc<Uplink>>,
     pub cluster: Vec<ClusterKey>,
-    pub nat_ports: RefCell<HashMap<NatKey, NatRow>>,
     /// What the programs are told when they are loaded.
     pub config: NodeConfig,
     /// The cookie of the node's network namespace.
     pub network: u64,
-    /// Entries that `HALF_OPEN` takes.
+    /// Rows that the tables of conversations take.
     pub room: Room,
     pub now: Cell<u64>,
     pub random: Cell<u32>,
     counters: RefCell<HashMap<u32, u64>>,
 }
 
-/// Whether there is room for another flow.
+/// Whether there is room for another conversation.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Room {
     #[default]
@@ -77,36 +75,56 @@ impl Memory {
             .map(|index| counters.get(&index).copied().unwrap_or(0))
             .collect()
     }
+}
 
-    /// The flow of a key in either table.
-    pub fn any_flow(&self, key: &FlowKey) -> Option<Rc<Flow>> {
-        let found = self.flows.borrow().get(key).cloned();
-        found.or_else(|| self.half_open.borrow().get(key).cloned())
+/// A copy of a way as it is now.
+pub fn copy(way: &Way) -> Way {
+    let load = |cell: &AtomicU32| AtomicU32::new(cell.load(Relaxed));
+    let load64 = |cell: &AtomicU64| AtomicU64::new(cell.load(Relaxed));
+    Way {
+        seen: load64(&way.seen),
+        packets: load64(&way.packets),
+        bytes: load64(&way.bytes),
+        epoch: load(&way.epoch),
+        state: load(&way.state),
+        device: load(&way.device),
+        egress_rule: load(&way.egress_rule),
+        ingress_rule: load(&way.ingress_rule),
+        others_end: load(&way.others_end),
+        ..*way
     }
 }
 
-/// A copy of a flow as it is now.
-pub fn copy(flow: &Flow) -> Flow {
-    let load = |cell: &AtomicU32| AtomicU32::new(cell.load(Relaxed));
-    let load64 = |cell: &AtomicU64| AtomicU64::new(cell.load(Relaxed));
-    Flow {
-        created: flow.created,
-        seen: load64(&flow.seen),
-        packets: [load64(&flow.packets[0]), load64(&flow.packets[1])],
-        bytes: [load64(&flow.bytes[0]), load64(&flow.bytes[1])],
-        bits: load(&flow.bits),
-        epoch: load(&flow.epoch),
-        egress_rule: load(&flow.egress_rule),
-        ingress_rule: load(&flow.ingress_rule),
-        opener_device: load(&flow.opener_device),
-        responder_device: load(&flow.responder_device),
-        nat: flow.nat,
-        masquerade: load64(&flow.masquerade),
+/// A copy of a plan as it is now.
+pub fn copy_plan(plan: &Plan) -> Plan {
+    Plan {
+        key: plan.key,
+        way: copy(&plan.way),
+        back: copy(&plan.back),
+    }
+}
+
+impl Memory {
+    fn add<V>(
+        &self,
+        table: &RefCell<HashMap<WayKey, Rc<V>>>,
+        key: &WayKey,
+        row: impl FnOnce() -> V,
+    ) -> Result<Added, DropReason> {
+        match table.borrow_mut().entry(*key) {
+            Entry::Occupied(_) => Ok(Added::Already),
+            Entry::Vacant(_) if self.room == Room::Full => Err(DropReason::TableFull),
+            Entry::Vacant(place) => {
+                place.insert(Rc::new(row()));
+                Ok(Added::New)
+            }
+        }
     }
 }
 
 impl Tables for Memory {
-    type FlowRef = Rc<Flow>;
+    type WayRef = Rc<Way>;
+    type PlanRef = Rc<Plan>;
     type DeviceRef = Rc<Device>;
     type UplinkRef = Rc<Uplink>;
 
@@ -165,35 +183,34 @@ impl Tables for Memory {
         self.epoch
     }
 
-    fn flow(&self, table: FlowTable, key: &AlignedKey) -> Option<Rc<Flow>> {
-        match table {
-            FlowTable::Answered => self.flows.borrow().get(&key.0).cloned(),
-            FlowTable::HalfOpen => self.half_open.borrow().get(&key.0).cloned(),
-        }
+    fn way(&self, key: &WayKey) -> Option<Rc<Way>> {
+        self.ways.borrow().get(key).cloned()
     }
 
-    fn open(&self, key: &AlignedKey, flow: &Flow) -> Result<Opened, DropReason> {
-        if self.half_open.borrow().contains_key(&key.0) {
-            return Ok(Opened::Already);
-        }
-        if self.room == Room::Full {
-            return Err(DropReason::TableFull);
-        }
-        self.half_open
-            .borrow_mut()
-            .insert(key.0, Rc::new(copy(flow)));
-        Ok(Opened::New)
+    fn add_way(&self, key: &WayKey, way: &Way) -> Result<Added, DropReason> {
+        self.add(&self.ways, key, || copy(way))
     }
 
-    fn promote(&self, key: &AlignedKey, flow: &Rc<Flow>) {
-        let mut flows = self.flows.borrow_mut();
-        flows.entry(key.0).or_insert_with(|| Rc::new(copy(flow)));
-        self.half_open.borrow_mut().remove(&key.0);
+    fn remove_way(&self, key: &WayKey) {
+        self.ways.borrow_mut().remove(key);
     }
 
-    fn forget(&self, key: &AlignedKey) {
-        self.flows.borrow_mut().remove(&key.0);
-        self.half_open.borrow_mut().remove(&key.0);
+    fn plan(&self, answer: &WayKey) -> Option<Rc<Plan>> {
+        self.plans.borrow().get(answer).cloned()
+    }
+
+    fn add_plan(&self, answer: &WayKey, plan: &Plan) -> Result<Added, DropReason> {
+        self.add(&self.plans, answer, || copy_plan(plan))
+    }
+
+    fn replace_plan(&self, answer: &WayKey, plan: &Plan) -> Result<(), DropReason> {
+        let plan = Rc::new(copy_plan(plan));
+        self.plans.borrow_mut().insert(*answer, plan);
+        Ok(())
+    }
+
+    fn remove_plan(&self, answer: &WayKey) {
+        self.plans.borrow_mut().remove(answer);
     }
 
     fn uplink(&self, ifindex: u32) -> Option<Rc<Uplink>> {
@@ -207,21 +224,6 @@ impl Tables for Memory {
             let differ = number ^ u128::from_be_bytes(range.addr.0);
             differ.checked_shr(free).unwrap_or(0) == 0
         })
-    }
-
-    fn reserved(&self, key: &NatKey) -> Option<NatRow> {
-        self.nat_ports.borrow().get(key).copied()
-    }
-
-    fn reserve(&self, key: &NatKey, row: &NatRow) -> Result<Reserved, DropReason> {
-        match self.nat_ports.borrow_mut().entry(*key) {
-            Entry::Occupied(_) => Ok(Reserved::Taken),
-            Entry::Vacant(_) if self.room == Room::Full => Err(DropReason::TableFull),
-            Entry::Vacant(place) => {
-                place.insert(*row);
-                Ok(Reserved::New)
-            }
-        }
     }
 
     fn masquerades(&self) -> bool {

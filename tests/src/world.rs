@@ -244,16 +244,16 @@ fn policy(memory: &mut Memory) {
 }
 
 fn services(memory: &mut Memory) {
-    // Number of the backend, who it is, how often it has changed.
+    // Number of the backend, who it is, its generation: one is gone, all others are usable.
     let backends = [
-        (1, Host::B, 0),
-        (2, Host::Far, 2),
-        (3, Host::Farther, 1),
-        (4, Host::A, 0),
-        (5, Host::C, 4),
+        (1, Host::B, Generation(4)),
+        (2, Host::Far, Generation(8)),
+        (3, Host::Farther, Generation(4).gone()),
+        (4, Host::A, Generation(4)),
+        (5, Host::C, Generation(12)),
     ];
     for (id, _, generation) in backends {
-        memory.live.insert(id, Generation(generation));
+        memory.live.insert(id, generation);
     }
     let runs: [(Host, &[u32]); 6] = [
         (NEAR, &[1]),
@@ -291,6 +291,7 @@ fn services(memory: &mut Memory) {
                     port: Port::from(node_port(host)),
                     protocol,
                     scope: Scope::EXTERNAL,
+                    pad: [0; 4],
                 };
                 let frontend = Frontend {
                     service: 1000 + start,
@@ -306,6 +307,7 @@ fn services(memory: &mut Memory) {
                     port: Port::from(SERVICE_PORT),
                     protocol,
                     scope: Scope::INTERNAL,
+                    pad: [0; 4],
                 };
                 let frontend = Frontend {
                     service: start + u32::from(protocol.0),
@@ -317,7 +319,7 @@ fn services(memory: &mut Memory) {
         }
     }
     for (id, _, generation) in backends {
-        memory.live.insert(id + 10, Generation(generation));
+        memory.live.insert(id + 10, generation);
     }
     for family in FAMILIES {
         node_ports(memory, family);
@@ -339,6 +341,7 @@ fn node_ports(memory: &mut Memory, family: Family) {
                 port: Port::from(SERVICE_PORT),
                 protocol,
                 scope: Scope::INTERNAL,
+                pad: [0; 4],
             };
             let own_only = FrontendFlags::OWN_NODE_ONLY;
             let ways = [
@@ -380,7 +383,7 @@ fn sticky(memory: &mut Memory, family: Family) {
             id,
         };
         memory.backends.insert(index, row);
-        memory.live.insert(id, Generation(2));
+        memory.live.insert(id, Generation(8));
     }
     for protocol in [Protocol::TCP, Protocol::UDP] {
         let frontend = Frontend {
@@ -395,6 +398,7 @@ fn sticky(memory: &mut Memory, family: Family) {
             port: Port::from(SERVICE_PORT),
             protocol,
             scope: Scope::INTERNAL,
+            pad: [0; 4],
         };
         memory.frontends.insert(key, frontend);
         for (client, (backend, id)) in
@@ -407,7 +411,7 @@ fn sticky(memory: &mut Memory, family: Family) {
                 // Fresh by every clock.
                 used: u64::MAX,
                 backend: id,
-                generation: Generation(2),
+                generation: Generation(8),
                 addr: backend.addr(family),
                 port: Port::from(BACKEND_PORT),
                 ..Affinity::default()

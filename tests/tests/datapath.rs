@@ -3,16 +3,15 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use weir_common::event::Hook;
-use weir_common::flow::{FlowBits, FlowKey};
 use weir_common::policy::{Action, VerdictKey};
 use weir_common::service::Generation;
+use weir_common::way::{Mark, WayKey, WayState};
 use weir_common::{DropReason, Port, Protocol};
-use weir_datapath::tuple::Tuple;
 use weir_datapath::{Scratch, Trace, Verdict, from_pod, to_pod};
 use weir_tests::bytes::{Bytes, Vlan};
 use weir_tests::edges::{edges, received, sent, tcp, udp};
 use weir_tests::frames::{ACK, Echo, FIN, Ip, L3, RST, SYN, Transport, checksums_are_right};
-use weir_tests::mix::Arrival;
+use weir_tests::mix::{Arrival, as_sent};
 use weir_tests::tables::{Memory, Room};
 use weir_tests::world::{
     A_IN, A_OUT, BACKEND_PORT, CHANGING, CLASS, FAMILIES, Family, Host, NEAR, PODS, REMOTE,
@@ -46,22 +45,23 @@ fn verdict(memory: &Memory, arrival: &Arrival) -> Verdict {
     run(memory, arrival).0
 }
 
-/// The key of a conversation.
+/// The key of a way.
 fn key(
     source: (Host, u16),
     destination: (Host, u16),
     protocol: Protocol,
     family: Family,
-) -> FlowKey {
-    let tuple = Tuple {
+    hook: Hook,
+) -> WayKey {
+    WayKey {
         source: source.0.addr(family),
         destination: destination.0.addr(family),
         source_port: Port::from(source.1),
         destination_port: Port::from(destination.1),
         protocol,
-        pad: [0; 3],
-    };
-    tuple.key().0
+        hook,
+        pad: [0; 2],
+    }
 }
 
 #[test]
@@ -71,12 +71,8 @@ fn every_edge_meets_its_fate() {
     for edge in edges {
         let (verdict, _, after) = run(&world(), &edge.arrival);
         assert_eq!(verdict, edge.verdict, "{}", edge.name);
-        let is_passed = if verdict == Verdict::Pass && edge.arrival.hook == Hook::FROM_POD {
-            0xe00
-        } else {
-            0
-        };
-        assert_eq!(after.mark, is_passed, "{}", edge.name);
+        let is_of_pod = verdict == Verdict::Pass && edge.arrival.hook == Hook::FROM_POD;
+        assert_eq!(Mark::of(after.mark).is_of_pod(), is_of_pod, "{}", edge.name);
     }
 }
 
@@ -201,10 +197,10 @@ fn a_service_is_translated_both_ways() {
             });
             assert_eq!(after.frame, wanted, "{family:?} {service:?} {protocol:?}");
             assert!(
-                memory.half_open.borrow().is_empty(),
-                "the lead is promoted with the flow"
+                memory.plans.borrow().is_empty(),
+                "the answer makes ways of it"
             );
-            assert_eq!(memory.flows.borrow().len(), 2);
+            assert_eq!(memory.ways.borrow().len(), 2);
         }
     }
 }
@@ -275,16 +271,15 @@ fn packets_and_bytes_are_counted_once_each_way() {
     ] {
         assert_eq!(verdict(&memory, &arrival), Verdict::Pass);
     }
-    let key = key((Host::A, 1000), (Host::Far, 80), Protocol::TCP, family);
-    let flow = memory.flows.borrow().get(&key).cloned().unwrap();
+    let (a, far) = ((Host::A, 1000), (Host::Far, 80));
+    let ways = memory.ways.borrow();
+    let there = &ways[&key(a, far, Protocol::TCP, family, Hook::FROM_POD)];
+    let back = &ways[&key(far, a, Protocol::TCP, family, Hook::TO_POD)];
     let load = |cell: &std::sync::atomic::AtomicU64| cell.load(Relaxed);
-    assert_eq!([load(&flow.packets[0]), load(&flow.packets[1])], [3, 2]);
-    assert_eq!([load(&flow.bytes[0]), load(&flow.bytes[1])], [120, 80]);
-    let bits = flow.bits.load(Relaxed);
-    assert_eq!(
-        bits & (FlowBits::OPENER_FIN | FlowBits::RESPONDER_FIN),
-        FlowBits::RESPONDER_FIN
-    );
+    assert_eq!([load(&there.packets), load(&back.packets)], [3, 2]);
+    assert_eq!([load(&there.bytes), load(&back.bytes)], [120, 80]);
+    let state = back.state.load(Relaxed);
+    assert_eq!(state & WayState::ENDING, WayState::FIN);
 }
 
 #[test]
@@ -295,7 +290,7 @@ fn a_denial_names_its_rule_and_leaves_no_flow() {
     assert_eq!(verdict, dropped(DropReason::EgressDenied));
     assert_eq!(trace.rule.0, 1003);
     assert_eq!(trace.tuple.destination, Host::C.addr(Family::V6));
-    assert!(memory.half_open.borrow().is_empty());
+    assert!(memory.plans.borrow().is_empty());
 }
 
 #[test]
@@ -389,15 +384,15 @@ fn a_syn_of_the_responder_is_judged_for_itself() {
 }
 
 #[test]
-fn only_an_answer_promotes_a_flow() {
+fn only_an_answer_makes_ways_of_a_plan() {
     let memory = world();
     let there = sent(Host::A, Host::B, Family::V4, &tcp(1000, 80, SYN));
     for (answer, answered) in [(RST | ACK, 0), (SYN | ACK, 1)] {
         assert_eq!(verdict(&memory, &there), TO_B);
         let back = sent(Host::B, Host::A, Family::V4, &tcp(80, 1000, answer));
         assert_eq!(verdict(&memory, &back), TO_A);
-        assert_eq!(memory.flows.borrow().len(), answered);
-        assert_eq!(memory.half_open.borrow().len(), 1 - answered);
+        assert_eq!(memory.ways.borrow().len(), 2 * answered);
+        assert_eq!(memory.plans.borrow().len(), 1 - answered);
     }
 }
 
@@ -416,44 +411,40 @@ fn a_full_table_opens_nothing_and_keeps_what_it_has() {
 fn a_backend_that_is_gone_is_never_reached_again() {
     for family in FAMILIES {
         let id = if family == Family::V4 { 2 } else { 12 };
-        let mut memory = world();
         let segment = |flags| sent(Host::A, CHANGING, family, &tcp(1000, SERVICE_PORT, flags));
         let datagram = sent(Host::A, CHANGING, family, &udp(1000, SERVICE_PORT));
-        for arrival in [segment(SYN), segment(ACK), datagram.clone()] {
-            assert_eq!(
-                verdict(&memory, &arrival),
-                Verdict::Pass,
-                "the one that is left serves"
-            );
+        let answer = tcp(BACKEND_PORT, 1000, SYN | ACK);
+        let answer = received(Host::Far, Host::A, family, &answer);
+        let (gone, none) = (
+            dropped(DropReason::BackendGone),
+            dropped(DropReason::NoBackend),
+        );
+        // It drains, it is usable again, it is gone, it drains under a number that is another's, it is another.
+        for (generation, going_on, new) in [
+            (9, Verdict::Pass, none),
+            (8, Verdict::Pass, Verdict::Pass),
+            (10, gone, none),
+            (13, gone, none),
+            (12, gone, Verdict::Pass),
+        ] {
+            let mut memory = world();
+            for arrival in [segment(SYN), answer.clone(), segment(ACK), datagram.clone()] {
+                let before = verdict(&memory, &arrival);
+                assert_eq!(before, Verdict::Pass, "the one that is left serves");
+            }
+            memory.live.insert(id, Generation(generation));
+            let after = [segment(ACK), segment(SYN), datagram.clone()];
+            let after = after.map(|arrival| verdict(&memory, &arrival));
+            assert_eq!(after, [going_on, new, new], "{generation}");
         }
-        memory.live.insert(id, Generation(3));
-        assert_eq!(
-            verdict(&memory, &segment(ACK)),
-            dropped(DropReason::BackendGone)
-        );
-        assert_eq!(
-            verdict(&memory, &segment(SYN)),
-            dropped(DropReason::NoBackend)
-        );
-        assert_eq!(verdict(&memory, &datagram), dropped(DropReason::NoBackend));
-        // The number is given to another one.
-        memory.live.insert(id, Generation(4));
-        assert_eq!(
-            verdict(&memory, &segment(ACK)),
-            dropped(DropReason::BackendGone)
-        );
-        assert_eq!(verdict(&memory, &segment(SYN)), Verdict::Pass);
-        assert_eq!(verdict(&memory, &segment(ACK)), Verdict::Pass);
-        assert_eq!(verdict(&memory, &datagram), Verdict::Pass);
     }
 }
 
 #[test]
 fn a_pod_is_not_its_own_backend_while_there_is_another() {
-    for random in 0..4 {
+    for port in 1000..1016 {
         let memory = world();
-        memory.random.set(random);
-        let arrival = sent(Host::A, SHARED, Family::V4, &tcp(1000, SERVICE_PORT, SYN));
+        let arrival = sent(Host::A, SHARED, Family::V4, &tcp(port, SERVICE_PORT, SYN));
         assert_eq!(verdict(&memory, &arrival), TO_C);
     }
 }
@@ -461,19 +452,28 @@ fn a_pod_is_not_its_own_backend_while_there_is_another() {
 #[test]
 fn a_flow_keeps_its_backend_until_it_is_closed() {
     for family in FAMILIES {
-        let memory = world();
+        let mut memory = world();
         let there = |flags| sent(Host::B, SHARED, family, &tcp(1000, SERVICE_PORT, flags));
         let from = |pod: Host, flags| sent(pod, Host::B, family, &tcp(BACKEND_PORT, 1000, flags));
-        memory.random.set(0);
-        assert_eq!(verdict(&memory, &there(SYN)), TO_A);
-        memory.random.set(1);
-        assert_eq!(verdict(&memory, &there(SYN)), TO_A, "a SYN sent again");
-        assert_eq!(verdict(&memory, &from(Host::A, SYN | ACK)), TO_B);
-        assert_eq!(verdict(&memory, &there(FIN | ACK)), TO_A);
-        assert_eq!(verdict(&memory, &there(SYN)), TO_A, "half closed");
-        assert_eq!(verdict(&memory, &there(FIN | ACK)), TO_A);
-        assert_eq!(verdict(&memory, &from(Host::A, FIN | ACK)), TO_B);
-        assert_eq!(verdict(&memory, &there(SYN)), TO_C, "closed: a new one");
+        let to_it = verdict(&memory, &there(SYN));
+        let (it, id) = if to_it == TO_A {
+            (Host::A, 4)
+        } else {
+            (Host::C, 5)
+        };
+        let id = if family == Family::V4 { id } else { id + 10 };
+        assert_eq!(verdict(&memory, &there(SYN)), to_it, "a SYN sent again");
+        assert_eq!(verdict(&memory, &from(it, SYN | ACK)), TO_B);
+        assert_eq!(verdict(&memory, &there(FIN | ACK)), to_it);
+        assert_eq!(verdict(&memory, &there(SYN)), to_it, "half closed");
+        assert_eq!(verdict(&memory, &there(FIN | ACK)), to_it);
+        assert_eq!(verdict(&memory, &from(it, FIN | ACK)), TO_B);
+        // Closed: it is a new one, for which the other serves now.
+        let generation = memory.live[&id];
+        memory.live.insert(id, Generation(generation.0 + 1));
+        let to_other = verdict(&memory, &there(SYN));
+        assert!(to_other != to_it && matches!(to_other, Verdict::Redirect(_)));
+        assert!(memory.ways.borrow().is_empty());
     }
 }
 
@@ -506,9 +506,10 @@ fn an_unanswered_flow_finds_the_service_that_came_after_it() {
         (Verdict::Pass, arrival.packet.frame.clone())
     );
     memory.frontends = frontends;
-    let (verdict, trace, _) = run(&memory, &arrival);
+    let (verdict, trace, after) = run(&memory, &arrival);
     assert_eq!(verdict, Verdict::Pass);
-    assert_eq!(trace.tuple.destination, Host::Far.addr(Family::V4));
+    let went = as_sent(trace.tuple, &after);
+    assert_eq!(went.destination, Host::Far.addr(Family::V4));
 }
 
 #[test]
@@ -555,11 +556,16 @@ fn an_error_passes_only_about_a_live_flow_of_the_pod_that_sends_it() {
         assert_eq!(verdict(&memory, &forged), dropped(DropReason::NoFlow));
         let astray = sent(Host::B, Host::C, family, &error);
         assert_eq!(verdict(&memory, &astray), dropped(DropReason::NoFlow));
+        // From a router, about what no router has seen.
+        let forged = received(Host::World, Host::A, family, &error);
+        assert_eq!(verdict(&memory, &forged), dropped(DropReason::NoFlow));
         // From a router on the way.
-        assert_eq!(
-            verdict(&memory, &received(Host::World, Host::A, family, &error)),
-            Verdict::Pass
-        );
+        let left = sent(Host::A, Host::Far, family, &question);
+        assert_eq!(verdict(&memory, &left), Verdict::Pass);
+        let quoted = Ip::between(Host::A.ip(family), Host::Far.ip(family)).packet(&question);
+        let error = Transport::Unreachable { quoted };
+        let error = received(Host::World, Host::A, family, &error);
+        assert_eq!(verdict(&memory, &error), Verdict::Pass);
         let other = Ip::between(Host::A.ip(family), Host::B.ip(family)).packet(&udp(1001, 9));
         let unknown = received(
             Host::World,

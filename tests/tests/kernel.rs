@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 use std::process::Command;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -12,19 +13,19 @@ use aya::maps::{HashMap, MapData, PerCpuArray};
 use aya::programs::{CgroupAttachMode, Program, SchedClassifier, TestRun as _, TestRunOptions};
 use weir_agent::kernel::object::OBJECT;
 use weir_common::DropReason;
+use weir_common::Protocol;
 use weir_common::counter::Counter;
 use weir_common::event::Hook;
-use weir_common::flow::{Flow, FlowKey};
-use weir_common::nat::{NatKey, NatRow};
-use weir_common::service::{Affinity, AffinityKey, Generation};
+use weir_common::service::{Affinity, AffinityKey};
 use weir_common::table::TABLES;
+use weir_common::way::{Plan, Way, WayKey};
 use weir_datapath::{Scratch, Verdict};
 use weir_tests::bytes::Bytes;
 use weir_tests::edges::{Edge, edges};
 use weir_tests::mix::{Arrival, Mix};
 use weir_tests::programs::{self, in_own_namespace};
 use weir_tests::stories::{Story, decide, stories};
-use weir_tests::tables::{Memory, copy};
+use weir_tests::tables::{Memory, copy, copy_plan};
 use weir_tests::world::{FAMILIES, PODS, SHARED, UPLINK, world};
 use zerocopy::transmute;
 
@@ -183,7 +184,7 @@ fn host_and_kernel_agree_on_every_story() -> Result<()> {
                 );
                 run += 1;
             }
-            kernel.same_ports(&memory.nat_ports.borrow())?;
+            kernel.same_conversations(&memory)?;
             kernel.forget_flows()?;
         }
         println!("{run} steps agree");
@@ -281,8 +282,7 @@ fn agree(seed: u64, each: usize, hooks: &[Hook], beside: &[Hook]) -> Result<()> 
     );
     kernel.same_drops(&tallies)?;
     kernel.same_counters(&memory)?;
-    let flows = kernel.same_flows("FLOWS", &memory.flows.borrow())?;
-    let half_open = kernel.same_flows("HALF_OPEN", &memory.half_open.borrow())?;
+    let (ways, plans) = kernel.same_conversations(&memory)?;
     kernel.same_affinity(&memory)?;
     for ((hook, family), tally) in &tallies {
         println!(
@@ -299,8 +299,7 @@ fn agree(seed: u64, each: usize, hooks: &[Hook], beside: &[Hook]) -> Result<()> 
             println!("  {count:7} {label}");
         }
     }
-    let ports = kernel.same_ports(&memory.nat_ports.borrow())?;
-    println!("{flows} flows, {half_open} half-open ones, {ports} ports agree; {elapsed:?}");
+    println!("{ways} ways and {plans} plans agree; {elapsed:?}");
     Ok(())
 }
 
@@ -324,9 +323,13 @@ fn change(memory: &mut Memory, mix: &mut Mix) {
             // Backend 3 stays gone and those with affinity stay, so that nothing is chosen at random.
             if !matches!(id % 10, 3 | 6 | 7) {
                 let generation = memory.live.entry(id).or_default();
-                // Mostly another backend under the same number; now and then none.
-                let is_replaced = generation.is_usable() && mix.below(4) > 0;
-                *generation = Generation(generation.0 + if is_replaced { 2 } else { 1 });
+                // Mostly another backend under the same number; now and then one that drains, or none.
+                *generation = match mix.below(6) {
+                    0 | 1 if !generation.is_gone() => generation.drained(),
+                    2 if generation.is_draining() => generation.usable(),
+                    3 if !generation.is_gone() => generation.gone(),
+                    _ => generation.next(),
+                };
             }
         }
     }
@@ -358,6 +361,7 @@ const PROGRAMS: [&str; 4] = [
 /// `struct __sk_buff`, and where its fields are that matter here.
 const CONTEXT: usize = 192;
 const MARK: usize = 8;
+const INGRESS_IFINDEX: usize = 36;
 const IFINDEX: usize = 40;
 
 impl Kernel {
@@ -389,6 +393,8 @@ impl Kernel {
         let mut context = [0; CONTEXT];
         context[MARK..MARK + 4].copy_from_slice(&packet.mark.to_ne_bytes());
         context[IFINDEX..IFINDEX + 4].copy_from_slice(&packet.ifindex.to_ne_bytes());
+        let received = packet.received_by.to_ne_bytes();
+        context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&received);
         let mut context_after = [0; CONTEXT];
         let mut frame = vec![0; packet.frame.len()];
         let result = program
@@ -406,46 +412,20 @@ impl Kernel {
     }
 
     fn forget_flows(&mut self) -> Result<()> {
-        for name in ["FLOWS", "HALF_OPEN"] {
-            let mut map: HashMap<_, [u8; 40], [u8; 112]> =
+        self.clear::<{ size_of::<Way>() }>(["TCP_WAYS", "OTHER_WAYS"])?;
+        self.clear::<{ size_of::<Plan>() }>(["TCP_PLANS", "OTHER_PLANS"])
+    }
+
+    fn clear<const N: usize>(&mut self, names: [&str; 2]) -> Result<()> {
+        for name in names {
+            let mut map: HashMap<_, [u8; 40], [u8; N]> =
                 programs::map(&mut self.ebpf, name)?.try_into()?;
             let keys: Vec<_> = map.keys().collect::<Result<_, _>>()?;
             for key in keys {
                 map.remove(&key)?;
             }
         }
-        let mut map: HashMap<_, [u8; 40], [u8; 32]> =
-            programs::map(&mut self.ebpf, "NAT_PORTS")?.try_into()?;
-        let keys: Vec<_> = map.keys().collect::<Result<_, _>>()?;
-        for key in keys {
-            map.remove(&key)?;
-        }
         Ok(())
-    }
-
-    /// Are the reserved ports the same, all but their times? Returns how many there are.
-    fn same_ports(&mut self, host: &std::collections::HashMap<NatKey, NatRow>) -> Result<usize> {
-        let map: HashMap<&mut MapData, [u8; 40], [u8; 32]> =
-            programs::map(&mut self.ebpf, "NAT_PORTS")?.try_into()?;
-        let mut seen = 0;
-        for row in map.iter() {
-            let (key, row) = row?;
-            let (key, row): (NatKey, NatRow) = (transmute!(key), transmute!(row));
-            let ours = host
-                .get(&key)
-                .with_context(|| format!("only in kernel: {key:?}"))?;
-            ensure!(
-                (row.end, row.flags) == (ours.end, ours.flags),
-                "{key:?}: host {ours:?}, kernel {row:?}"
-            );
-            seen += 1;
-        }
-        ensure!(
-            seen == host.len(),
-            "ports: kernel {seen}, host {}",
-            host.len()
-        );
-        Ok(seen)
     }
 
     fn same_drops(&mut self, tallies: &BTreeMap<(u8, usize), Tally>) -> Result<()> {
@@ -506,34 +486,64 @@ impl Kernel {
         Ok(())
     }
 
-    /// Are the flows of a table the same, all but their times? Returns how many there are.
-    fn same_flows(
+    /// Are ways and plans the same, all but their times? Returns how many there are of each.
+    fn same_conversations(&mut self, memory: &Memory) -> Result<(usize, usize)> {
+        let times = |mut way: Way| {
+            way.created = 0;
+            way.seen.store(0, Relaxed);
+            way
+        };
+        let way = |way: &Way| -> [u8; size_of::<Way>()] { transmute!(times(copy(way))) };
+        let plan = |plan: &Plan| -> [u8; size_of::<Plan>()] {
+            let Plan { key, way, back } = copy_plan(plan);
+            transmute!(Plan {
+                key,
+                way: times(way),
+                back: times(back)
+            })
+        };
+        let kernels = |row: [u8; size_of::<Way>()]| way(&transmute!(row));
+        let (ways, plans) = (memory.ways.borrow(), memory.plans.borrow());
+        let count = self.same_rows(["TCP_WAYS", "OTHER_WAYS"], &ways, |row| way(row), kernels)?;
+        let kernels = |row: [u8; size_of::<Plan>()]| plan(&transmute!(row));
+        let names = ["TCP_PLANS", "OTHER_PLANS"];
+        let planned = self.same_rows(names, &plans, |row| plan(row), kernels)?;
+        Ok((count, planned))
+    }
+
+    /// Are the rows of two tables together the same? Returns how many there are.
+    fn same_rows<V, const N: usize>(
         &mut self,
-        name: &str,
-        host: &std::collections::HashMap<FlowKey, std::rc::Rc<Flow>>,
+        names: [&str; 2],
+        host: &std::collections::HashMap<WayKey, std::rc::Rc<V>>,
+        ours: impl Fn(&V) -> [u8; N],
+        theirs: impl Fn([u8; N]) -> [u8; N],
     ) -> Result<usize> {
-        let map: HashMap<&mut MapData, [u8; 40], [u8; 112]> =
-            programs::map(&mut self.ebpf, name)?.try_into()?;
         let mut seen = 0;
-        for row in map.iter() {
-            let (key, flow) = row?;
-            let key: FlowKey = transmute!(key);
-            let ours = host
-                .get(&key)
-                .with_context(|| format!("{name}: only in kernel: {key:?}"))?;
-            // Behind the times of creation and of the latest packet.
-            let ours: [u8; 112] = transmute!(copy(ours));
-            ensure!(
-                ours[16..] == flow[16..],
-                "{name}: {key:?}\nhost   {:02x?}\nkernel {:02x?}",
-                &ours[16..],
-                &flow[16..]
-            );
-            seen += 1;
+        for (name, is_tcp) in names.into_iter().zip([true, false]) {
+            let map: HashMap<&mut MapData, [u8; 40], [u8; N]> =
+                programs::map(&mut self.ebpf, name)?.try_into()?;
+            for row in map.iter() {
+                let (key, row) = row?;
+                let key: WayKey = transmute!(key);
+                ensure!(
+                    (key.protocol == Protocol::TCP) == is_tcp,
+                    "{key:?} in {name}"
+                );
+                let host = host
+                    .get(&key)
+                    .with_context(|| format!("{name}: only in kernel: {key:?}"))?;
+                let (host, row) = (ours(host), theirs(row));
+                ensure!(
+                    host == row,
+                    "{name}: {key:?}\nhost   {host:02x?}\nkernel {row:02x?}"
+                );
+                seen += 1;
+            }
         }
         ensure!(
             seen == host.len(),
-            "{name}: kernel {seen}, host {}",
+            "{names:?}: kernel {seen}, host {}",
             host.len()
         );
         Ok(seen)

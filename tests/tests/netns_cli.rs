@@ -5,11 +5,13 @@
     reason = "a test, and clippy.toml excuses only its test functions"
 )]
 
+use std::net::SocketAddr;
 use std::process::Output;
 
 use serde_json::Value;
 use weir_tests::node::{Family, NodeOptions};
 use weir_tests::shop::{Shop, WEB};
+use weir_tests::traffic::{Conversation, PATIENCE};
 use weir_tests::workloads::{Transport, Workload};
 
 /// Every question that an agent answers, and words that the table for people must have.
@@ -47,6 +49,11 @@ fn every_question_is_answered_for_people_and_for_programs() {
     let quiet = Workload::named("shop", "quiet").port(Transport::Tcp, 80);
     shop.backends.push(shop.node.run_pod(quiet).unwrap());
     shop.still_serves().unwrap();
+    // A conversation that is not over.
+    let web = shop.backends[0].address(Family::V4).unwrap();
+    let target = SocketAddr::new(web, 80);
+    let mut open = Conversation::open_in(shop.clients[0].netns(), target, PATIENCE).unwrap();
+    assert_eq!(open.ask().unwrap(), "web-0");
     let quiet = shop.backends[1].address(Family::V4).unwrap();
     let mut denied = shop.clients[0].command("curl");
     denied.args(["-s", "--max-time", "1", &format!("http://{quiet}/")]);

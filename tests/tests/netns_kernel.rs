@@ -310,7 +310,7 @@ fn cleanup_leaves_nothing() {
     for what in [
         format!("removed device {DEVICE}"),
         "weir_connect4".to_owned(),
-        "FRONTENDS_v3".to_owned(),
+        "FRONTENDS_v4".to_owned(),
         "169.254.53.53 of lo".to_owned(),
         "route to 10.244.1.0/24".to_owned(),
         "the second lock".to_owned(),

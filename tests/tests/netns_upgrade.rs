@@ -40,6 +40,27 @@ spec:
   ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]
 ";
 
+/// What a connection that is opened while agents take over may meet.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Openings {
+    /// Nothing.
+    Once,
+    /// The agent before ours kept one row for both directions of a conversation, where we keep two, and went from device
+    /// to device when it took over. Meanwhile an answer could meet programs that had not seen the question, and the
+    /// question had to be sent again, a second later.
+    MayBeSentAgain,
+}
+
+impl Openings {
+    /// How long a client waits, in milliseconds.
+    const fn patience(self) -> u32 {
+        match self {
+            Self::Once => 1000,
+            Self::MayBeSentAgain => 4000,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Ended {
     connections: Tally,
@@ -52,11 +73,15 @@ fn under_load(
     stranger: &weir_tests::node::Pod,
     rate: u32,
     seconds: u32,
+    openings: Openings,
     meanwhile: impl FnOnce(&mut Node),
 ) -> Ended {
     let (asker, clients) = shop.clients.split_last().unwrap();
     let each = rate / u32::try_from(clients.len()).unwrap();
-    let http = format!("--kind http --target {WEB} --rate {each} --seconds {seconds}");
+    let patience = openings.patience();
+    let http = format!(
+        "--kind http --target {WEB} --rate {each} --seconds {seconds} --patience {patience}"
+    );
     let dns =
         format!("--kind dns --target {DNS} --name {WEB_NAME} --rate {LOOKUPS} --seconds {seconds}");
     let forbidden = format!("--kind http --target {WEB} --rate {FORBIDDEN} --seconds {seconds}");
@@ -91,7 +116,8 @@ fn tables(node: &Node) -> BTreeSet<String> {
 
 #[test]
 fn nothing_is_lost_while_agents_of_two_layouts_take_over_from_each_other() {
-    take_turns("upgrade", &binary("weir-agent-other-layout"), |_, _| {});
+    let other = binary("weir-agent-other-layout");
+    take_turns("upgrade", &other, Openings::Once, |_, _| {});
 }
 
 #[test]
@@ -106,28 +132,33 @@ fn nothing_is_lost_while_agents_before_and_after_the_shared_blocks_take_over_fro
         );
         return;
     }
-    take_turns("tcx", &former, |node, is_former| {
-        // One link for each side of each device, or none: what is of the former kind goes with its agent. That one says
-        // that it is ready a little before its programs are in place.
-        let devices = node
-            .machine()
-            .netns()
-            .ip("-br link show type veth")
-            .unwrap();
-        let devices = devices.lines().filter(|it| it.starts_with(DEVICE_PREFIX));
-        let devices = devices.count();
-        assert!(devices > 0);
-        let expected = if is_former { 2 * devices } else { 0 };
-        let end = Instant::now() + Duration::from_secs(5);
-        while links(node) != expected {
-            assert!(
-                Instant::now() < end,
-                "{} links of {devices} devices",
-                links(node)
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    });
+    take_turns(
+        "tcx",
+        &former,
+        Openings::MayBeSentAgain,
+        |node, is_former| {
+            // One link for each side of each device, or none: what is of the former kind goes with its agent. That one says
+            // that it is ready a little before its programs are in place.
+            let devices = node
+                .machine()
+                .netns()
+                .ip("-br link show type veth")
+                .unwrap();
+            let devices = devices.lines().filter(|it| it.starts_with(DEVICE_PREFIX));
+            let devices = devices.count();
+            assert!(devices > 0);
+            let expected = if is_former { 2 * devices } else { 0 };
+            let end = Instant::now() + Duration::from_secs(5);
+            while links(node) != expected {
+                assert!(
+                    Instant::now() < end,
+                    "{} links of {devices} devices",
+                    links(node)
+                );
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        },
+    );
 }
 
 /// Links that are pinned for pods' devices.
@@ -140,7 +171,7 @@ fn links(node: &Node) -> usize {
 
 /// An agent of the other version in place of ours, and back, again and again. What is on the node after each turn is
 /// looked at.
-fn take_turns(name: &str, other: &Path, look: impl Fn(&Node, bool)) {
+fn take_turns(name: &str, other: &Path, openings: Openings, look: impl Fn(&Node, bool)) {
     let mut shop = Shop::open(NodeOptions::named(name), 3, 3).unwrap();
     let stranger = Workload::named("shop", "stranger").label("app", "stranger");
     let stranger = shop.node.run_pod(stranger).unwrap();
@@ -152,7 +183,7 @@ fn take_turns(name: &str, other: &Path, look: impl Fn(&Node, bool)) {
         .unwrap();
     shop.wait_for_names().unwrap();
     let rate = RATES.into_iter().find(|rate| {
-        let ended = under_load(&mut shop, &stranger, *rate, 4, |_| {});
+        let ended = under_load(&mut shop, &stranger, *rate, 4, openings, |_| {});
         println!("control, {rate}/s: {ended:?}");
         ended.connections.failed() + ended.lookups.failed() == 0
     });
@@ -163,7 +194,7 @@ fn take_turns(name: &str, other: &Path, look: impl Fn(&Node, bool)) {
     let sent_again = shop.sent_again().unwrap();
     let versions: [PathBuf; 2] = [other.to_owned(), binary("weir-agent")];
     let mut turns = 0;
-    let ended = under_load(&mut shop, &stranger, rate, SECONDS, |node| {
+    let ended = under_load(&mut shop, &stranger, rate, SECONDS, openings, |node| {
         let end = Instant::now() + Duration::from_secs((SECONDS - 2).into());
         // Back as often as there, so that the node ends as it began.
         while Instant::now() < end || turns % 2 == 1 {
@@ -183,15 +214,19 @@ fn take_turns(name: &str, other: &Path, look: impl Fn(&Node, bool)) {
     let unexpected: Vec<_> = drops
         .filter(|total| total["packets"] != 0)
         .filter(|total| {
-            !["ingress_denied", "martian", "not_for_pod"]
-                .contains(&total["reason"].as_str().unwrap())
+            let reason = total["reason"].as_str().unwrap();
+            let is_answer = reason == "no_flow" && openings == Openings::MayBeSentAgain;
+            !is_answer && !["ingress_denied", "martian", "not_for_pod"].contains(&reason)
         })
         .collect();
     assert!(unexpected.is_empty(), "{unexpected:?}");
     assert!(turns >= 4, "only {turns} agents");
     // A connection survives the loss of a packet; an upgrade costs none.
     let sent_again = shop.sent_again().unwrap() - sent_again;
-    assert_eq!(sent_again, 0, "openings were sent again");
+    println!("{sent_again} openings were sent again");
+    if openings == Openings::Once {
+        assert_eq!(sent_again, 0);
+    }
     assert_eq!(ended.connections.failed(), 0, "{:?}", ended.connections);
     assert_eq!(ended.lookups.failed(), 0, "{:?}", ended.lookups);
     assert_eq!(ended.forbidden.succeeded(), 0, "{:?}", ended.forbidden);

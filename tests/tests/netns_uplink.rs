@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use aya::maps::{HashMap, MapData};
 use weir_agent::kernel::pin_path;
+use weir_common::event::Hook;
 use weir_common::table::TABLES;
+use weir_common::way::{Way, WayKey};
 use weir_tests::load::Load;
 use weir_tests::netns::{End, Netns, link};
 use weir_tests::node::{Node, NodeOptions, Pod, binary};
@@ -19,6 +21,7 @@ use weir_tests::traffic::{
     udp_socket,
 };
 use weir_tests::workloads::{Transport, Workload};
+use zerocopy::transmute;
 
 /// The node's ends of the uplink, and the world's.
 const NODE: [&str; 2] = ["198.51.100.2", "2001:db8:1::2"];
@@ -491,12 +494,15 @@ fn a_node_port_leads_to_a_backend_elsewhere_with_the_nodes_address() {
 fn reserved(node: &Node) -> usize {
     let table = TABLES
         .iter()
-        .find(|table| table.name == "NAT_PORTS")
+        .find(|table| table.name == "OTHER_WAYS")
         .unwrap();
     let path = pin_path(&node.machine().bpffs().path().join("weir"), table);
-    let map = aya::maps::Map::HashMap(MapData::from_pin(path).unwrap());
-    let map: HashMap<MapData, [u8; 40], [u8; 32]> = map.try_into().unwrap();
-    map.keys().map(Result::unwrap).count()
+    let map = aya::maps::Map::LruHashMap(MapData::from_pin(path).unwrap());
+    let map: HashMap<MapData, [u8; 40], [u8; size_of::<Way>()]> = map.try_into().unwrap();
+    map.keys()
+        .map(|key| transmute!(key.unwrap()))
+        .filter(|key: &WayKey| key.hook == Hook::FROM_NET)
+        .count()
 }
 
 #[test]

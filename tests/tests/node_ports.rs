@@ -2,13 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
-use weir_common::flow::Peer;
-use weir_common::service::{Generation, Scope};
+use weir_common::service::{FrontendKey, Generation, Scope};
+use weir_common::way::Peer;
 use weir_common::{Port, Protocol};
 use weir_datapath::service::frontend;
 use weir_datapath::{Scratch, Verdict, from_pod};
 use weir_tests::edges::{sent, tcp, udp};
 use weir_tests::frames::{SYN, Transport};
+use weir_tests::mix::as_sent;
 use weir_tests::tables::Memory;
 use weir_tests::world::{
     BACKEND_PORT, FAMILIES, Family, HOST_PORT, Host, NODE_PORT, OWN_NODE_PORT, SERVICE_PORT,
@@ -22,7 +23,7 @@ fn goes(memory: &Memory, pod: Host, to: Host, family: Family, transport: &Transp
     let mut packet = arrival.packet.clone();
     let verdict = from_pod(&mut packet, memory, &mut scratch);
     assert!(!matches!(verdict, Verdict::Drop(_)), "{verdict:?}");
-    scratch.trace.tuple.destination()
+    as_sent(scratch.trace.tuple, &packet).destination()
 }
 
 #[test]
@@ -78,18 +79,18 @@ fn from_outside_only_ports_of_this_node_are_services() {
     for (name, at, port, is_service) in cases {
         for family in FAMILIES {
             let memory = world();
-            let peer = Peer {
-                addr: at.addr(family),
-                port: Port::from(port),
-            };
-            for protocol in [Protocol::TCP, Protocol::UDP] {
-                let found = frontend(&memory, &peer, protocol, Scope::EXTERNAL);
-                assert_eq!(found.is_some(), is_service, "{name} {family:?}");
+            for protocol in [Protocol::TCP, Protocol::UDP, Protocol::SCTP] {
+                let asked = FrontendKey {
+                    addr: at.addr(family),
+                    port: Port::from(port),
+                    protocol,
+                    scope: Scope::EXTERNAL,
+                    pad: [0; 4],
+                };
+                let found = frontend(&memory, &asked, &asked.addr);
+                let expected = is_service && protocol != Protocol::SCTP;
+                assert_eq!(found.is_some(), expected, "{name} {family:?}");
             }
-            assert_eq!(
-                frontend(&memory, &peer, Protocol::SCTP, Scope::EXTERNAL),
-                None
-            );
         }
     }
 }
@@ -106,7 +107,7 @@ fn packets_of_a_client_go_to_the_backend_that_it_had() {
             assert_eq!(peer.addr, Host::B.addr(family));
         }
         let id = if family == Family::V4 { 6 } else { 16 };
-        memory.live.insert(id, Generation(4));
+        memory.live.insert(id, Generation(12));
         let peer = goes(&memory, Host::A, STICKY, family, &udp(2000, SERVICE_PORT));
         assert_eq!(peer.addr, Host::Far.addr(family), "another generation");
         memory.random.set(0);

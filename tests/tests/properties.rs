@@ -52,6 +52,8 @@ fn may_change(frame: &[u8], family: Family) -> impl Fn(usize) -> bool {
         addresses.contains(&at)
             || (l4..l4 + 4).contains(&at)
             || (checksum..checksum + 2).contains(&at)
+            // What an ICMP error quotes is translated, too, and the error's checksum is at its start.
+            || (matches!(protocol, 1 | 58) && at >= l4 + 2)
             || (family == Family::V4 && (L3 + 10..L3 + 12).contains(&at))
     }
 }

@@ -1,7 +1,7 @@
 //! Ring 1: what the socket hooks decide, case by case, on the host.
 
-use weir_common::flow::Peer;
 use weir_common::service::{FrontendKey, Generation, NodeAddress, NodeFlags, Scope, SocketSide};
+use weir_common::way::Peer;
 use weir_common::{Addr, Port, Protocol};
 use weir_datapath::socket::{Address, Call, connect, name, sendmsg};
 use weir_tests::tables::Memory;
@@ -78,9 +78,9 @@ fn an_unconnected_socket_keeps_its_backend_while_that_is_current() {
     let (a, c) = (Host::A.addr(Family::V4), Host::C.addr(Family::V4));
     assert_eq!(reached(&memory, 0), a);
     assert_eq!(reached(&memory, 1), a);
-    memory.live.insert(4, Generation(1));
-    assert_eq!(reached(&memory, 0), c);
-    memory.live.insert(4, Generation(2));
+    memory.live.insert(4, Generation(5));
+    assert_eq!(reached(&memory, 0), c, "a datagram, and it drains");
+    memory.live.insert(4, Generation(8));
     assert_eq!(reached(&memory, 0), c);
     let sockets = memory.sockets.borrow();
     assert_eq!(
@@ -249,11 +249,12 @@ fn a_backend_that_is_gone_or_not_behind_the_address_any_more_is_not_kept() {
         port: Port::from(SERVICE_PORT),
         protocol: Protocol::TCP,
         scope: Scope::INTERNAL,
+        pad: [0; 4],
     };
 
     let mut memory = sticky(10);
     assert_eq!(backend_of(&memory, 7, family, 1), c);
-    memory.live.insert(5, Generation(6));
+    memory.live.insert(5, Generation(16));
     assert_eq!(backend_of(&memory, 7, family, 0), a, "another generation");
 
     let mut memory = sticky(10);
@@ -287,6 +288,7 @@ fn a_remembered_backend_is_found_wherever_it_stands_in_its_run() {
             port: Port::from(SERVICE_PORT),
             protocol: Protocol::TCP,
             scope: Scope::INTERNAL,
+            pad: [0; 4],
         };
         let frontend = memory.frontends.get_mut(&key).unwrap();
         frontend.segment = weir_common::service::Segment { start: 5000, len };
@@ -300,7 +302,7 @@ fn a_remembered_backend_is_found_wherever_it_stands_in_its_run() {
                 id: 5000 + n,
             };
             memory.backends.insert(5000 + n, row);
-            memory.live.insert(5000 + n, Generation(2));
+            memory.live.insert(5000 + n, Generation(4));
         }
         for n in (0..len).step_by(1 + len as usize / 50) {
             let ask = |random| {

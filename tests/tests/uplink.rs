@@ -2,14 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
+use weir_common::DropReason;
 use weir_common::event::Hook;
-use weir_common::node::{Features, PASSED_MARK};
+use weir_common::node::Features;
+use weir_common::service::Generation;
+use weir_common::way::Mark;
 use weir_datapath::{Scratch, Verdict};
-use weir_tests::bytes::{Bytes, passed};
-use weir_tests::edges::{sent, udp};
-use weir_tests::frames::checksums_are_right;
+use weir_tests::bytes::{Bytes, marked};
+use weir_tests::edges::{sent, tcp, udp};
+use weir_tests::frames::{ACK, Ip, SYN, Transport, checksums_are_right};
 use weir_tests::stories::{Story, decide, stories};
-use weir_tests::world::{FAMILIES, Host, UPLINK, world};
+use weir_tests::tables::Memory;
+use weir_tests::world::{BACKEND_PORT, FAMILIES, Family, Host, REMOTE, UPLINK, node_port, world};
 
 #[test]
 fn every_story_ends_as_it_should() {
@@ -23,12 +27,63 @@ fn every_story_ends_as_it_should() {
             let verdict = decide(step.hook, &mut packet, &memory, &mut scratch);
             let at = format!("{name}, step {number} ({})", step.hook.label());
             assert_eq!(verdict, step.verdict, "{at}");
+            if !matches!(verdict, Verdict::Drop(_)) {
+                let says = step.says.unwrap_or(Mark::of(step.packet.mark));
+                assert_eq!(Mark::of(packet.mark), says, "{at}");
+            }
             if let Some(after) = &step.after {
                 assert!(checksums_are_right(after), "{at}: the test's own frame");
                 assert_eq!(&packet.frame, after, "{at}");
             } else if matches!(verdict, Verdict::Pass) {
                 assert_eq!(packet.frame, step.packet.frame, "{at}");
             }
+        }
+    }
+}
+
+#[test]
+fn a_backend_that_drains_keeps_its_connections_and_gets_nothing_new() {
+    for family in FAMILIES {
+        let id = if family == Family::V4 { 2 } else { 12 };
+        let ask = |memory: &Memory, transport: Transport| {
+            let ip = Ip::between(Host::World.ip(family), Host::Node.ip(family));
+            let mut packet = Bytes::new(UPLINK, ip.frame(&transport));
+            decide(Hook::FROM_NET, &mut packet, memory, &mut Scratch::default())
+        };
+        let port = node_port(REMOTE);
+        let mut memory = world();
+        assert_eq!(ask(&memory, tcp(5000, port, SYN)), Verdict::Pass);
+        let ip = Ip::between(Host::Far.ip(family), Host::World.ip(family));
+        let answer = ip.frame(&tcp(BACKEND_PORT, 5000, SYN | ACK));
+        let mut answer = marked(UPLINK, answer, Mark::REPLY);
+        let verdict = decide(Hook::TO_NET, &mut answer, &memory, &mut Scratch::default());
+        assert_eq!(verdict, Verdict::Pass);
+        for transport in [tcp(5000, port, ACK), udp(5000, port)] {
+            assert_eq!(ask(&memory, transport), Verdict::Pass);
+        }
+        let nothing = Verdict::Drop(DropReason::NoBackend);
+        let gone = Verdict::Drop(DropReason::BackendGone);
+        // The backend's generation from now on; what becomes of a segment of the connection that is there, of a new
+        // connection, and of a datagram to where one went before.
+        let steps = [
+            (9, [Verdict::Pass, nothing, nothing]),
+            // Usable again in time: it is the same one.
+            (8, [Verdict::Pass; 3]),
+            (9, [Verdict::Pass, nothing, nothing]),
+            (10, [gone, nothing, nothing]),
+            (13, [gone, nothing, nothing]),
+            (12, [gone, Verdict::Pass, Verdict::Pass]),
+            (0, [gone, nothing, nothing]),
+        ];
+        for (client, (generation, expected)) in (6000..).zip(steps) {
+            memory.live.insert(id, Generation(generation));
+            let asked = [
+                tcp(5000, port, ACK),
+                tcp(client, port, SYN),
+                udp(5000, port),
+            ];
+            let verdicts = asked.map(|transport| ask(&memory, transport));
+            assert_eq!(verdicts, expected, "{generation}");
         }
     }
 }
@@ -44,13 +99,14 @@ fn without_masquerading_pods_keep_their_addresses() {
         let ifindex = Host::B.ifindex().unwrap();
         for (hook, packet) in [
             (Hook::FROM_POD, Bytes::new(ifindex, frame.clone())),
-            (Hook::TO_NET, passed(UPLINK, frame.clone())),
+            (Hook::TO_NET, marked(UPLINK, frame.clone(), Mark::PASSED)),
         ] {
             let mut packet = packet;
             let verdict = decide(hook, &mut packet, &memory, &mut Scratch::default());
             assert_eq!((verdict, &packet.frame), (Verdict::Pass, &frame));
-            assert_eq!(packet.mark, PASSED_MARK);
+            assert_eq!(Mark::of(packet.mark), Mark::PASSED);
         }
-        assert!(memory.nat_ports.borrow().is_empty());
+        let plans = memory.plans.borrow();
+        assert!(plans.keys().all(|answer| answer.hook == Hook::TO_POD));
     }
 }

@@ -16,7 +16,7 @@ use weir_common::Protocol;
 use weir_common::service::{FrontendKey, Scope};
 
 use self::seat::{Claim, Seat};
-use super::{Owner, Report, ServicePlan, Way};
+use super::{FrontendPlan, Owner, Report, ServicePlan, Way};
 
 /// Everybody's plan, and who has each address.
 #[derive(Debug, Default)]
@@ -235,14 +235,17 @@ impl Claims {
         if plan.frontends.iter().all(|frontend| has(&frontend.key)) {
             return Some(plan.clone());
         }
-        let frontends = plan.frontends.iter();
-        Some(Arc::new(ServicePlan {
-            frontends: frontends
-                .filter(|frontend| has(&frontend.key))
-                .cloned()
-                .collect(),
+        let (frontends, lost): (Vec<_>, Vec<_>) = plan
+            .frontends
+            .iter()
+            .partition(|frontend| has(&frontend.key));
+        let mut granted = ServicePlan {
+            frontends: frontends.into_iter().cloned().collect(),
             ..ServicePlan::clone(plan)
-        }))
+        };
+        // Who loses an address loses no connection that came by it.
+        granted.drain(lost.into_iter().flat_map(FrontendPlan::endpoints));
+        Some(Arc::new(granted))
     }
 }
 

@@ -30,6 +30,7 @@ pub fn compile(pod: &Pod) -> Option<ServicePlan> {
                     port: host.port.into(),
                     protocol: port.protocol,
                     scope,
+                    pad: [0; 4],
                 };
                 frontends.push(FrontendPlan {
                     key: if at.is_some() { key } else { key.of_nodes() },
@@ -51,6 +52,7 @@ pub fn compile(pod: &Pod) -> Option<ServicePlan> {
         id: Owner::HostPorts(pod.id.clone()),
         created: None,
         frontends,
+        draining: Vec::new(),
         reports: Vec::new(),
     })
 }
@@ -182,6 +184,7 @@ mod tests {
                 port: 9000.into(),
                 protocol: Protocol::UDP,
                 scope: Scope::EXTERNAL,
+                pad: [0; 4],
             }));
     }
 

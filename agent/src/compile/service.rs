@@ -50,6 +50,7 @@ pub fn compile<'a>(
         id: Owner::Service(service.id.clone()),
         created: service.created,
         frontends: Vec::new(),
+        draining: Vec::new(),
         reports: Vec::new(),
     };
     let addresses = match (&service.kind, service.proxying) {
@@ -62,7 +63,8 @@ pub fn compile<'a>(
     for address in addresses {
         for port in &service.ports {
             let family = Family::of(address);
-            let sets = Sets::of(&candidates(port, family, &slices, node));
+            let candidates = candidates(port, family, &slices, node);
+            let sets = Sets::of(&candidates);
             let ways = Ways {
                 service,
                 port,
@@ -71,15 +73,27 @@ pub fn compile<'a>(
                 outside: &outside,
             };
             let own_dns = dns.and_then(|dns| dns.answer(service, port, family));
-            plan.frontends.push(ways.cluster_ip(own_dns));
-            plan.frontends
-                .extend(ways.node_port().into_iter().flatten());
-            plan.frontends.extend(ways.external());
+            let mut frontends = vec![ways.cluster_ip(own_dns)];
+            frontends.extend(ways.node_port().into_iter().flatten());
+            frontends.extend(ways.external());
+            let others = others(&candidates, &frontends).into_iter();
+            plan.draining
+                .extend(others.map(|backend| (port.protocol, backend)));
+            plan.frontends.extend(frontends);
         }
     }
     // An external address can be a cluster IP too.
     plan.frontends.sort_by_key(|f| (f.key, f.way));
-    plan.frontends.dedup_by_key(|f| f.key);
+    let mut left_out = Vec::new();
+    plan.frontends.dedup_by(|later, first| {
+        let is_same = later.key == first.key;
+        if is_same {
+            left_out.extend(later.endpoints());
+        }
+        is_same
+    });
+    let others = std::mem::take(&mut plan.draining);
+    plan.drain(others.into_iter().chain(left_out));
     plan
 }
 
@@ -222,6 +236,7 @@ impl Ways<'_> {
             port: port.into(),
             protocol: self.port.protocol,
             scope,
+            pad: [0; 4],
         }
     }
 
@@ -320,6 +335,27 @@ fn candidates(
         }
     }
     candidates
+}
+
+/// The endpoints that none of these frontends leads to: not ready, leaving, or kept out by a traffic policy.
+fn others(
+    candidates: &BTreeMap<BackendAddr, Candidate>,
+    frontends: &[FrontendPlan],
+) -> Vec<BackendAddr> {
+    // Mostly the first frontend leads to all of them.
+    let leads_to_all = |f: &FrontendPlan| f.backends.iter().eq(candidates.keys());
+    if frontends.iter().any(leads_to_all) {
+        return Vec::new();
+    }
+    let leads_to = |b: &BackendAddr| {
+        let mut frontends = frontends.iter();
+        frontends.any(|f| f.backends.binary_search(b).is_ok())
+    };
+    candidates
+        .keys()
+        .filter(|b| !leads_to(b))
+        .copied()
+        .collect()
 }
 
 /// The ready ones; if there is none, those that still serve while they leave.

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use siphasher::sip::SipHasher13;
 use weir_common::service::FrontendKey;
-use weir_common::{Addr, Port};
+use weir_common::{Addr, Port, Protocol};
 
 use super::claims::Address;
 use crate::model::ObjectName;
@@ -30,6 +30,11 @@ pub struct ServicePlan {
     pub created: Option<u64>,
     /// Sorted by key, keys unique.
     pub frontends: Vec<FrontendPlan>,
+    /// Endpoints that slices name and that no frontend leads to: new connections go elsewhere, established ones go on
+    /// if somebody has some. Once for the Service and not for each frontend, since a backend has one number in all of
+    /// them, and without those that are in a run: so it is empty where every endpoint is ready, and with
+    /// `internalTrafficPolicy: Local` it costs some 20 bytes for each endpoint of another node. Sorted and unique.
+    pub draining: Vec<(Protocol, BackendAddr)>,
     /// What of its object is left out, in order.
     pub reports: Vec<Report>,
 }
@@ -83,6 +88,30 @@ impl ServicePlan {
     pub fn frontend(&self, key: &FrontendKey) -> Option<&FrontendPlan> {
         let place = self.frontends.binary_search_by_key(key, |f| f.key).ok()?;
         self.frontends.get(place)
+    }
+
+    /// Does anybody name this endpoint, whether it is to have new connections or not?
+    pub fn names(&self, protocol: Protocol, addr: &BackendAddr) -> bool {
+        let leads =
+            |f: &FrontendPlan| f.key.protocol == protocol && f.backends.binary_search(addr).is_ok();
+        self.draining.binary_search(&(protocol, *addr)).is_ok() || self.frontends.iter().any(leads)
+    }
+
+    /// These drain, but for those that a frontend leads to.
+    pub fn drain(&mut self, endpoints: impl IntoIterator<Item = (Protocol, BackendAddr)>) {
+        let endpoints = endpoints.into_iter();
+        let others: Vec<_> = endpoints.filter(|(p, b)| !self.names(*p, b)).collect();
+        self.draining.extend(others);
+        self.draining.sort_unstable();
+        self.draining.dedup();
+    }
+}
+
+impl FrontendPlan {
+    /// The endpoints that it leads to.
+    pub fn endpoints(&self) -> impl Iterator<Item = (Protocol, BackendAddr)> {
+        let backends = self.backends.iter();
+        backends.map(|backend| (self.key.protocol, *backend))
     }
 }
 

@@ -89,6 +89,7 @@ mod tests {
                 port: 80.into(),
                 protocol: Protocol::TCP,
                 scope: Scope::INTERNAL,
+                pad: [0; 4],
             }),
             holder: Owner::Service(ObjectName::new("shop", "web")),
         }

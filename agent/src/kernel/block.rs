@@ -87,6 +87,15 @@ impl Kernel {
         links.into_iter().try_for_each(|link| link.remove())
     }
 
+    /// Gives the links by which an earlier agent holds its programs on a pod's device ours. Nothing to do without links.
+    ///
+    /// # Errors
+    /// The kernel refuses; then a link still holds the earlier agent's program.
+    pub fn replace_programs(&self, device: &str, ifindex: u32) -> Result<()> {
+        let program = |side| self.pod_program(side);
+        self.former.update(device, ifindex, program).map(drop)
+    }
+
     /// Runs our programs for every pod, in place of an earlier agent's. Nothing to do without a pod.
     ///
     /// # Errors

@@ -1,37 +1,53 @@
-//! The kernel's flows: read, and swept of those that have ended.
+//! The kernel's conversations: read, and swept of those that have ended.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use weir_common::flow::{Flow, FlowBits, FlowKey};
-use weir_common::nat::{NatKey, NatRow};
+use weir_common::way::{Plan, Way, WayKey, WayState};
 use weir_common::{Addr, Protocol};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::map::for_each;
-use super::ports::orphans;
 use super::sys;
 
-/// `FLOWS` and `HALF_OPEN`, and the ports that are reserved for them.
+/// Tables of ways or of plans: TCP's, and everything else's.
 #[derive(Debug)]
-pub struct Flows {
-    tables: [OwnedFd; 2],
-    ports: OwnedFd,
+pub(super) struct Pair {
+    pub tcp: OwnedFd,
+    pub other: OwnedFd,
 }
 
-/// After how long without a packet a flow is forgotten. Established TCP may be silent for two hours
+/// Every table of conversations.
+#[derive(Debug)]
+pub struct Flows {
+    ways: Pair,
+    plans: Pair,
+}
+
+/// A conversation as one side of the node sees it.
+#[derive(Debug)]
+pub struct Conversation {
+    /// What its opener sends.
+    pub key: WayKey,
+    pub way: Way,
+    /// The way of the answers.
+    pub back: Way,
+    pub is_answered: bool,
+}
+
+/// After how long without a packet a conversation is forgotten. Established TCP may be silent for two hours
 /// before its keepalive (RFC 9293 section 3.8.4), so it gets more; a connection that one side has closed may be silent while
 /// the other works, and gets the hour that kube-proxy grants it (`--conntrack-tcp-timeout-close-wait`), or, where the other
 /// has not heard of it, what Linux does (`nf_conntrack_tcp_timeout_fin_wait`).
-fn patience(key: &FlowKey, bits: u32) -> Duration {
-    let is_answered = bits & FlowBits::ANSWERED != 0;
-    let seconds = match (key.protocol, is_answered) {
-        (Protocol::TCP, _) if FlowBits::is_closed(bits) => 30,
+fn patience(protocol: Protocol, is_answered: bool, state: u32) -> Duration {
+    let seconds = match (protocol, is_answered) {
+        (Protocol::TCP, _) if WayState::is_closed(state) => 30,
         (Protocol::TCP, false) => 60,
-        (Protocol::TCP, true) if FlowBits::is_half_closed(bits) => {
-            if bits & FlowBits::FIN_HEARD != 0 {
+        (Protocol::TCP, true) if WayState::is_half_closed(state) => {
+            if state & WayState::FIN_HEARD != 0 {
                 3600
             } else {
                 120
@@ -44,344 +60,384 @@ fn patience(key: &FlowKey, bits: u32) -> Duration {
     Duration::from_secs(seconds)
 }
 
-/// Has a flow that was last seen then been forgotten by now? Entries that only lead to another one
-/// (to a backend) live as long as an answered flow of their protocol.
-pub fn is_expired(key: &FlowKey, flow: &Flow, now: Duration) -> bool {
-    let mut bits = flow.bits.load(Ordering::Relaxed);
-    if bits & FlowBits::TO_BACKEND != 0 {
-        bits |= FlowBits::ANSWERED;
-    }
-    let seen = Duration::from_nanos(flow.seen.load(Ordering::Relaxed));
-    now.saturating_sub(seen) > patience(key, bits)
-}
-
 impl Flows {
-    pub(super) fn new(flows: OwnedFd, half_open: OwnedFd, ports: OwnedFd) -> Self {
-        Self {
-            tables: [flows, half_open],
-            ports,
-        }
+    pub(super) fn new(ways: Pair, plans: Pair) -> Self {
+        Self { ways, plans }
     }
 
-    /// Every flow.
+    pub(super) fn ways(&self) -> &Pair {
+        &self.ways
+    }
+
+    pub(super) fn plans(&self) -> &Pair {
+        &self.plans
+    }
+
+    /// Every conversation, answered or not.
     ///
     /// # Errors
     /// The kernel refuses to read.
-    pub fn all(&self) -> io::Result<Vec<(FlowKey, Flow)>> {
+    pub fn all(&self) -> io::Result<Vec<Conversation>> {
         let mut all = Vec::new();
-        self.each(|key, flow| all.push((key, flow)))?;
+        for table in [&self.ways.tcp, &self.ways.other] {
+            let mut rows: HashMap<WayKey, Way> = HashMap::new();
+            each(table, |key, way| {
+                rows.insert(key, way);
+            })?;
+            let openers: Vec<WayKey> = rows
+                .iter()
+                .filter(|(_, way)| way.state.load(Relaxed) & WayState::OPENER != 0)
+                .map(|(key, _)| *key)
+                .collect();
+            for key in openers {
+                let Some(way) = rows.remove(&key) else {
+                    continue;
+                };
+                let back = rows.remove(&other(&key, &way)).unwrap_or_default();
+                let is_answered = back.packets.load(Relaxed) > 0;
+                all.push(Conversation {
+                    key,
+                    way,
+                    back,
+                    is_answered,
+                });
+            }
+        }
+        for table in [&self.plans.tcp, &self.plans.other] {
+            each(table, |_, plan: Plan| {
+                all.push(Conversation {
+                    key: plan.key,
+                    way: plan.way,
+                    back: plan.back,
+                    is_answered: false,
+                });
+            })?;
+        }
         Ok(all)
     }
 
-    /// Removes flows that have ended, and those of addresses that are no longer anybody's. Returns how
-    /// many entries. It reads both tables as a whole, so ask for it rarely, and not where
-    /// somebody waits.
+    /// Removes conversations that have ended, and those of addresses that are no longer anybody's. Returns how
+    /// many rows. It reads the tables as a whole, so ask for it rarely, and not where somebody waits.
     ///
     /// # Errors
     /// The kernel refuses to read or to remove.
-    pub fn sweep(&self, now: Duration, is_gone: impl Fn(&Addr) -> bool) -> io::Result<usize> {
-        let removed = sweep(self, now, is_gone)?;
-        self.free_ports(now)?;
-        Ok(removed)
-    }
-
-    /// Frees the ports of flows that are gone, whoever removed them.
-    fn free_ports(&self, now: Duration) -> io::Result<()> {
-        let mut rows = Vec::new();
-        let (key_size, row_size) = (size_of::<NatKey>(), size_of::<NatRow>());
-        for_each(self.ports.as_fd(), key_size, row_size, |key, row| {
-            if let (Ok(key), Ok(row)) = (NatKey::read_from_bytes(key), NatRow::read_from_bytes(row))
-            {
-                rows.push((key, row));
-            }
-        })?;
-        for key in orphans(rows, now, |key| self.find(key))? {
-            match sys::delete(self.ports.as_fd(), key.as_bytes()) {
-                Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error),
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn rows(table: &OwnedFd, mut row: impl FnMut(FlowKey, Flow)) -> io::Result<()> {
-        for_each(
-            table.as_fd(),
-            size_of::<FlowKey>(),
-            size_of::<Flow>(),
-            |key, value| {
-                if let (Ok(key), Ok(flow)) =
-                    (FlowKey::read_from_bytes(key), Flow::read_from_bytes(value))
-                {
-                    row(key, flow);
-                }
-            },
-        )
-    }
-}
-
-/// Where flows are.
-trait Entries {
-    fn each(&self, entry: impl FnMut(FlowKey, Flow)) -> io::Result<()>;
-
-    /// As it is now, in either table.
-    fn find(&self, key: &FlowKey) -> io::Result<Option<Flow>>;
-
-    /// Removes it from both tables; the number of entries that were there.
-    fn remove(&self, key: &FlowKey) -> io::Result<usize>;
-}
-
-impl Entries for Flows {
-    fn each(&self, mut entry: impl FnMut(FlowKey, Flow)) -> io::Result<()> {
-        self.tables
-            .iter()
-            .try_for_each(|table| Self::rows(table, &mut entry))
-    }
-
-    fn find(&self, key: &FlowKey) -> io::Result<Option<Flow>> {
-        let mut value = [0; size_of::<Flow>()];
-        for table in &self.tables {
-            match sys::lookup(table.as_fd(), key.as_bytes(), &mut value) {
-                Ok(()) => return Ok(Flow::read_from_bytes(&value).ok()),
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(None)
-    }
-
-    fn remove(&self, key: &FlowKey) -> io::Result<usize> {
+    pub fn sweep(&self, now: Duration, is_gone: &dyn Fn(&Addr) -> bool) -> io::Result<usize> {
         let mut removed = 0;
-        for table in &self.tables {
-            match sys::delete(table.as_fd(), key.as_bytes()) {
-                Ok(()) => removed += 1,
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-                Err(error) => return Err(error),
+        for table in [&self.ways.tcp, &self.ways.other] {
+            let mut rows = HashMap::new();
+            each(table, |key, way| {
+                rows.insert(key, Row::of(&key, &way));
+            })?;
+            let is_as_it_was = |key: &WayKey| {
+                let seen = find::<Way>(table, key)?.map(|way| way.seen.load(Relaxed));
+                io::Result::Ok(seen == rows.get(key).map(|row| row.seen))
+            };
+            for (key, other) in over(&rows, now, is_gone) {
+                // A packet may have come since, either way; but what is gone is gone.
+                let is_gone = is_about(&key, is_gone) || is_about(&other, is_gone);
+                if is_gone || (is_as_it_was(&key)? && is_as_it_was(&other)?) {
+                    removed += remove(table, &key)? + remove(table, &other)?;
+                }
+            }
+        }
+        for table in [&self.plans.tcp, &self.plans.other] {
+            let mut over = Vec::new();
+            each(table, |key: WayKey, plan: Plan| {
+                let seen = plan
+                    .way
+                    .seen
+                    .load(Relaxed)
+                    .max(plan.back.seen.load(Relaxed));
+                let age = now.saturating_sub(Duration::from_nanos(seen));
+                if age > patience(key.protocol, false, 0)
+                    || is_about(&key, is_gone)
+                    || is_about(&plan.key, is_gone)
+                {
+                    over.push(key);
+                }
+            })?;
+            for key in over {
+                removed += remove(table, &key)?;
             }
         }
         Ok(removed)
     }
 }
 
-/// A conversation through a service is two entries: the lead (client, service), which says to which
-/// backend, and the flow (client, backend), which says that it came from the service. They go together:
-/// a flow without its lead would be led to another backend in the middle of a connection.
-fn sweep(
-    entries: &impl Entries,
-    now: Duration,
-    is_gone: impl Fn(&Addr) -> bool,
-) -> io::Result<usize> {
-    let is_over = |key: &FlowKey, flow: &Flow| {
-        is_expired(key, flow, now) || is_gone(&key.low.addr) || is_gone(&key.high.addr)
-    };
-    let mut over = Vec::new();
-    entries.each(|key, flow| {
-        if is_over(&key, &flow) {
-            over.push(key);
-        }
-    })?;
-    let mut removed = 0;
-    for key in over {
-        // A packet may have come since.
-        let Some(flow) = entries.find(&key)?.filter(|flow| is_over(&key, flow)) else {
-            continue;
-        };
-        let Some(other) = other_half(&key, &flow) else {
-            removed += entries.remove(&key)?;
-            continue;
-        };
-        let partner = entries
-            .find(&other)?
-            .filter(|found| other_half(&other, found) == Some(key));
-        let is_needed = flow.bits.load(Ordering::Relaxed) & FlowBits::TO_BACKEND != 0
-            && partner
-                .as_ref()
-                .is_some_and(|found| !is_over(&other, found));
-        if is_needed {
-            continue;
-        }
-        removed += entries.remove(&key)?;
-        if partner.is_some() {
-            removed += entries.remove(&other)?;
-        }
-    }
-    Ok(removed)
+/// What the sweep wants to know of a way.
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    seen: u64,
+    packets: u64,
+    state: u32,
+    other: WayKey,
 }
 
-/// Of a lead the flow that it leads to; of a flow through a service its lead.
-fn other_half(key: &FlowKey, flow: &Flow) -> Option<FlowKey> {
-    let bits = flow.bits.load(Ordering::Relaxed);
-    if bits & (FlowBits::TO_BACKEND | FlowBits::FROM_SERVICE) == 0 {
-        return None;
+impl Row {
+    fn of(key: &WayKey, way: &Way) -> Self {
+        Self {
+            seen: way.seen.load(Relaxed),
+            packets: way.packets.load(Relaxed),
+            state: way.state.load(Relaxed),
+            other: other(key, way),
+        }
     }
-    let opener = if bits & FlowBits::OPENER_IS_HIGH != 0 {
-        key.high
-    } else {
-        key.low
-    };
-    let peer = flow.nat.peer;
-    Some(FlowKey {
-        low: opener.min(peer),
-        high: opener.max(peer),
-        protocol: key.protocol,
-        pad: [0; 3],
-    })
+}
+
+/// The ways of conversations that are over, each with the other. Both go together: one without the other would let answers out untranslated,
+/// or take them for a conversation of their own.
+fn over(
+    rows: &HashMap<WayKey, Row>,
+    now: Duration,
+    is_gone: &dyn Fn(&Addr) -> bool,
+) -> Vec<(WayKey, WayKey)> {
+    let mut over = Vec::new();
+    for (key, row) in rows {
+        let other = rows.get(&row.other).filter(|other| other.other == *key);
+        // Of two that belong together the opener's speaks for both.
+        if other.is_some() && row.state & WayState::OPENER == 0 {
+            continue;
+        }
+        let seen = row.seen.max(other.map_or(0, |other| other.seen));
+        let packets = |row: &Row| row.packets > 0;
+        let is_answered = other.is_some_and(packets);
+        let state = row.state
+            | other.map_or(0, |other| {
+                other.state & (WayState::FIN_HEARD | WayState::RESET)
+            });
+        let age = now.saturating_sub(Duration::from_nanos(seen));
+        if age > patience(key.protocol, is_answered, state)
+            || is_about(key, is_gone)
+            || is_about(&row.other, is_gone)
+        {
+            over.push((*key, row.other));
+        }
+    }
+    over
+}
+
+fn is_about(key: &WayKey, is_gone: &dyn Fn(&Addr) -> bool) -> bool {
+    is_gone(&key.source) || is_gone(&key.destination)
+}
+
+fn other(key: &WayKey, way: &Way) -> WayKey {
+    let mut other = WayKey::default();
+    other.set_other(key, &way.step);
+    other
+}
+
+fn each<V: FromBytes>(table: &OwnedFd, mut row: impl FnMut(WayKey, V)) -> io::Result<()> {
+    for_each(
+        table.as_fd(),
+        size_of::<WayKey>(),
+        size_of::<V>(),
+        |key, value| {
+            if let (Ok(key), Ok(value)) = (WayKey::read_from_bytes(key), V::read_from_bytes(value))
+            {
+                row(key, value);
+            }
+        },
+    )
+}
+
+fn find<V: FromBytes>(table: &OwnedFd, key: &WayKey) -> io::Result<Option<V>> {
+    let mut value = vec![0; size_of::<V>()];
+    match sys::lookup(table.as_fd(), key.as_bytes(), &mut value) {
+        Ok(()) => Ok(V::read_from_bytes(&value).ok()),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The number of rows that were there.
+fn remove(table: &OwnedFd, key: &WayKey) -> io::Result<usize> {
+    match sys::delete(table.as_fd(), key.as_bytes()) {
+        Ok(()) => Ok(1),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(0),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU32, AtomicU64};
 
+    use weir_common::event::Hook;
+    use weir_common::way::{Mark, Peer, Rewrite, Step};
+
     use super::*;
-    use weir_common::flow::Peer;
 
-    fn expired(protocol: Protocol, bits: u32, idle: u64) -> bool {
-        let key = FlowKey {
-            protocol,
-            ..Default::default()
-        };
-        let flow = Flow {
-            seen: AtomicU64::new(1_000_000_000),
-            bits: AtomicU32::new(bits),
-            ..Default::default()
-        };
-        is_expired(&key, &flow, Duration::from_secs(1 + idle))
-    }
-
-    #[test]
-    fn an_established_connection_outlives_its_keepalive() {
-        assert!(!expired(
-            Protocol::TCP,
-            FlowBits::ANSWERED,
-            2 * 3600 + 75 * 9
-        ));
-        assert!(expired(Protocol::TCP, FlowBits::ANSWERED, 3 * 3600 + 1));
-    }
-
-    #[test]
-    fn what_was_never_answered_goes_soon() {
-        assert!(expired(Protocol::TCP, 0, 61));
-        assert!(expired(Protocol::UDP, 0, 31));
-        assert!(!expired(Protocol::UDP, FlowBits::ANSWERED, 31));
-    }
-
-    #[test]
-    fn a_closed_connection_goes_after_its_last_packets() {
-        let closed = FlowBits::ANSWERED | FlowBits::OPENER_FIN | FlowBits::RESPONDER_FIN;
-        assert!(!expired(Protocol::TCP, closed, 29));
-        assert!(expired(Protocol::TCP, closed, 31));
-    }
-
-    #[test]
-    fn a_connection_that_one_side_has_closed_may_be_silent_for_an_hour() {
-        for fin in [FlowBits::OPENER_FIN, FlowBits::RESPONDER_FIN] {
-            let bits = FlowBits::ANSWERED | fin;
-            assert!(!expired(Protocol::TCP, bits, 119));
-            assert!(expired(Protocol::TCP, bits, 121));
-            let bits = bits | FlowBits::FIN_HEARD;
-            assert!(!expired(Protocol::TCP, bits, 3599));
-            assert!(expired(Protocol::TCP, bits, 3601));
-            assert!(expired(Protocol::TCP, bits | FlowBits::RESET, 31));
-            // Nobody has answered it.
-            assert!(expired(Protocol::TCP, fin, 61));
-        }
-    }
-
-    /// A table in memory.
-    #[derive(Default)]
-    struct Fake(std::cell::RefCell<std::collections::BTreeMap<FlowKey, (u32, u64, Peer)>>);
-
-    impl Fake {
-        fn with(self, key: FlowKey, bits: u32, seen: u64, peer: Peer) -> Self {
-            self.0.borrow_mut().insert(key, (bits, seen, peer));
-            self
-        }
-
-        fn flow((bits, seen, peer): (u32, u64, Peer)) -> Flow {
-            Flow {
-                bits: AtomicU32::new(bits),
-                seen: AtomicU64::new(seen * 1_000_000_000),
-                nat: weir_common::flow::Nat {
-                    peer,
-                    ..Default::default()
-                },
-                ..Default::default()
-            }
-        }
-    }
-
-    impl Entries for Fake {
-        fn each(&self, mut entry: impl FnMut(FlowKey, Flow)) -> io::Result<()> {
-            for (key, row) in &*self.0.borrow() {
-                entry(*key, Self::flow(*row));
-            }
-            Ok(())
-        }
-
-        fn find(&self, key: &FlowKey) -> io::Result<Option<Flow>> {
-            Ok(self.0.borrow().get(key).copied().map(Self::flow))
-        }
-
-        fn remove(&self, key: &FlowKey) -> io::Result<usize> {
-            Ok(usize::from(self.0.borrow_mut().remove(key).is_some()))
-        }
-    }
-
-    fn end(last: u8) -> Peer {
+    fn peer(last: u8) -> Peer {
         Peer {
-            addr: Addr::from(std::net::IpAddr::from([10, 0, 0, last])),
+            addr: Addr::v4([10, 0, 0, last]),
             port: 80.into(),
         }
     }
 
-    /// A conversation of a client (1) through a service (9) with a backend (2): the seconds at which its
-    /// lead and its flow were last used, and the address that is gone; the entries left at second 1000.
-    fn left(lead: u64, flow: u64, gone: Option<u8>) -> usize {
-        let (client, service, backend) = (end(1), end(9), end(2));
-        let key = |high| FlowKey {
-            low: client,
-            high,
-            protocol: Protocol::UDP,
-            pad: [0; 3],
-        };
-        let bits = FlowBits::FROM_SERVICE | FlowBits::ANSWERED;
-        let entries = Fake::default()
-            .with(key(service), FlowBits::TO_BACKEND, lead, backend)
-            .with(key(backend), bits, flow, service);
-        let is_gone = |addr: &Addr| gone.is_some_and(|last| *addr == end(last).addr);
-        let removed = sweep(&entries, Duration::from_secs(1000), is_gone).unwrap();
-        let left = entries.0.borrow().len();
-        assert_eq!(removed + left, 2);
-        left
-    }
-
-    #[test]
-    fn both_halves_of_a_conversation_go_together() {
-        for (case, lead, flow, gone, expected) in [
-            ("both are used", 1000, 1000, None, 2),
-            ("only the server speaks", 1, 1000, None, 2),
-            ("neither is used", 1, 1, None, 0),
-            ("the flow has ended before its lead", 900, 1, None, 0),
-            ("the backend is gone", 1000, 1000, Some(2), 0),
-            ("the client is gone", 1000, 1000, Some(1), 0),
-            ("somebody else is gone", 1000, 1000, Some(3), 2),
-        ] {
-            assert_eq!(left(lead, flow, gone), expected, "{case}");
+    fn key(protocol: Protocol, hook: Hook, source: u8, destination: u8) -> WayKey {
+        let (source, destination) = (peer(source), peer(destination));
+        WayKey {
+            source: source.addr,
+            destination: destination.addr,
+            source_port: source.port,
+            destination_port: destination.port,
+            protocol,
+            hook,
+            pad: [0; 2],
         }
     }
 
-    #[test]
-    fn a_lead_to_nowhere_goes() {
-        let key = FlowKey {
-            low: end(1),
-            high: end(9),
-            protocol: Protocol::UDP,
-            pad: [0; 3],
+    /// A conversation of a pod (1) with a backend (2) elsewhere through a service (9): the seconds at which each way was
+    /// last used, with its packets and the bits of its state; what is left of its rows at second 20,000.
+    fn left(
+        protocol: Protocol,
+        (there, packets, state): (u64, u64, u32),
+        (back, packets_back, state_back): (u64, u64, u32),
+        gone: Option<u8>,
+    ) -> usize {
+        let way = |seen: u64, packets, state, rewrite, of, other| Way {
+            seen: AtomicU64::new(seen * 1_000_000_000),
+            packets: AtomicU64::new(packets),
+            state: AtomicU32::new(state),
+            step: Step {
+                addr: peer(of).addr,
+                port: peer(of).port,
+                rewrite,
+                other,
+                ..Step::marked(Mark::PASSED)
+            },
+            ..Way::default()
         };
-        let entries = Fake::default().with(key, FlowBits::TO_BACKEND, 1, end(2));
-        assert_eq!(
-            sweep(&entries, Duration::from_secs(1000), |_| false).unwrap(),
-            1
-        );
+        let opener = state | WayState::OPENER;
+        let (from, to) = (Hook::FROM_POD, Hook::TO_POD);
+        let ways = [
+            (
+                key(protocol, from, 1, 9),
+                way(there, packets, opener, Rewrite::DESTINATION, 2, to),
+            ),
+            (
+                key(protocol, to, 2, 1),
+                way(back, packets_back, state_back, Rewrite::SOURCE, 9, from),
+            ),
+        ];
+        let rows: HashMap<_, _> = ways
+            .iter()
+            .map(|(key, way)| (*key, Row::of(key, way)))
+            .collect();
+        let is_gone = |addr: &Addr| gone.is_some_and(|last| *addr == peer(last).addr);
+        let over = over(&rows, Duration::from_secs(20_000), &is_gone);
+        assert!(over.len() < 2, "{over:?}");
+        rows.len() - 2 * over.len()
+    }
+
+    #[test]
+    fn both_ways_of_a_conversation_go_together() {
+        let (udp, tcp) = (Protocol::UDP, Protocol::TCP);
+        let used = (20_000, 1, 0);
+        let silent = |seconds: u64| (20_000 - seconds, 1, 0);
+        let unanswered = (0, 0, 0);
+        let ending = |seconds: u64, state| (20_000 - seconds, 1, state);
+        let (fin, other_fin) = (WayState::FIN, WayState::OTHER_FIN);
+        let heard = other_fin | WayState::FIN_HEARD;
+        for (case, protocol, there, back, gone, expected) in [
+            ("both are used", udp, used, used, None, 2),
+            ("only the server speaks", udp, silent(500), used, None, 2),
+            ("neither is used", udp, silent(121), silent(121), None, 0),
+            ("a stream waits", udp, silent(119), silent(119), None, 2),
+            ("nobody answers", udp, silent(31), unanswered, None, 0),
+            (
+                "nobody has answered yet",
+                udp,
+                silent(29),
+                unanswered,
+                None,
+                2,
+            ),
+            ("the backend is gone", udp, used, used, Some(2), 0),
+            ("the client is gone", udp, used, used, Some(1), 0),
+            ("somebody else is gone", udp, used, used, Some(3), 2),
+            (
+                "before the keepalive",
+                tcp,
+                silent(2 * 3600 + 75 * 9),
+                silent(9000),
+                None,
+                2,
+            ),
+            (
+                "after it",
+                tcp,
+                silent(3 * 3600 + 1),
+                silent(3 * 3600 + 1),
+                None,
+                0,
+            ),
+            (
+                "closed",
+                tcp,
+                ending(31, fin | other_fin),
+                ending(31, fin | other_fin),
+                None,
+                0,
+            ),
+            (
+                "just closed",
+                tcp,
+                ending(29, fin | other_fin),
+                ending(31, fin | other_fin),
+                None,
+                2,
+            ),
+            (
+                "broken off",
+                tcp,
+                ending(31, WayState::RESET),
+                ending(31, WayState::RESET),
+                None,
+                0,
+            ),
+            (
+                "half closed, unheard",
+                tcp,
+                ending(121, fin),
+                ending(121, other_fin),
+                None,
+                0,
+            ),
+            (
+                "half closed, perhaps heard",
+                tcp,
+                ending(119, fin),
+                ending(121, other_fin),
+                None,
+                2,
+            ),
+            (
+                "half closed, heard",
+                tcp,
+                ending(3599, fin),
+                ending(3599, heard),
+                None,
+                2,
+            ),
+            (
+                "half closed for an hour",
+                tcp,
+                ending(3601, fin),
+                ending(3601, heard),
+                None,
+                0,
+            ),
+            (
+                "the same, the other side",
+                tcp,
+                ending(3599, heard),
+                ending(3599, fin),
+                None,
+                2,
+            ),
+        ] {
+            assert_eq!(left(protocol, there, back, gone), expected, "{case}");
+        }
     }
 }

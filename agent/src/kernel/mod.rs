@@ -1,6 +1,7 @@
 //! Everything privileged: the one BPF object, its programs on their hooks, its tables, netlink. Nothing
 //! outside of this folder calls aya or opens netlink.
 
+mod adopt;
 mod block;
 pub mod census;
 mod cleanup;
@@ -17,7 +18,6 @@ mod mapped;
 pub mod netlink;
 pub mod network;
 pub mod object;
-mod ports;
 mod ring;
 pub mod second_lock;
 mod sys;
@@ -30,6 +30,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use weir_common::Addr;
@@ -37,9 +38,11 @@ use weir_common::device::{Device, LocalPod};
 use weir_common::nat::{ClusterKey, InCluster, Uplink};
 use weir_common::node::NodeConfig;
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
-use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress};
+use weir_common::service::{
+    Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress, NodeFlags,
+};
 
-use crate::apply::Origin;
+use crate::apply::{KernelTable as _, Origin};
 
 use self::former::Former;
 use self::links::Links;
@@ -49,7 +52,7 @@ use self::tc::Tc;
 pub use self::block::{DeviceFault, DeviceProblem};
 pub use self::cleanup::{Cleaned, cleanup};
 pub use self::counters::Counters;
-pub use self::flows::{Flows, is_expired};
+pub use self::flows::{Conversation, Flows};
 pub use self::links::{LinkError, Placed};
 pub use self::load::{Capacities, LoadError, Loaded, pin_path};
 pub use self::map::{MapTable, Shape};
@@ -342,11 +345,41 @@ impl Kernel {
     /// # Errors
     /// As [`Self::service_tables`].
     pub fn flows(&self) -> io::Result<Flows> {
+        let pair = |tcp, other| {
+            Ok::<_, io::Error>(flows::Pair {
+                tcp: self.loaded.table(tcp)?,
+                other: self.loaded.table(other)?,
+            })
+        };
         Ok(Flows::new(
-            self.loaded.table("FLOWS")?,
-            self.loaded.table("HALF_OPEN")?,
-            self.loaded.table("NAT_PORTS")?,
+            pair("TCP_WAYS", "OTHER_WAYS")?,
+            pair("TCP_PLANS", "OTHER_PLANS")?,
         ))
+    }
+
+    /// Takes over the conversations that an earlier agent's programs know, if those had other tables, and that were used
+    /// since a monotonic time. Returns how many it found.
+    ///
+    /// # Errors
+    /// The kernel refuses to read or to write.
+    pub fn adopt_conversations(&self, since: Duration) -> Result<usize> {
+        let bpffs = self.loaded.bpffs();
+        if !adopt::is_needed(bpffs) {
+            return Ok(0);
+        }
+        let mut services = self.service_tables()?;
+        let live: BTreeMap<_, _> = services.live.load()?.into_iter().collect();
+        let generation = |id| live.get(&id).copied().unwrap_or_default();
+        let nodes = services.nodes.load()?.into_iter();
+        let today = adopt::Today {
+            backends: adopt::backends(services.backends.load()?, generation),
+            own: nodes
+                .filter(|(_, row)| row.flags & NodeFlags::OWN != 0)
+                .map(|(addr, _)| addr)
+                .collect(),
+            since: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX),
+        };
+        Ok(adopt::adopt(bpffs, &self.flows()?, &today)?)
     }
 
     /// The ring of events; there is one reader.

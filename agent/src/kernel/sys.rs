@@ -17,7 +17,9 @@ pub(crate) use self::links::{
     AttachType, Carrier, LinkInfo, Seat, attached, detach_link, detach_program, link, link_info,
     links, replace,
 };
-pub(crate) use self::maps::{Cursor, delete, lookup, lookup_batch, next_key, update, update_batch};
+pub(crate) use self::maps::{
+    Cursor, delete, insert, lookup, lookup_batch, next_key, update, update_batch,
+};
 pub(crate) use self::objects::{
     Kind, MapLayout, kind, link_by_id, map_layout, open_pinned, pin, program_by_id,
 };

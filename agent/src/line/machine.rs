@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use tokio::task::JoinHandle;
@@ -51,6 +52,20 @@ pub trait Machine: Debug + Send + Sized + 'static {
     /// # Errors
     /// The kernel refuses; a side that was done stays done.
     fn place_pod_hooks(&self) -> Result<()>;
+
+    /// Takes over the conversations that an earlier agent's programs know, if those had other tables, and that were used
+    /// since a monotonic time. Returns how many it found.
+    ///
+    /// # Errors
+    /// The kernel refuses to read or to write.
+    fn adopt_conversations(&self, since: Duration) -> Result<usize>;
+
+    /// Gives the links by which an earlier agent holds its programs on a pod's device ours. Quick: programs of two versions
+    /// do not know each other's conversations.
+    ///
+    /// # Errors
+    /// The kernel refuses; then a link still holds the earlier agent's program.
+    fn replace_programs(&self, device: &str, ifindex: u32) -> Result<()>;
 
     /// Puts a pod's device under the filters of all pods, in place of what an earlier agent has put on it.
     ///
@@ -163,6 +178,14 @@ impl Machine for KernelMachine {
         self.kernel.place_pod_hooks()
     }
 
+    fn replace_programs(&self, device: &str, ifindex: u32) -> Result<()> {
+        self.kernel.replace_programs(device, ifindex)
+    }
+
+    fn adopt_conversations(&self, since: Duration) -> Result<usize> {
+        self.kernel.adopt_conversations(since)
+    }
+
     fn adopt(&self, device: &str, ifindex: u32) -> Result<()> {
         self.kernel.adopt(device, ifindex)
     }
@@ -196,7 +219,7 @@ impl Machine for KernelMachine {
         // It takes a while, and nothing waits for it.
         self.sweep = Some(tokio::task::spawn_blocking(move || {
             // An address that could not be swept now is swept with its flows' patience.
-            if let Err(error) = flows.sweep(clock::monotonic(), |addr| gone.contains(addr)) {
+            if let Err(error) = flows.sweep(clock::monotonic(), &|addr| gone.contains(addr)) {
                 warn!(%error, "ended flows cannot be swept");
             }
         }));

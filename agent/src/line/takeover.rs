@@ -5,13 +5,13 @@
 //! another layout begins with empty tables, and until they say what the others say every packet must meet the
 //! programs that read those. So nothing of ours is on a hook before all inputs are known and written.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
 use super::machine::Machine;
 use super::{Line, Programs};
-use crate::kernel::Hook;
+use crate::kernel::{Hook, clock};
 
 impl<M: Machine> Line<M> {
     /// Puts our programs on every hook, if it is time and was not done before. A hook that refuses is repaired like
@@ -24,6 +24,8 @@ impl<M: Machine> Line<M> {
         if !is_time && cfg!(not(feature = "broken-take-over-first")) {
             return;
         }
+        let began = clock::monotonic();
+        self.adopt_conversations(Duration::ZERO);
         if let Err(error) = self.machine.place_socket_hooks() {
             warn!(
                 error = format!("{error:#}"),
@@ -37,6 +39,18 @@ impl<M: Machine> Line<M> {
                 "the filters of all pods hold no program of ours yet"
             );
         }
+        // Each of these is done in no time; what follows takes its time for each device.
+        for (device, ifindex) in self.pods.devices_of_open() {
+            if let Err(error) = self.machine.replace_programs(&device, ifindex) {
+                warn!(
+                    device,
+                    error = format!("{error:#}"),
+                    "its programs stay as they were for now"
+                );
+            }
+        }
+        // Those that began between the first look and now. What is coarse about the clock of programs is a tick.
+        self.adopt_conversations(began.saturating_sub(Duration::from_millis(20)));
         let mut pods = 0;
         for (device, ifindex) in self.pods.devices_of_open() {
             match self.machine.adopt(&device, ifindex) {
@@ -54,6 +68,20 @@ impl<M: Machine> Line<M> {
         self.services.tables.allow_deletes(now);
         self.services.tables.tick(now);
         info!(pods, "our programs are on their hooks");
+    }
+
+    fn adopt_conversations(&self, since: Duration) {
+        match self.machine.adopt_conversations(since) {
+            Ok(0) => {}
+            Ok(found) => info!(
+                found,
+                "conversations of an earlier agent's programs are ours"
+            ),
+            Err(error) => warn!(
+                error = format!("{error:#}"),
+                "conversations of an earlier agent's programs are lost where they are translated"
+            ),
+        }
     }
 
     /// What keeps our programs from their hooks when every input is known.

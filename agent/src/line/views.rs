@@ -1,16 +1,18 @@
 //! What the line tells about itself. Made when it is asked for, on the line's own thread.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use weir_cli::views::{
     ConditionView, EndpointView, FlowView, HookState, Input, PolicyView, ProgramInfo, Quarantined,
     ServiceView, Status, TableDrift, TableFill, Verify,
 };
-use weir_common::flow::{Flow, FlowBits, FlowKey, Peer};
+use weir_common::event::Hook;
 use weir_common::policy::{RuleId, RulesId};
 use weir_common::service::Scope;
+use weir_common::way::{Peer, Rewrite, WayState};
 
 use super::conditions::problem;
 use super::machine::Machine;
@@ -21,7 +23,7 @@ use crate::compile::policy::{Direction, Report, RuleBook, RuleOwner};
 use crate::compile::{FrontendPlan, Way};
 use crate::conditions::{About, Effect, Held, ObjectFault, PodFault};
 use crate::events::{Names, protocol};
-use crate::kernel::{Flows, clock};
+use crate::kernel::{Conversation, Flows, clock};
 use crate::model::{Kind, ObjectName, PodNetwork};
 
 impl<M: Machine> Line<M> {
@@ -346,14 +348,51 @@ fn condition(held: &Held) -> ConditionView {
 /// The kernel refuses to read.
 pub fn flows(tables: &Flows, book: &RuleBook, names: &Names) -> std::io::Result<Vec<FlowView>> {
     let now = clock::monotonic();
-    let all = tables.all()?;
-    // Entries that only lead to another one are not conversations of their own.
-    let flows = all
+    Ok(conversations(tables.all()?)
         .iter()
-        .filter(|(_, flow)| flow.bits.load(Ordering::Relaxed) & FlowBits::TO_BACKEND == 0);
-    Ok(flows
-        .map(|(key, flow)| view(key, flow, now, book, names))
+        .map(|seen| view(seen, now, book, names))
         .collect())
+}
+
+/// A conversation once, whatever sides of the node it passes: as the pod's side sees it, or else as it came in.
+struct Seen {
+    conversation: Conversation,
+    via: Option<Peer>,
+}
+
+fn conversations(all: Vec<Conversation>) -> Vec<Seen> {
+    let ends = |it: &Conversation| {
+        let mut key = it.key;
+        key.go(&it.way.step);
+        key.hook = Hook::default();
+        key
+    };
+    let (at_pods, at_uplinks): (Vec<_>, Vec<_>) = all
+        .into_iter()
+        // What leaves with the node's address is a pod's conversation, or one that came in.
+        .filter(|it| it.key.hook != Hook::TO_NET)
+        .partition(|it| it.key.hook != Hook::FROM_NET);
+    let mut came_in: HashMap<_, _> = at_uplinks.into_iter().map(|it| (ends(&it), it)).collect();
+    let mut seen: Vec<_> = at_pods
+        .into_iter()
+        .map(|conversation| {
+            let asked = if conversation.way.step.rewrite == Rewrite::DESTINATION {
+                Some(conversation.key.destination())
+            } else {
+                let outside = came_in.remove(&ends(&conversation));
+                outside.map(|it| it.key.destination())
+            };
+            Seen {
+                conversation,
+                via: asked,
+            }
+        })
+        .collect();
+    seen.extend(came_in.into_values().map(|conversation| Seen {
+        via: Some(conversation.key.destination()),
+        conversation,
+    }));
+    seen
 }
 
 /// Figures of one moment, as far as the line has them.
@@ -395,18 +434,21 @@ fn socket(peer: Peer) -> SocketAddr {
     SocketAddr::new(IpAddr::from(peer.addr), peer.port.into())
 }
 
-fn view(key: &FlowKey, flow: &Flow, now: Duration, book: &RuleBook, names: &Names) -> FlowView {
-    let bits = flow.bits.load(Ordering::Relaxed);
-    let (opener, responder) = if bits & FlowBits::OPENER_IS_HIGH != 0 {
-        (key.high, key.low)
-    } else {
-        (key.low, key.high)
-    };
-    let state = if FlowBits::is_closed(bits) {
+fn view(seen: &Seen, now: Duration, book: &RuleBook, names: &Names) -> FlowView {
+    let Conversation {
+        key,
+        way,
+        back,
+        is_answered,
+    } = &seen.conversation;
+    let ways = [way, back];
+    let load = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+    let bits = way.state.load(Ordering::Relaxed);
+    let state = if WayState::is_closed(bits) {
         "closed"
-    } else if FlowBits::is_half_closed(bits) {
+    } else if WayState::is_half_closed(bits) {
         "closing"
-    } else if bits & FlowBits::ANSWERED != 0 {
+    } else if *is_answered {
         "open"
     } else {
         "opening"
@@ -416,17 +458,22 @@ fn view(key: &FlowKey, flow: &Flow, now: Duration, book: &RuleBook, names: &Name
         owner.map(ToString::to_string)
     };
     let age = |since: u64| now.saturating_sub(Duration::from_nanos(since)).as_secs();
+    let responder = if way.step.rewrite == Rewrite::DESTINATION {
+        way.step.peer()
+    } else {
+        key.destination()
+    };
     FlowView {
-        source: names.end(socket(opener)),
+        source: names.end(socket(key.source())),
         destination: names.end(socket(responder)),
         protocol: protocol(key.protocol),
         state: state.to_owned(),
-        via: (bits & FlowBits::FROM_SERVICE != 0).then(|| socket(flow.nat.peer)),
-        packets: [0, 1].map(|i| flow.packets[i].load(Ordering::Relaxed)),
-        bytes: [0, 1].map(|i| flow.bytes[i].load(Ordering::Relaxed)),
-        age_seconds: age(flow.created),
-        idle_seconds: age(flow.seen.load(Ordering::Relaxed)),
-        egress_rule: rule(flow.egress_rule.load(Ordering::Relaxed)),
-        ingress_rule: rule(flow.ingress_rule.load(Ordering::Relaxed)),
+        via: seen.via.map(socket),
+        packets: ways.map(|way| load(&way.packets)),
+        bytes: ways.map(|way| load(&way.bytes)),
+        age_seconds: age(way.created),
+        idle_seconds: age(load(&way.seen).max(load(&back.seen))),
+        egress_rule: rule(way.egress_rule.load(Ordering::Relaxed)),
+        ingress_rule: rule(way.ingress_rule.load(Ordering::Relaxed)),
     }
 }

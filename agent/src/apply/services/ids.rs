@@ -5,6 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use weir_common::Protocol;
 use weir_common::service::{BackendId, Generation};
 
+use super::draining::Draining;
 use crate::apply::{KernelTable, Table};
 use crate::compile::BackendAddr;
 
@@ -17,11 +18,13 @@ pub(super) struct Identity {
     pub protocol: Protocol,
 }
 
-/// Backends in use, and numbers that are free.
+/// Backends in use, those that drain, and numbers that are free.
 #[derive(Debug)]
 pub(super) struct BackendIds {
+    /// Of backends in a run, and of those that drain.
     by_identity: HashMap<Identity, BackendId>,
     uses: HashMap<BackendId, Use>,
+    draining: Draining,
     /// Longest gone first, so that a number is reused as late as possible.
     gone: VecDeque<BackendId>,
     next: BackendId,
@@ -44,18 +47,18 @@ impl BackendIds {
         Self {
             by_identity: HashMap::new(),
             uses: HashMap::new(),
+            draining: Draining::default(),
             gone: VecDeque::new(),
             next: 1,
             capacity,
-            // 0 is what a row says that was never used.
-            first: Generation(2),
+            first: Generation::FIRST,
             offered: HashMap::new(),
         }
     }
 
-    /// Generations begin here.
+    /// Generations begin after this one.
     pub(super) fn begin_with(&mut self, first: Generation) {
-        self.first = usable_after(Some(first));
+        self.first = first.next();
     }
 
     /// Backends, with the number and the generation that stand for them, to be used for the next Service with
@@ -74,6 +77,12 @@ impl BackendIds {
             .runs += 1;
     }
 
+    /// A number that may still have connections, of nobody knows whom.
+    pub(super) fn adopt_draining(&mut self, id: BackendId) {
+        self.pass_over(id);
+        self.draining.insert(id, None);
+    }
+
     /// A number that was in use once.
     pub(super) fn adopt_gone(&mut self, id: BackendId) {
         self.pass_over(id);
@@ -90,13 +99,16 @@ impl BackendIds {
         self.uses.keys().copied()
     }
 
-    /// Is there a number for each of these?
+    /// Is there a number for each of these? One that drains is as good as a free one: it is either one of theirs, or
+    /// makes room for them.
     pub(super) fn have_room(&self, identities: impl ExactSizeIterator<Item = Identity>) -> bool {
-        let room = self.capacity.saturating_sub(self.next) as usize + self.gone.len();
+        let unused = self.capacity.saturating_sub(self.next) as usize;
+        let room = unused + self.gone.len() + self.draining.len();
         // Mostly there is room even if none of them has a number yet.
         identities.len() <= room || {
-            let fresh = identities.filter(|identity| !self.by_identity.contains_key(identity));
-            fresh.count() <= room
+            let is_used =
+                |it: &Identity| self.by_identity.get(it).is_some_and(|id| self.is_used(*id));
+            identities.filter(|it| !is_used(it)).count() <= room
         }
     }
 
@@ -105,95 +117,94 @@ impl BackendIds {
         self.uses.contains_key(&id)
     }
 
-    /// One more use of a backend. A new one gets a number and a generation that nothing remembers.
-    /// `None` when no number is free.
-    pub(super) fn acquire<T: KernelTable<BackendId, Generation>>(
+    /// Those that drain.
+    pub(super) fn draining(&self) -> &Draining {
+        &self.draining
+    }
+
+    /// One more use of a backend that has a number. If it was draining, it is the same one again, and what remembers
+    /// it goes on. `None` if it has none.
+    pub(super) fn acquire_known<T: KernelTable<BackendId, Generation>>(
         &mut self,
         identity: Identity,
         live: &mut Table<BackendId, Generation, T>,
     ) -> Option<BackendId> {
-        if let Some(&id) = self.by_identity.get(&identity) {
-            if let Some(used) = self.uses.get_mut(&id) {
-                used.runs += 1;
+        let id = match self.by_identity.get(&identity) {
+            Some(id) => *id,
+            None => {
+                let offered = self.offered.remove(&identity.addr)?;
+                (!self.is_used(offered)).then_some(offered)?
             }
+        };
+        if let Some(used) = self.uses.get_mut(&id) {
+            used.runs += 1;
             return Some(id);
         }
-        if let Some(id) = self.offered.remove(&identity.addr)
-            && !self.is_used(id)
-        {
-            self.by_identity.insert(identity, id);
-            self.uses.insert(id, Use { identity, runs: 1 });
-            return Some(id);
+        self.draining.remove(id);
+        if let Some(last) = live.desired(&id) {
+            live.desire(id, last.usable());
         }
+        self.use_first(id, identity);
+        Some(id)
+    }
+
+    /// The first use of a backend that has no number. It gets one, with a generation that nothing remembers. `None`
+    /// when no number is free and none drains.
+    pub(super) fn acquire_new<T: KernelTable<BackendId, Generation>>(
+        &mut self,
+        identity: Identity,
+        live: &mut Table<BackendId, Generation, T>,
+    ) -> Option<BackendId> {
         let id = if self.next < self.capacity {
             self.next += 1;
             self.next - 1
         } else {
+            if self.gone.is_empty() {
+                self.end(self.draining.longest()?, live);
+            }
             self.gone.pop_front()?
         };
-        let generation = match live.desired(&id) {
-            None => self.first,
-            last => usable_after(last),
-        };
+        let generation = live.desired(&id).map_or(self.first, Generation::next);
         live.desire(id, generation);
-        self.by_identity.insert(identity, id);
-        self.uses.insert(id, Use { identity, runs: 1 });
+        self.use_first(id, identity);
         Some(id)
     }
 
-    /// One use less. A backend without any is gone, for everything that remembers it.
+    fn use_first(&mut self, id: BackendId, identity: Identity) {
+        self.by_identity.insert(identity, id);
+        self.uses.insert(id, Use { identity, runs: 1 });
+    }
+
+    /// One use less. A backend without any drains; the number of its service is returned then.
     pub(super) fn release<T: KernelTable<BackendId, Generation>>(
         &mut self,
         id: BackendId,
         live: &mut Table<BackendId, Generation, T>,
-    ) {
-        let Some(used) = self.uses.get_mut(&id) else {
-            return;
-        };
+    ) -> Option<u32> {
+        let used = self.uses.get_mut(&id)?;
         used.runs -= 1;
         if used.runs > 0 {
-            return;
+            return None;
         }
         let identity = used.identity;
         self.uses.remove(&id);
-        if self.by_identity.get(&identity) == Some(&id) {
+        self.draining.insert(id, Some(identity));
+        live.desire(id, live.desired(&id).unwrap_or_default().drained());
+        Some(identity.service)
+    }
+
+    /// A backend that drains is gone, for everything that remembers it.
+    pub(super) fn end<T: KernelTable<BackendId, Generation>>(
+        &mut self,
+        id: BackendId,
+        live: &mut Table<BackendId, Generation, T>,
+    ) {
+        if let Some(identity) = self.draining.remove(id)
+            && self.by_identity.get(&identity) == Some(&id)
+        {
             self.by_identity.remove(&identity);
         }
-        live.desire(id, gone_after(live.desired(&id)));
+        live.desire(id, live.desired(&id).unwrap_or_default().gone());
         self.gone.push_back(id);
-    }
-}
-
-/// The next even generation. The first is 2: 0 is what a row says that was never used.
-pub(super) fn usable_after(last: Option<Generation>) -> Generation {
-    let last = last.unwrap_or_default().0;
-    Generation((last | 1).wrapping_add(1).max(2))
-}
-
-/// The next odd generation.
-pub(super) fn gone_after(last: Option<Generation>) -> Generation {
-    Generation(last.unwrap_or_default().0.wrapping_add(1) | 1)
-}
-
-#[cfg(test)]
-mod tests {
-    use weir_common::service::Generation;
-
-    use super::{gone_after, usable_after};
-
-    #[test]
-    fn generations_only_grow_and_say_what_they_mean() {
-        let cases = [
-            (None, 2, 1),
-            (Some(1), 2, 3),
-            (Some(2), 4, 3),
-            (Some(3), 4, 5),
-            (Some(u32::MAX), 2, 1),
-        ];
-        for (last, usable, gone) in cases {
-            let last = last.map(Generation);
-            assert_eq!(usable_after(last), Generation(usable), "after {last:?}");
-            assert_eq!(gone_after(last), Generation(gone), "after {last:?}");
-        }
     }
 }

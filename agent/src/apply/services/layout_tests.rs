@@ -58,6 +58,7 @@ fn plan(service: u8, backends: &[u8]) -> ServiceChange {
                 port: Port::from(80),
                 protocol: Protocol::TCP,
                 scope: Scope::INTERNAL,
+                pad: [0; 4],
             },
             way: Way::ClusterIp,
             port: Port::from(80),
@@ -66,6 +67,7 @@ fn plan(service: u8, backends: &[u8]) -> ServiceChange {
             flags: 0,
         }],
         created: None,
+        draining: Vec::new(),
         reports: Vec::new(),
     }))
 }
@@ -143,7 +145,7 @@ fn generations_of_a_new_table_are_none_that_anything_remembers() {
         .after_another_layout(Origin::Made, Origin::Made, first);
     services.apply([plan(1, &[7])], Instant::now());
     let generations: Vec<u32> = world.live.rows().values().map(|g| g.0).collect();
-    assert_eq!(generations, [1002]);
+    assert_eq!(generations, [1004]);
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! `FRONTENDS`. A process that dies between any two writes leaves tables that are right, and the next
 //! one resumes from them: all numbers are read back, so what has not changed is not written.
 
+mod draining;
 mod ids;
 #[cfg(test)]
 mod layout_tests;
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation, Segment};
 
+use self::draining::DRAIN_OF_UNKNOWN;
 use self::ids::{BackendIds, Identity};
 use self::runs::Runs;
 use super::status::{Deletes, Fill, Status, Statuses};
@@ -49,6 +51,10 @@ pub struct Services<F, B, L> {
     found_numbers: HashSet<u32>,
     runs: Runs,
     ids: BackendIds,
+    /// Services, by number, of whose draining backends one may be gone.
+    undecided: BTreeSet<u32>,
+    /// When the numbers are gone that drain for nobody knows whom; none if there are none.
+    unknown_until: Option<Instant>,
 
     /// What rows of `FRONTENDS` point to.
     installed: BTreeMap<FrontendKey, Run>,
@@ -146,6 +152,7 @@ where
         let mut rows = self.live.write().rows + self.backends.write().rows;
         rows += self.publish(now);
         rows += self.remove(now);
+        self.end_unnamed(now);
         rows += self.live.write().rows;
         rows += self.reuse(now);
 
@@ -170,7 +177,7 @@ where
                 .keys()
                 .filter(|key| !self.owners.contains_key(key)),
         );
-        self.end_unused_generations();
+        self.drain_unused_generations(now);
     }
 
     /// Reads the tables again: how many rows were not as we believed. The next [`Services::tick`]
@@ -239,6 +246,8 @@ where
         for gone in frontends.filter(|f| plan.frontend(&f.key).is_none()) {
             self.give_up(&name, &gone.key);
         }
+        self.recognize(&plan);
+        self.undecided.extend(self.numbers.get(&name));
         self.unreported.insert(name);
     }
 
@@ -249,6 +258,7 @@ where
         }
         if let Some(number) = self.numbers.remove(name) {
             self.names.remove(&number);
+            self.undecided.insert(number);
         }
         self.statuses.remove(name);
         self.unreported.remove(name);
@@ -411,6 +421,7 @@ where
             .filter(|(way, number)| *number != 0 && is_its_own(*way, *number))
             .map(|(_, number)| number)
             .find(|number| !self.names.contains_key(number));
+        let known = known.or_else(|| self.left_number(name));
         let number = known.unwrap_or_else(|| {
             let is_taken = |number: &u32| {
                 self.names.contains_key(number) || self.found_numbers.contains(number)
@@ -468,16 +479,26 @@ where
                 wanted.backends.len()
             ));
         }
-        let mut backends = Vec::with_capacity(wanted.backends.len());
-        for addr in &wanted.backends {
-            let Some(id) = self.ids.acquire(identity(addr), &mut self.live) else {
-                for (_, id) in backends {
-                    self.ids.release(id, &mut self.live);
-                }
-                self.runs.free(segment);
-                return Err("LIVE has no free number for another backend".into());
-            };
-            backends.push((*addr, id));
+        // Those that have a number first: a new one must not take it from them while they drain.
+        let known: Vec<(&BackendAddr, Option<BackendId>)> = wanted
+            .backends
+            .iter()
+            .map(|addr| (addr, self.ids.acquire_known(identity(addr), &mut self.live)))
+            .collect();
+        let mut backends = Vec::with_capacity(known.len());
+        let mut is_complete = true;
+        for (addr, known) in known {
+            match known.or_else(|| self.ids.acquire_new(identity(addr), &mut self.live)) {
+                Some(id) => backends.push((*addr, id)),
+                None => is_complete = false,
+            }
+        }
+        if !is_complete {
+            for (_, id) in backends {
+                self.release(id);
+            }
+            self.runs.free(segment);
+            return Err("LIVE has no free number for another backend".into());
         }
         let run = Run {
             value: value(segment),
@@ -507,14 +528,14 @@ where
             return;
         }
         for (_, id) in &run.backends {
-            self.ids.release(*id, &mut self.live);
+            self.release(*id);
         }
         self.free(run.value.segment);
     }
 
     fn retire(&mut self, run: Run, now: Instant) {
         for (_, id) in &run.backends {
-            self.ids.release(*id, &mut self.live);
+            self.release(*id);
         }
         if run.kind != RunKind::Overlapping && run.value.segment.len > 0 {
             self.retired.push_back((now, run.value.segment));

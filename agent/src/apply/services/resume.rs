@@ -1,12 +1,15 @@
 //! Reading all numbers of Services back from the tables. Writes nothing but what is broken.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::time::Instant;
 
 use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation, Segment};
 
-use super::ids::{BackendIds, Identity, gone_after, usable_after};
+use super::ids::{BackendIds, Identity};
 use super::runs::Runs;
-use super::{Deletes, KernelTable, Run, RunKind, Services, Statuses, Table, TableError};
+use super::{
+    DRAIN_OF_UNKNOWN, Deletes, KernelTable, Run, RunKind, Services, Statuses, Table, TableError,
+};
 use crate::apply::Origin;
 use crate::compile::BackendAddr;
 
@@ -33,6 +36,8 @@ where
             found_numbers: HashSet::new(),
             runs: Runs::new(u32::try_from(rows).unwrap_or(u32::MAX)),
             ids: BackendIds::new(u32::try_from(ids).unwrap_or(u32::MAX)),
+            undecided: BTreeSet::new(),
+            unknown_until: None,
             installed: BTreeMap::new(),
             prepared: BTreeMap::new(),
             retired: VecDeque::new(),
@@ -80,9 +85,9 @@ where
         self
     }
 
-    /// Backends that no run holds are gone, whatever their row says: the process before this one died
-    /// between two writes.
-    pub(super) fn end_unused_generations(&mut self) {
+    /// Backends that no run holds drain, whatever their row says: the process before this one died between two
+    /// writes. Whose they are is not known, as with those that it left draining, so all of them end together.
+    pub(super) fn drain_unused_generations(&mut self, now: Instant) {
         let unused: Vec<(BackendId, Generation)> = self
             .live
             .all_desired()
@@ -91,8 +96,11 @@ where
             .collect();
         self.ids.offer(HashMap::new());
         for (id, generation) in unused {
-            self.live.desire(id, gone_after(Some(generation)));
-            self.ids.adopt_gone(id);
+            self.live.desire(id, generation.drained());
+            self.ids.adopt_draining(id);
+        }
+        if self.ids.draining().unknown().next().is_some() {
+            self.unknown_until = Some(now + DRAIN_OF_UNKNOWN);
         }
     }
 
@@ -178,17 +186,21 @@ where
             .collect();
         for (id, generation) in found {
             self.live.desire(id, generation);
-            if !generation.is_usable() && !self.ids.is_used(id) {
-                self.ids.adopt_gone(id);
-            } else {
+            if self.ids.is_used(id) || generation.is_usable() {
                 self.ids.pass_over(id);
+            } else if generation.is_draining() {
+                self.ids.adopt_draining(id);
+            } else {
+                self.ids.adopt_gone(id);
             }
         }
         let used: Vec<BackendId> = self.ids.used().collect();
         for id in used {
-            let generation = self.live.actual(&id);
-            if !generation.is_some_and(|g| g.is_usable()) {
-                self.live.desire(id, usable_after(generation));
+            let generation = self.live.actual(&id).unwrap_or_default();
+            if generation.is_draining() {
+                self.live.desire(id, generation.usable());
+            } else if generation.is_gone() {
+                self.live.desire(id, generation.next());
             }
         }
     }

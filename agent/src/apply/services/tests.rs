@@ -1,6 +1,7 @@
 //! Histories of Services against a naive model, with the invariants checked after every single write.
 
 mod cases;
+mod draining;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::{Deref, DerefMut};
@@ -11,7 +12,7 @@ use proptest::prelude::*;
 use weir_common::service::{Backend, Frontend, FrontendKey, Generation, Scope};
 use weir_common::{Addr, Port, Protocol};
 
-use super::{GRACE, Services};
+use super::{DRAIN_OF_UNKNOWN, GRACE, Services};
 use crate::apply::Status;
 use crate::apply::fake::{FakeTable, FaultyTable, Fuse};
 use crate::compile::claims::Claims;
@@ -49,6 +50,7 @@ fn key(n: u8) -> FrontendKey {
         port: Port::from(80),
         protocol: Protocol::TCP,
         scope: Scope::INTERNAL,
+        pad: [0; 4],
     }
 }
 
@@ -64,9 +66,21 @@ fn name(n: u8) -> Owner {
 }
 
 fn plan(service: u8, frontends: &BTreeMap<u8, (BTreeSet<u8>, u32)>) -> ServicePlan {
+    plan_beside(service, frontends, &BTreeSet::new())
+}
+
+/// A plan whose Service has these endpoints too, which are not ready.
+fn plan_beside(
+    service: u8,
+    frontends: &BTreeMap<u8, (BTreeSet<u8>, u32)>,
+    unready: &BTreeSet<u8>,
+) -> ServicePlan {
+    let leads = |b: &u8| frontends.values().any(|(backends, _)| backends.contains(b));
+    let draining = unready.iter().filter(|b| !leads(b));
     ServicePlan {
         id: name(service),
         created: None,
+        draining: draining.map(|b| (Protocol::TCP, backend(*b))).collect(),
         reports: Vec::new(),
         frontends: frontends
             .iter()
@@ -111,6 +125,16 @@ struct Watch {
     versions: BTreeMap<FrontendKey, BTreeSet<Vec<BackendAddr>>>,
     /// Whom a remembered backend stood for.
     meanings: HashMap<(u32, u32), (u32, BackendAddr)>,
+    /// Endpoints that each Service's plan names.
+    named: BTreeMap<u8, BTreeSet<BackendAddr>>,
+    /// Those that were deleted once: rows of theirs that could not be removed yet may be taken for those of the next one
+    /// of the same name.
+    deleted: BTreeSet<u8>,
+    /// Connections that may not be cut, since their endpoint has been named all the time: by number and generation,
+    /// whose they are.
+    connections: HashMap<(u32, Generation), (u8, BackendAddr)>,
+    /// Numbers are scarce: connections to what drains may be cut.
+    is_scarce: bool,
     /// Rows of `FRONTENDS` that a program may still hold in its hands.
     reading: BTreeMap<(FrontendKey, u32, u32), (Instant, Vec<Backend>)>,
     checks: usize,
@@ -132,6 +156,10 @@ impl World {
                 now: Instant::now(),
                 versions: BTreeMap::new(),
                 meanings: HashMap::new(),
+                named: BTreeMap::new(),
+                deleted: BTreeSet::new(),
+                connections: HashMap::new(),
+                is_scarce: live < 64,
                 reading: BTreeMap::new(),
                 checks: 0,
             })),
@@ -172,9 +200,18 @@ impl World {
         self.watch.lock().unwrap().now += by;
     }
 
-    fn expect(&self, plan: &ServicePlan) {
+    fn expect(&self, owner: &Owner, plan: Option<&ServicePlan>) {
         let mut watch = self.watch.lock().unwrap();
-        for f in &plan.frontends {
+        let service = service(owner);
+        let named = plan.map(named).unwrap_or_default();
+        watch
+            .connections
+            .retain(|_, (s, addr)| *s != service || named.contains(addr));
+        watch.named.insert(service, named);
+        if plan.is_none() {
+            watch.deleted.insert(service);
+        }
+        for f in plan.iter().flat_map(|plan| &plan.frontends) {
             watch
                 .versions
                 .entry(f.key)
@@ -184,9 +221,7 @@ impl World {
     }
 
     fn apply(&self, subject: &mut Subject, (owner, plan): Change) -> super::Pass {
-        if let Some(plan) = &plan {
-            self.expect(plan);
-        }
+        self.expect(&owner, plan.as_ref());
         let delta = subject.claims.update(&owner, plan);
         subject.services.apply(delta.plans, self.now())
     }
@@ -220,6 +255,24 @@ fn run<'a>(
     let segment = frontend.segment;
     (segment.start..segment.start + segment.len)
         .map(|index| backends.get(&index).copied().unwrap_or_default())
+}
+
+/// The endpoints that a plan names.
+fn named(plan: &ServicePlan) -> BTreeSet<BackendAddr> {
+    let draining = plan.draining.iter().map(|(_, addr)| *addr);
+    let backends = plan.frontends.iter().flat_map(|f| &f.backends);
+    draining.chain(backends.copied()).collect()
+}
+
+/// Which one it is of those of [`name`].
+fn service(owner: &Owner) -> u8 {
+    (0..=u8::MAX).find(|s| name(*s) == *owner).unwrap()
+}
+
+/// The same by its number in a row.
+fn service_of(number: u32) -> u8 {
+    let is_its = |s: &u8| name(*s).first_numbers().any(|own| own == number);
+    (0..=u8::MAX).find(is_its).unwrap()
 }
 
 fn addr(row: &Backend) -> BackendAddr {
@@ -258,10 +311,26 @@ impl Watch {
                     .entry((row.id, generation.0))
                     .or_insert(meaning);
                 assert_eq!(*known, meaning, "a remembered backend became another");
+                let service = service_of(frontend.service);
+                let named = self.named.get(&service);
+                if named.is_some_and(|named| named.contains(&addr(row)))
+                    && !self.deleted.contains(&service)
+                {
+                    let connection = (row.id, generation);
+                    self.connections.insert(connection, (service, addr(row)));
+                }
             }
             let segment = frontend.segment;
             self.reading
                 .insert((*key, segment.start, segment.len), (self.now, rows));
+        }
+        for ((id, generation), endpoint) in &self.connections {
+            let now = live.get(id).copied().unwrap_or_default();
+            let goes_on = now.is_same_backend(*generation) && !now.is_gone();
+            assert!(
+                goes_on || self.is_scarce,
+                "connections to {endpoint:?} are cut"
+            );
         }
         let now = self.now;
         self.reading
@@ -338,9 +407,25 @@ fn assert_as_wanted(world: &World, model: &Model) {
     }
 }
 
+/// Nothing drains that nobody names.
+fn assert_drained(world: &World) {
+    let watch = world.watch.lock().unwrap();
+    let live = world.live.rows().into_iter();
+    for (id, generation) in live.filter(|(_, generation)| generation.is_draining()) {
+        // It may have died before a row of a frontend led to it.
+        if let Some((number, addr)) = watch.meanings.get(&(id, generation.usable().0)) {
+            let named = watch.named.get(&service_of(*number));
+            assert!(
+                named.is_some_and(|named| named.contains(addr)),
+                "{addr:?} drains for nobody"
+            );
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Op {
-    Plan(u8, BTreeMap<u8, (BTreeSet<u8>, u32)>),
+    Plan(u8, BTreeMap<u8, (BTreeSet<u8>, u32)>, BTreeSet<u8>),
     Delete(u8),
     Wait(u64),
     Restart,
@@ -354,8 +439,9 @@ fn op() -> impl Strategy<Value = Op> {
         (prop::collection::btree_set(0..5u8, 0..4), 0..2u32),
         0..3,
     );
+    let unready = prop::collection::btree_set(0..5u8, 0..4);
     prop_oneof![
-        6 => (0..4u8, frontends).prop_map(|(s, f)| Op::Plan(s, f)),
+        6 => (0..4u8, frontends, unready).prop_map(|(s, f, u)| Op::Plan(s, f, u)),
         2 => (0..4u8).prop_map(Op::Delete),
         2 => (0..1500u64).prop_map(Op::Wait),
         1 => Just(Op::Restart),
@@ -392,8 +478,8 @@ proptest! {
         let mut is_clean = every == 0;
         for op in ops {
             let change = match op {
-                Op::Plan(s, frontends) => {
-                    let plan = plan(s, &frontends);
+                Op::Plan(s, frontends, unready) => {
+                    let plan = plan_beside(s, &frontends, &unready);
                     model.set(s, Some(plan.clone()));
                     Some(planned(plan))
                 }
@@ -438,6 +524,12 @@ proptest! {
             prop_assert_eq!(services.claims.reports(&name(*s)).is_empty(), !lost);
         }
 
+        // Those that an earlier process left draining have had their time.
+        world.watch.lock().unwrap().connections.clear();
+        world.advance(DRAIN_OF_UNKNOWN);
+        world.settle(&mut services);
+        assert_drained(&world);
+
         let before = world.writes();
         services = restart(&world, &model);
         world.settle(&mut services);
@@ -461,8 +553,8 @@ proptest! {
         let mut services = restart(&world, &model);
         for op in ops {
             match op {
-                Op::Plan(s, frontends) => {
-                    let plan = plan(s, &frontends);
+                Op::Plan(s, frontends, unready) => {
+                    let plan = plan_beside(s, &frontends, &unready);
                     model.set(s, Some(plan.clone()));
                     world.apply(&mut services, planned(plan));
                 }

@@ -7,7 +7,7 @@ use weir_common::service::{FrontendKey, Scope};
 use weir_common::{Addr, Protocol};
 
 use super::*;
-use crate::compile::FrontendPlan;
+use crate::compile::BackendAddr;
 use crate::model::ObjectName;
 
 fn key(n: u8, scope: Scope) -> FrontendKey {
@@ -16,6 +16,7 @@ fn key(n: u8, scope: Scope) -> FrontendKey {
         port: 80.into(),
         protocol: Protocol::TCP,
         scope,
+        pad: [0; 4],
     }
 }
 
@@ -42,6 +43,7 @@ fn plan(owner: &Owner, addresses: &[(u8, Way)]) -> ServicePlan {
         id: owner.clone(),
         created: None,
         frontends,
+        draining: Vec::new(),
         reports: Vec::new(),
     }
 }
@@ -236,4 +238,56 @@ fn another_object_of_the_same_name_has_had_nothing_yet() {
     assert_eq!(claims.holder(&key(1, Scope::INTERNAL)), Some(&name(1)));
     claims.update(&name(1), Some(born(&name(1), Some(9))));
     assert_eq!(claims.holder(&key(1, Scope::INTERNAL)), Some(&name(2)));
+}
+
+#[test]
+fn who_loses_an_address_keeps_the_connections_that_came_by_it() {
+    let backend = |n| BackendAddr {
+        addr: Addr::v4([10, 0, 0, n]),
+        port: 8080.into(),
+    };
+    let leads = |owner: &Owner, addresses: &[(u8, Way, u8)]| {
+        let ways: Vec<_> = addresses.iter().map(|(n, way, _)| (*n, *way)).collect();
+        let mut plan = plan(owner, &ways);
+        for frontend in &mut plan.frontends {
+            let to = addresses.iter().find(|(n, ..)| {
+                [Scope::INTERNAL, Scope::EXTERNAL]
+                    .map(|s| key(*n, s))
+                    .contains(&frontend.key)
+            });
+            frontend.backends = vec![backend(to.unwrap().2)];
+        }
+        plan.draining = vec![(Protocol::TCP, backend(9))];
+        plan
+    };
+    let mut claims = Claims::resume([]);
+    claims.everything_said();
+    let asked = leads(
+        &name(1),
+        &[
+            (1, Way::ExternalIp, 7),
+            (2, Way::ExternalIp, 8),
+            (3, Way::ExternalIp, 7),
+        ],
+    );
+    claims.update(&name(1), Some(asked.clone()));
+    let better = |addresses: &[(u8, Way)]| Some(plan(&name(2), addresses));
+    // What the other one has, and what drains of the first.
+    type Case<'a> = (&'a [(u8, Way)], &'a [u8]);
+    let cases: [Case<'_>; 4] = [
+        (&[(1, Way::LoadBalancer)], &[9]),
+        (&[(2, Way::LoadBalancer)], &[8, 9]),
+        (&[(1, Way::LoadBalancer), (3, Way::LoadBalancer)], &[7, 9]),
+        (&[], &[9]),
+    ];
+    for (taken, draining) in cases {
+        let mut delta = claims.update(&name(2), better(taken));
+        let granted = delta.plans.remove(&name(1)).flatten().unwrap();
+        let expected: Vec<_> = draining
+            .iter()
+            .map(|n| (Protocol::TCP, backend(*n)))
+            .collect();
+        assert_eq!(granted.draining, expected, "{taken:?}");
+    }
+    assert_eq!(claims.asked().next(), Some(&asked));
 }

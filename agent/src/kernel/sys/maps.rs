@@ -13,6 +13,8 @@ const MAP_DELETE_ELEM: libc::c_long = 3;
 const MAP_GET_NEXT_KEY: libc::c_long = 4;
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
 const MAP_UPDATE_BATCH: libc::c_long = 26;
+/// `BPF_NOEXIST`.
+const NOEXIST: u64 = 1;
 
 #[derive(IntoBytes, Immutable)]
 #[repr(C)]
@@ -58,6 +60,18 @@ pub(crate) fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Resul
         key: key.as_ptr() as u64,
         value: value.as_ptr() as u64,
         flags: 0,
+    };
+    bpf(MAP_UPDATE_ELEM, &mut elem).map(drop)
+}
+
+/// Writes one row, if there is none of that key.
+pub(crate) fn insert(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+    let mut elem = Elem {
+        map: number(map),
+        pad: 0,
+        key: key.as_ptr() as u64,
+        value: value.as_ptr() as u64,
+        flags: NOEXIST,
     };
     bpf(MAP_UPDATE_ELEM, &mut elem).map(drop)
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::io;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use weir_common::Addr;
@@ -184,6 +185,14 @@ impl Machine for Memory {
 
     fn place_pod_hooks(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn replace_programs(&self, _device: &str, _ifindex: u32) -> Result<()> {
+        Ok(())
+    }
+
+    fn adopt_conversations(&self, _since: Duration) -> Result<usize> {
+        Ok(0)
     }
 
     fn adopt(&self, device: &str, ifindex: u32) -> Result<()> {

@@ -85,6 +85,8 @@ fn nothing_is_taken_away_before_every_input_is_synced() {
     );
     world.apply(&mut services, simple(0, 1, &[9]));
 
+    // Nobody asked for the other one again.
+    world.expect(&name(1), None);
     services.allow_deletes(world.now());
     services.tick(world.now());
     let after = BTreeMap::from([(key(1), vec![backend(9)])]);

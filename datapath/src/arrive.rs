@@ -1,0 +1,142 @@
+//! A packet is read: from here on IPv4 and IPv6 are the same.
+
+use weir_common::DropReason;
+use weir_common::event::Hook;
+use weir_common::way::Mark;
+
+use crate::l3::{self, Body, Extent, Family, Header};
+use crate::l4::{self, Segment};
+use crate::packet::Packet;
+use crate::tables::Tables;
+use crate::verdict::Scratch;
+
+/// A packet as it arrived; its addresses and ports are in the trace.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(C)]
+pub struct Arrival {
+    /// Of the device that the program sits on.
+    pub ifindex: u32,
+    /// Of the IP packet in bytes.
+    pub length: u32,
+    /// Offset of the transport header in the frame.
+    transport: u32,
+    pub segment: Segment,
+    /// TCP: the acknowledgement of everything in the segment, and what the segment acknowledges.
+    pub end: u32,
+    pub acknowledges: u32,
+    family: u8,
+    /// What an earlier program of ours has said.
+    pub mark: Mark,
+    pub origin: Origin,
+    pub pad: u8,
+}
+
+impl Arrival {
+    /// Offset of the transport header in the frame. The mask changes nothing, but the verifier has not seen where the
+    /// number comes from.
+    #[inline(always)]
+    pub const fn transport(&self) -> usize {
+        const { assert!(l3::OFFSET + l3::LONGEST < 128) };
+        (self.transport & 127) as usize
+    }
+
+    /// The family of its addresses. The verifier has not seen where the number comes from, and believes its lowest bit.
+    #[inline(always)]
+    pub const fn family(&self) -> Family {
+        if self.family & 1 == 0 {
+            Family::V4
+        } else {
+            Family::V6
+        }
+    }
+}
+
+/// Where a packet comes from.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(u8)]
+pub enum Origin {
+    /// A device has received it.
+    #[default]
+    Device,
+    /// The node itself has made it.
+    Node,
+}
+
+/// Reads the headers of a packet: fills the trace and the arrival.
+///
+/// # Errors
+/// Those of parsing; what could be parsed is then in the trace.
+#[inline(always)]
+pub fn read<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    scratch: &mut Scratch,
+    hook: Hook,
+) -> Result<(), DropReason> {
+    let (family, header) = addresses(packet, tables, scratch, hook)?;
+    rest(packet, tables, scratch, family, &header)
+}
+
+/// Reads from whom to whom a packet goes.
+///
+/// # Errors
+/// Those of parsing.
+#[inline(always)]
+pub fn addresses<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    scratch: &mut Scratch,
+    hook: Hook,
+) -> Result<(Family, Header), DropReason> {
+    let family = Family::of(packet)?;
+    let key = &mut scratch.trace.tuple;
+    key.hook = hook;
+    let header = family.header(packet, l3::OFFSET, key)?;
+    tables.settle(scratch);
+    family.check(&scratch.trace.tuple)?;
+    Ok((family, header))
+}
+
+/// Reads what [`addresses`] has left.
+///
+/// # Errors
+/// Those of parsing.
+#[inline(always)]
+pub fn rest<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    scratch: &mut Scratch,
+    family: Family,
+    header: &Header,
+) -> Result<(), DropReason> {
+    let body = family.body(packet, l3::OFFSET, header, Extent::Whole)?;
+    scratch.trace.tuple.protocol = body.protocol;
+    scratch.arrival = Arrival {
+        ifindex: packet.ifindex(),
+        length: body.end - l3::OFFSET as u32,
+        transport: body.offset as u32,
+        segment: Segment::default(),
+        end: 0,
+        acknowledges: 0,
+        family: family as u8,
+        mark: packet.mark(),
+        origin: if packet.is_local() {
+            Origin::Node
+        } else {
+            Origin::Device
+        },
+        pad: 0,
+    };
+    tables.settle(scratch);
+    let Scratch { trace, arrival, .. } = scratch;
+    let body = Body {
+        protocol: trace.tuple.protocol,
+        offset: arrival.transport(),
+        end: arrival.length + l3::OFFSET as u32,
+    };
+    let parsed = l4::parse(packet, arrival.family(), &body, &mut trace.tuple)?;
+    (arrival.segment, arrival.end, arrival.acknowledges) =
+        (parsed.segment, parsed.end, parsed.acknowledges);
+    tables.settle(scratch);
+    Ok(())
+}

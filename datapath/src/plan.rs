@@ -1,0 +1,454 @@
+//! The cold path: a packet whose way is not known. What is made here is data, a plan of both ways; what is done with
+//! the packet is what the way says, as for every later one.
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use weir_common::counter::Counter;
+use weir_common::event::Hook;
+use weir_common::policy::Class;
+use weir_common::service::NodeFlags;
+use weir_common::way::{Mark, Plan, Rewrite, Step, Way, WayKey, WayState};
+use weir_common::{Addr, DropReason, Port, Protocol};
+
+use crate::arrive::Origin;
+use crate::l4::Layout;
+use crate::reserve::Reserved;
+use crate::service::{self, Candidates};
+use crate::tables::Tables;
+use crate::verdict::{Outcome, Scratch};
+use crate::way::{NO_BACKEND, account, ask_for_opener, record};
+use crate::words::{hash, same};
+
+/// How many backends are tried when the client's port is already in use towards one of them.
+const BACKEND_TRIES: u32 = 3;
+
+/// How many ports of the node are tried before there counts as being none.
+const PORT_TRIES: u32 = 16;
+
+/// Is the packet at hand the first answer of a plan? The conversation then gets its ways.
+///
+/// [`Outcome::UNKNOWN`] if it answers nothing.
+pub fn answer<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Outcome {
+    Outcome::of(take_answer(tables, scratch))
+}
+
+#[inline(always)]
+fn take_answer<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<bool, DropReason> {
+    let Some(plan) = tables.plan(&scratch.trace.tuple) else {
+        return Ok(false);
+    };
+    let key = &scratch.trace.tuple;
+    let (hook, protocol) = (key.hook, key.protocol);
+    scratch.other = plan.key;
+    if plan.back.echo != key.echo() {
+        return Ok(false);
+    }
+    let segment = scratch.arrival.segment;
+    let epoch = tables.epoch();
+    let is_at_pod = matches!(hook, Hook::FROM_POD | Hook::TO_POD);
+    if is_at_pod && (segment.is_syn() || plan.back.epoch.load(Relaxed) != epoch) {
+        if segment.is_syn() {
+            scratch.question = scratch.trace.tuple;
+        } else {
+            ask_for_opener(scratch, false);
+        }
+        if let Err(reason) = tables.judge(scratch).is_known() {
+            if !segment.is_syn() && protocol != Protocol::TCP {
+                tables.remove_plan(&scratch.trace.tuple);
+            }
+            return Err(reason);
+        }
+        if !segment.is_syn() {
+            record(&plan.way, plan.key.hook, &scratch.judgement, true, epoch);
+            record(&plan.back, hook, &scratch.judgement, false, epoch);
+        }
+    }
+    scratch.step = plan.back.step;
+    scratch.device = plan.back.device.load(Relaxed);
+    scratch.state = plan.back.state.load(Relaxed);
+    account(tables, scratch, &plan.back);
+    // A refusal is no answer: it would let a flood of SYNs to a closed port fill the table of the answered.
+    if segment.is_rst() || segment.is_syn() {
+        if segment.is_rst() {
+            plan.back.state.fetch_or(WayState::RESET, Relaxed);
+        }
+        return Ok(true);
+    }
+    if segment.is_fin() {
+        plan.back.state.fetch_or(WayState::FIN, Relaxed);
+        plan.way.state.fetch_or(WayState::OTHER_FIN, Relaxed);
+        plan.way.others_end.store(scratch.arrival.end, Relaxed);
+    }
+    tables.count(Counter::FlowsAnswered);
+    let (key, other) = (&scratch.trace.tuple, &scratch.other);
+    establish(tables, key, other, &plan);
+    Ok(true)
+}
+
+/// Makes two ways of a plan. Without room for them it stays what it is, and its packets go the cold path.
+#[inline(always)]
+fn establish<T: Tables + ?Sized>(tables: &T, back: &WayKey, there: &WayKey, plan: &Plan) {
+    if tables.add_way(there, &plan.way).is_err() {
+        return;
+    }
+    if tables.add_way(back, &plan.back).is_err() {
+        tables.remove_way(there);
+        return;
+    }
+    tables.remove_plan(back);
+}
+
+/// Makes the plan of a conversation that a pod opens, or that is opened to one from elsewhere.
+///
+/// Drops for what policy denies ([`crate::policy::judge`]); [`DropReason::NoFlow`] for what only answers;
+/// [`DropReason::NoBackend`], [`DropReason::NatCollision`], [`DropReason::SpoofedAddress`],
+/// [`DropReason::TableFull`].
+pub fn at_pod<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Outcome {
+    let hook = scratch.trace.tuple.hook;
+    let planned = if hook == Hook::FROM_POD {
+        of_pod(tables, scratch)
+    } else {
+        to_pod(tables, scratch)
+    };
+    Outcome::of(planned.map(|()| true))
+}
+
+#[inline(always)]
+fn of_pod<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), DropReason> {
+    let opens = !scratch.arrival.segment.is_answer();
+    if opens && tables.asks_service(scratch) != 0 {
+        return choose(tables, scratch);
+    }
+    // What a pod and its own node say to each other is always allowed, and needs no memory.
+    if tables.class(&scratch.trace.tuple.destination) == Class::OWN_NODE {
+        scratch.pass(Mark::PASSED);
+        return Ok(());
+    }
+    if !opens {
+        return Err(DropReason::NoFlow);
+    }
+    direct(tables, scratch)
+}
+
+#[inline(always)]
+fn to_pod<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), DropReason> {
+    let arrival = &scratch.arrival;
+    if arrival.origin == Origin::Node {
+        scratch.pass(Mark::PASSED);
+        return Ok(());
+    }
+    // A pod of this node does not send from elsewhere.
+    let key = &scratch.trace.tuple;
+    let is_of_pod = arrival.mark.is_of_pod();
+    if !is_of_pod && (key.is_to_itself() || tables.local_pod(&key.source).is_some()) {
+        return Err(DropReason::SpoofedAddress);
+    }
+    if arrival.segment.is_answer() {
+        return Err(DropReason::NoFlow);
+    }
+    direct(tables, scratch)
+}
+
+/// To where the packet says.
+#[inline(always)]
+fn direct<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), DropReason> {
+    let epoch = tables.epoch();
+    begin(tables, scratch, epoch, 0);
+    match attempt(tables, scratch)? {
+        Reserved::Taken => Err(DropReason::NatCollision),
+        reserved => {
+            go(tables, scratch, reserved);
+            Ok(())
+        }
+    }
+}
+
+/// To a backend of a service: the one that the client had last, if the service has session affinity and it still counts,
+/// else the one that the hash of the packet's ends says, or the next one towards which these ports are free.
+#[inline(always)]
+fn choose<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), DropReason> {
+    let first = tables.first(scratch);
+    let mut candidates = Candidates::from(&scratch.frontend, first);
+    for _ in 0..BACKEND_TRIES {
+        let Some((backend, generation)) = candidates.next(tables) else {
+            return Err(DropReason::NoBackend);
+        };
+        // A pod that is its own backend would receive a packet from itself, which its kernel refuses.
+        let ([a, b, _], [c, d, ..]) = (*backend.words(), *scratch.trace.tuple.words());
+        if [a, b] == [c, d] {
+            continue;
+        }
+        // Read before judging: a change in between makes the next packet ask again.
+        let epoch = tables.epoch();
+        begin(tables, scratch, epoch, 0);
+        let Scratch { plan, trace, .. } = scratch;
+        let step = &mut plan.way.step;
+        step.rewrite = Rewrite::DESTINATION;
+        (step.addr, step.port) = (backend.addr, backend.port);
+        (plan.way.backend, plan.way.generation) = (backend.id, generation);
+        let step = &mut plan.back.step;
+        step.rewrite = Rewrite::SOURCE;
+        (step.addr, step.port) = (trace.tuple.destination, trace.tuple.destination_port);
+        let reserved = if trace.tuple.hook == Hook::FROM_POD {
+            attempt(tables, scratch).inspect_err(|_| {
+                let Scratch { plan, trace, .. } = scratch;
+                trace.tuple.go(&plan.way.step);
+            })?
+        } else {
+            enter(tables, scratch)?
+        };
+        if reserved == Reserved::Taken {
+            continue;
+        }
+        let Scratch {
+            frontend,
+            client,
+            last,
+            plan: Plan { way, .. },
+            ..
+        } = scratch;
+        (last.backend, last.generation) = (way.backend, way.generation);
+        (last.addr, last.port) = (way.step.addr, way.step.port);
+        service::stick(tables, frontend, client, last);
+        go(tables, scratch, reserved);
+        return Ok(());
+    }
+    Err(DropReason::NatCollision)
+}
+
+/// Judges the conversation that is planned, says how its packets go on, and reserves its answers.
+#[inline(always)]
+fn attempt<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reserved, DropReason> {
+    let Scratch {
+        question,
+        plan,
+        trace,
+        ..
+    } = scratch;
+    *question = trace.tuple;
+    question.go(&plan.way.step);
+    tables.judge(scratch).is_known()?;
+    let Scratch {
+        question,
+        plan: Plan { way, back, .. },
+        trace,
+        judgement,
+        arrival,
+        ..
+    } = scratch;
+    for way in [&*way, &*back] {
+        way.egress_rule.store(judgement.egress.0, Relaxed);
+        way.ingress_rule.store(judgement.ingress.0, Relaxed);
+    }
+    (way.owner, back.owner) = (arrival.ifindex, arrival.ifindex);
+    let mut other = Hook::FROM_POD;
+    if trace.tuple.hook == Hook::TO_POD {
+        if arrival.mark == Mark::TRANSLATED {
+            back.step.mark = Mark::REPLY;
+        }
+    } else if judgement.responder_device != 0 {
+        way.device.store(judgement.responder_device, Relaxed);
+        back.device.store(judgement.opener_device, Relaxed);
+    } else {
+        other = Hook::TO_POD;
+        if leaves(tables, &question.destination) {
+            way.step.mark = Mark::LEAVING;
+        }
+    }
+    seal(scratch, other);
+    Reserved::of(tables.reserve(scratch))
+}
+
+/// Is the address one to which pods do not show their own?
+#[inline(always)]
+fn leaves<T: Tables + ?Sized>(tables: &T, addr: &Addr) -> bool {
+    tables.masquerades() && !tables.is_in_cluster(addr)
+}
+
+/// Makes the plan of a conversation from outside, if it is for a service. What is not passes untouched.
+///
+/// Drops for [`DropReason::NoFlow`], [`DropReason::NoBackend`], [`DropReason::NatCollision`],
+/// [`DropReason::NotTranslatable`], [`DropReason::TableFull`]. Who judges it is the pod's side.
+pub fn from_net<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Outcome {
+    Outcome::of(of_net(tables, scratch).map(|()| true))
+}
+
+#[inline(always)]
+fn of_net<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), DropReason> {
+    if tables.asks_service(scratch) == 0 {
+        scratch.pass(Mark::NONE);
+        return Ok(());
+    }
+    if scratch.arrival.segment.is_answer() {
+        return Err(DropReason::NoFlow);
+    }
+    choose(tables, scratch)
+}
+
+/// Reserves the answers of the conversation that is planned, from outside.
+#[inline(always)]
+fn enter<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reserved, DropReason> {
+    let Plan { way, back, .. } = &mut scratch.plan;
+    // A node cannot pass itself what it should answer with another port.
+    if let Some(node) = tables.node(&way.step.addr)
+        && node.flags & NodeFlags::OWN != 0
+    {
+        return Err(DropReason::NotTranslatable);
+    }
+    way.step.mark = Mark::TRANSLATED;
+    back.step.mark = Mark::NONE;
+    seal(scratch, Hook::TO_NET);
+    Reserved::of(tables.reserve(scratch))
+}
+
+/// Makes the plan of what leaves the node with the node's address: a pod's conversation with somebody outside, or a
+/// client's with a backend on another node.
+///
+/// Drops for [`DropReason::NoFlow`], [`DropReason::NotTranslatable`], [`DropReason::NoNatPort`],
+/// [`DropReason::TableFull`].
+pub fn to_net<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Outcome {
+    Outcome::of(leave(tables, scratch).map(|()| true))
+}
+
+#[inline(always)]
+fn leave<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), DropReason> {
+    let arrival = scratch.arrival;
+    scratch.pass(arrival.mark);
+    // Without an address to leave with there is nothing to do.
+    let Some(uplink) = tables.uplink(arrival.ifindex) else {
+        return Ok(());
+    };
+    let node = *arrival.family().uplink(&uplink);
+    let key = &scratch.trace.tuple;
+    // Neither a pod nor a client has the node's address: it is translated already.
+    if same(&key.source, &node) {
+        return Ok(());
+    }
+    if arrival.mark == Mark::REPLY || arrival.segment.is_answer() {
+        return Err(DropReason::NoFlow);
+    }
+    if Layout::of(arrival.family(), key.protocol).is_none() || same(&node, &Addr::ABSENT) {
+        return Err(DropReason::NotTranslatable);
+    }
+    let range = tables.port_range();
+    let (first, last) = (u32::from(range.first), u32::from(range.last));
+    let many = last.saturating_sub(first) + 1;
+    // The same end keeps its port towards everybody, where it can: a lost row is found again, and peers who tell each
+    // other of it (STUN) find it, too.
+    scratch.question = *key;
+    let words = scratch.question.words_mut();
+    (words[2], words[3]) = (0, 0);
+    scratch.question.destination_port = Port::ABSENT;
+    let start = hash(&scratch.question) % many;
+    let epoch = tables.epoch();
+    begin(tables, scratch, epoch, WayState::MASQUERADE);
+    let Scratch { plan, trace, .. } = scratch;
+    plan.way.device.store(arrival.ifindex, Relaxed);
+    let step = &mut plan.way.step;
+    step.rewrite = Rewrite::SOURCE;
+    step.addr = node;
+    step.mark = arrival.mark;
+    let step = &mut plan.back.step;
+    step.rewrite = Rewrite::DESTINATION;
+    (step.addr, step.port) = (trace.tuple.source, trace.tuple.source_port);
+    step.mark = if arrival.mark == Mark::TRANSLATED {
+        Mark::REPLY
+    } else {
+        Mark::NONE
+    };
+    for i in 0..PORT_TRIES {
+        if i >= many {
+            break;
+        }
+        let mut number = start + i;
+        if number >= many {
+            number -= many;
+        }
+        scratch.plan.way.step.port = ((first + number) as u16).into();
+        seal(scratch, Hook::FROM_NET);
+        match Reserved::of(tables.reserve(scratch))? {
+            Reserved::Taken => {}
+            reserved => {
+                if reserved == Reserved::New {
+                    tables.count(Counter::NatPortsTaken);
+                }
+                go(tables, scratch, reserved);
+                return Ok(());
+            }
+        }
+    }
+    Err(DropReason::NoNatPort)
+}
+
+/// Begins a plan for the packet at hand, which goes as it is until somebody says otherwise.
+#[inline(always)]
+fn begin<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch, epoch: u32, state: u32) {
+    let Scratch {
+        plan,
+        trace,
+        arrival,
+        ..
+    } = scratch;
+    let now = tables.now();
+    plan.key = trace.tuple;
+    let (mut there, mut back) = (state | WayState::OPENER, state);
+    if arrival.segment.is_fin() {
+        there |= WayState::FIN;
+        back |= WayState::OTHER_FIN;
+    }
+    let end = arrival.end;
+    fresh(&mut plan.way, now, epoch, there);
+    plan.way.packets.store(1, Relaxed);
+    plan.way.bytes.store(u64::from(arrival.length), Relaxed);
+    fresh(&mut plan.back, now, epoch, back);
+    plan.back.others_end.store(end, Relaxed);
+    plan.back.packets.store(0, Relaxed);
+    plan.back.bytes.store(0, Relaxed);
+}
+
+#[inline(always)]
+fn fresh(way: &mut Way, now: u64, epoch: u32, state: u32) {
+    way.created = now;
+    way.seen.store(now, Relaxed);
+    way.epoch.store(epoch, Relaxed);
+    way.state.store(state, Relaxed);
+    way.others_end.store(0, Relaxed);
+    (way.backend, way.generation) = NO_BACKEND;
+    way.device.store(0, Relaxed);
+    way.owner = 0;
+    way.egress_rule.store(0, Relaxed);
+    way.ingress_rule.store(0, Relaxed);
+    way.step = Step::marked(Mark::PASSED);
+}
+
+/// Ends a plan: with the key of its first answer, which arrives at `other`.
+#[inline(always)]
+fn seal(scratch: &mut Scratch, other: Hook) {
+    let Scratch { plan, back, .. } = scratch;
+    plan.way.step.other = other;
+    plan.back.step.other = plan.key.hook;
+    back.set_other(&plan.key, &plan.way.step);
+    plan.way.echo = plan.key.echo();
+    plan.back.echo = back.echo();
+}
+
+/// Sends the first packet of a plan its way. A datagram that is not the first makes ways of it: nobody may ever answer.
+#[inline(always)]
+fn go<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch, reserved: Reserved) {
+    let Scratch { plan, back, .. } = scratch;
+    scratch.step = plan.way.step;
+    scratch.state = plan.way.state.load(Relaxed);
+    // The device of a way out is the uplink, where the packet is already.
+    scratch.device = if back.hook == Hook::FROM_NET {
+        0
+    } else {
+        plan.way.device.load(Relaxed)
+    };
+    match reserved {
+        Reserved::New => tables.count(Counter::FlowsOpened),
+        Reserved::Again if back.protocol != Protocol::TCP => {
+            establish(tables, back, &plan.key, plan);
+        }
+        Reserved::Again | Reserved::Taken => {}
+    }
+}

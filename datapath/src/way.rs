@@ -1,0 +1,306 @@
+//! Following the way of a packet: the hot path, and what goes on with a conversation whose packet or state
+//! is special.
+
+use core::ops::Deref as _;
+use core::sync::atomic::Ordering::Relaxed;
+
+use weir_common::event::Hook;
+use weir_common::service::{BackendId, Generation};
+use weir_common::way::{Way, WayKey, WayState};
+use weir_common::{DropReason, Protocol};
+
+use crate::policy::Judgement;
+use crate::service::{self, Asks};
+use crate::tables::Tables;
+use crate::verdict::{Outcome, Scratch};
+use crate::words::same;
+
+/// How long a conversation other than TCP may be silent before its ports can serve another one, in
+/// nanoseconds: what Linux grants a UDP stream (`nf_conntrack_udp_timeout_stream`).
+pub const IDLE: u64 = 120_000_000_000;
+
+/// What became of looking for a way.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Met {
+    Followed,
+    /// There is one, but something about it or the packet is special.
+    Special,
+    Unknown,
+}
+
+/// Is it known what becomes of the packet at hand? It is then in the step, and accounted for.
+///
+/// # Errors
+/// Those of [`again`].
+#[inline(always)]
+pub fn is_known<T: Tables>(tables: &T, scratch: &mut Scratch) -> Result<bool, DropReason> {
+    match follow(tables, scratch) {
+        Met::Followed => Ok(true),
+        Met::Special => tables.again(scratch).is_known(),
+        Met::Unknown => Ok(false),
+    }
+}
+
+#[inline(always)]
+fn follow<T: Tables>(tables: &T, scratch: &mut Scratch) -> Met {
+    let key = &scratch.trace.tuple;
+    let Some(way) = tables.way(key) else {
+        return Met::Unknown;
+    };
+    let is_special = scratch.arrival.segment.is_special()
+        || way.state.load(Relaxed) & WayState::ENDING != 0
+        || way.epoch.load(Relaxed) != tables.epoch()
+        || !serves(tables, key.protocol, &way)
+        || is_due(tables, key.protocol, &way)
+        || (key.hook == Hook::TO_NET && way.device.load(Relaxed) != scratch.arrival.ifindex);
+    if is_special {
+        return Met::Special;
+    }
+    if !take(scratch, &way) {
+        return Met::Unknown;
+    }
+    account(tables, scratch, &way);
+    Met::Followed
+}
+
+/// Is it time to see whether the other way is still there? Once a second, where rows are pushed out: without its other
+/// direction a conversation would be answered untranslated, or not at all.
+#[inline(always)]
+fn is_due<T: Tables + ?Sized>(tables: &T, protocol: Protocol, way: &Way) -> bool {
+    const SECOND: u32 = 30;
+    protocol != Protocol::TCP && tables.now() >> SECOND != way.seen.load(Relaxed) >> SECOND
+}
+
+/// Can the backend of a way take a packet of it that opens nothing? Datagrams go to another one as soon as it takes
+/// nothing new.
+#[inline(always)]
+fn serves<T: Tables + ?Sized>(tables: &T, protocol: Protocol, way: &Way) -> bool {
+    let asks = Asks::of(protocol, false);
+    way.backend == 0 || service::is_current(tables, way.backend, way.generation, asks)
+}
+
+/// Takes the step from a way. False if the row has become another key's meanwhile.
+#[inline(always)]
+fn take(scratch: &mut Scratch, way: &Way) -> bool {
+    scratch.step = way.step;
+    // The device of a way out is the uplink, where the packet is already.
+    scratch.device = if scratch.trace.tuple.hook == Hook::TO_NET {
+        0
+    } else {
+        way.device.load(Relaxed)
+    };
+    scratch.state = way.state.load(Relaxed);
+    way.echo == scratch.trace.tuple.echo()
+}
+
+/// Accounts for the packet at hand.
+#[inline(always)]
+pub(crate) fn account<T: Tables + ?Sized>(tables: &T, scratch: &Scratch, way: &Way) {
+    way.packets.fetch_add(1, Relaxed);
+    let length = u64::from(scratch.arrival.length);
+    way.bytes.fetch_add(length, Relaxed);
+    let now = tables.now();
+    if way.seen.load(Relaxed) != now {
+        way.seen.store(now, Relaxed);
+    }
+}
+
+/// Goes on with a known conversation when its packet or its state is special.
+///
+/// [`Outcome::UNKNOWN`] if the conversation is over, and the packet is another one's.
+pub fn again<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Outcome {
+    Outcome::of(go_on(tables, scratch))
+}
+
+#[inline(always)]
+fn go_on<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<bool, DropReason> {
+    let Some(way) = tables.way(&scratch.trace.tuple) else {
+        return Ok(false);
+    };
+    let way = way.deref();
+    if !take(scratch, way) {
+        return Ok(false);
+    }
+    let segment = scratch.arrival.segment;
+    let state = scratch.state;
+    let is_opener = state & WayState::OPENER != 0;
+    let is_tcp = scratch.trace.tuple.protocol == Protocol::TCP;
+    scratch.other.set_other(&scratch.trace.tuple, &way.step);
+    if way.backend != 0 {
+        let asks = Asks::of(scratch.trace.tuple.protocol, segment.is_syn());
+        if !service::is_current(tables, way.backend, way.generation, asks) {
+            if is_tcp && !segment.is_syn() {
+                return Err(DropReason::BackendGone);
+            }
+            forget(tables, scratch);
+            return Ok(false);
+        }
+    }
+    let is_alone = !is_tcp && tables.way(&scratch.other).is_none();
+    if is_alone || (segment.is_syn() && WayState::is_closed(state)) {
+        forget(tables, scratch);
+        return Ok(false);
+    }
+    let is_at_pod = matches!(scratch.trace.tuple.hook, Hook::FROM_POD | Hook::TO_POD);
+    let epoch = tables.epoch();
+    let opens_back = segment.is_syn() && !is_opener;
+    if is_at_pod && (segment.is_syn() || way.epoch.load(Relaxed) != epoch) {
+        // The question is the opener's, also when the packet is an answer; but a SYN of the other side
+        // asks for itself, and its denial says nothing about the conversation.
+        if opens_back {
+            scratch.question = scratch.trace.tuple;
+        } else {
+            ask_for_opener(scratch, is_opener);
+        }
+        match tables.judge(scratch).is_known() {
+            Ok(_) if opens_back => {}
+            Ok(_) => {
+                let hook = scratch.trace.tuple.hook;
+                record(way, hook, &scratch.judgement, is_opener, epoch);
+                scratch.device = way.device.load(Relaxed);
+            }
+            Err(reason) => {
+                // A TCP connection stays known, and with it who opened it. Otherwise what the other side
+                // sends again would open one of its own, and the denied packets would be its answers. Its
+                // epoch stays an old one, so every packet is judged.
+                if !opens_back && !is_tcp {
+                    forget(tables, scratch);
+                }
+                return Err(reason);
+            }
+        }
+    } else if !is_at_pod && !is_still_there(tables, scratch, way, epoch) {
+        forget(tables, scratch);
+        return Ok(false);
+    }
+    account(tables, scratch, way);
+    if is_tcp {
+        end(tables, scratch, way, state);
+    }
+    Ok(true)
+}
+
+/// Is the address that stands for somebody still the uplink's?
+#[inline(always)]
+fn is_still_there<T: Tables + ?Sized>(
+    tables: &T,
+    scratch: &Scratch,
+    way: &Way,
+    epoch: u32,
+) -> bool {
+    let key = &scratch.trace.tuple;
+    if key.hook == Hook::TO_NET && scratch.state & WayState::MASQUERADE != 0 {
+        let ifindex = scratch.arrival.ifindex;
+        let Some(uplink) = tables.uplink(ifindex) else {
+            return false;
+        };
+        let node = scratch.arrival.family().uplink(&uplink);
+        if !same(node, &way.step.addr) {
+            return false;
+        }
+        way.device.store(ifindex, Relaxed);
+    } else if key.hook == Hook::TO_NET {
+        way.device.store(scratch.arrival.ifindex, Relaxed);
+    }
+    way.epoch.store(epoch, Relaxed);
+    true
+}
+
+/// Notes what a segment says about the end of its connection.
+#[inline(always)]
+fn end<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch, way: &Way, state: u32) {
+    let segment = scratch.arrival.segment;
+    let (mut news, mut others) = (0, 0);
+    if segment.is_rst() {
+        (news, others) = (WayState::RESET, WayState::RESET);
+    } else if state & WayState::RESET != 0 {
+        // What goes on talking was not ended by it.
+        way.state.fetch_and(!WayState::RESET, Relaxed);
+        if let Some(other) = tables.way(&scratch.other) {
+            other.state.fetch_and(!WayState::RESET, Relaxed);
+        }
+    }
+    if segment.is_fin() {
+        news |= WayState::FIN;
+        others |= WayState::OTHER_FIN;
+    }
+    if state & WayState::OTHER_FIN != 0 {
+        news |= WayState::FIN_HEARD;
+        let is_last = scratch.arrival.acknowledges == way.others_end.load(Relaxed);
+        if state & WayState::FIN != 0 && !segment.is_special() && is_last {
+            // Everything was heard, the other side's goodbye last: the connection is over, and nobody has to sweep it up.
+            forget(tables, scratch);
+            return;
+        }
+    }
+    if news & !state != 0 {
+        way.state.fetch_or(news, Relaxed);
+    }
+    if others != 0
+        && let Some(other) = tables.way(&scratch.other)
+    {
+        if segment.is_fin() {
+            let end = scratch.arrival.end;
+            other.others_end.store(end, Relaxed);
+        }
+        other.state.fetch_or(others, Relaxed);
+    }
+}
+
+/// Writes the question of the conversation's opener, whichever side the packet at hand is of.
+#[inline(always)]
+pub(crate) fn ask_for_opener(scratch: &mut Scratch, is_opener: bool) {
+    if is_opener {
+        // Where the answers come from is where the packets go.
+        scratch
+            .question
+            .set_reversed(&scratch.other, Hook::default());
+    } else {
+        let key = &scratch.trace.tuple;
+        scratch.question.set_reversed(key, Hook::default());
+    }
+}
+
+/// Notes what policy has said about a conversation.
+#[inline(always)]
+pub(crate) fn record(way: &Way, hook: Hook, judgement: &Judgement, is_opener: bool, epoch: u32) {
+    way.egress_rule.store(judgement.egress.0, Relaxed);
+    way.ingress_rule.store(judgement.ingress.0, Relaxed);
+    // What comes to a pod by its own device goes on by itself.
+    if hook == Hook::FROM_POD {
+        let device = if is_opener {
+            judgement.responder_device
+        } else {
+            judgement.opener_device
+        };
+        way.device.store(device, Relaxed);
+    }
+    way.epoch.store(epoch, Relaxed);
+}
+
+/// Forgets both ways of the conversation at hand.
+#[inline(always)]
+fn forget<T: Tables + ?Sized>(tables: &T, scratch: &Scratch) {
+    tables.remove_way(&scratch.trace.tuple);
+    tables.remove_way(&scratch.other);
+}
+
+/// Is a conversation over, so that its ends can serve another one?
+#[inline(always)]
+pub(crate) fn is_over<T: Tables + ?Sized>(
+    tables: &T,
+    key: &WayKey,
+    way: &Way,
+    other: &WayKey,
+) -> bool {
+    let now = tables.now();
+    let silence = |way: &Way| now.saturating_sub(way.seen.load(Relaxed));
+    if key.protocol == Protocol::TCP {
+        return WayState::is_closed(way.state.load(Relaxed));
+    }
+    let is_silent = |way: &Way| silence(way) > IDLE;
+    is_silent(way) && tables.way(other).is_none_or(|other| is_silent(&other))
+}
+
+/// A backend that nothing leads to.
+pub const NO_BACKEND: (BackendId, Generation) = (0, Generation(0));
