@@ -52,6 +52,14 @@ enum Openings {
 }
 
 impl Openings {
+    /// How long nothing happens after an agent took over.
+    const fn pause(self) -> Duration {
+        match self {
+            Self::Once => Duration::ZERO,
+            Self::MayBeSentAgain => Duration::from_millis(2500),
+        }
+    }
+
     /// How long a client waits, in milliseconds.
     const fn patience(self) -> u32 {
         match self {
@@ -205,6 +213,8 @@ fn take_turns(name: &str, other: &Path, openings: Openings, look: impl Fn(&Node,
             node.wait_ready().unwrap();
             look(node, turns % 2 == 0);
             turns += 1;
+            // What is sent again is not to meet the next one.
+            std::thread::sleep(openings.pause());
         }
     });
     println!("{turns} agents took over: {rate}/s: {ended:?}");
@@ -232,9 +242,11 @@ fn take_turns(name: &str, other: &Path, openings: Openings, look: impl Fn(&Node,
     assert_eq!(ended.forbidden.succeeded(), 0, "{:?}", ended.forbidden);
     assert!(ended.forbidden.attempted >= u64::from(FORBIDDEN * SECONDS));
     let accepted = shop.accepted().unwrap() - accepted;
-    assert_eq!(
-        accepted, ended.connections.attempted,
-        "accepted by backends"
+    // What was sent again may have been heard twice.
+    let expected = ended.connections.attempted;
+    assert!(
+        accepted == expected || (openings == Openings::MayBeSentAgain && accepted > expected),
+        "backends accepted {accepted}, not {expected}"
     );
     let said = shop.node.weir("verify").output().unwrap();
     let table = String::from_utf8_lossy(&said.stdout);
