@@ -63,8 +63,8 @@ fn follow<T: Tables>(tables: &T, scratch: &mut Scratch) -> Met {
     Met::Followed
 }
 
-/// Is it time to see whether the other way is still there? Once a second, where rows are pushed out: without its other
-/// direction a conversation would be answered untranslated, or not at all.
+/// Is it time to see whether the way of the answers is still there? About once a second, where rows are pushed out: without
+/// it a conversation would be answered untranslated, or not at all.
 #[inline(always)]
 fn is_due<T: Tables + ?Sized>(tables: &T, protocol: Protocol, way: &Way) -> bool {
     const SECOND: u32 = 30;
@@ -136,7 +136,8 @@ fn go_on<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<bool, 
             return Ok(false);
         }
     }
-    let is_alone = !is_tcp && tables.way(&scratch.other).is_none();
+    // Without the way of its answers. An answer without the way there goes on: its opener's next packet makes that again.
+    let is_alone = !is_tcp && is_opener && tables.way(&scratch.other).is_none();
     if is_alone || (segment.is_syn() && WayState::is_closed(state)) {
         forget(tables, scratch);
         return Ok(false);
@@ -293,12 +294,11 @@ pub(crate) fn is_over<T: Tables + ?Sized>(
     way: &Way,
     other: &WayKey,
 ) -> bool {
-    let now = tables.now();
-    let silence = |way: &Way| now.saturating_sub(way.seen.load(Relaxed));
     if key.protocol == Protocol::TCP {
         return WayState::is_closed(way.state.load(Relaxed));
     }
-    let is_silent = |way: &Way| silence(way) > IDLE;
+    let now = tables.now();
+    let is_silent = |way: &Way| now.saturating_sub(way.seen.load(Relaxed)) > IDLE;
     is_silent(way) && tables.way(other).is_none_or(|other| is_silent(&other))
 }
 

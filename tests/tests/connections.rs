@@ -121,12 +121,16 @@ fn a_way_that_was_pushed_out_is_made_again() {
         memory.ways.borrow_mut().retain(|key, _| key.hook != lost);
         assert_eq!(memory.ways.borrow().len(), 1);
         memory.now.set(memory.now.get() + 1_100_000_000);
+        let is_translated = || {
+            let mut seen = answer.packet.clone();
+            let verdict = decide(answer.hook, &mut seen, &memory, &mut Scratch::default());
+            verdict == Verdict::Pass && seen.frame != answer.packet.frame
+        };
+        // An answer may come before the opener says anything.
+        assert!(lost == Hook::TO_POD || is_translated());
         passes(&memory, &question);
         passes(&memory, &answer);
         assert_eq!(memory.ways.borrow().len(), 2, "{}", lost.label());
-        let mut seen = answer.packet.clone();
-        let verdict = decide(answer.hook, &mut seen, &memory, &mut Scratch::default());
-        assert_eq!(verdict, Verdict::Pass);
-        assert_ne!(seen.frame, answer.packet.frame, "it is translated");
+        assert!(is_translated(), "{}", lost.label());
     }
 }
