@@ -20,6 +20,7 @@ pub mod node;
 pub mod policy;
 pub mod reason;
 pub mod service;
+pub mod share;
 pub mod shared;
 pub mod table;
 pub mod way;

@@ -62,6 +62,7 @@ reasons! {
     21 NotForPod "not_for_pod" "The destination is not an address of the pod behind this device."
     22 NoNatPort "no_nat_port" "No NAT port is free: the node's address has no port left towards this peer."
     23 NotTranslatable "not_translatable" "The packet leaves the cluster, but its protocol cannot be translated or the uplink has no address of its family."
+    24 PodLimit "pod_limit" "The pod has opened more conversations than one pod may: those of others keep their room."
 }
 
 /// Rows of the `DROPS` table: one more than the largest number a reason can have.

@@ -301,6 +301,17 @@ impl Family {
         }
     }
 
+    /// Is a frame of the family an ICMP error, as a kernel makes them: without options or extension headers?
+    #[inline(always)]
+    pub fn is_error(self, packet: &impl Packet) -> bool {
+        let (protocol, size) = match self {
+            Self::V4 => (9, 20),
+            Self::V6 => (6, 40),
+        };
+        let byte = |at| packet.load::<1>(OFFSET + at).map_or(0, |[byte]| byte);
+        byte(protocol) == self.icmp_numbers().0.0 && matches!(self.icmp(byte(size)), Icmp::Error)
+    }
+
     /// Replaces an address, which is there in words too, and corrects the header's own checksum and the transport's, which is at an
     /// offset if it covers addresses.
     ///

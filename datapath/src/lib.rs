@@ -32,6 +32,7 @@ pub mod plan;
 pub mod policy;
 pub mod reserve;
 pub mod service;
+pub mod share;
 pub mod socket;
 pub mod tables;
 mod to_net;

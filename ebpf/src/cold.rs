@@ -53,6 +53,8 @@ functions! {
     weir_again way::again
     /// [`plan::answer`].
     weir_answer plan::answer
+    /// [`plan::establish`].
+    weir_establish plan::establish
     /// [`plan::at_pod`].
     weir_plan_at_pod plan::at_pod
     /// [`plan::from_net`].

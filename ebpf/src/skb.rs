@@ -14,6 +14,8 @@ use weir_datapath::packet::{Changed, Delta, Zero};
 /// so a `CHECKSUM_COMPLETE` sum stays as it is. Kernels before 6.16 do not know it.
 const BPF_F_IPV6: u64 = 1 << 7;
 const EINVAL: i64 = -22;
+/// The number of a network in a tag. A tag with number 0 says a priority, and belongs to none (IEEE 802.1Q, 9.6).
+const VLAN_ID: u32 = 0xfff;
 
 pub(crate) struct Skb(pub(crate) TcContext);
 
@@ -32,7 +34,7 @@ impl Packet for Skb {
     #[inline(always)]
     fn has_stripped_vlan(&self) -> bool {
         // SAFETY: the context is valid for the run of the program.
-        unsafe { (*self.0.skb.skb).vlan_present != 0 }
+        unsafe { (*self.0.skb.skb).vlan_tci & VLAN_ID != 0 }
     }
 
     #[inline(always)]

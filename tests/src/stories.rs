@@ -175,6 +175,10 @@ fn masqueraded(family: Family, talk: Talk) -> Story {
         ),
         becomes(Hook::TO_NET, leaving(UPLINK, asked.clone()), left.clone()),
         // The second packet of the flow has the port of the first.
+        says(
+            Mark::LEAVING,
+            step(Hook::FROM_POD, Bytes::new(b, asked.clone()), Verdict::Pass),
+        ),
         becomes(Hook::TO_NET, leaving(UPLINK, asked.clone()), left.clone()),
         becomes(
             Hook::FROM_NET,
@@ -380,6 +384,21 @@ fn from_outside(family: Family) -> Vec<Story> {
             arrives(&there(client, port), there(client, far)),
             becomes(Hook::TO_NET, goes_on(there(client, far)), there(node, far)),
         ];
+        // A device behind the node takes less: the node's own error names what the client knows, and one about anybody else's
+        // packet goes as it is.
+        let says_so = |about: &[u8]| Bytes {
+            received_by: 0,
+            ..Bytes::new(UPLINK, unreachable(family, Host::Node, Host::World, about))
+        };
+        let error = says_so(&there(client, far));
+        let wanted = says_so(&there(client, port)).frame;
+        let wanted = with_quoted_checksum(wanted, &error.frame, family);
+        let own = says_so(&there(client, (Host::Node, 7)));
+        let too_big = vec![
+            arrives(&there(client, port), there(client, far)),
+            becomes(Hook::TO_NET, error, wanted),
+            step(Hook::TO_NET, own, Verdict::Pass),
+        ];
         let empty = there(client, (Host::Node, node_port(EMPTY)));
         let empty = step(
             Hook::FROM_NET,
@@ -406,6 +425,7 @@ fn from_outside(family: Family) -> Vec<Story> {
         for (name, steps) in [
             ("a node port with its backend here", local),
             ("a node port with its backend elsewhere", remote),
+            ("the node's own error about a node port", too_big),
             ("a node port without a backend", vec![empty]),
             ("a node port of a pod that takes no strangers", denied),
             ("a cluster IP is nothing to those outside", vec![cluster_ip]),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 use std::process::Command;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::Ebpf;
@@ -114,7 +114,7 @@ fn host_and_kernel_agree_on_random_packets() -> Result<()> {
     });
     let each = number("WEIR_PACKETS").unwrap_or(100_000) as usize;
     println!("WEIR_SEED={seed} WEIR_PACKETS={each}");
-    // In several runs: each must end before flows become idle. What leaves through an uplink was sent by a pod.
+    // What leaves through an uplink was sent by a pod.
     let pods = [Hook::FROM_POD, Hook::TO_POD];
     let uplinks = [Hook::TO_NET, Hook::FROM_NET];
     in_own_namespace(move || agree(seed, each, &pods, &[]))
@@ -193,6 +193,12 @@ fn host_and_kernel_agree_on_every_story() -> Result<()> {
     })
 }
 
+/// The clock that programs see, which moves with every tick.
+fn clock() -> u64 {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE);
+    time.map_or(0, |time| Duration::from(time).as_nanos() as u64)
+}
+
 /// What the program of a hook returns for a verdict: on pods' devices "pass" is the last word, on uplinks others may
 /// still have one.
 fn action(hook: Hook, verdict: Verdict) -> i32 {
@@ -259,6 +265,7 @@ fn agree(seed: u64, each: usize, hooks: &[Hook], beside: &[Hook]) -> Result<()> 
         }
         tally.run += 1;
         scratch.trace = Default::default();
+        memory.now.set(clock());
         let mut after = packet.clone();
         let verdict = decide(hook, &mut after, &memory, &mut scratch);
         match verdict {
@@ -276,10 +283,6 @@ fn agree(seed: u64, each: usize, hooks: &[Hook], beside: &[Hook]) -> Result<()> 
         mix.became(hook, verdict, scratch.trace.tuple, &after);
     }
     let elapsed = start.elapsed();
-    ensure!(
-        elapsed.as_secs() < 100,
-        "{elapsed:?}: the host's clock stands still, the kernel's flows have become idle"
-    );
     kernel.same_drops(&tallies)?;
     kernel.same_counters(&memory)?;
     let (ways, plans) = kernel.same_conversations(&memory)?;

@@ -385,7 +385,7 @@ fn plan(flow: &Flow, there: Step, back: Step, devices: [u32; 2]) -> Plan {
             epoch: AtomicU32::new(0),
             state: AtomicU32::new(opener | both | fin | heard),
             device: AtomicU32::new(devices[i]),
-            owner: flow.opener_device.max(flow.responder_device),
+            owner: flow.opener_device,
             egress_rule: AtomicU32::new(flow.egress_rule),
             ingress_rule: AtomicU32::new(flow.ingress_rule),
             step,
@@ -414,8 +414,8 @@ fn packet(source: Peer, destination: Peer, protocol: Protocol, hook: Hook) -> Wa
 fn seal(it: &mut Found) {
     let Plan { key, way, back } = &mut it.plan;
     it.answer.set_other(key, &way.step);
-    way.echo = key.echo();
-    back.echo = it.answer.echo();
+    way.echo = key.echo().into();
+    back.echo = it.answer.echo().into();
 }
 
 /// Backends as the tables of services hold them.
