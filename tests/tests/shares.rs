@@ -216,4 +216,19 @@ fn one_pod_does_not_take_the_ports_of_the_node() {
     memory.now.set(memory.now.get() + 3 * SECOND);
     assert_eq!(leave(Host::B, &udp(60_000, 53)), Verdict::Pass);
     assert_eq!(leave(Host::B, &tcp(60_000, 443, SYN)), none);
+
+    // Of a single port.
+    let memory = world();
+    let leave = |who: Host, port| {
+        let ip = Ip::between(who.ip(Family::V4), Host::World.ip(Family::V4));
+        let mut packet = marked(UPLINK, ip.frame(&udp(port, 53)), Mark::LEAVING);
+        decide(Hook::TO_NET, &mut packet, &memory, &mut Scratch::default())
+    };
+    memory.now.set(3_600 * SECOND);
+    assert_eq!(leave(Host::B, 1), Verdict::Pass);
+    memory.now.set(memory.now.get() + 3 * SECOND);
+    assert_eq!(leave(Host::A, 1), none);
+    assert_eq!(leave(Host::B, 2), Verdict::Pass);
+    memory.now.set(memory.now.get() + 31 * SECOND);
+    assert_eq!(leave(Host::A, 1), Verdict::Pass);
 }

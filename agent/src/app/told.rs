@@ -51,7 +51,13 @@ impl Probes for Told {
             self.lock_drops.store(drops, Ordering::Relaxed);
         }
         let sample = self.ask(Question::Sample).await?;
+        let shares = self.flows.shares();
+        let limited = sample
+            .devices
+            .iter()
+            .map(|(pod, ifindex)| (pod.clone(), shares.refused(*ifindex)));
         let page = Page {
+            limited: limited.filter(|(_, packets)| *packets > 0).collect(),
             sample,
             counters: self.counters.all().map_err(|e| e.to_string())?,
             drops: self.counters.drops().map_err(|e| e.to_string())?,

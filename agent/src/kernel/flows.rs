@@ -11,6 +11,7 @@ use weir_common::{Addr, Protocol};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::map::for_each;
+use super::shares::Shares;
 use super::sys;
 
 /// Tables of ways or of plans: TCP's, and everything else's.
@@ -25,6 +26,7 @@ pub(super) struct Pair {
 pub struct Flows {
     ways: Pair,
     plans: Pair,
+    shares: Shares,
 }
 
 /// A conversation as one side of the node sees it.
@@ -61,8 +63,17 @@ fn patience(protocol: Protocol, is_answered: bool, state: u32) -> Duration {
 }
 
 impl Flows {
-    pub(super) fn new(ways: Pair, plans: Pair) -> Self {
-        Self { ways, plans }
+    pub(super) fn new(ways: Pair, plans: Pair, shares: Shares) -> Self {
+        Self {
+            ways,
+            plans,
+            shares,
+        }
+    }
+
+    /// What each pod holds of them.
+    pub fn shares(&self) -> &Shares {
+        &self.shares
     }
 
     pub(super) fn ways(&self) -> &Pair {

@@ -20,6 +20,7 @@ pub mod network;
 pub mod object;
 mod ring;
 pub mod second_lock;
+mod shares;
 mod sys;
 pub mod sysctl;
 mod tc;
@@ -57,6 +58,7 @@ pub use self::links::{LinkError, Placed};
 pub use self::load::{Capacities, LoadError, Loaded, pin_path};
 pub use self::map::{MapTable, Shape};
 pub use self::ring::Ring;
+pub use self::shares::Shares;
 
 /// The socket hooks: program, and where it sits.
 const SOCKET_HOOKS: [(&str, AttachType); 8] = [
@@ -354,6 +356,7 @@ impl Kernel {
         Ok(Flows::new(
             pair("TCP_WAYS", "OTHER_WAYS")?,
             pair("TCP_PLANS", "OTHER_PLANS")?,
+            Shares::new(&self.loaded.table("SHARES")?)?,
         ))
     }
 

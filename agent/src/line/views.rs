@@ -25,6 +25,7 @@ use crate::conditions::{About, Effect, Held, ObjectFault, PodFault};
 use crate::events::{Names, protocol};
 use crate::kernel::{Conversation, Flows, clock};
 use crate::model::{Kind, ObjectName, PodNetwork};
+use crate::pods::Lease;
 
 impl<M: Machine> Line<M> {
     /// Answers whoever asked; they may have stopped waiting.
@@ -309,6 +310,12 @@ impl<M: Machine> Line<M> {
             dns_clients: self.zone.clients(),
             epoch: self.policy.tables.epoch(),
             restarts: self.settings.restarts,
+            devices: self
+                .pods
+                .open
+                .values()
+                .filter_map(|lease| device(lease))
+                .collect(),
         }
     }
 }
@@ -410,6 +417,12 @@ pub struct Sample {
     pub dns_clients: usize,
     pub epoch: u32,
     pub restarts: u64,
+    /// Pods of this node, by the interface indexes of their devices.
+    pub devices: Vec<(ObjectName, u32)>,
+}
+
+fn device(lease: &Lease) -> Option<(ObjectName, u32)> {
+    Some((subject(lease), lease.devices()?.host_ifindex))
 }
 
 fn kind(way: Way) -> &'static str {
