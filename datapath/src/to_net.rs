@@ -18,7 +18,7 @@ use crate::{arrive, icmp, nat, way};
 pub fn concerns<P: Packet>(packet: &P) -> bool {
     matches!(
         packet.mark(),
-        Mark::LEAVING | Mark::REPLY | Mark::TRANSLATED
+        Mark::LEAVING | Mark::REPLY | Mark::TRANSLATED | Mark::FORMER
     )
 }
 

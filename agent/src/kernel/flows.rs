@@ -73,6 +73,18 @@ impl Flows {
         &self.plans
     }
 
+    /// Where the packets of the other direction arrive, if this one is known.
+    ///
+    /// # Errors
+    /// The kernel refuses to read.
+    pub(super) fn other_of(&self, key: &WayKey) -> io::Result<Option<WayKey>> {
+        let table = match key.protocol {
+            Protocol::TCP => &self.ways.tcp,
+            _ => &self.ways.other,
+        };
+        Ok(find::<Way>(table, key)?.map(|way| other(key, &way)))
+    }
+
     /// Every conversation, answered or not.
     ///
     /// # Errors

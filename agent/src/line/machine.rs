@@ -60,6 +60,10 @@ pub trait Machine: Debug + Send + Sized + 'static {
     /// The kernel refuses to read or to write.
     fn adopt_conversations(&self, since: Duration) -> Result<usize>;
 
+    /// Says that our programs are on every hook, and know what those of an earlier agent knew: what that one left is of
+    /// no use any more.
+    fn end_take_over(&self);
+
     /// Gives the links by which an earlier agent holds its programs on a pod's device ours. Quick: programs of two versions
     /// do not know each other's conversations.
     ///
@@ -184,6 +188,10 @@ impl Machine for KernelMachine {
 
     fn adopt_conversations(&self, since: Duration) -> Result<usize> {
         self.kernel.adopt_conversations(since)
+    }
+
+    fn end_take_over(&self) {
+        self.kernel.end_take_over();
     }
 
     fn adopt(&self, device: &str, ifindex: u32) -> Result<()> {

@@ -191,6 +191,8 @@ impl Machine for Memory {
         Ok(())
     }
 
+    fn end_take_over(&self) {}
+
     fn adopt_conversations(&self, _since: Duration) -> Result<usize> {
         Ok(0)
     }
