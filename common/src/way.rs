@@ -150,6 +150,9 @@ impl Mark {
     pub const REPLY: Self = Self(3);
     /// Its destination was replaced where it came in.
     pub const TRANSLATED: Self = Self(4);
+    /// An agent up to 8ae8392 has let a pod send it. Its programs left it to the uplink whose source is replaced, and
+    /// are the pods' for a moment after ours are the uplink's.
+    pub const FORMER: Self = Self(5);
 }
 
 /// Bits of [`Way::state`].

@@ -380,9 +380,17 @@ fn leave<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), Dr
     if same(&key.source, &node) {
         return Ok(());
     }
-    if arrival.mark == Mark::REPLY || arrival.segment.is_answer() {
+    let mut mark = arrival.mark;
+    if mark == Mark::FORMER {
+        if !former_leaves(tables, scratch) {
+            return Ok(());
+        }
+        mark = Mark::LEAVING;
+    }
+    if mark == Mark::REPLY || arrival.segment.is_answer() {
         return Err(DropReason::NoFlow);
     }
+    let key = &scratch.trace.tuple;
     if Layout::of(arrival.family(), key.protocol).is_none() || same(&node, &Addr::ABSENT) {
         return Err(DropReason::NotTranslatable);
     }
@@ -411,11 +419,11 @@ fn leave<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), Dr
     let step = &mut plan.way.step;
     step.rewrite = Rewrite::SOURCE;
     step.addr = node;
-    step.mark = arrival.mark;
+    step.mark = mark;
     let step = &mut plan.back.step;
     step.rewrite = Rewrite::DESTINATION;
     (step.addr, step.port) = (trace.tuple.source, trace.tuple.source_port);
-    step.mark = if arrival.mark == Mark::TRANSLATED {
+    step.mark = if mark == Mark::TRANSLATED {
         Mark::REPLY
     } else {
         Mark::NONE
@@ -441,6 +449,20 @@ fn leave<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), Dr
     }
     go(tables, scratch, found);
     Ok(())
+}
+
+/// Does a packet leave with the node's address that an earlier agent's program has let a pod send? What that has
+/// translated is no pod's any more, and what somebody outside has asked a pod itself has a way at the pod's device.
+#[inline(always)]
+fn former_leaves<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> bool {
+    let key = &scratch.trace.tuple;
+    if tables.local_pod(&key.source).is_none() || !leaves(tables, &key.destination) {
+        return false;
+    }
+    scratch.other = *key;
+    scratch.other.hook = Hook::FROM_POD;
+    let way = tables.way(&scratch.other);
+    way.is_none_or(|way| way.step.mark == Mark::LEAVING)
 }
 
 /// Begins a plan for the packet at hand, which goes as it is until somebody says otherwise.

@@ -18,7 +18,7 @@ use crate::{arrive, icmp, nat, way};
 #[inline(always)]
 pub fn concerns<P: Packet>(packet: &P) -> bool {
     match packet.mark() {
-        Mark::LEAVING | Mark::REPLY | Mark::TRANSLATED => true,
+        Mark::LEAVING | Mark::REPLY | Mark::TRANSLATED | Mark::FORMER => true,
         Mark::NONE => packet.is_local() && Family::of(packet).is_ok_and(|it| it.is_error(packet)),
         _ => false,
     }

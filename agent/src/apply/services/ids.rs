@@ -122,6 +122,10 @@ impl BackendIds {
         &self.draining
     }
 
+    pub(super) fn draining_mut(&mut self) -> &mut Draining {
+        &mut self.draining
+    }
+
     /// One more use of a backend that has a number. If it was draining, it is the same one again, and what remembers
     /// it goes on. `None` if it has none.
     pub(super) fn acquire_known<T: KernelTable<BackendId, Generation>>(
