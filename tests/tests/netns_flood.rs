@@ -3,15 +3,22 @@
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use aya::maps::{Array, HashMap, Map, MapData};
+use weir_agent::kernel::pin_path;
+use weir_common::share::{self, Share};
+use weir_common::table::TABLES;
+use weir_common::way::{Way, WayKey};
 use weir_tests::load::Load;
 use weir_tests::netns::{End, Netns, link};
 use weir_tests::node::{Family, Node, NodeOptions, Pod, binary};
 use weir_tests::process::{Launch, Process};
 use weir_tests::traffic::{Conversation, PATIENCE, drops, recent_drops};
 use weir_tests::workloads::{Transport, Workload};
+use zerocopy::FromBytes as _;
 
 const NODE: &str = "198.51.100.2";
 const WORLD: &str = "198.51.100.1";
@@ -58,6 +65,31 @@ fn limited(node: &Node) -> Vec<(String, u64)> {
             (labels.to_owned(), count.parse().unwrap())
         })
         .collect()
+}
+
+/// Rows of connections that a pod has opened: as programs count them, and as they are.
+fn shares(node: &Node, pod: &Pod) -> (i64, usize) {
+    let pinned = |name| {
+        let table = TABLES.iter().find(|table| table.name == name).unwrap();
+        let path = pin_path(&node.machine().bpffs().path().join("weir"), table);
+        MapData::from_pin(path).unwrap()
+    };
+    let endpoints = node.ask("endpoints").unwrap();
+    let endpoints = endpoints.as_array().unwrap();
+    let row = endpoints
+        .iter()
+        .find(|row| row["pod"] == format!("shop/{}", pod.workload.name));
+    let ifindex = row.unwrap()["ifindex"].as_u64().unwrap() as u32;
+    let map: Array<MapData, [u8; size_of::<Share>()]> =
+        Map::Array(pinned("SHARES")).try_into().unwrap();
+    let share = Share::read_from_bytes(&map.get(&share::row(ifindex), 0).unwrap()).unwrap();
+    let map: HashMap<MapData, [u8; size_of::<WayKey>()], [u8; size_of::<Way>()]> =
+        Map::HashMap(pinned("TCP_WAYS")).try_into().unwrap();
+    let ways = map
+        .iter()
+        .map(|row| Way::read_from_bytes(&row.unwrap().1).unwrap());
+    let held = ways.filter(|way| way.owner == ifindex).count();
+    (share.rows.load(Relaxed) as i64, held)
 }
 
 #[test]
@@ -209,6 +241,12 @@ fn a_pod_that_floods_harms_itself_alone() {
         limited[0].0.contains("pod=\"noisy\"") && limited[0].1 > 0,
         "{limited:?}"
     );
+    // What each has open is counted exactly, after some thousands have come and gone.
+    for (pod, at_least) in [(&noisy, 0), (&quiet, ESTABLISHED), (&busy, ESTABLISHED)] {
+        let (counted, held) = shares(&node, pod);
+        assert_eq!(counted, held as i64);
+        assert!(held >= at_least, "{held}");
+    }
     let recent = recent_drops(&node, "pod_limit").unwrap();
     assert!(!recent.is_empty());
     assert!(

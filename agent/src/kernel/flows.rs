@@ -11,7 +11,7 @@ use weir_common::{Addr, Protocol};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::map::for_each;
-use super::shares::Shares;
+use super::shares::{Held, Shares};
 use super::sys;
 
 /// Tables of ways or of plans: TCP's, and everything else's.
@@ -167,17 +167,26 @@ impl Flows {
                 Ok(())
             })?;
         }
+        let mut held = Held::default();
         for table in [&self.ways.tcp, &self.ways.other] {
             each(table, |key, way: Way| {
                 look(&key, &way);
                 let row = Row::of(&key, &way);
                 let is_gone = is_about(&key, is_gone) || is_about(&row.other, is_gone);
+                let mut rows = 0;
                 if is_gone || row.may_be_over(key.protocol, now) {
-                    removed += end_way(table, &key, &row, now, is_gone)?;
+                    rows = end_way(table, &key, &row, now, is_gone)?;
+                    removed += rows;
+                }
+                if key.protocol == Protocol::TCP && rows > 0 {
+                    self.shares.count(way.owner, -(rows as i64));
+                } else if key.protocol == Protocol::TCP {
+                    held.count(way.owner);
                 }
                 Ok(())
             })?;
         }
+        self.shares.correct(&held);
         Ok(removed)
     }
 

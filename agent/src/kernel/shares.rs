@@ -1,8 +1,10 @@
 //! What each pod of this node holds of the tables of conversations. Programs count while we do, so both
 //! add and nobody writes.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
 use weir_common::share::{self, Share};
 use weir_common::{limits, shared};
@@ -13,6 +15,20 @@ use super::mapped::MappedRows;
 #[derive(Debug)]
 pub struct Shares {
     rows: MappedRows,
+    /// By how much each row was off when it was last looked at.
+    off: Mutex<HashMap<u32, i64>>,
+}
+
+/// Rows of `TCP_WAYS`, counted by whose they are.
+#[derive(Debug, Default)]
+pub(super) struct Held(HashMap<u32, i64>);
+
+impl Held {
+    pub(super) fn count(&mut self, ifindex: u32) {
+        if ifindex != 0 {
+            *self.0.entry(share::row(ifindex)).or_default() += 1;
+        }
+    }
 }
 
 /// The words of a row.
@@ -26,7 +42,10 @@ impl Shares {
     pub(super) fn new(table: &OwnedFd) -> io::Result<Self> {
         let rows =
             MappedRows::writable(table.as_fd(), limits::SHARES as usize, size_of::<Share>())?;
-        Ok(Self { rows })
+        Ok(Self {
+            rows,
+            off: Mutex::default(),
+        })
     }
 
     /// Packets of the pod behind an interface index that were dropped since it had used up its share.
@@ -46,7 +65,53 @@ impl Shares {
         }
     }
 
+    /// Puts right what was counted wrong: by an agent that was killed between a row and its count, or when conversations of
+    /// earlier tables were taken over. Programs go on while rows are counted, so only what two counts in a row agree on is.
+    pub(super) fn correct(&self, held: &Held) {
+        let mut last = self.off.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut now = HashMap::new();
+        for row in 0..limits::SHARES {
+            let off = held.0.get(&row).copied().unwrap_or(0) - self.rows(row);
+            let correction = agreed(last.get(&row).copied().unwrap_or(0), off);
+            if correction != 0 {
+                self.rows.add(Self::at(row) + ROWS, correction as u64);
+            }
+            if off != correction {
+                now.insert(row, off - correction);
+            }
+        }
+        *last = now;
+    }
+
     fn at(ifindex: u32) -> usize {
         share::row(ifindex) as usize * WORDS
+    }
+}
+
+/// The part of two differences that both have.
+fn agreed(a: i64, b: i64) -> i64 {
+    if a.signum() == b.signum() {
+        a.signum() * a.abs().min(b.abs())
+    } else {
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::agreed;
+
+    #[test]
+    fn what_two_counts_agree_on_is_put_right() {
+        for (a, b, expected) in [
+            (0, 0, 0),
+            (5, 5, 5),
+            (5, 3, 3),
+            (-5, -7, -5),
+            (5, -5, 0),
+            (0, 9, 0),
+        ] {
+            assert_eq!(agreed(a, b), expected, "{a} {b}");
+        }
     }
 }
