@@ -1,7 +1,7 @@
 //! Capacities, and the arithmetic that relates them. Memory is what the kernel takes, with its own
 //! overhead of about 48 bytes for each entry of a preallocated hash.
 
-/// `FRONTENDS`: 10,000 services with three ports and two families. 65,536 × (24 + 24 + 48) = 6 MB.
+/// `FRONTENDS`: 10,000 services with two ports and two families, and a row for each of their cluster IPs. 65,536 × (24 + 24 + 48) = 6 MB.
 pub const FRONTENDS: u32 = 65_536;
 /// `BACKENDS`: 100,000 endpoints, held twice while a service is rewritten. 262,144 × 24 = 6 MB.
 pub const BACKENDS: u32 = 262_144;
@@ -60,6 +60,11 @@ pub const POD_TCP_WAYS: u32 = TCP_WAYS / 4;
 pub const POD_STREAMS: u32 = OTHER_WAYS / 8;
 /// How long a datagram's conversation keeps its ways without a packet.
 pub const STREAM_SECONDS: u32 = 120;
+
+/// Packets that one CPU may refuse with an answer at once, and how many it gains in a second; those above are dropped in
+/// silence (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4).
+pub const REFUSAL_BURST: u32 = 200;
+pub const REFUSALS_PER_SECOND: u32 = 1_000;
 
 const _: () = assert!(BACKENDS >= 2 * LIVE);
 const _: () = assert!(EVENTS_BYTES.is_power_of_two() && EVENTS_BYTES.is_multiple_of(4096));

@@ -63,6 +63,8 @@ reasons! {
     22 NoNatPort "no_nat_port" "No NAT port is free: the node's address has no port left towards this peer."
     23 NotTranslatable "not_translatable" "The packet leaves the cluster, but its protocol cannot be translated or the uplink has no address of its family."
     24 PodLimit "pod_limit" "The pod has opened more conversations than one pod may: those of others keep their room."
+    26 NoService "no_service" "The destination is a Service's cluster IP, at a port or protocol that the Service does not have."
+    27 NoLocalBackend "no_local_backend" "The traffic policy of the Service is Local, and no endpoint of it is on this node."
 }
 
 /// Rows of the `DROPS` table: one more than the largest number a reason can have.

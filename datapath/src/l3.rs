@@ -1,4 +1,5 @@
-//! IPv4 and IPv6: the only file that knows one from the other. Everything after it is written once.
+//! IPv4 and IPv6: the only file that knows one from the other, but for [`crate::refuse`], which writes packets of both.
+//! Everything after it is written once.
 
 use weir_common::device::Device;
 use weir_common::nat::Uplink;

@@ -30,6 +30,7 @@ pub mod nat;
 pub mod packet;
 pub mod plan;
 pub mod policy;
+pub mod refuse;
 pub mod reserve;
 pub mod service;
 pub mod share;

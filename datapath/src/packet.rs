@@ -44,6 +44,12 @@ pub trait Packet {
         delta: Delta,
     ) -> Result<(), DropReason>;
 
+    /// Makes the frame longer, by bytes of zero, or shorter. What a device was to do with its segments is forgotten.
+    ///
+    /// # Errors
+    /// [`DropReason::WriteFailed`] when the kernel refuses.
+    fn resize(&mut self, len: u32) -> Result<(), DropReason>;
+
     /// Tells the next program of ours about the packet.
     fn set_mark(&mut self, mark: Mark);
 

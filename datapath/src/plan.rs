@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use weir_common::counter::Counter;
 use weir_common::event::Hook;
 use weir_common::policy::Class;
-use weir_common::service::NodeFlags;
+use weir_common::service::{FrontendFlags, FrontendKey, NodeFlags};
 use weir_common::way::{Mark, Plan, Rewrite, Step, Way, WayKey, WayState};
 use weir_common::{Addr, DropReason, Port, Protocol};
 
@@ -155,7 +155,8 @@ fn make_ways<T: Tables + ?Sized>(tables: &T, back: &WayKey, plan: &Plan) {
 /// Makes the plan of a conversation that a pod opens, or that is opened to one from elsewhere.
 ///
 /// Drops for what policy denies ([`crate::policy::judge`]); [`DropReason::NoFlow`] for what only answers;
-/// [`DropReason::NoBackend`], [`DropReason::NatCollision`], [`DropReason::SpoofedAddress`],
+/// [`DropReason::NoBackend`], [`DropReason::NoLocalBackend`], [`DropReason::NoService`],
+/// [`DropReason::NatCollision`], [`DropReason::SpoofedAddress`],
 /// [`DropReason::TableFull`].
 pub fn at_pod<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Outcome {
     let hook = scratch.trace.tuple.hook;
@@ -180,6 +181,11 @@ fn of_pod<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
     }
     if !opens {
         return Err(DropReason::NoFlow);
+    }
+    // Nobody has a cluster IP: what no service there takes leads nowhere.
+    let asked = FrontendKey::of_cluster_ip(scratch.trace.tuple.destination);
+    if tables.frontend(&asked).is_some() {
+        return Err(DropReason::NoService);
     }
     direct(tables, scratch)
 }
@@ -225,7 +231,13 @@ fn choose<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
     let mut candidates = Candidates::from(&scratch.frontend, first);
     for _ in 0..BACKEND_TRIES {
         let Some((backend, generation)) = candidates.next(tables) else {
-            return Err(DropReason::NoBackend);
+            // As kube-proxy does: other nodes' endpoints would serve.
+            let is_silent = scratch.frontend.flags & FrontendFlags::DROP_WHEN_EMPTY != 0;
+            return Err(if is_silent {
+                DropReason::NoLocalBackend
+            } else {
+                DropReason::NoBackend
+            });
         };
         // A pod that is its own backend would receive a packet from itself, which its kernel refuses.
         let ([a, b, _], [c, d, ..]) = (*backend.words(), *scratch.trace.tuple.words());
@@ -323,7 +335,8 @@ fn leaves<T: Tables + ?Sized>(tables: &T, addr: &Addr) -> bool {
 
 /// Makes the plan of a conversation from outside, if it is for a service. What is not passes untouched.
 ///
-/// Drops for [`DropReason::NoFlow`], [`DropReason::NoBackend`], [`DropReason::NatCollision`],
+/// Drops for [`DropReason::NoFlow`], [`DropReason::NoBackend`], [`DropReason::NoLocalBackend`],
+/// [`DropReason::NatCollision`],
 /// [`DropReason::NotTranslatable`], [`DropReason::TableFull`]. Who judges it is the pod's side.
 pub fn from_net<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Outcome {
     Outcome::of(of_net(tables, scratch).map(|()| true))
@@ -461,8 +474,10 @@ fn former_leaves<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> bool 
     }
     scratch.other = *key;
     scratch.other.hook = Hook::FROM_POD;
-    let way = tables.way(&scratch.other);
-    way.is_none_or(|way| way.step.mark == Mark::LEAVING)
+    match tables.way(&scratch.other) {
+        Some(way) => way.step.mark == Mark::LEAVING,
+        None => tables.plan(&scratch.other).is_none(),
+    }
 }
 
 /// Begins a plan for the packet at hand, which goes as it is until somebody says otherwise.

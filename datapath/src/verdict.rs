@@ -17,6 +17,21 @@ pub enum Verdict {
     /// Straight into the pod behind this interface index of a host end.
     Redirect(u32),
     Drop(DropReason),
+    /// Dropped, and its sender is told ([`crate::refuse::refuse`]).
+    Refuse(DropReason),
+}
+
+impl Verdict {
+    /// What becomes of a packet that cannot go on, where who has sent it may be told.
+    #[inline(always)]
+    pub(crate) const fn refused(reason: DropReason) -> Self {
+        match reason {
+            DropReason::NoBackend | DropReason::BackendGone | DropReason::NoService => {
+                Self::Refuse(reason)
+            }
+            _ => Self::Drop(reason),
+        }
+    }
 }
 
 /// The memory of one decision. The caller owns it, since the stack of a BPF program has no room for it:

@@ -4,6 +4,7 @@ use core::arch::asm;
 use core::mem::offset_of;
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::helpers::generated::bpf_skb_change_tail;
 use aya_ebpf::programs::TcContext;
 use weir_common::DropReason;
 use weir_common::way::Mark;
@@ -109,6 +110,17 @@ impl Packet for Skb {
             }
         };
         result.map_err(|_| DropReason::WriteFailed)
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, len: u32) -> Result<(), DropReason> {
+        // SAFETY: the context is valid for the run of the program.
+        let refused = unsafe { bpf_skb_change_tail(self.0.skb.skb, len, 0) };
+        if refused == 0 {
+            Ok(())
+        } else {
+            Err(DropReason::WriteFailed)
+        }
     }
 
     #[inline(always)]

@@ -116,6 +116,11 @@ impl Packet for Bytes {
         Ok(())
     }
 
+    fn resize(&mut self, len: u32) -> Result<(), DropReason> {
+        self.frame.resize(len as usize, 0);
+        Ok(())
+    }
+
     fn set_mark(&mut self, mark: Mark) {
         self.mark = (self.mark & !Mark::MASK) | mark.bits();
     }

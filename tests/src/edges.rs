@@ -114,7 +114,12 @@ fn plain(family: Family, push: Push<'_>) {
         (
             "to a service without backends",
             sent(Host::A, EMPTY, family, &to_service),
-            drop(DropReason::NoBackend),
+            Verdict::Refuse(DropReason::NoBackend),
+        ),
+        (
+            "a datagram to a service without backends",
+            sent(Host::A, EMPTY, family, &udp(1000, SERVICE_PORT)),
+            Verdict::Refuse(DropReason::NoBackend),
         ),
         (
             "to itself through a service",
@@ -124,7 +129,7 @@ fn plain(family: Family, push: Push<'_>) {
         (
             "to a service's other port",
             sent(Host::B, NEAR, family, &tcp(1000, 81, SYN)),
-            Verdict::Pass,
+            Verdict::Refuse(DropReason::NoService),
         ),
         (
             "port 0",

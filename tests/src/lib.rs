@@ -59,6 +59,7 @@ pub mod process;
 pub mod programs;
 #[cfg(feature = "full")]
 pub mod real;
+pub mod refusals;
 pub mod run;
 #[cfg(feature = "full")]
 pub mod shop;

@@ -191,7 +191,7 @@ impl Mix {
 
     /// Tells what became of a frame.
     pub fn became(&mut self, hook: Hook, verdict: Verdict, tuple: WayKey, after: &Bytes) {
-        if matches!(verdict, Verdict::Drop(_)) {
+        if matches!(verdict, Verdict::Drop(_) | Verdict::Refuse(_)) {
             return;
         }
         let packet = after.frame.get(L3..).unwrap_or_default().to_vec();

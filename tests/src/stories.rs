@@ -3,13 +3,16 @@
 //! against the kernel.
 
 use weir_common::DropReason;
+use weir_common::counter::Counter;
 use weir_common::event::Hook;
 use weir_common::way::Mark;
-use weir_datapath::{Scratch, Verdict, from_net, from_pod, to_net, to_pod};
+use weir_datapath::refuse::refuse;
+use weir_datapath::{Scratch, Tables as _, Verdict, from_net, from_pod, to_net, to_pod};
 
 use crate::bytes::{Bytes, leaving, marked, translated};
 use crate::edges::{tcp, udp};
 use crate::frames::{ACK, Echo, Ip, L3, SYN, Transport};
+use crate::refusals::refusal;
 use crate::tables::Memory;
 use crate::world::{
     BACKEND_PORT, EMPTY, FAMILIES, Family, Host, NAT_PORT, NEAR, OWN, REMOTE, SERVICE_PORT, UPLINK,
@@ -35,14 +38,22 @@ pub struct Step {
     pub says: Option<Mark>,
 }
 
-/// What the program of a hook decides.
+/// What the program of a hook decides. A packet that is refused becomes the answer to it, or else is dropped.
 pub fn decide(hook: Hook, packet: &mut Bytes, memory: &Memory, scratch: &mut Scratch) -> Verdict {
-    match hook {
+    let verdict = match hook {
         Hook::FROM_POD => from_pod(packet, memory, scratch),
         Hook::TO_POD => to_pod(packet, memory, scratch),
         Hook::TO_NET => to_net(packet, memory, scratch),
         _ => from_net(packet, memory, scratch),
+    };
+    let Verdict::Refuse(reason) = verdict else {
+        return verdict;
+    };
+    if refuse(packet, scratch).is_err() {
+        return Verdict::Drop(reason);
     }
+    memory.count(Counter::Refusals);
+    verdict
 }
 
 /// One end of a conversation.
@@ -399,12 +410,16 @@ fn from_outside(family: Family) -> Vec<Story> {
             becomes(Hook::TO_NET, error, wanted),
             step(Hook::TO_NET, own, Verdict::Pass),
         ];
-        let empty = there(client, (Host::Node, node_port(EMPTY)));
+        let asks = there(client, (Host::Node, node_port(EMPTY)));
         let empty = step(
             Hook::FROM_NET,
-            Bytes::new(UPLINK, empty),
-            drop(DropReason::NoBackend),
+            Bytes::new(UPLINK, asks.clone()),
+            Verdict::Refuse(DropReason::NoBackend),
         );
+        let empty = Step {
+            after: Some(refusal(&asks)),
+            ..empty
+        };
         // A isolates itself from strangers.
         let (closed, a) = ((Host::Node, node_port(OWN)), (Host::A, BACKEND_PORT));
         let ifindex = Host::A.ifindex().unwrap_or(0);

@@ -414,8 +414,8 @@ fn a_backend_that_is_gone_is_never_reached_again() {
         let answer = tcp(BACKEND_PORT, 1000, SYN | ACK);
         let answer = received(Host::Far, Host::A, family, &answer);
         let (gone, none) = (
-            dropped(DropReason::BackendGone),
-            dropped(DropReason::NoBackend),
+            Verdict::Refuse(DropReason::BackendGone),
+            Verdict::Refuse(DropReason::NoBackend),
         );
         // It drains, it is usable again, it is gone, it drains under a number that is another's, it is another.
         for (generation, going_on, new) in [

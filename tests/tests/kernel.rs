@@ -5,17 +5,17 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 use std::process::Command;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::Ebpf;
-use aya::maps::{HashMap, MapData, PerCpuArray};
+use aya::maps::{HashMap, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::{CgroupAttachMode, Program, SchedClassifier, TestRun as _, TestRunOptions};
 use weir_agent::kernel::object::OBJECT;
 use weir_common::DropReason;
 use weir_common::Protocol;
 use weir_common::counter::Counter;
-use weir_common::event::Hook;
+use weir_common::event::{EventLimit, Hook};
 use weir_common::service::{Affinity, AffinityKey};
 use weir_common::table::TABLES;
 use weir_common::way::{Plan, Way, WayKey};
@@ -193,10 +193,32 @@ fn host_and_kernel_agree_on_every_story() -> Result<()> {
     })
 }
 
-/// The clock that programs see, which moves with every tick.
-fn clock() -> u64 {
-    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE);
-    time.map_or(0, |time| Duration::from(time).as_nanos() as u64)
+#[test]
+fn refusals_above_their_rate_are_silent_and_counted() -> Result<()> {
+    in_own_namespace(|| {
+        let mut cpu = nix::sched::CpuSet::new();
+        cpu.set(0)?;
+        nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &cpu)?;
+        let mut kernel = Kernel::new()?;
+        programs::write_all(&mut kernel.ebpf, &world())?;
+        kernel.allow_refusals(2)?;
+        let name = "a datagram to a service without backends (V4)";
+        let edge = edges().into_iter().find(|edge| edge.name == name);
+        let Arrival { hook, packet } = edge.context(name)?.arrival;
+        for (answer, is_answered) in [(7, true), (7, true), (2, false), (2, false)] {
+            let (said, frame, _) = kernel.run(hook, &packet)?;
+            ensure!(said == answer && (frame != packet.frame) == is_answered);
+        }
+        let tally = Tally {
+            drops: BTreeMap::from([(DropReason::NoBackend as u8, 4)]),
+            ..Tally::default()
+        };
+        kernel.same_drops(&BTreeMap::from([((hook.0, 0), tally)]))?;
+        let map: PerCpuArray<_, u64> = programs::map(&mut kernel.ebpf, "COUNTERS")?.try_into()?;
+        let refusals: u64 = map.get(&(Counter::Refusals as u32), 0)?.iter().sum();
+        ensure!(refusals == 2, "{refusals}");
+        Ok(())
+    })
 }
 
 /// What the program of a hook returns for a verdict: on pods' devices "pass" is the last word, on uplinks others may
@@ -205,7 +227,7 @@ fn action(hook: Hook, verdict: Verdict) -> i32 {
     match verdict {
         Verdict::Pass if matches!(hook, Hook::FROM_POD | Hook::TO_POD) => 0,
         Verdict::Pass => -1,
-        Verdict::Redirect(_) => 7,
+        Verdict::Redirect(_) | Verdict::Refuse(_) => 7,
         Verdict::Drop(_) => 2,
     }
 }
@@ -265,13 +287,15 @@ fn agree(seed: u64, each: usize, hooks: &[Hook], beside: &[Hook]) -> Result<()> 
         }
         tally.run += 1;
         scratch.trace = Default::default();
-        memory.now.set(clock());
+        memory.now.set(programs::clock());
         let mut after = packet.clone();
         let verdict = decide(hook, &mut after, &memory, &mut scratch);
         match verdict {
             Verdict::Pass => tally.pass += 1,
             Verdict::Redirect(_) => tally.redirect += 1,
-            Verdict::Drop(reason) => *tally.drops.entry(reason as u8).or_default() += 1,
+            Verdict::Drop(reason) | Verdict::Refuse(reason) => {
+                *tally.drops.entry(reason as u8).or_default() += 1
+            }
         }
         let (answer, frame, mark) = kernel.run(hook, &packet)?;
         ensure!(
@@ -387,7 +411,9 @@ impl Kernel {
             let program: &mut SchedClassifier = ebpf.program_mut(name).context(name)?.try_into()?;
             program.load()?;
         }
-        Ok(Self { ebpf })
+        let mut kernel = Self { ebpf };
+        kernel.allow_refusals(u32::MAX)?;
+        Ok(kernel)
     }
 
     fn run(&self, hook: Hook, packet: &Bytes) -> Result<(i32, Vec<u8>, u32)> {
@@ -399,7 +425,8 @@ impl Kernel {
         let received = packet.received_by.to_ne_bytes();
         context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&received);
         let mut context_after = [0; CONTEXT];
-        let mut frame = vec![0; packet.frame.len()];
+        // An answer may be longer than what it refuses.
+        let mut frame = vec![0; packet.frame.len() + 64];
         let result = program
             .test_run(TestRunOptions {
                 data_in: Some(&packet.frame),
@@ -409,9 +436,25 @@ impl Kernel {
                 ..TestRunOptions::default()
             })
             .with_context(|| format!("run {name} on {packet:02x?}"))?;
+        frame.truncate(result.data_size_out as usize);
         let mut mark = [0; 4];
         mark.copy_from_slice(&context_after[MARK..MARK + 4]);
         Ok((result.return_value as i32, frame, u32::from_ne_bytes(mark)))
+    }
+
+    /// So many packets may be refused with an answer on each CPU, and never more: no time is after that of the last filling.
+    fn allow_refusals(&mut self, tokens: u32) -> Result<()> {
+        let bucket = EventLimit {
+            filled: u64::MAX,
+            tokens,
+            limited: 0,
+        };
+        let bucket: [u64; 2] = transmute!(bucket);
+        let mut map: PerCpuArray<_, [u64; 2]> =
+            programs::map(&mut self.ebpf, "EVENT_LIMITS")?.try_into()?;
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
+        map.set(0, PerCpuValues::try_from(vec![bucket; cpus])?, 0)?;
+        Ok(())
     }
 
     fn forget_flows(&mut self) -> Result<()> {

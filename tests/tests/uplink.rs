@@ -63,8 +63,8 @@ fn a_backend_that_drains_keeps_its_connections_and_gets_nothing_new() {
         for transport in [tcp(5000, port, ACK), udp(5000, port)] {
             assert_eq!(ask(&memory, transport), Verdict::Pass);
         }
-        let nothing = Verdict::Drop(DropReason::NoBackend);
-        let gone = Verdict::Drop(DropReason::BackendGone);
+        let nothing = Verdict::Refuse(DropReason::NoBackend);
+        let gone = Verdict::Refuse(DropReason::BackendGone);
         // The backend's generation from now on; what becomes of a segment of the connection that is there, of a new
         // connection, and of a datagram to where one went before.
         let steps = [

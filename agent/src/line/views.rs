@@ -135,7 +135,9 @@ impl<M: Machine> Line<M> {
                     let holder = self.services.claims.holder(&frontend.key)?;
                     (*holder != plan.id).then(|| format!("belongs to {holder}"))
                 };
-                plan.frontends.iter().map(move |frontend| ServiceView {
+                let frontends = plan.frontends.iter();
+                let asked = frontends.filter(|frontend| !frontend.key.is_of_cluster_ip());
+                asked.map(move |frontend| ServiceView {
                     service: plan.id.to_string(),
                     kind: kind(frontend.way).to_owned(),
                     clients: clients(frontend.key.scope).to_owned(),
