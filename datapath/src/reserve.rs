@@ -78,7 +78,6 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
         && let Some(share) = tables.share(owner)
         && !share::may_open(&share, back.protocol, tables.now())
         && tables.way(back).is_none()
-        && tables.plan(back).is_none_or(|held| !held.key.is(&plan.key))
     {
         share.refused.fetch_add(1, Relaxed);
         return Err(DropReason::PodLimit);
@@ -97,7 +96,17 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
         } else if !is_forgotten(tables, plan, &held) {
             return Ok(Reserved::Taken);
         }
-        tables.replace_plan(back, plan)?;
+        // What is put in the place of another costs whoever was used longest ago its row.
+        let is_the_same = reserved == Reserved::Again
+            && held.way.step.is(&plan.way.step)
+            && held.way.backend == plan.way.backend
+            && held.way.generation.0 == plan.way.generation.0;
+        if is_the_same {
+            refresh(&held.way, &plan.way);
+            refresh(&held.back, &plan.back);
+        } else {
+            tables.replace_plan(back, plan)?;
+        }
     }
     if let Some(way) = tables.way(back) {
         other.set_other(back, &way.step);
@@ -120,13 +129,32 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
             return Ok(Reserved::Taken);
         }
     }
+    // What is sent again and again without an answer keeps its row from others, too.
+    let is_tcp = back.protocol == Protocol::TCP;
     if is_of_pod
-        && reserved == Reserved::New
+        && (reserved == Reserved::New || !is_tcp)
         && let Some(share) = tables.share(owner)
     {
         share::open(&share, tables.now());
     }
     Ok(reserved)
+}
+
+/// Makes a row say what its plan says now, but for what cannot have changed.
+#[inline(always)]
+fn refresh(held: &Way, now: &Way) {
+    held.seen.store(now.seen.load(Relaxed), Relaxed);
+    held.packets.store(now.packets.load(Relaxed), Relaxed);
+    held.bytes.store(now.bytes.load(Relaxed), Relaxed);
+    held.epoch.store(now.epoch.load(Relaxed), Relaxed);
+    held.state.store(now.state.load(Relaxed), Relaxed);
+    held.device.store(now.device.load(Relaxed), Relaxed);
+    let rules = (
+        now.egress_rule.load(Relaxed),
+        now.ingress_rule.load(Relaxed),
+    );
+    held.egress_rule.store(rules.0, Relaxed);
+    held.ingress_rule.store(rules.1, Relaxed);
 }
 
 /// What is known of the answers that have come.

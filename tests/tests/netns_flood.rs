@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::channel;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -25,11 +26,39 @@ const WORLD: &str = "198.51.100.1";
 /// Datagrams per second of the one who floods.
 const RATE: u32 = 50_000;
 const ESTABLISHED: usize = 500;
+/// Where an answer takes its time, as a server of names does that has to ask others.
+const SLOW: u16 = 8083;
+const DELAY: Duration = Duration::from_millis(1_200);
 
 /// Every flood lasts so long. `WEIR_FLOOD_SECONDS=60` for the minute of the target.
 fn seconds() -> u32 {
     let said = std::env::var("WEIR_FLOOD_SECONDS").ok();
     said.and_then(|text| text.parse().ok()).unwrap_or(6)
+}
+
+/// Answers every datagram as `weir-echo` does, but late. Ends with the process.
+fn answer_late(world: &Netns) {
+    let socket = world
+        .run(|| UdpSocket::bind(("0.0.0.0", SLOW)))
+        .unwrap()
+        .unwrap();
+    let answers = socket.try_clone().unwrap();
+    let (tell, told) = channel::<(Instant, Vec<u8>, SocketAddr)>();
+    std::thread::spawn(move || {
+        for (due, bytes, peer) in told {
+            sleep(due.saturating_duration_since(Instant::now()));
+            // Whoever asked may be gone.
+            answers.send_to(&bytes, peer).ok();
+        }
+    });
+    std::thread::spawn(move || {
+        let mut buffer = [0; 1_500];
+        while let Ok((length, peer)) = socket.recv_from(&mut buffer) {
+            let due = Instant::now() + DELAY;
+            let answer = [b"late ", &buffer[..length]].concat();
+            tell.send((due, answer, peer)).ok();
+        }
+    });
 }
 
 /// Counts packets that arrive in a namespace with a source of another network than the node's.
@@ -117,6 +146,7 @@ fn a_pod_that_floods_harms_itself_alone() {
     // What goes to nobody ends here, in silence.
     world.ip("route add blackhole 203.0.113.0/24").unwrap();
     count_strangers(&world);
+    answer_late(&world);
     let server = |port: &str, transport: &str| -> Process {
         let mut server = Launch::new("server", binary("weir-echo"))
             .in_netns(&world)
@@ -160,14 +190,18 @@ fn a_pod_that_floods_harms_itself_alone() {
     let seconds = seconds();
     let mut lost = Vec::new();
     for (kind, target, targets, open) in [
-        ("many", "203.0.113.0:9", 250, 8080),
-        ("one", "198.51.100.1:9", 1, 8080),
+        ("many", "203.0.113.0:9", 251, 8080),
+        ("one", "198.51.100.1:8081", 1, 8080),
         ("a service", "10.96.0.77:8081", 1, 8080),
     ] {
         let loads: Vec<Load> = [
             format!("--kind http --target {} --rate 100", to_world(open)),
             format!("--kind http --target 10.96.0.77:80 --rate 50"),
-            format!("--kind udp --target {} --rate 50", to_world(8081)),
+            format!("--kind udp --target {} --rate 25", to_world(8081)),
+            format!(
+                "--kind udp --target {} --rate 25 --patience 1900",
+                to_world(SLOW)
+            ),
         ]
         .into_iter()
         .map(|words| Load::start(&quiet, &format!("{words} --seconds {seconds}")).unwrap())
