@@ -179,7 +179,7 @@ mod tests {
             let ports = Ports::parse(list).unwrap();
             assert_eq!(ports.with(&ours).to_string(), with);
             assert_eq!(ports.without(&ours).to_string(), without);
-            assert_eq!(Ports::parse(with).unwrap(), ports.with(&ours));
+            assert!(Ports::parse(with).unwrap() == ports.with(&ours), "{with}");
         }
         for list in ["x", "1-", "-", "70000", "20-10"] {
             assert!(Ports::parse(list).is_err(), "{list}");
