@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation, Segment};
 
-use super::ids::{BackendIds, Identity};
+use super::ids::{BackendIds, Identity, NO_BACKEND};
 use super::runs::Runs;
 use super::{Deletes, KernelTable, Run, RunKind, Services, Statuses, Table, TableError};
 use crate::apply::Origin;
@@ -150,7 +150,7 @@ where
                     addr: row.addr,
                     port: row.port,
                 };
-                let usable = row.id != 0 && (row.id as usize) < capacity && row.flags == 0;
+                let usable = row.id != NO_BACKEND && (row.id as usize) < capacity && row.flags == 0;
                 usable.then_some((addr, row.id))
             })
             .collect()
@@ -182,7 +182,12 @@ where
             .all_actual()
             .map(|(id, generation)| (*id, *generation))
             .collect();
+        // What an empty row of `BACKENDS` says is no backend, whatever somebody has written there.
+        self.live.desire(NO_BACKEND, Generation::default().gone());
         for (id, generation) in found {
+            if id == NO_BACKEND {
+                continue;
+            }
             self.live.desire(id, generation);
             if self.ids.is_used(id) || generation.is_usable() {
                 self.ids.pass_over(id);

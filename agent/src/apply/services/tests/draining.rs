@@ -1,6 +1,7 @@
 //! What becomes of a backend that leaves a run: it drains, comes back, or is gone.
 
 use super::*;
+use crate::apply::KernelTable as _;
 
 /// What the Service should be next: the endpoints that are ready, and those that are named although they are not.
 /// `None`: it is deleted.
@@ -285,4 +286,27 @@ fn before_every_input_is_synced_nothing_ends() {
     services.allow_deletes(world.now());
     services.tick(world.now());
     assert_eq!(state(&world, id), DRAINING);
+}
+
+#[test]
+fn the_number_of_nobody_is_gone_whatever_is_written_there() {
+    for found in [0, USABLE, DRAINING, GONE, USABLE + 4] {
+        // Two numbers beside it.
+        let world = World::with_live(0, 64, 3);
+        let nobody = || world.live.rows().get(&0).copied().unwrap_or_default();
+        let written = Generation(found);
+        let mut live = world.live.clone();
+        live.set(&[(0, written)]).unwrap();
+        let mut services = restart(&world, &Model::default());
+        assert!(nobody().is_gone() && nobody().0 != 0, "{found}");
+        world.apply(&mut services, change((&[1], &[])));
+        for next in [3, 4, 5] {
+            world.apply(&mut services, change((&[next], &[])));
+            world.advance(UNNAMED);
+            services.tick(world.now());
+            let id = id_of(&world, next).unwrap();
+            assert_ne!(id, 0, "{found}");
+        }
+        assert!(nobody().is_gone(), "{found}");
+    }
 }
