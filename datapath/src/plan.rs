@@ -130,7 +130,8 @@ fn make_ways<T: Tables + ?Sized>(tables: &T, back: &WayKey, plan: &Plan) {
     {
         return;
     }
-    match way::add(tables, &plan.key, &plan.way) {
+    let added = way::add(tables, &plan.key, &plan.way);
+    match added {
         Ok(Added::New) => {}
         // Another CPU has had the same packet in this moment; or this opener has gone another way before.
         Ok(Added::Already)
@@ -140,7 +141,10 @@ fn make_ways<T: Tables + ?Sized>(tables: &T, back: &WayKey, plan: &Plan) {
         _ => return,
     }
     if way::add(tables, back, &plan.back).is_err() {
-        way::remove(tables, &plan.key, owner);
+        // What was there before is somebody's.
+        if added == Ok(Added::New) {
+            way::remove(tables, &plan.key, owner);
+        }
         return;
     }
     tables.remove_plan(back);
