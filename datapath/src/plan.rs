@@ -11,6 +11,7 @@ use weir_common::way::{Mark, Plan, Rewrite, Step, Way, WayKey, WayState};
 use weir_common::{Addr, DropReason, Port, Protocol};
 
 use crate::arrive::Origin;
+use crate::fragment;
 use crate::l4::{Layout, Segment};
 use crate::reserve::Reserved;
 use crate::service::{self, Candidates};
@@ -68,6 +69,7 @@ fn take_answer<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<
     scratch.device = plan.back.device.load(Relaxed);
     let is_first = plan.back.packets.load(Relaxed) == 0;
     account(tables, scratch, &plan.back);
+    fragment::remember(tables, scratch);
     // A refusal is no answer: it would let a flood of SYNs to a closed port fill the table of the answered.
     if segment.is_rst() || segment.is_syn() {
         if segment.is_rst() {
@@ -181,6 +183,7 @@ fn of_pod<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
     // What a pod and its own node say to each other is always allowed, and needs no memory.
     if tables.class(&scratch.trace.tuple.destination) == Class::OWN_NODE {
         scratch.pass(Mark::PASSED);
+        fragment::remember(tables, scratch);
         return Ok(());
     }
     if !opens {
@@ -199,6 +202,7 @@ fn to_pod<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
     let arrival = &scratch.arrival;
     if arrival.origin == Origin::Node {
         scratch.pass(Mark::PASSED);
+        fragment::remember(tables, scratch);
         return Ok(());
     }
     // A pod of this node does not send from elsewhere.
@@ -537,6 +541,7 @@ fn seal(scratch: &mut Scratch, other: Hook) {
 /// Sends the packet of a plan its way.
 #[inline(always)]
 fn go<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch, reserved: Reserved) {
+    fragment::remember(tables, scratch);
     let Scratch {
         plan,
         back,

@@ -10,6 +10,7 @@ use weir_common::service::{BackendId, Generation};
 use weir_common::way::{Way, WayKey, WayState};
 use weir_common::{DropReason, Protocol, limits};
 
+use crate::fragment;
 use crate::policy::Judgement;
 use crate::service::{self, Asks};
 use crate::share;
@@ -188,6 +189,7 @@ fn go_on<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<bool, 
         return Ok(false);
     }
     account(tables, scratch, way);
+    fragment::remember(tables, scratch);
     if is_tcp {
         end(tables, scratch, way, state);
     }

@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use weir_common::counter::{COUNTERS, Counter};
 use weir_common::device::{Device, LocalPod};
+use weir_common::fragment::{Fragment, FragmentKey};
 use weir_common::nat::{ClusterKey, PortRange, Uplink};
 use weir_common::node::{Features, NodeConfig};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
@@ -38,6 +39,7 @@ pub struct Memory {
     pub ways: RefCell<HashMap<WayKey, Rc<Way>>>,
     pub plans: RefCell<HashMap<WayKey, Rc<Plan>>>,
     pub shares: RefCell<HashMap<u32, Rc<Share>>>,
+    pub fragments: RefCell<HashMap<FragmentKey, Fragment>>,
     pub affinity: RefCell<HashMap<AffinityKey, Affinity>>,
     pub sockets: RefCell<HashMap<SocketKey, SocketPeer>>,
     pub uplinks: HashMap<u32, Rc<Uplink>>,
@@ -204,6 +206,14 @@ impl Tables for Memory {
     fn share(&self, ifindex: u32) -> Option<Rc<Share>> {
         let mut shares = self.shares.borrow_mut();
         Some(shares.entry(share::row(ifindex)).or_default().clone())
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn keep_fragment(&self, key: &FragmentKey, row: &Fragment) {
+        self.fragments.borrow_mut().insert(*key, *row);
     }
 
     fn uplink(&self, ifindex: u32) -> Option<Rc<Uplink>> {
