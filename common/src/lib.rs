@@ -14,6 +14,7 @@ pub mod allocator;
 pub mod counter;
 pub mod device;
 pub mod event;
+pub mod fragment;
 pub mod limits;
 pub mod nat;
 pub mod node;

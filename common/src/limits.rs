@@ -35,6 +35,9 @@ pub const OTHER_WAYS: u32 = 131_072;
 /// `TCP_PLANS`, `OTHER_PLANS`: a flood of what nobody answers fills its table and no other.
 /// 32,768 × (40 + 232 + 48) = 10 MB each.
 pub const PLANS: u32 = 32_768;
+/// `FRAGMENTS`: packets whose fragments are under way, at each program that they meet. An eighth of the identifications of
+/// IPv4: where a sender's come round within the life of a row, it has been pushed out. 8,192 × (48 + 16 + 48) = 1 MB.
+pub const FRAGMENTS: u32 = 8_192;
 /// `UPLINKS`: devices of the node that lead out of it.
 pub const UPLINKS: u32 = 64;
 /// `CLUSTER`: ranges of pods and addresses of 5,000 nodes, two families each. Not preallocated.

@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 pub mod arrive;
+pub mod fragment;
 mod from_net;
 mod from_pod;
 pub mod icmp;

@@ -11,6 +11,7 @@ use weir_common::way::{Mark, Plan, Rewrite, Step, Way, WayKey, WayState};
 use weir_common::{Addr, DropReason, Port, Protocol};
 
 use crate::arrive::Origin;
+use crate::fragment;
 use crate::l4::Layout;
 use crate::reserve::Reserved;
 use crate::service::{self, Candidates};
@@ -67,6 +68,7 @@ fn take_answer<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<
     scratch.device = plan.back.device.load(Relaxed);
     scratch.state = plan.back.state.load(Relaxed);
     account(tables, scratch, &plan.back);
+    fragment::remember(tables, scratch);
     // A refusal is no answer: it would let a flood of SYNs to a closed port fill the table of the answered.
     if segment.is_rst() || segment.is_syn() {
         if segment.is_rst() {
@@ -122,6 +124,7 @@ fn of_pod<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
     // What a pod and its own node say to each other is always allowed, and needs no memory.
     if tables.class(&scratch.trace.tuple.destination) == Class::OWN_NODE {
         scratch.pass(Mark::PASSED);
+        fragment::remember(tables, scratch);
         return Ok(());
     }
     if !opens {
@@ -135,6 +138,7 @@ fn to_pod<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
     let arrival = &scratch.arrival;
     if arrival.origin == Origin::Node {
         scratch.pass(Mark::PASSED);
+        fragment::remember(tables, scratch);
         return Ok(());
     }
     // A pod of this node does not send from elsewhere.
@@ -435,6 +439,7 @@ fn seal(scratch: &mut Scratch, other: Hook) {
 /// Sends the first packet of a plan its way. A datagram that is not the first makes ways of it: nobody may ever answer.
 #[inline(always)]
 fn go<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch, reserved: Reserved) {
+    fragment::remember(tables, scratch);
     let Scratch { plan, back, .. } = scratch;
     scratch.step = plan.way.step;
     scratch.state = plan.way.state.load(Relaxed);

@@ -4,6 +4,7 @@ use core::ops::Deref;
 
 use weir_common::counter::Counter;
 use weir_common::device::{Device, LocalPod};
+use weir_common::fragment::{Fragment, FragmentKey};
 use weir_common::nat::{PortRange, Uplink};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{
@@ -83,6 +84,10 @@ pub trait Tables {
     fn replace_plan(&self, answer: &WayKey, plan: &Plan) -> Result<(), DropReason>;
 
     fn remove_plan(&self, answer: &WayKey);
+
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
+    /// Best effort: a row that finds no room costs a packet its later fragments.
+    fn keep_fragment(&self, key: &FragmentKey, row: &Fragment);
 
     /// The addresses of the device with this interface index, if it is an uplink.
     fn uplink(&self, ifindex: u32) -> Option<Self::UplinkRef>;

@@ -1,11 +1,13 @@
 //! What happens to a packet, and the memory in which it is decided.
 
 use weir_common::DropReason;
+use weir_common::fragment::{Fragment, FragmentKey};
 use weir_common::policy::RuleId;
 use weir_common::service::{Affinity, AffinityKey, Frontend};
 use weir_common::way::{Mark, Plan, Step, WayKey};
 
 use crate::arrive::Arrival;
+use crate::l3::Part;
 use crate::policy::Judgement;
 
 /// What happens to a packet.
@@ -28,6 +30,10 @@ pub struct Scratch {
     pub trace: Trace,
     /// [`crate::arrive::read`]: the packet, beside its key in the trace.
     pub(crate) arrival: Arrival,
+    /// [`crate::fragment`]: the headers between; what the packet has in common with its other fragments, and what the first one says.
+    pub(crate) part: Part,
+    pub(crate) fragment: FragmentKey,
+    pub(crate) first: Fragment,
     /// Whoever knows the way: what becomes of the packet; the interface index of the pod that it is handed to, 0 for the
     /// kernel's stack; bits of [`weir_common::way::WayState`] as they were.
     pub(crate) step: Step,

@@ -9,6 +9,7 @@ use weir_common::service::{BackendId, Generation};
 use weir_common::way::{Way, WayKey, WayState};
 use weir_common::{DropReason, Protocol};
 
+use crate::fragment;
 use crate::policy::Judgement;
 use crate::service::{self, Asks};
 use crate::tables::Tables;
@@ -175,6 +176,7 @@ fn go_on<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<bool, 
         return Ok(false);
     }
     account(tables, scratch, way);
+    fragment::remember(tables, scratch);
     if is_tcp {
         end(tables, scratch, way, state);
     }

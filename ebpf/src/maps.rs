@@ -10,6 +10,7 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use weir_common::counter::{COUNTERS as COUNTER_ROWS, Counter, Drops};
 use weir_common::device::{Device, LocalPod};
 use weir_common::event::EventLimit;
+use weir_common::fragment::{Fragment, FragmentKey};
 use weir_common::nat::{ClusterKey, InCluster, PortRange, Uplink};
 use weir_common::node::{Features, NodeConfig};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
@@ -65,6 +66,9 @@ static OTHER_WAYS: LruHashMap<WayKey, Way> = LruHashMap::with_max_entries(limits
 static TCP_PLANS: LruHashMap<WayKey, Plan> = LruHashMap::with_max_entries(limits::PLANS, 0);
 #[map]
 static OTHER_PLANS: LruHashMap<WayKey, Plan> = LruHashMap::with_max_entries(limits::PLANS, 0);
+#[map]
+static FRAGMENTS: LruHashMap<FragmentKey, Fragment> =
+    LruHashMap::with_max_entries(limits::FRAGMENTS, 0);
 #[map]
 static UPLINKS: HashMap<u32, Uplink> = HashMap::with_max_entries(limits::UPLINKS, 0);
 #[map]
@@ -276,6 +280,17 @@ impl Tables for Maps {
         } else {
             OTHER_PLANS.remove(answer)
         });
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        // SAFETY: see `row`.
+        FRAGMENTS.get_ptr(key).map(|found| *unsafe { row(found) })
+    }
+
+    #[inline(always)]
+    fn keep_fragment(&self, key: &FragmentKey, row: &Fragment) {
+        discard(FRAGMENTS.insert(key, row, 0));
     }
 
     #[inline(always)]

@@ -4,11 +4,14 @@ use core::arch::asm;
 use core::mem::offset_of;
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::helpers::generated::bpf_csum_update;
 use aya_ebpf::programs::TcContext;
 use weir_common::DropReason;
 use weir_common::way::Mark;
-use weir_datapath::Packet;
 use weir_datapath::packet::{Changed, Delta, Zero};
+use weir_datapath::{Outcome, Packet, Scratch, Tables};
+
+use crate::cold;
 
 /// `BPF_F_IPV6` of `bpf_l4_csum_replace`: with IPv6 no header checksum cancels the change of an address,
 /// so a `CHECKSUM_COMPLETE` sum stays as it is. Kernels before 6.16 do not know it.
@@ -105,6 +108,12 @@ impl Packet for Skb {
                     result => result,
                 }
             }
+            Changed::Uncovered => {
+                // SAFETY: the context is valid for the run of the program. It answers an error where no device has made a
+                // sum, and then there is nothing to change.
+                unsafe { bpf_csum_update(self.0.skb.skb, delta as u32) };
+                Ok(())
+            }
         };
         result.map_err(|_| DropReason::WriteFailed)
     }
@@ -114,6 +123,14 @@ impl Packet for Skb {
         // SAFETY: the context is valid for the run of the program.
         let others = unsafe { (*self.0.skb.skb).mark } & !Mark::MASK;
         self.0.set_mark(others | mark.bits());
+    }
+
+    #[inline(always)]
+    fn unfold(&self, _: &impl Tables, scratch: &mut Scratch) -> Outcome {
+        cold::settle(scratch);
+        let answer = cold::weir_unfold(self.0.skb.skb);
+        cold::settle(scratch);
+        Outcome(answer)
     }
 
     #[inline(always)]

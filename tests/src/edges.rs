@@ -6,6 +6,7 @@ use weir_common::event::Hook;
 use weir_datapath::Verdict;
 
 use crate::bytes::Bytes;
+use crate::fragments;
 use crate::frames::{ACK, Echo, Ip, L3, RST, SYN, Transport};
 use crate::mix::Arrival;
 use crate::world::{
@@ -78,6 +79,7 @@ pub fn edges() -> Vec<Edge> {
             Family::V4 => only_v4(&mut push),
             Family::V6 => only_v6(&mut push),
         }
+        edges.extend(fragments::edges(family));
     }
     edges
 }
@@ -415,7 +417,7 @@ fn only_v4(push: Push<'_>) {
     push(
         "first fragment",
         spoiled(good(), |f| f[L3 + 6] = 0x20),
-        drop(DropReason::Fragment),
+        Verdict::Redirect(1002),
     );
     push(
         "last fragment",

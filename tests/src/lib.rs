@@ -25,6 +25,7 @@ pub mod documents;
 pub mod edges;
 #[cfg(feature = "full")]
 pub mod former;
+pub mod fragments;
 pub mod frames;
 #[cfg(feature = "full")]
 pub mod go;

@@ -9,6 +9,7 @@ use weir_datapath::{Scratch, Verdict, from_net, from_pod, to_net, to_pod};
 
 use crate::bytes::{Bytes, leaving, marked, translated};
 use crate::edges::{tcp, udp};
+use crate::fragments::{in_fragments, split};
 use crate::frames::{ACK, Echo, Ip, L3, SYN, Transport};
 use crate::tables::Memory;
 use crate::world::{
@@ -56,6 +57,10 @@ enum Talk {
     /// UDP without a checksum, which only IPv4 allows.
     Bare,
     Echo,
+    /// With a hundred bytes behind the header, to be sent in fragments.
+    LongTcp,
+    LongUdp,
+    LongEcho,
 }
 
 /// Which way a packet goes.
@@ -73,20 +78,34 @@ impl Talk {
     }
 
     fn frame(self, family: Family, way: Way, from: End, to: End) -> Vec<u8> {
+        let payload = || (0..100).collect::<Vec<u8>>();
         let transport = match (self, way) {
+            (Self::LongTcp, _) => Transport::Tcp {
+                ports: (from.1, to.1),
+                flags: if way == Way::There { SYN } else { SYN | ACK },
+                payload: payload(),
+            },
+            (Self::LongUdp, _) => Transport::Udp {
+                ports: (from.1, to.1),
+                payload: payload(),
+            },
             (Self::Tcp, Way::There) => tcp(from.1, to.1, SYN),
             (Self::Tcp, Way::Back) => tcp(from.1, to.1, SYN | ACK),
             (Self::Udp | Self::Bare, _) => udp(from.1, to.1),
-            (Self::Echo, Way::There) => Transport::Echo {
+            (Self::Echo | Self::LongEcho, Way::There) => Transport::Echo {
                 way: Echo::Request,
                 identifier: from.1,
             },
-            (Self::Echo, Way::Back) => Transport::Echo {
+            (Self::Echo | Self::LongEcho, Way::Back) => Transport::Echo {
                 way: Echo::Reply,
                 identifier: to.1,
             },
         };
-        let mut frame = Self::ip(family, from.0, to.0).frame(&transport);
+        let ip = Self::ip(family, from.0, to.0);
+        let mut frame = ip.frame(&transport);
+        if self == Self::LongEcho {
+            frame = ip.with_more(frame, &payload());
+        }
         if self == Self::Bare {
             frame[L3 + 26..L3 + 28].fill(0);
         }
@@ -153,14 +172,20 @@ pub fn stories() -> Vec<Story> {
             }
         }
         stories.extend(others(family));
-        stories.extend(from_outside(family));
+        stories.extend(from_outside(family, [Talk::Tcp, Talk::Udp]));
+        for talk in [Talk::LongTcp, Talk::LongUdp, Talk::LongEcho] {
+            stories.push(in_fragments(masqueraded(family, talk), 40));
+        }
+        let long = from_outside(family, [Talk::LongTcp, Talk::LongUdp]);
+        stories.extend(long.into_iter().map(|story| in_fragments(story, 24)));
     }
     stories
 }
 
 fn masqueraded(family: Family, talk: Talk) -> Story {
     let (pod, node) = ((Host::B, 4000), (Host::Node, NAT_PORT));
-    let there = if talk == Talk::Echo { 0 } else { 443 };
+    let is_echo = matches!(talk, Talk::Echo | Talk::LongEcho);
+    let there = if is_echo { 0 } else { 443 };
     let world = (Host::World, there);
     let asked = talk.frame(family, Way::There, pod, world);
     let mut left = talk.frame(family, Way::There, node, world);
@@ -239,15 +264,7 @@ fn others(family: Family) -> Vec<Story> {
     let sctp = Transport::Sctp { ports: (1, 2) };
     let sctp = Talk::ip(family, Host::B, Host::World).frame(&sctp);
     let from_node = talk((Host::Node, 4000), world);
-    let fragment = |from: Host| {
-        let mut frame = talk((from, 4000), world);
-        if family == Family::V4 {
-            frame[L3 + 6] = 0x20;
-        } else {
-            frame[L3 + 6] = 44;
-        }
-        frame
-    };
+    let fragment = |from: Host| split(&talk((from, 4000), world), 7, 8).swap_remove(1);
     let (of_pod, of_node) = (fragment(Host::B), fragment(Host::Node));
     let unknown = talk((Host::C, 1), world);
     let mut hidden = talk((Host::Node, NAT_PORT), world);
@@ -314,7 +331,7 @@ fn others(family: Family) -> Vec<Story> {
             ],
         ),
         (
-            "a pod's fragment does not leave with the pod's address",
+            "a pod's fragment that nothing came before does not leave with the pod's address",
             vec![leaves(&of_pod, drop(DropReason::Fragment))],
         ),
         (
@@ -332,7 +349,7 @@ fn others(family: Family) -> Vec<Story> {
 }
 
 /// Node ports, asked from outside.
-fn from_outside(family: Family) -> Vec<Story> {
+fn from_outside(family: Family, talks: [Talk; 2]) -> Vec<Story> {
     let client = (Host::World, 5000);
     let b = Host::B.ifindex().unwrap_or(0);
     let drop = Verdict::Drop;
@@ -344,7 +361,7 @@ fn from_outside(family: Family) -> Vec<Story> {
     let goes_on = |frame: Vec<u8>| translated(UPLINK, frame);
     let replies = |frame: Vec<u8>| marked(UPLINK, frame, Mark::REPLY);
     let mut stories = Vec::new();
-    for talk in [Talk::Tcp, Talk::Udp] {
+    for talk in talks {
         let there = |from, to| talk.frame(family, Way::There, from, to);
         let back = |from, to| talk.frame(family, Way::Back, from, to);
         let near = (Host::Node, node_port(NEAR));

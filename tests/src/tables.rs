@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use weir_common::counter::{COUNTERS, Counter};
 use weir_common::device::{Device, LocalPod};
+use weir_common::fragment::{Fragment, FragmentKey};
 use weir_common::nat::{ClusterKey, PortRange, Uplink};
 use weir_common::node::{Features, NodeConfig};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
@@ -38,6 +39,7 @@ pub struct Memory {
     pub epoch: u32,
     pub ways: RefCell<HashMap<WayKey, Rc<Way>>>,
     pub plans: RefCell<HashMap<WayKey, Rc<Plan>>>,
+    pub fragments: RefCell<HashMap<FragmentKey, Fragment>>,
     pub affinity: RefCell<HashMap<AffinityKey, Affinity>>,
     pub sockets: RefCell<HashMap<SocketKey, SocketPeer>>,
     pub uplinks: HashMap<u32, Rc<Uplink>>,
@@ -211,6 +213,14 @@ impl Tables for Memory {
 
     fn remove_plan(&self, answer: &WayKey) {
         self.plans.borrow_mut().remove(answer);
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn keep_fragment(&self, key: &FragmentKey, row: &Fragment) {
+        self.fragments.borrow_mut().insert(*key, *row);
     }
 
     fn uplink(&self, ifindex: u32) -> Option<Rc<Uplink>> {

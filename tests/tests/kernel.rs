@@ -16,6 +16,7 @@ use weir_common::DropReason;
 use weir_common::Protocol;
 use weir_common::counter::Counter;
 use weir_common::event::Hook;
+use weir_common::fragment::{Fragment, FragmentKey};
 use weir_common::service::{Affinity, AffinityKey};
 use weir_common::table::TABLES;
 use weir_common::way::{Plan, Way, WayKey};
@@ -284,6 +285,7 @@ fn agree(seed: u64, each: usize, hooks: &[Hook], beside: &[Hook]) -> Result<()> 
     kernel.same_counters(&memory)?;
     let (ways, plans) = kernel.same_conversations(&memory)?;
     kernel.same_affinity(&memory)?;
+    kernel.same_fragments(&memory)?;
     for ((hook, family), tally) in &tallies {
         println!(
             "{} {:?}: {} packets, {} passed, {} redirected, {} the kernel would not run, dropped:",
@@ -412,13 +414,14 @@ impl Kernel {
     }
 
     fn forget_flows(&mut self) -> Result<()> {
-        self.clear::<{ size_of::<Way>() }>(["TCP_WAYS", "OTHER_WAYS"])?;
-        self.clear::<{ size_of::<Plan>() }>(["TCP_PLANS", "OTHER_PLANS"])
+        self.clear::<40, { size_of::<Way>() }>(&["TCP_WAYS", "OTHER_WAYS"])?;
+        self.clear::<40, { size_of::<Plan>() }>(&["TCP_PLANS", "OTHER_PLANS"])?;
+        self.clear::<48, 16>(&["FRAGMENTS"])
     }
 
-    fn clear<const N: usize>(&mut self, names: [&str; 2]) -> Result<()> {
+    fn clear<const K: usize, const N: usize>(&mut self, names: &[&str]) -> Result<()> {
         for name in names {
-            let mut map: HashMap<_, [u8; 40], [u8; N]> =
+            let mut map: HashMap<_, [u8; K], [u8; N]> =
                 programs::map(&mut self.ebpf, name)?.try_into()?;
             let keys: Vec<_> = map.keys().collect::<Result<_, _>>()?;
             for key in keys {
@@ -483,6 +486,30 @@ impl Kernel {
         }
         ensure!(used > 0, "no client came back");
         println!("{used} clients kept their backend");
+        Ok(())
+    }
+
+    /// Is what is known of fragments the same, all but the time? The kernel pushes out what is old.
+    fn same_fragments(&mut self, memory: &Memory) -> Result<()> {
+        let map: HashMap<_, [u8; 48], [u8; 16]> =
+            programs::map(&mut self.ebpf, "FRAGMENTS")?.try_into()?;
+        let mut seen = 0;
+        for row in map.iter() {
+            let (key, ours) = row?;
+            let (key, ours): (FragmentKey, Fragment) = (transmute!(key), transmute!(ours));
+            let host = memory.fragments.borrow().get(&key).copied();
+            let host = host.map(|host| Fragment {
+                seen: ours.seen,
+                ..host
+            });
+            ensure!(
+                host == Some(ours),
+                "{key:?}\nhost   {host:?}\nkernel {ours:?}"
+            );
+            seen += 1;
+        }
+        ensure!(seen > 100, "only {seen} first fragments went on");
+        println!("{seen} first fragments agree");
         Ok(())
     }
 

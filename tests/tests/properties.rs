@@ -5,6 +5,7 @@ use weir_common::event::Hook;
 use weir_datapath::{Scratch, Verdict, from_pod, to_pod};
 use weir_tests::bytes::Bytes;
 use weir_tests::edges::{received, sent};
+use weir_tests::fragments::is_folded;
 use weir_tests::frames::{ACK, Ip, L3, Transport, checksums_are_right};
 use weir_tests::mix::{Arrival, Mix};
 use weir_tests::tables::Memory;
@@ -34,7 +35,7 @@ fn is_whole(frame: &[u8], family: Family) -> bool {
             packet[6],
         ),
     };
-    length == packet.len() && matches!(protocol, 6 | 17)
+    length == packet.len() && matches!(protocol, 6 | 17) && !is_folded(frame)
 }
 
 /// The bytes that translation of one side may change.
@@ -47,10 +48,13 @@ fn may_change(frame: &[u8], family: Family) -> impl Fn(usize) -> bool {
         ),
         Family::V6 => (L3 + 40, L3 + 8..L3 + 40, frame[L3 + 6]),
     };
+    // Behind extension headers the transport header is anywhere.
+    let is_anywhere = family == Family::V6 && is_folded(frame);
     let checksum = l4 + if protocol == 6 { 16 } else { 6 };
     move |at| {
         addresses.contains(&at)
             || (l4..l4 + 4).contains(&at)
+            || (is_anywhere && at >= l4)
             || (checksum..checksum + 2).contains(&at)
             // What an ICMP error quotes is translated, too, and the error's checksum is at its start.
             || (matches!(protocol, 1 | 58) && at >= l4 + 2)
