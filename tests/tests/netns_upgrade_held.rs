@@ -87,7 +87,7 @@ struct Site {
     client: Pod,
     closed: Pod,
     there: Pod,
-    _here: Pod,
+    here: Pod,
     feeds: [Pod; 2],
     pair: Pair,
     world: Machine,
@@ -154,7 +154,7 @@ impl Site {
             client,
             closed,
             there,
-            _here: here,
+            here,
             feeds,
             pair,
             world,
@@ -177,6 +177,44 @@ impl Site {
         agent
             .wait_for_log("our programs are on their hooks", PATIENCE)
             .unwrap();
+    }
+
+    /// `weir flows` has each connection once, with the service that was asked.
+    fn is_listed_once(&self) {
+        let node = self.pair.on_node(0, Family::V4, 0).unwrap().ip();
+        let here = self.here.address(Family::V4).unwrap();
+        let there = self.there.address(Family::V4).unwrap();
+        let client = self.client.address(Family::V4).unwrap().to_string();
+        let flows = self.pair.nodes[0].ask("flows").unwrap();
+        for (source, destination, via) in [
+            (&*client, format!("{WORLD}:8080"), None),
+            (WORLD, format!("{here}:8080"), Some(format!("{node}:30080"))),
+            (WORLD, format!("{here}:8080"), Some(format!("{node}:30082"))),
+            (
+                WORLD,
+                format!("{there}:8080"),
+                Some(format!("{node}:30084")),
+            ),
+            (&client, format!("{here}:8080"), Some(format!("{HERE}:80"))),
+            (
+                &client,
+                format!("{there}:8080"),
+                Some(format!("{THERE}:80")),
+            ),
+            (&client, format!("{there}:8080"), None),
+        ] {
+            let text = |end: &serde_json::Value| {
+                format!("{}:{}", end["address"].as_str().unwrap(), end["port"])
+            };
+            let rows = flows.as_array().unwrap().iter().filter(|row| {
+                text(&row["source"]).starts_with(&format!("{source}:"))
+                    && text(&row["destination"]) == destination
+                    && row["via"].as_str() == via.as_deref()
+                    && row["protocol"] == "TCP"
+                    && row["state"] == "open"
+            });
+            assert_eq!(rows.count(), 1, "{source} {destination} {via:?}: {flows:#}");
+        }
     }
 
     /// One of every kind, each in a thread of its own.
@@ -374,6 +412,7 @@ fn what_is_held_goes_on_while_our_agent_takes_over_from_the_last_without_ways() 
     thread::sleep(Duration::from_secs(1));
     site.replace(binary("weir-agent"));
     thread::sleep(Duration::from_secs(2));
+    site.is_listed_once();
     assert_eq!(lost_of(held), [""; 0]);
     assert_eq!(site.escaped(), 0, "packets left with a pod's address");
 }

@@ -1,12 +1,12 @@
 //! The kernel's conversations: read, and swept of those that have ended.
 
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use weir_common::way::{Plan, Way, WayKey, WayState};
+use weir_common::event::Hook;
+use weir_common::way::{Mark, Peer, Plan, Rewrite, Step, Way, WayKey, WayState};
 use weir_common::{Addr, Protocol};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -29,7 +29,7 @@ pub struct Flows {
     shares: Shares,
 }
 
-/// A conversation as one side of the node sees it.
+/// A conversation.
 #[derive(Debug)]
 pub struct Conversation {
     /// What its opener sends.
@@ -38,6 +38,8 @@ pub struct Conversation {
     /// The way of the answers.
     pub back: Way,
     pub is_answered: bool,
+    /// The service that its opener asked.
+    pub via: Option<Peer>,
 }
 
 /// After how long without a packet a conversation is forgotten. Established TCP may be silent for two hours
@@ -96,49 +98,84 @@ impl Flows {
         Ok(find::<Way>(table, key)?.map(|way| other(key, &way)))
     }
 
-    /// Every conversation, answered or not.
+    /// Hands over every conversation once, answered or not and whatever sides of the node it passes: as the pod's side sees
+    /// it, or else as it came in. Only a batch is held at a time.
     ///
     /// # Errors
     /// The kernel refuses to read.
-    pub fn all(&self) -> io::Result<Vec<Conversation>> {
-        let mut all = Vec::new();
+    pub fn each_conversation(&self, mut take: impl FnMut(Conversation)) -> io::Result<()> {
+        let mut see = |mut it: Conversation| {
+            if let Some(via) = self.via(&it)? {
+                it.via = via;
+                take(it);
+            }
+            io::Result::Ok(())
+        };
         for table in [&self.ways.tcp, &self.ways.other] {
-            let mut rows: HashMap<WayKey, Way> = HashMap::new();
-            each(table, |key, way| {
-                rows.insert(key, way);
-                Ok(())
-            })?;
-            let openers: Vec<WayKey> = rows
-                .iter()
-                .filter(|(_, way)| way.state.load(Relaxed) & WayState::OPENER != 0)
-                .map(|(key, _)| *key)
-                .collect();
-            for key in openers {
-                let Some(way) = rows.remove(&key) else {
-                    continue;
-                };
-                let back = rows.remove(&other(&key, &way)).unwrap_or_default();
-                let is_answered = back.packets.load(Relaxed) > 0;
-                all.push(Conversation {
+            each(table, |key, way: Way| {
+                if way.state.load(Relaxed) & WayState::OPENER == 0 {
+                    return Ok(());
+                }
+                let back: Way = find(table, &other(&key, &way))?.unwrap_or_default();
+                see(Conversation {
                     key,
+                    is_answered: back.packets.load(Relaxed) > 0,
                     way,
                     back,
-                    is_answered,
-                });
-            }
+                    via: None,
+                })
+            })?;
         }
         for table in [&self.plans.tcp, &self.plans.other] {
             each(table, |_, plan: Plan| {
-                all.push(Conversation {
+                see(Conversation {
                     key: plan.key,
                     way: plan.way,
                     back: plan.back,
                     is_answered: false,
-                });
-                Ok(())
+                    via: None,
+                })
             })?;
         }
-        Ok(all)
+        Ok(())
+    }
+
+    /// The service that was asked, if any; none at all of what another side tells.
+    fn via(&self, it: &Conversation) -> io::Result<Option<Option<Peer>>> {
+        let asked = it.key.destination();
+        let mut answer = WayKey::default();
+        answer.set_other(&it.key, &it.way.step);
+        match it.key.hook {
+            // What leaves with the node's address is a pod's conversation, or one that came in.
+            Hook::TO_NET => Ok(None),
+            Hook::FROM_NET => {
+                answer.hook = Hook::FROM_POD;
+                let at_pod = self.step_of(&answer)?;
+                Ok(at_pod.is_none().then_some(Some(asked)))
+            }
+            _ if it.way.step.rewrite == Rewrite::DESTINATION => Ok(Some(Some(asked))),
+            Hook::TO_POD => {
+                answer.hook = Hook::TO_NET;
+                let step = self.step_of(&answer)?;
+                let step = step.filter(|step| step.other == Hook::FROM_NET);
+                let step =
+                    step.filter(|step| step.rewrite == Rewrite::SOURCE && step.mark == Mark::NONE);
+                Ok(Some(step.map(|step| step.peer())))
+            }
+            _ => Ok(Some(None)),
+        }
+    }
+
+    /// What becomes of an answer, whether one has come or not.
+    fn step_of(&self, answer: &WayKey) -> io::Result<Option<Step>> {
+        let (ways, plans) = match answer.protocol {
+            Protocol::TCP => (&self.ways.tcp, &self.plans.tcp),
+            _ => (&self.ways.other, &self.plans.other),
+        };
+        if let Some(way) = find::<Way>(ways, answer)? {
+            return Ok(Some(way.step));
+        }
+        Ok(find::<Plan>(plans, answer)?.map(|plan| plan.back.step))
     }
 
     /// Removes conversations that have ended, and those of addresses that are no longer anybody's; `look` sees every way,
@@ -335,10 +372,8 @@ fn remove(table: &OwnedFd, key: &WayKey) -> io::Result<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
     use std::sync::atomic::{AtomicU32, AtomicU64};
-
-    use weir_common::event::Hook;
-    use weir_common::way::{Mark, Peer, Rewrite, Step};
 
     use super::*;
 
