@@ -110,9 +110,11 @@ pub fn is_folded(frame: &[u8]) -> bool {
 pub fn in_fragments(story: Story, size: usize) -> Story {
     let steps = story.steps.into_iter().zip(1..).flat_map(|(step, number)| {
         let packets = split(&step.packet.frame, number, size);
-        let mut after = step
+        // A part of a packet is not refused with an answer.
+        let after = step
             .after
-            .map(|after| split(&after, number, size).into_iter());
+            .filter(|_| !matches!(step.verdict, Verdict::Refuse(_)));
+        let mut after = after.map(|after| split(&after, number, size).into_iter());
         packets.into_iter().zip(0..).map(move |(frame, place)| {
             let mut packet = step.packet.clone();
             packet.frame = frame;
