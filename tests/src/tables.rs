@@ -52,6 +52,8 @@ pub struct Memory {
     pub room: Room,
     pub now: Cell<u64>,
     pub random: Cell<u32>,
+    /// How often a hash was looked into.
+    pub looked: Cell<usize>,
     counters: RefCell<HashMap<u32, u64>>,
 }
 
@@ -94,6 +96,10 @@ pub fn copy_plan(plan: &Plan) -> Plan {
 }
 
 impl Memory {
+    fn look(&self) {
+        self.looked.set(self.looked.get() + 1);
+    }
+
     fn add<V>(
         &self,
         table: &RefCell<HashMap<WayKey, Rc<V>>>,
@@ -119,6 +125,7 @@ impl Tables for Memory {
     type UplinkRef = Rc<Uplink>;
 
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        self.look();
         self.frontends.get(key).copied()
     }
 
@@ -131,10 +138,12 @@ impl Tables for Memory {
     }
 
     fn node(&self, addr: &Addr) -> Option<NodeAddress> {
+        self.look();
         self.nodes.get(addr).copied()
     }
 
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.look();
         self.affinity.borrow().get(key).copied()
     }
 
@@ -143,22 +152,27 @@ impl Tables for Memory {
     }
 
     fn device(&self, ifindex: u32) -> Option<Rc<Device>> {
+        self.look();
         self.devices.get(&ifindex).cloned()
     }
 
     fn local_pod(&self, addr: &Addr) -> Option<LocalPod> {
+        self.look();
         self.pods.get(addr).copied()
     }
 
     fn class(&self, addr: &Addr) -> Class {
+        self.look();
         self.classes.get(addr).copied().unwrap_or(Class::WORLD)
     }
 
     fn verdict(&self, key: &VerdictKey) -> Option<VerdictRow> {
+        self.look();
         self.verdicts.get(key).copied()
     }
 
     fn port(&self, key: &PortKey) -> Option<PortRow> {
+        self.look();
         let covers = |row: &PortKey| {
             let bits = row.prefix_len.min(key.prefix_len) as usize;
             let (a, b) = (&row.as_bytes()[4..], &key.as_bytes()[4..]);
@@ -174,6 +188,7 @@ impl Tables for Memory {
     }
 
     fn way(&self, key: &WayKey) -> Option<Rc<Way>> {
+        self.look();
         self.ways.borrow().get(key).cloned()
     }
 
@@ -186,6 +201,7 @@ impl Tables for Memory {
     }
 
     fn plan(&self, answer: &WayKey) -> Option<Rc<Plan>> {
+        self.look();
         self.plans.borrow().get(answer).cloned()
     }
 
@@ -209,6 +225,7 @@ impl Tables for Memory {
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        self.look();
         self.fragments.borrow().get(key).copied()
     }
 
@@ -217,10 +234,12 @@ impl Tables for Memory {
     }
 
     fn uplink(&self, ifindex: u32) -> Option<Rc<Uplink>> {
+        self.look();
         self.uplinks.get(&ifindex).cloned()
     }
 
     fn is_in_cluster(&self, addr: &Addr) -> bool {
+        self.look();
         let number = u128::from_be_bytes(addr.0);
         self.cluster.iter().any(|range| {
             let free = ClusterKey::WHOLE - range.prefix_len;

@@ -196,7 +196,7 @@ fn a_pod_that_floods_harms_itself_alone() {
     ] {
         let loads: Vec<Load> = [
             format!("--kind http --target {} --rate 100", to_world(open)),
-            format!("--kind http --target 10.96.0.77:80 --rate 50"),
+            "--kind http --target 10.96.0.77:80 --rate 50".to_owned(),
             format!("--kind udp --target {} --rate 25", to_world(8081)),
             format!(
                 "--kind udp --target {} --rate 25 --patience 1900",
