@@ -25,6 +25,7 @@ pub mod documents;
 pub mod edges;
 #[cfg(feature = "full")]
 pub mod former;
+#[cfg(feature = "full")]
 pub mod fragments;
 pub mod frames;
 #[cfg(feature = "full")]
@@ -60,6 +61,7 @@ pub mod process;
 pub mod programs;
 #[cfg(feature = "full")]
 pub mod real;
+#[cfg(feature = "full")]
 pub mod refusals;
 pub mod run;
 #[cfg(feature = "full")]
