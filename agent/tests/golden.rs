@@ -116,6 +116,9 @@ fn print(plan: &ServicePlan, out: &mut String) {
         if frontend.flags & FrontendFlags::OWN_NODE_ONLY != 0 {
             out.push_str(", on this node only");
         }
+        if frontend.flags & FrontendFlags::OWN_DNS != 0 {
+            out.push_str(", the node's own DNS");
+        }
         out.push_str(if frontend.backends.is_empty() {
             " -> nothing\n"
         } else {

@@ -185,6 +185,8 @@ impl FrontendFlags {
     /// Only if the address is one of this node, by `NODES`. Another node is asked itself, since only it
     /// knows what its own endpoints are (`externalTrafficPolicy: Local`, host ports).
     pub const OWN_NODE_ONLY: u32 = 1 << 1;
+    /// Its backend is the node's own server of names, which stays.
+    pub const OWN_DNS: u32 = 1 << 2;
 }
 
 /// Key of `LIVE`, and what everything that remembers a backend keeps.

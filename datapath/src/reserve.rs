@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use weir_common::counter::Counter;
 use weir_common::event::Hook;
-use weir_common::way::{Plan, Way, WayState};
+use weir_common::way::{Plan, Way, WayKey, WayState};
 use weir_common::{DropReason, Protocol};
 
 use crate::share;
@@ -93,7 +93,7 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
             plan.way.bytes.fetch_add(bytes, Relaxed);
             keep(&mut plan.back, &held.back);
             reserved = Reserved::Again;
-        } else if !is_forgotten(tables, plan, &held) {
+        } else if !is_moved(&plan.key, &held.key) && !is_forgotten(tables, plan, &held) {
             return Ok(Reserved::Taken);
         }
         // What is put in the place of another costs whoever was used longest ago its row.
@@ -111,7 +111,9 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
     if let Some(way) = tables.way(back) {
         other.set_other(back, &way.step);
         let is_same = other.is(&plan.key);
-        if !is_same && is_over(tables, back, &way, other) {
+        let is_answer = way.state.load(Relaxed) & WayState::OPENER == 0;
+        let is_moved = is_answer && is_moved(&plan.key, other);
+        if !is_same && (is_moved || is_over(tables, back, &way, other)) {
             let owner = way.owner;
             way::remove(tables, other, owner);
             way::remove(tables, back, owner);
@@ -138,6 +140,15 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
         share::open(&share, tables.now());
     }
     Ok(reserved)
+}
+
+/// Has one opener sent both datagrams, from one port? He asks in another way now: the service's address, or the backend's own. Their
+/// answers are one, and go to what was asked last. Of a connection that is no question: it holds.
+#[inline(always)]
+fn is_moved(asks: &WayKey, asked: &WayKey) -> bool {
+    asks.protocol != Protocol::TCP
+        && u16::from(asks.source_port) == u16::from(asked.source_port)
+        && same(&asks.source, &asked.source)
 }
 
 /// Makes a row say what its plan says now, but for what cannot have changed.

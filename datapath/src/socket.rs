@@ -4,7 +4,7 @@
 
 use weir_common::counter::Counter;
 use weir_common::service::{
-    Affinity, BackendId, FrontendKey, Generation, NodeFlags, Scope, SocketKey, SocketPeer,
+    Affinity, BackendId, FrontendFlags, FrontendKey, Generation, Scope, SocketKey, SocketPeer,
     SocketSide,
 };
 use weir_common::way::Peer;
@@ -118,11 +118,11 @@ fn translate<A: Address, T: Sockets>(address: &mut A, tables: &T, lifetime: Life
         return Call::Refuse;
     };
     // A socket that is connected hears of no change any more, and a datagram shows nobody that its receiver is gone. What a pod
-    // sends is translated packet by packet then, but to the node itself, which stays (and answers the pod's names).
+    // sends is translated packet by packet then, but questions for names, which are many and whose server stays.
     if lifetime == Lifetime::Connection
         && protocol == Protocol::UDP
         && is_of_pod(address, tables)
-        && !is_own(tables, &backend.addr)
+        && frontend.flags & FrontendFlags::OWN_DNS == 0
     {
         return Call::Proceed;
     }
@@ -154,12 +154,6 @@ fn translate<A: Address, T: Sockets>(address: &mut A, tables: &T, lifetime: Life
 fn is_of_pod<A: Address, T: Sockets>(address: &A, tables: &T) -> bool {
     let own = tables.own_network();
     own != 0 && address.network() != own
-}
-
-#[inline(always)]
-fn is_own<T: Sockets>(tables: &T, addr: &Addr) -> bool {
-    let node = tables.node(addr);
-    node.is_some_and(|node| node.flags & NodeFlags::OWN != 0)
 }
 
 /// 127.0.0.0/8 (RFC 1122 section 3.2.1.3) and ::1 (RFC 4291 section 2.5.3).

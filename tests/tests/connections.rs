@@ -272,3 +272,27 @@ fn a_stream_hears_of_services_that_come_and_go() {
     memory.frontends.retain(|key, _| key.addr != service);
     assert!(!is_sent_to_backend(&memory));
 }
+
+/// One socket of a pod asks a service, and another one, with the same port, its backend itself: as libraries do that connect
+/// and such that do not.
+#[test]
+fn a_port_may_ask_a_service_and_then_its_backend() {
+    let question = sent(Host::A, REMOTE, Family::V6, &udp(1000, SERVICE_PORT));
+    let direct = sent(Host::A, Host::Far, Family::V6, &udp(1000, BACKEND_PORT));
+    let answer = received(Host::Far, Host::A, Family::V6, &udp(BACKEND_PORT, 1000));
+    // As plans, and as ways.
+    for times in [1, 3] {
+        let memory = world();
+        for (asked, is_service) in [(&question, true), (&direct, false), (&question, true)] {
+            for _ in 0..times {
+                passes(&memory, asked);
+                let mut seen = answer.packet.clone();
+                let verdict = decide(answer.hook, &mut seen, &memory, &mut Scratch::default());
+                assert_eq!(verdict, Verdict::Pass);
+                assert_eq!(seen.frame != answer.packet.frame, is_service);
+            }
+        }
+        let rows = memory.ways.borrow().len() + memory.plans.borrow().len();
+        assert!(rows <= 2, "{rows}");
+    }
+}

@@ -479,14 +479,14 @@ fn a_flow_keeps_its_backend_until_it_is_closed() {
 fn the_same_ports_directly_and_through_a_service_do_not_mix() {
     for family in FAMILIES {
         let memory = world();
-        let direct = sent(Host::A, Host::B, family, &udp(1000, BACKEND_PORT));
-        let through = sent(Host::A, NEAR, family, &udp(1000, SERVICE_PORT));
+        let direct = sent(Host::A, Host::B, family, &tcp(1000, BACKEND_PORT, SYN));
+        let through = sent(Host::A, NEAR, family, &tcp(1000, SERVICE_PORT, SYN));
         assert_eq!(verdict(&memory, &direct), TO_B);
         assert_eq!(
             verdict(&memory, &through),
             dropped(DropReason::NatCollision)
         );
-        // Silence for longer than a UDP stream is granted frees the ports.
+        // A SYN that nobody has answered for longer than it is sent again frees the ports.
         memory.now.set(121_000_000_000);
         assert_eq!(verdict(&memory, &through), TO_B);
         assert_eq!(verdict(&memory, &direct), dropped(DropReason::NatCollision));

@@ -275,6 +275,7 @@ fn links_of_earlier_agents_are_taken_over_and_go() {
             let uplinks = BTreeMap::from([(up, "wan".to_owned())]);
             kernel.settle_net_hooks(&uplinks).unwrap();
             kernel.adopt(DEVICE, index).unwrap();
+            kernel.end_take_over();
             for device in [DEVICE, "wan"] {
                 for (_, side) in former::SIDES {
                     // The kernel takes a link off in its own time.

@@ -21,6 +21,8 @@ const WORLD: [&str; 2] = ["198.51.100.1", "2001:db8:1::1"];
 /// The Service's own addresses.
 const SERVICE: [&str; 2] = ["10.96.0.80", "fd00:10:96::80"];
 const NODE_PORTS: [u16; 2] = [30_080, 30_081];
+/// When an endpoint that no slice names is gone for certain.
+const GONE: Duration = Duration::from_secs(8);
 /// What is refused is so before a SYN is sent again, after a second, and mostly much sooner.
 const AT_ONCE: Duration = Duration::from_millis(900);
 const SOON: Duration = Duration::from_millis(100);
@@ -191,6 +193,8 @@ fn a_connection_whose_backend_is_gone_is_reset() {
     let manifest = site.node.manifests().join("pods/shop.web.yaml");
     std::fs::rename(&manifest, site.node.machine().dir().join("web")).unwrap();
     site.node.wait_for_service("shop/web", 0, PATIENCE).unwrap();
+    // What nobody names drains for five seconds, in case it only moves.
+    std::thread::sleep(GONE);
     for (target, large, mut small) in open {
         let start = Instant::now();
         // More than a segment: it comes in one piece (GSO).

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
-use weir_common::service::{FrontendKey, Generation, NodeAddress, NodeFlags, Scope, SocketSide};
+use weir_common::service::{
+    FrontendFlags, FrontendKey, Generation, NodeAddress, NodeFlags, Scope, SocketSide,
+};
 use weir_common::way::Peer;
 use weir_common::{Addr, Port, Protocol};
 use weir_datapath::socket::{Address, Call, connect, name, sendmsg};
@@ -112,13 +114,17 @@ fn a_pods_connected_datagram_socket_is_left_to_the_packets() {
         assert!(memory.sockets.borrow().is_empty());
         assert_eq!(reached(&memory, tcp, 8, NEAR), backend);
         assert_eq!(reached(&memory, udp, 7, NEAR), backend);
-        // The node itself, as its server of names.
-        let own = NodeAddress {
-            flags: NodeFlags::OWN,
+        // The node's own server of names.
+        let flag = |memory: &mut Memory, flags| {
+            for (key, frontend) in &mut memory.frontends {
+                if key.addr == service {
+                    frontend.flags = flags;
+                }
+            }
         };
-        memory.nodes.insert(backend, own);
+        flag(&mut memory, FrontendFlags::OWN_DNS);
         assert_eq!(reached(&memory, udp, 8, NEAR), backend);
-        memory.nodes.remove(&backend);
+        flag(&mut memory, 0);
         memory.network = 0;
         assert_eq!(
             reached(&memory, udp, 8, NEAR),
@@ -136,7 +142,10 @@ fn an_answer_has_the_name_that_was_asked_last() {
     // Both lead to B.
     let (near, shared) = (services[0], services[1]);
     let of = |memory: &Memory, addr| {
-        let row = memory.frontends.iter().find(|(key, _)| key.addr == addr);
+        let row = memory
+            .frontends
+            .iter()
+            .find(|(key, row)| key.addr == addr && row.segment.len > 0);
         *row.unwrap().1
     };
     let run = of(&memory, near).segment;

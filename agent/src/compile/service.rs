@@ -190,7 +190,7 @@ impl Ways<'_> {
         if let Some(own) = own_dns {
             return FrontendPlan {
                 affinity: 0,
-                ..self.frontend(key, Way::ClusterIp, (vec![own], 0))
+                ..self.frontend(key, Way::ClusterIp, (vec![own], FrontendFlags::OWN_DNS))
             };
         }
         let found = self.sets.under(self.service.internal_traffic_policy);
