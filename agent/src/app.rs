@@ -23,8 +23,8 @@ use weir_common::node::{Features, NodeConfig};
 use weir_dns::feed::Peer;
 
 use self::beside::{
-    announce_network, follow, follow_pod_cidrs, keep_routes, keep_second_lock, protect_unexplained,
-    settle, settle_later,
+    announce_network, follow, follow_pod_cidrs, keep_ports_reserved, keep_routes, keep_second_lock,
+    protect_unexplained, settle, settle_later,
 };
 use self::datapath::NodeDatapath;
 use self::drops::{explain, read_ring};
@@ -93,8 +93,9 @@ async fn run_until(settings: Settings, stop: CancellationToken) -> Result<()> {
 
     // The kernel's programs and tables: the verifier takes longest of all. Nothing meets them yet: the line puts them
     // in place of an earlier agent's when its tables are filled.
+    let config = node_config(&settings)?;
     let loading = tokio::task::spawn_blocking({
-        let (settings, config) = (settings.clone(), node_config(&settings)?);
+        let settings = settings.clone();
         // A start that fails meanwhile lets nobody else begin before this has ended.
         let only = only.clone();
         move || {
@@ -208,6 +209,18 @@ async fn run_until(settings: Settings, stop: CancellationToken) -> Result<()> {
             board.reporter("DNS addresses"),
         ),
     );
+    let ports = PortRange {
+        first: config.first_port,
+        last: config.last_port,
+    };
+    tasks.spawn(
+        "ports of the node's own",
+        keep_ports_reserved(
+            settings.run_dir.clone(),
+            ports,
+            board.reporter("ports of the node's own"),
+        ),
+    );
     tasks.spawn(
         "second lock",
         keep_second_lock(board.reporter("second lock")),
@@ -314,17 +327,8 @@ fn node_config(settings: &Settings) -> Result<NodeConfig> {
     if features::refusals_say_why() {
         features |= Features::SAYS_WHY;
     }
-    let ephemeral = sysctl::ephemeral_ports()?;
-    let ports = PortRange::beside(ephemeral).unwrap_or_else(|| {
-        let ports = PortRange::USUAL;
-        warn!(
-            ?ephemeral,
-            ?ports,
-            "net.ipv4.ip_local_port_range leaves no ports for masquerading: a connection of the node itself \
-             may be taken for a pod's where both have the same peer"
-        );
-        ports
-    });
+    // Where there is no room beside those that the node gives to its own connections, ours are kept from these.
+    let ports = PortRange::beside(sysctl::ephemeral_ports()?).unwrap_or(PortRange::USUAL);
     Ok(NodeConfig {
         features,
         network: network::cookie().context("ask which network namespace this is")?,

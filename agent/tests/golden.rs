@@ -93,6 +93,10 @@ fn print(plan: &ServicePlan, out: &mut String) {
     }
     for frontend in &plan.frontends {
         let key = &frontend.key;
+        if key.is_of_cluster_ip() {
+            writeln!(out, "  {}, else -> nothing", IpAddr::from(key.addr)).unwrap();
+            continue;
+        }
         let protocol = name(key.protocol);
         let at = match (IpAddr::from(key.addr), key.scope.is_of_nodes()) {
             (ip, false) => socket(ip, key.port.into()),

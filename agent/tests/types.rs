@@ -92,7 +92,9 @@ impl World {
         let keys = rows.keys().filter(|key| !key.scope.is_external());
         keys.map(|key| {
             let port = u16::from(key.port);
-            if key.scope.is_of_nodes() {
+            if key.is_of_cluster_ip() {
+                IpAddr::from(key.addr).to_string()
+            } else if key.scope.is_of_nodes() {
                 format!("nodes:{port}")
             } else {
                 format!("{}:{port}", IpAddr::from(key.addr))
@@ -136,17 +138,28 @@ fn a_service_has_the_addresses_of_its_present_type() {
     const OTHER: &str = "clusterIPs: [10.96.0.5], ports: [{name: http, port: 81, nodePort: 30081}, \
                          {name: more, port: 82, nodePort: 30082}]";
     let steps: [(&str, String, &[&str], usize); 9] = [
-        ("ClusterIP", web("ClusterIP", IP), &["10.96.0.5:80"], 1),
+        (
+            "ClusterIP",
+            web("ClusterIP", IP),
+            &["10.96.0.5", "10.96.0.5:80"],
+            1,
+        ),
         (
             "NodePort",
             web("NodePort", NODE),
-            &["nodes:30080", "10.96.0.5:80"],
+            &["nodes:30080", "10.96.0.5", "10.96.0.5:80"],
             1,
         ),
         (
             "renumbered, and one more without endpoints",
             web("NodePort", OTHER),
-            &["nodes:30081", "nodes:30082", "10.96.0.5:81", "10.96.0.5:82"],
+            &[
+                "nodes:30081",
+                "nodes:30082",
+                "10.96.0.5",
+                "10.96.0.5:81",
+                "10.96.0.5:82",
+            ],
             1,
         ),
         (
@@ -158,13 +171,13 @@ fn a_service_has_the_addresses_of_its_present_type() {
         (
             "LoadBalancer without an address",
             web("LoadBalancer", NODE),
-            &["nodes:30080", "10.96.0.5:80"],
+            &["nodes:30080", "10.96.0.5", "10.96.0.5:80"],
             1,
         ),
         (
             "LoadBalancer",
             web("LoadBalancer", NODE) + "status: {loadBalancer: {ingress: [{ip: 192.0.2.9}]}}\n",
-            &["nodes:30080", "10.96.0.5:80", "192.0.2.9:80"],
+            &["nodes:30080", "10.96.0.5", "10.96.0.5:80", "192.0.2.9:80"],
             1,
         ),
         ("headless", web("ClusterIP", "clusterIP: None"), &[], 0),
@@ -174,7 +187,12 @@ fn a_service_has_the_addresses_of_its_present_type() {
             &[],
             0,
         ),
-        ("ClusterIP", web("ClusterIP", IP), &["10.96.0.5:80"], 1),
+        (
+            "ClusterIP",
+            web("ClusterIP", IP),
+            &["10.96.0.5", "10.96.0.5:80"],
+            1,
+        ),
     ];
     let mut world = World::new();
     for (name, text, addresses, backends) in steps {
@@ -205,7 +223,10 @@ fn nobody_takes_a_cluster_ip_away_by_naming_it() {
         let reports = world.claims.reports(&name("a-thief")).into_iter();
         let reports: Vec<_> = reports.map(|report| report.to_string()).collect();
         assert_eq!(reports, ["10.96.0.5:80 TCP belongs to default/web"]);
-        assert_eq!(world.inside(), ["10.96.0.5:80", "10.96.0.6:80"]);
+        assert_eq!(
+            world.inside(),
+            ["10.96.0.5", "10.96.0.5:80", "10.96.0.6", "10.96.0.6:80"]
+        );
         let rows = world.frontends.rows();
         let owner = rows.iter().find(|(key, _)| {
             IpAddr::from(key.addr).to_string() == "10.96.0.5" && !key.scope.is_external()

@@ -82,7 +82,7 @@ impl Hook {
     }
 }
 
-/// Value of `EVENT_LIMITS` (per CPU), indexed by reason: a token bucket.
+/// Value of `EVENT_LIMITS` (per CPU), indexed by reason: a token bucket. Row 0, which is no reason's, is that of refusals.
 #[derive(
     Clone, Copy, Debug, Default, Eq, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]

@@ -1,7 +1,7 @@
 //! Capacities, and the arithmetic that relates them. Memory is what the kernel takes, with its own
 //! overhead of about 48 bytes for each entry of a preallocated hash.
 
-/// `FRONTENDS`: 10,000 services with three ports and two families. 65,536 × (24 + 24 + 48) = 6 MB.
+/// `FRONTENDS`: 10,000 services with two ports and two families, and a row for each of their cluster IPs. 65,536 × (24 + 24 + 48) = 6 MB.
 pub const FRONTENDS: u32 = 65_536;
 /// `BACKENDS`: 100,000 endpoints, held twice while a service is rewritten. 262,144 × 24 = 6 MB.
 pub const BACKENDS: u32 = 262_144;
@@ -35,6 +35,11 @@ pub const OTHER_WAYS: u32 = 131_072;
 /// `TCP_PLANS`, `OTHER_PLANS`: a flood of what nobody answers fills its table and no other.
 /// 32,768 × (40 + 232 + 48) = 10 MB each.
 pub const PLANS: u32 = 32_768;
+/// `SHARES`: four times as many as Kubernetes' pods of a node, so that two hardly ever have one. 4,096 × 32 = 128 KB.
+pub const SHARES: u32 = DEVICES;
+/// `FRAGMENTS`: packets whose fragments are under way, at each program that they meet. An eighth of the identifications of
+/// IPv4: where a sender's come round within the life of a row, it has been pushed out. 8,192 × (48 + 16 + 48) = 1 MB.
+pub const FRAGMENTS: u32 = 8_192;
 /// `UPLINKS`: devices of the node that lead out of it.
 pub const UPLINKS: u32 = 64;
 /// `CLUSTER`: ranges of pods and addresses of 5,000 nodes, two families each. Not preallocated.
@@ -45,6 +50,24 @@ pub const EVENTS_BYTES: u32 = 512 * 1024;
 /// Events of one reason that one CPU may send at once, and how many it gains in a second.
 pub const EVENT_BURST: u32 = 100;
 pub const EVENTS_PER_SECOND: u32 = 50;
+
+/// What one pod may open at once and in a second, counting TCP only while nobody has answered. One pod that floods
+/// fills a quarter of `OTHER_PLANS` at once, and pushes another's question out after two seconds at the soonest.
+pub const POD_OPENINGS: u32 = PLANS / 4;
+pub const POD_OPENINGS_PER_SECOND: u32 = PLANS / 8;
+/// Rows of `TCP_WAYS` that one pod's connections may take before it opens no other: 65,536 connections, half as many
+/// of those that leave with the node's address.
+pub const POD_TCP_WAYS: u32 = TCP_WAYS / 4;
+/// Conversations other than TCP that one pod is given ways for at once; as many more in [`STREAM_SECONDS`]. Those
+/// beyond stay plans.
+pub const POD_STREAMS: u32 = OTHER_WAYS / 8;
+/// How long a datagram's conversation keeps its ways without a packet.
+pub const STREAM_SECONDS: u32 = 120;
+
+/// Packets that one CPU may refuse with an answer at once, and how many it gains in a second; those above are dropped in
+/// silence (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4).
+pub const REFUSAL_BURST: u32 = 200;
+pub const REFUSALS_PER_SECOND: u32 = 1_000;
 
 const _: () = assert!(BACKENDS >= 2 * LIVE);
 const _: () = assert!(EVENTS_BYTES.is_power_of_two() && EVENTS_BYTES.is_multiple_of(4096));

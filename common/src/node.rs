@@ -45,9 +45,10 @@ impl Mark {
     #[inline(always)]
     pub const fn bits(self) -> u32 {
         match self {
-            Self::PASSED => PASSED_MARK,
+            Self::FORMER => PASSED_MARK,
             Self::LEAVING => 0x1000 | PASSED_MARK,
             Self::REPLY => 0x2000 | PASSED_MARK,
+            Self::PASSED => 0x3000 | PASSED_MARK,
             Self::TRANSLATED => 0x0d00,
             _ => 0,
         }
@@ -57,9 +58,10 @@ impl Mark {
     #[inline(always)]
     pub const fn of(mark: u32) -> Self {
         match mark & Self::MASK {
-            0x0e00 => Self::PASSED,
+            0x0e00 => Self::FORMER,
             0x1e00 => Self::LEAVING,
             0x2e00 => Self::REPLY,
+            0x3e00 => Self::PASSED,
             0x0d00 => Self::TRANSLATED,
             _ => Self::NONE,
         }
@@ -68,7 +70,10 @@ impl Mark {
     /// Has a pod of this node sent it?
     #[inline(always)]
     pub const fn is_of_pod(self) -> bool {
-        matches!(self, Self::PASSED | Self::LEAVING | Self::REPLY)
+        matches!(
+            self,
+            Self::PASSED | Self::LEAVING | Self::REPLY | Self::FORMER
+        )
     }
 }
 

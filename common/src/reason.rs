@@ -45,8 +45,8 @@ reasons! {
     3 VlanTagged "vlan_tagged" "The frame carries a VLAN tag, which no pod may send."
     4 MappedAddress "mapped_address" "An IPv6 packet carries an IPv4-mapped address."
     5 Martian "martian" "The source or destination is loopback, multicast, broadcast or unspecified."
-    6 Fragment "fragment" "The packet is a fragment: its ports cannot be known."
-    7 ExtensionHeader "extension_header" "The packet has IPv6 extension headers or IPv4 options that are not passed on."
+    6 Fragment "fragment" "The packet is a fragment, and the one with its ports has not come before it, or contradicts it."
+    7 ExtensionHeader "extension_header" "The packet has IPv6 extension headers that are not passed on, or too many of them."
     8 NoLease "no_lease" "The device has no lease yet: the pod is being set up or torn down."
     9 SpoofedAddress "spoofed_address" "The source address is not the one leased to the pod."
     10 SpoofedMac "spoofed_mac" "The source Ethernet address is not the one leased to the pod."
@@ -62,6 +62,9 @@ reasons! {
     21 NotForPod "not_for_pod" "The destination is not an address of the pod behind this device."
     22 NoNatPort "no_nat_port" "No NAT port is free: the node's address has no port left towards this peer."
     23 NotTranslatable "not_translatable" "The packet leaves the cluster, but its protocol cannot be translated or the uplink has no address of its family."
+    24 PodLimit "pod_limit" "The pod has opened more conversations than one pod may: those of others keep their room."
+    26 NoService "no_service" "The destination is a Service's cluster IP, at a port or protocol that the Service does not have."
+    27 NoLocalBackend "no_local_backend" "The traffic policy of the Service is Local, and no endpoint of it is on this node."
 }
 
 /// Rows of the `DROPS` table: one more than the largest number a reason can have.

@@ -88,6 +88,20 @@ impl FrontendKey {
         asked
     }
 
+    /// A cluster IP as such: its row has no backends and is found where nothing else is.
+    #[inline(always)]
+    pub fn of_cluster_ip(addr: Addr) -> Self {
+        Self {
+            addr,
+            ..Self::default()
+        }
+    }
+
+    /// Is it one of [`Self::of_cluster_ip`]?
+    pub const fn is_of_cluster_ip(&self) -> bool {
+        self.protocol.0 == 0
+    }
+
     /// The same port on the addresses of nodes of the same family: one row for a node port, however many
     /// nodes there are. Which addresses those are is in `NODES`. The scope keeps the key apart from that
     /// of a client who really asks for the unspecified address.

@@ -109,6 +109,16 @@ pub const TABLES: &[Table] = &[
         owner: Owner::Kernel,
     },
     Table {
+        name: "SHARES",
+        version: 1,
+        owner: Owner::Kernel,
+    },
+    Table {
+        name: "FRAGMENTS",
+        version: 1,
+        owner: Owner::Kernel,
+    },
+    Table {
         name: "UPLINKS",
         version: 1,
         owner: Owner::Agent,

@@ -2,6 +2,8 @@
 //! way says whether it still holds, what becomes of a packet, and what has passed. How ways are made and
 //! followed is `datapath`'s.
 
+use core::sync::atomic::Ordering::Relaxed;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, transmute_mut, transmute_ref};
 
 use crate::event::Hook;
@@ -84,14 +86,15 @@ pub struct Way {
     /// Interface index: of the pod of this node that packets are handed to, or 0 for the kernel's stack;
     /// where packets leave the node, of the uplink.
     pub device: AtomicU32,
-    /// Interface index of the pod of this node at whose device it was made, 0 at an uplink.
+    /// Interface index of the pod of this node that opened the conversation, 0 if it was opened from elsewhere: whose
+    /// [`crate::share`] it counts for.
     pub owner: u32,
     /// Rules that allowed the conversation: at the opener's egress, at the responder's ingress; 0 for none.
     pub egress_rule: AtomicU32,
     pub ingress_rule: AtomicU32,
     /// [`WayKey::echo`] of its key: tables give the memory of a row to another key at once, and a reader
     /// that was interrupted would follow a stranger's way. Before the step, which is then as old or older.
-    pub echo: u32,
+    pub echo: AtomicU32,
     /// TCP, once the other side has said goodbye: the acknowledgement of that goodbye, in the order of the machine.
     pub others_end: AtomicU32,
     pub step: Step,
@@ -147,6 +150,9 @@ impl Mark {
     pub const REPLY: Self = Self(3);
     /// Its destination was replaced where it came in.
     pub const TRANSLATED: Self = Self(4);
+    /// An agent up to 8ae8392 has let a pod send it. Its programs left it to the uplink whose source is replaced, and
+    /// are the pods' for a moment after ours are the uplink's.
+    pub const FORMER: Self = Self(5);
 }
 
 /// Bits of [`Way::state`].
@@ -166,6 +172,8 @@ impl WayState {
     /// Either side has sent RST, and neither anything else since: what goes on talking was not ended by
     /// it, and who sent it may be somebody else.
     pub const RESET: u32 = 1 << 5;
+    /// Whoever sends this way has acknowledged the other side's goodbye.
+    pub const FIN_ACKNOWLEDGED: u32 = 1 << 6;
 
     const BOTH_FIN: u32 = Self::FIN | Self::OTHER_FIN;
     /// Whatever has to do with an end: the hot path leaves such packets to the cold one.
@@ -193,6 +201,45 @@ pub struct Plan {
     pub key: WayKey,
     pub way: Way,
     pub back: Way,
+}
+
+impl Way {
+    /// Is it still the row of the key with this echo?
+    #[inline(always)]
+    pub fn is_of(&self, echo: u32) -> bool {
+        self.echo.load(Relaxed) == echo
+    }
+
+    /// Makes this what another row says now.
+    #[inline(always)]
+    pub fn set(&mut self, of: &Self) {
+        self.created = of.created;
+        self.seen.store(of.seen.load(Relaxed), Relaxed);
+        self.packets.store(of.packets.load(Relaxed), Relaxed);
+        self.bytes.store(of.bytes.load(Relaxed), Relaxed);
+        self.epoch.store(of.epoch.load(Relaxed), Relaxed);
+        self.state.store(of.state.load(Relaxed), Relaxed);
+        (self.backend, self.generation) = (of.backend, of.generation);
+        self.device.store(of.device.load(Relaxed), Relaxed);
+        self.owner = of.owner;
+        let rules = (of.egress_rule.load(Relaxed), of.ingress_rule.load(Relaxed));
+        self.egress_rule.store(rules.0, Relaxed);
+        self.ingress_rule.store(rules.1, Relaxed);
+        self.others_end.store(of.others_end.load(Relaxed), Relaxed);
+        self.step = of.step;
+        // Last, so that it tells whether the rest was this key's.
+        self.echo.store(of.echo.load(Relaxed), Relaxed);
+    }
+}
+
+impl Plan {
+    /// Makes this what another row says now.
+    #[inline(always)]
+    pub fn set(&mut self, of: &Self) {
+        self.key = of.key;
+        self.way.set(&of.way);
+        self.back.set(&of.back);
+    }
 }
 
 impl WayKey {
@@ -312,6 +359,13 @@ impl Step {
     #[inline(always)]
     pub fn words(&self) -> &[u64; 3] {
         transmute_ref!(self)
+    }
+
+    /// Equality in three comparisons.
+    #[inline(always)]
+    pub fn is(&self, other: &Self) -> bool {
+        let (a, b) = (self.words(), other.words());
+        ((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2])) == 0
     }
 
     /// What the end that is replaced becomes.

@@ -5,7 +5,7 @@ use weir_common::event::Hook;
 use weir_common::way::Mark;
 
 use crate::l3::{self, Body, Extent, Family, Header};
-use crate::l4::{self, Segment};
+use crate::l4::{self, Parsed, Segment};
 use crate::packet::Packet;
 use crate::tables::Tables;
 use crate::verdict::Scratch;
@@ -19,12 +19,13 @@ pub struct Arrival {
     /// Of the IP packet in bytes.
     pub length: u32,
     /// Offset of the transport header in the frame.
-    transport: u32,
+    pub(crate) transport: u32,
     pub segment: Segment,
     /// TCP: the acknowledgement of everything in the segment, and what the segment acknowledges.
     pub end: u32,
     pub acknowledges: u32,
-    family: u8,
+    /// The family of its addresses in the lowest bit; [`Self::LATER`].
+    pub(crate) shape: u8,
     /// What an earlier program of ours has said.
     pub mark: Mark,
     pub origin: Origin,
@@ -32,6 +33,43 @@ pub struct Arrival {
 }
 
 impl Arrival {
+    /// Of the shape: a fragment that is not the first, without a transport header.
+    pub(crate) const LATER: u8 = 2;
+
+    /// A packet whose transport header has not been read.
+    #[inline(always)]
+    fn of<P: Packet>(packet: &P, family: Family, body: &Body) -> Self {
+        Self {
+            ifindex: packet.ifindex(),
+            length: body.end - l3::OFFSET as u32,
+            transport: body.offset as u32,
+            segment: Segment::default(),
+            end: 0,
+            acknowledges: 0,
+            shape: family as u8,
+            mark: packet.mark(),
+            origin: if packet.is_local() {
+                Origin::Node
+            } else {
+                Origin::Device
+            },
+            pad: 0,
+        }
+    }
+
+    /// What was read of the transport header.
+    #[inline(always)]
+    pub(crate) const fn set(&mut self, parsed: &Parsed) {
+        (self.segment, self.end, self.acknowledges) =
+            (parsed.segment, parsed.end, parsed.acknowledges);
+    }
+
+    /// Has the packet a transport header?
+    #[inline(always)]
+    pub const fn has_transport(&self) -> bool {
+        self.shape & Self::LATER == 0
+    }
+
     /// Offset of the transport header in the frame. The mask changes nothing, but the verifier has not seen where the
     /// number comes from.
     #[inline(always)]
@@ -43,7 +81,7 @@ impl Arrival {
     /// The family of its addresses. The verifier has not seen where the number comes from, and believes its lowest bit.
     #[inline(always)]
     pub const fn family(&self) -> Family {
-        if self.family & 1 == 0 {
+        if self.shape & 1 == 0 {
             Family::V4
         } else {
             Family::V6
@@ -109,24 +147,16 @@ pub fn rest<P: Packet, T: Tables>(
     family: Family,
     header: &Header,
 ) -> Result<(), DropReason> {
-    let body = family.body(packet, l3::OFFSET, header, Extent::Whole)?;
-    scratch.trace.tuple.protocol = body.protocol;
-    scratch.arrival = Arrival {
-        ifindex: packet.ifindex(),
-        length: body.end - l3::OFFSET as u32,
-        transport: body.offset as u32,
-        segment: Segment::default(),
-        end: 0,
-        acknowledges: 0,
-        family: family as u8,
-        mark: packet.mark(),
-        origin: if packet.is_local() {
-            Origin::Node
-        } else {
-            Origin::Device
-        },
-        pad: 0,
+    let body = match family.body(packet, l3::OFFSET, header, Extent::Whole) {
+        Ok(body) => body,
+        Err(DropReason::Fragment | DropReason::ExtensionHeader) => {
+            scratch.arrival = Arrival::of(packet, family, &Body::NONE);
+            return packet.unfold(tables, scratch).is_known().map(|_| ());
+        }
+        Err(reason) => return Err(reason),
     };
+    scratch.trace.tuple.protocol = body.protocol;
+    scratch.arrival = Arrival::of(packet, family, &body);
     tables.settle(scratch);
     let Scratch { trace, arrival, .. } = scratch;
     let body = Body {
@@ -134,9 +164,9 @@ pub fn rest<P: Packet, T: Tables>(
         offset: arrival.transport(),
         end: arrival.length + l3::OFFSET as u32,
     };
-    let parsed = l4::parse(packet, arrival.family(), &body, &mut trace.tuple)?;
-    (arrival.segment, arrival.end, arrival.acknowledges) =
-        (parsed.segment, parsed.end, parsed.acknowledges);
+    let family = arrival.family();
+    let parsed = l4::parse(packet, family, &body, Extent::Whole, &mut trace.tuple)?;
+    arrival.set(&parsed);
     tables.settle(scratch);
     Ok(())
 }

@@ -24,7 +24,7 @@ pub fn from_net<P: Packet, T: Tables>(
     }
     match decide(packet, tables, scratch) {
         Ok(()) => Verdict::Pass,
-        Err(reason) => Verdict::Drop(reason),
+        Err(reason) => scratch.refused(reason),
     }
 }
 

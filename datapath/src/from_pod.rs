@@ -27,7 +27,7 @@ pub fn from_pod<P: Packet, T: Tables>(
     }
     match decide(packet, tables, scratch) {
         Ok(verdict) => verdict,
-        Err(reason) => Verdict::Drop(reason),
+        Err(reason) => scratch.refused(reason),
     }
 }
 

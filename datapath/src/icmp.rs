@@ -13,6 +13,7 @@ use crate::l4::{self, Layout};
 use crate::packet::{Changed, Delta, Packet, Zero};
 use crate::tables::Tables;
 use crate::verdict::{Outcome, Scratch};
+use crate::way::take;
 
 /// Where the packet is that an error quotes, in bytes from the start of the frame.
 #[derive(Clone, Copy, Debug)]
@@ -75,16 +76,11 @@ fn follow<T: Tables + ?Sized>(
     scratch: &mut Scratch,
     way: &Way,
 ) -> Result<bool, DropReason> {
-    scratch.step = way.step;
-    scratch.device = way.device.load(Relaxed);
-    scratch.state = way.state.load(Relaxed);
-    if way.echo != scratch.other.echo() {
+    let echo = scratch.other.echo();
+    if !take(scratch, way, echo) {
         return Ok(false);
     }
     let hook = scratch.trace.tuple.hook;
-    if hook == Hook::TO_NET {
-        scratch.device = 0;
-    }
     let is_at_pod = matches!(hook, Hook::FROM_POD | Hook::TO_POD);
     if is_at_pod && way.epoch.load(Relaxed) != tables.epoch() {
         // What policy denies today, errors say nothing about either. The quoted packet is kept meanwhile.

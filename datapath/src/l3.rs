@@ -1,4 +1,7 @@
-//! IPv4 and IPv6: the only file that knows one from the other. Everything after it is written once.
+//! IPv4 and IPv6: the only file that knows one from the other, but for [`crate::refuse`], which writes packets of both.
+//! Everything after it is written once.
+
+mod unfold;
 
 use weir_common::device::Device;
 use weir_common::nat::Uplink;
@@ -7,11 +10,16 @@ use weir_common::{Addr, DropReason, Protocol};
 
 use crate::packet::{Changed, Delta, Packet, Zero};
 
+pub use unfold::Part;
+
 /// Where the IP header starts: VLAN tags are refused, so always behind 14 bytes of Ethernet.
 pub const OFFSET: usize = 14;
 
-/// The longest IP header that is passed on: IPv4 with all options.
-pub const LONGEST: usize = 60;
+/// The longest header that is passed on in front of the transport's: IPv6 with 64 bytes of extension headers.
+pub const LONGEST: usize = 104;
+
+/// The number of the header of a fragment (RFC 8200 section 4.5).
+const FRAGMENT: u8 = 44;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -37,6 +45,15 @@ pub struct Body {
     pub end: u32,
 }
 
+impl Body {
+    /// Not known yet.
+    pub const NONE: Self = Self {
+        protocol: Protocol(0),
+        offset: OFFSET,
+        end: OFFSET as u32,
+    };
+}
+
 /// An IP header without its addresses. In words, which a program keeps in registers.
 #[derive(Clone, Copy, Debug)]
 pub struct Header {
@@ -50,11 +67,18 @@ pub struct Header {
 }
 
 /// How much of an IP packet is there.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(u8)]
 pub enum Extent {
+    #[default]
     Whole,
     /// The start of it, inside of an ICMP error.
     Quoted,
+    /// A fragment that says that it is all of its packet: treated as such (RFC 6946).
+    Atomic,
+    /// The first fragment, and another one.
+    First,
+    Later,
 }
 
 /// Which address of a packet is replaced.
@@ -301,6 +325,17 @@ impl Family {
         }
     }
 
+    /// Is a frame of the family an ICMP error, as a kernel makes them: without options or extension headers?
+    #[inline(always)]
+    pub fn is_error(self, packet: &impl Packet) -> bool {
+        let (protocol, size) = match self {
+            Self::V4 => (9, 20),
+            Self::V6 => (6, 40),
+        };
+        let byte = |at| packet.load::<1>(OFFSET + at).map_or(0, |[byte]| byte);
+        byte(protocol) == self.icmp_numbers().0.0 && matches!(self.icmp(byte(size)), Icmp::Error)
+    }
+
     /// Replaces an address, which is there in words too, and corrects the header's own checksum and the transport's, which is at an
     /// offset if it covers addresses.
     ///
@@ -327,6 +362,8 @@ impl Family {
             Self::V6 => {
                 if let Some((checksum, zero)) = checksum {
                     packet.fix_checksum(checksum, Changed::V6Addresses(zero), delta)?;
+                } else {
+                    packet.fix_checksum(0, Changed::Uncovered, delta)?;
                 }
             }
         }
@@ -399,8 +436,12 @@ fn v4_body(
     if end < (at + size) as u32 {
         return Err(DropReason::Malformed);
     }
-    // "More fragments", or an offset.
-    if header.fragment & 0x3fff != 0 {
+    if extent == Extent::Quoted {
+        if header.fragment & 0x1fff != 0 {
+            return Err(DropReason::NoFlow);
+        }
+    } else if header.fragment & 0x3fff != 0 {
+        // More fragments, or an offset.
         return Err(DropReason::Fragment);
     }
     Ok(Body {
@@ -420,8 +461,16 @@ fn v6_body(
     if header.version >> 4 != 6 {
         return Err(DropReason::Malformed);
     }
-    match header.protocol {
-        44 => return Err(DropReason::Fragment),
+    let (mut protocol, mut offset) = (header.protocol as u8, at + 40);
+    if extent == Extent::Quoted && protocol == FRAGMENT {
+        let [next, _, f0, f1] = packet.load::<4>(offset)?;
+        if u16::from_be_bytes([f0, f1]) & 0xfff8 != 0 {
+            return Err(DropReason::NoFlow);
+        }
+        (protocol, offset) = (next, offset + 8);
+    }
+    match protocol {
+        FRAGMENT => return Err(DropReason::Fragment),
         // Hop-by-hop, routing, ESP, AH, no next header, destination options, mobility, HIP, shim6
         // and the numbers for experiments (RFC 7045, with RFC 8200).
         0 | 43 | 50 | 51 | 59 | 60 | 135 | 139 | 140 | 253 | 254 => {
@@ -430,8 +479,8 @@ fn v6_body(
         _ => {}
     }
     Ok(Body {
-        protocol: Protocol(header.protocol as u8),
-        offset: at + 40,
+        protocol: Protocol(protocol),
+        offset,
         end: end(packet, at, 40 + header.length, 40, extent)?,
     })
 }

@@ -3,7 +3,7 @@
 use weir_common::way::WayKey;
 use weir_common::{DropReason, Port, Protocol};
 
-use crate::l3::{Body, Family, Icmp};
+use crate::l3::{Body, Extent, Family, Icmp};
 use crate::packet::{Packet, Zero};
 
 /// What the transport header says, besides the ports: what the packet means for its conversation.
@@ -30,6 +30,8 @@ impl Segment {
     pub const ERROR: Self = Self(4);
     const FIN: Self = Self(8);
     const RST: Self = Self(16);
+    /// The first fragment of a packet.
+    const FIRST: Self = Self(32);
 
     #[inline(always)]
     pub const fn is_syn(self) -> bool {
@@ -56,6 +58,17 @@ impl Segment {
         self.0 & Self::RST.0 != 0
     }
 
+    #[inline(always)]
+    pub const fn is_first(self) -> bool {
+        self.0 & Self::FIRST.0 != 0
+    }
+
+    /// The same in the first fragment of a packet.
+    #[inline(always)]
+    pub(crate) const fn of_first(self) -> Self {
+        Self(self.0 | Self::FIRST.0)
+    }
+
     /// Without numbers.
     #[inline(always)]
     const fn alone(self) -> Parsed {
@@ -66,10 +79,10 @@ impl Segment {
         }
     }
 
-    /// Does it change the state of its connection?
+    /// Does it change the state of its connection, or say something about packets that follow?
     #[inline(always)]
     pub const fn is_special(self) -> bool {
-        self.0 & (Self::SYN.0 | Self::FIN.0 | Self::RST.0) != 0
+        self.0 & (Self::SYN.0 | Self::FIN.0 | Self::RST.0 | Self::FIRST.0) != 0
     }
 }
 
@@ -88,6 +101,7 @@ pub fn parse(
     packet: &impl Packet,
     family: Family,
     body: &Body,
+    extent: Extent,
     key: &mut WayKey,
 ) -> Result<Parsed, DropReason> {
     let at = body.offset;
@@ -128,7 +142,9 @@ pub fn parse(
     if body.protocol == Protocol::UDP {
         let header = packet.load::<8>(at)?;
         let length = u32::from(u16::from_be_bytes([header[4], header[5]]));
-        if length < 8 || length > room {
+        // Of a fragmented datagram that is the length of all.
+        let needed = if extent == Extent::First { 8 } else { length };
+        if length < 8 || needed > room {
             return Err(DropReason::Malformed);
         }
         ports(key, [header[0], header[1], header[2], header[3]]);

@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 pub mod arrive;
+pub mod fragment;
 mod from_net;
 mod from_pod;
 pub mod icmp;
@@ -30,8 +31,10 @@ pub mod nat;
 pub mod packet;
 pub mod plan;
 pub mod policy;
+pub mod refuse;
 pub mod reserve;
 pub mod service;
+pub mod share;
 pub mod socket;
 pub mod tables;
 mod to_net;

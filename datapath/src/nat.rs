@@ -35,16 +35,13 @@ pub fn rewrite<P: Packet, T: Tables>(
     let Some(layout) = Layout::of(family, key.protocol) else {
         return Err(DropReason::WriteFailed);
     };
-    replace(
-        packet,
-        family,
-        side,
-        &layout,
-        arrival.transport(),
-        old,
-        port,
-        step,
-    )?;
+    if arrival.has_transport() {
+        let transport = arrival.transport();
+        replace(packet, family, side, &layout, transport, old, port, step)?;
+    } else {
+        let [a, b, _] = *step.words();
+        family.replace(packet, side, old, [a, b], &step.addr, None)?;
+    }
     tables.count(if scratch.state & WayState::MASQUERADE != 0 {
         Counter::PacketsMasqueraded
     } else {

@@ -3,6 +3,10 @@
 use weir_common::way::Mark;
 use weir_common::{DropReason, Port};
 
+use crate::fragment;
+use crate::tables::Tables;
+use crate::verdict::{Outcome, Scratch};
+
 /// A frame with its Ethernet header. Offsets and lengths are in bytes from its start.
 #[expect(
     clippy::len_without_is_empty,
@@ -44,11 +48,26 @@ pub trait Packet {
         delta: Delta,
     ) -> Result<(), DropReason>;
 
+    /// Makes the frame longer, by bytes of zero, or shorter. What a device was to do with its segments is forgotten.
+    ///
+    /// # Errors
+    /// [`DropReason::WriteFailed`] when the kernel refuses.
+    fn resize(&mut self, len: u32) -> Result<(), DropReason>;
+
     /// Tells the next program of ours about the packet.
     fn set_mark(&mut self, mark: Mark);
 
     /// What an earlier program of ours has said.
     fn mark(&self) -> Mark;
+
+    /// [`fragment::unfold`], which a program may call instead of containing it.
+    #[inline(always)]
+    fn unfold(&self, tables: &impl Tables, scratch: &mut Scratch) -> Outcome
+    where
+        Self: Sized,
+    {
+        fragment::unfold(self, tables, scratch)
+    }
 }
 
 /// What has changed among the bytes that a checksum covers. The difference matters where the checksum
@@ -63,6 +82,8 @@ pub enum Changed {
     V6Addresses(Zero),
     /// Bytes of the transport header itself.
     Ports(Zero),
+    /// What no checksum in the packet covers; the sum that a device has made of all of it changes.
+    Uncovered,
 }
 
 /// What an all-zero checksum means.

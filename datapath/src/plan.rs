@@ -6,24 +6,26 @@ use core::sync::atomic::Ordering::Relaxed;
 use weir_common::counter::Counter;
 use weir_common::event::Hook;
 use weir_common::policy::Class;
-use weir_common::service::NodeFlags;
+use weir_common::service::{FrontendFlags, FrontendKey, NodeFlags};
 use weir_common::way::{Mark, Plan, Rewrite, Step, Way, WayKey, WayState};
 use weir_common::{Addr, DropReason, Port, Protocol};
 
 use crate::arrive::Origin;
-use crate::l4::Layout;
+use crate::fragment;
+use crate::l4::{Layout, Segment};
 use crate::reserve::Reserved;
 use crate::service::{self, Candidates};
-use crate::tables::Tables;
+use crate::share;
+use crate::tables::{Added, Tables};
 use crate::verdict::{Outcome, Scratch};
-use crate::way::{NO_BACKEND, account, ask_for_opener, record};
-use crate::words::{hash, same};
+use crate::way::{self, NO_BACKEND, account, ask_for_opener, record, take};
+use crate::words::{hash, mixed, same};
 
 /// How many backends are tried when the client's port is already in use towards one of them.
 const BACKEND_TRIES: u32 = 3;
 
 /// How many ports of the node are tried before there counts as being none.
-const PORT_TRIES: u32 = 16;
+const PORT_TRIES: u32 = 24;
 
 /// Is the packet at hand the first answer of a plan? The conversation then gets its ways.
 ///
@@ -40,7 +42,8 @@ fn take_answer<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<
     let key = &scratch.trace.tuple;
     let (hook, protocol) = (key.hook, key.protocol);
     scratch.other = plan.key;
-    if plan.back.echo != key.echo() {
+    let echo = key.echo();
+    if !take(scratch, &plan.back, echo) {
         return Ok(false);
     }
     let segment = scratch.arrival.segment;
@@ -63,10 +66,10 @@ fn take_answer<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<
             record(&plan.back, hook, &scratch.judgement, false, epoch);
         }
     }
-    scratch.step = plan.back.step;
     scratch.device = plan.back.device.load(Relaxed);
-    scratch.state = plan.back.state.load(Relaxed);
+    let is_first = plan.back.packets.load(Relaxed) == 0;
     account(tables, scratch, &plan.back);
+    fragment::remember(tables, scratch);
     // A refusal is no answer: it would let a flood of SYNs to a closed port fill the table of the answered.
     if segment.is_rst() || segment.is_syn() {
         if segment.is_rst() {
@@ -79,29 +82,87 @@ fn take_answer<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<
         plan.way.state.fetch_or(WayState::OTHER_FIN, Relaxed);
         plan.way.others_end.store(scratch.arrival.end, Relaxed);
     }
-    tables.count(Counter::FlowsAnswered);
-    let (key, other) = (&scratch.trace.tuple, &scratch.other);
-    establish(tables, key, other, &plan);
+    if is_first {
+        tables.count(Counter::FlowsAnswered);
+    }
+    let Scratch {
+        plan: copy,
+        back,
+        other,
+        trace,
+        ..
+    } = scratch;
+    // Another CPU may give the row to somebody else in this moment. What was copied is known to be the plan, or is not used.
+    copy.set(&plan);
+    *back = trace.tuple;
+    let is_ours = copy.back.is_of(echo) && copy.way.is_of(other.echo()) && copy.key.is(other);
+    if is_ours && is_settled(copy, segment) {
+        return tables.establish(scratch).is_known();
+    }
     Ok(true)
 }
 
-/// Makes two ways of a plan. Without room for them it stays what it is, and its packets go the cold path.
+/// Does a packet make ways of a plan? Of a conversation other than TCP the third does: most are a question and its answer,
+/// and over at once. Of a connection the first answer does if a pod of this node has opened it, which has but one address. Anybody
+/// else may give addresses that are not theirs, so they must have had the answer.
 #[inline(always)]
-fn establish<T: Tables + ?Sized>(tables: &T, back: &WayKey, there: &WayKey, plan: &Plan) {
-    if tables.add_way(there, &plan.way).is_err() {
+fn is_settled(plan: &Plan, segment: Segment) -> bool {
+    let answers = plan.back.packets.load(Relaxed);
+    if plan.key.protocol != Protocol::TCP {
+        return plan.way.packets.load(Relaxed) + answers > 2;
+    }
+    answers > 0 && !segment.is_syn() && (plan.way.owner != 0 || !segment.is_answer())
+}
+
+/// Makes two ways of the plan at hand. Without room for them it stays what it is, and its packets go the cold path.
+pub fn establish<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Outcome {
+    let Scratch { plan, back, .. } = scratch;
+    make_ways(tables, back, plan);
+    Outcome::KNOWN
+}
+
+#[inline(always)]
+fn make_ways<T: Tables + ?Sized>(tables: &T, back: &WayKey, plan: &Plan) {
+    let owner = plan.way.owner;
+    let is_tcp = back.protocol == Protocol::TCP;
+    if owner != 0
+        && !is_tcp
+        && let Some(share) = tables.share(owner)
+        && !share::stream(&share, tables.now())
+    {
         return;
     }
-    if tables.add_way(back, &plan.back).is_err() {
-        tables.remove_way(there);
+    let added = way::add(tables, &plan.key, &plan.way);
+    match added {
+        Ok(Added::New) => {}
+        // Another CPU has had the same packet in this moment; or this opener has gone another way before.
+        Ok(Added::Already)
+            if tables
+                .way(&plan.key)
+                .is_some_and(|held| held.step.is(&plan.way.step)) => {}
+        _ => return,
+    }
+    if way::add(tables, back, &plan.back).is_err() {
+        // What was there before is somebody's.
+        if added == Ok(Added::New) {
+            way::remove(tables, &plan.key, owner);
+        }
         return;
     }
     tables.remove_plan(back);
+    if is_tcp
+        && plan.key.hook == Hook::FROM_POD
+        && let Some(share) = tables.share(owner)
+    {
+        share::close(&share);
+    }
 }
 
 /// Makes the plan of a conversation that a pod opens, or that is opened to one from elsewhere.
 ///
 /// Drops for what policy denies ([`crate::policy::judge`]); [`DropReason::NoFlow`] for what only answers;
-/// [`DropReason::NoBackend`], [`DropReason::NatCollision`], [`DropReason::SpoofedAddress`],
+/// [`DropReason::NoBackend`], [`DropReason::NoLocalBackend`], [`DropReason::NoService`],
+/// [`DropReason::NatCollision`], [`DropReason::SpoofedAddress`],
 /// [`DropReason::TableFull`].
 pub fn at_pod<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Outcome {
     let hook = scratch.trace.tuple.hook;
@@ -122,10 +183,16 @@ fn of_pod<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
     // What a pod and its own node say to each other is always allowed, and needs no memory.
     if tables.class(&scratch.trace.tuple.destination) == Class::OWN_NODE {
         scratch.pass(Mark::PASSED);
+        fragment::remember(tables, scratch);
         return Ok(());
     }
     if !opens {
         return Err(DropReason::NoFlow);
+    }
+    // Nobody has a cluster IP: what no service there takes leads nowhere.
+    let asked = FrontendKey::of_cluster_ip(scratch.trace.tuple.destination);
+    if tables.frontend(&asked).is_some() {
+        return Err(DropReason::NoService);
     }
     direct(tables, scratch)
 }
@@ -135,6 +202,7 @@ fn to_pod<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
     let arrival = &scratch.arrival;
     if arrival.origin == Origin::Node {
         scratch.pass(Mark::PASSED);
+        fragment::remember(tables, scratch);
         return Ok(());
     }
     // A pod of this node does not send from elsewhere.
@@ -171,7 +239,13 @@ fn choose<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
     let mut candidates = Candidates::from(&scratch.frontend, first);
     for _ in 0..BACKEND_TRIES {
         let Some((backend, generation)) = candidates.next(tables) else {
-            return Err(DropReason::NoBackend);
+            // As kube-proxy does: other nodes' endpoints would serve.
+            let is_silent = scratch.frontend.flags & FrontendFlags::DROP_WHEN_EMPTY != 0;
+            return Err(if is_silent {
+                DropReason::NoLocalBackend
+            } else {
+                DropReason::NoBackend
+            });
         };
         // A pod that is its own backend would receive a packet from itself, which its kernel refuses.
         let ([a, b, _], [c, d, ..]) = (*backend.words(), *scratch.trace.tuple.words());
@@ -240,7 +314,9 @@ fn attempt<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Rese
         way.egress_rule.store(judgement.egress.0, Relaxed);
         way.ingress_rule.store(judgement.ingress.0, Relaxed);
     }
-    (way.owner, back.owner) = (arrival.ifindex, arrival.ifindex);
+    if trace.tuple.hook == Hook::FROM_POD {
+        (way.owner, back.owner) = (arrival.ifindex, arrival.ifindex);
+    }
     let mut other = Hook::FROM_POD;
     if trace.tuple.hook == Hook::TO_POD {
         if arrival.mark == Mark::TRANSLATED {
@@ -267,7 +343,8 @@ fn leaves<T: Tables + ?Sized>(tables: &T, addr: &Addr) -> bool {
 
 /// Makes the plan of a conversation from outside, if it is for a service. What is not passes untouched.
 ///
-/// Drops for [`DropReason::NoFlow`], [`DropReason::NoBackend`], [`DropReason::NatCollision`],
+/// Drops for [`DropReason::NoFlow`], [`DropReason::NoBackend`], [`DropReason::NoLocalBackend`],
+/// [`DropReason::NatCollision`],
 /// [`DropReason::NotTranslatable`], [`DropReason::TableFull`]. Who judges it is the pod's side.
 pub fn from_net<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Outcome {
     Outcome::of(of_net(tables, scratch).map(|()| true))
@@ -324,9 +401,17 @@ fn leave<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), Dr
     if same(&key.source, &node) {
         return Ok(());
     }
-    if arrival.mark == Mark::REPLY || arrival.segment.is_answer() {
+    let mut mark = arrival.mark;
+    if mark == Mark::FORMER {
+        if !former_leaves(tables, scratch) {
+            return Ok(());
+        }
+        mark = Mark::LEAVING;
+    }
+    if mark == Mark::REPLY || arrival.segment.is_answer() {
         return Err(DropReason::NoFlow);
     }
+    let key = &scratch.trace.tuple;
     if Layout::of(arrival.family(), key.protocol).is_none() || same(&node, &Addr::ABSENT) {
         return Err(DropReason::NotTranslatable);
     }
@@ -339,45 +424,68 @@ fn leave<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), Dr
     let words = scratch.question.words_mut();
     (words[2], words[3]) = (0, 0);
     scratch.question.destination_port = Port::ABSENT;
-    let start = hash(&scratch.question) % many;
+    let start = hash(&scratch.question);
+    scratch.question.source_port = Port::ABSENT;
+    let seed = hash(&scratch.question);
+    let owner = tables.local_pod(&key.source).map_or(0, |pod| pod.ifindex);
+    // Of each two ports next to each other a pod may have one, another pod with the odds of a coin the other: whatever
+    // one takes, half of what each other may have is left.
+    let has_half = owner != 0 && many > 1;
+    let many = if has_half { many / 2 } else { many };
     let epoch = tables.epoch();
     begin(tables, scratch, epoch, WayState::MASQUERADE);
     let Scratch { plan, trace, .. } = scratch;
     plan.way.device.store(arrival.ifindex, Relaxed);
+    (plan.way.owner, plan.back.owner) = (owner, owner);
     let step = &mut plan.way.step;
     step.rewrite = Rewrite::SOURCE;
     step.addr = node;
-    step.mark = arrival.mark;
+    step.mark = mark;
     let step = &mut plan.back.step;
     step.rewrite = Rewrite::DESTINATION;
     (step.addr, step.port) = (trace.tuple.source, trace.tuple.source_port);
-    step.mark = if arrival.mark == Mark::TRANSLATED {
+    step.mark = if mark == Mark::TRANSLATED {
         Mark::REPLY
     } else {
         Mark::NONE
     };
+    seal(scratch, Hook::FROM_NET);
+    let mut found = Reserved::Taken;
     for i in 0..PORT_TRIES {
-        if i >= many {
+        if found != Reserved::Taken {
             break;
         }
-        let mut number = start + i;
-        if number >= many {
-            number -= many;
+        let mut number = mixed(start.wrapping_add(i)) % many;
+        if has_half {
+            number = 2 * number + (mixed(seed ^ number) >> 31);
         }
         scratch.plan.way.step.port = ((first + number) as u16).into();
-        seal(scratch, Hook::FROM_NET);
-        match Reserved::of(tables.reserve(scratch))? {
-            Reserved::Taken => {}
-            reserved => {
-                if reserved == Reserved::New {
-                    tables.count(Counter::NatPortsTaken);
-                }
-                go(tables, scratch, reserved);
-                return Ok(());
-            }
-        }
+        found = Reserved::of(tables.reserve(scratch))?;
     }
-    Err(DropReason::NoNatPort)
+    tables.settle(scratch);
+    match found {
+        Reserved::Taken => return Err(DropReason::NoNatPort),
+        Reserved::New => tables.count(Counter::NatPortsTaken),
+        Reserved::Again => {}
+    }
+    go(tables, scratch, found);
+    Ok(())
+}
+
+/// Does a packet leave with the node's address that an earlier agent's program has let a pod send? What that has
+/// translated is no pod's any more, and what somebody outside has asked a pod itself has a way at the pod's device.
+#[inline(always)]
+fn former_leaves<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> bool {
+    let key = &scratch.trace.tuple;
+    if tables.local_pod(&key.source).is_none() || !leaves(tables, &key.destination) {
+        return false;
+    }
+    scratch.other = *key;
+    scratch.other.hook = Hook::FROM_POD;
+    match tables.way(&scratch.other) {
+        Some(way) => way.step.mark == Mark::LEAVING,
+        None => tables.plan(&scratch.other).is_none(),
+    }
 }
 
 /// Begins a plan for the packet at hand, which goes as it is until somebody says otherwise.
@@ -421,21 +529,25 @@ fn fresh(way: &mut Way, now: u64, epoch: u32, state: u32) {
     way.step = Step::marked(Mark::PASSED);
 }
 
-/// Ends a plan: with the key of its first answer, which arrives at `other`.
+/// Ends a plan, whose answers arrive at `other`.
 #[inline(always)]
 fn seal(scratch: &mut Scratch, other: Hook) {
-    let Scratch { plan, back, .. } = scratch;
+    let plan = &mut scratch.plan;
     plan.way.step.other = other;
     plan.back.step.other = plan.key.hook;
-    back.set_other(&plan.key, &plan.way.step);
-    plan.way.echo = plan.key.echo();
-    plan.back.echo = back.echo();
+    plan.way.echo.store(plan.key.echo(), Relaxed);
 }
 
-/// Sends the first packet of a plan its way. A datagram that is not the first makes ways of it: nobody may ever answer.
+/// Sends the packet of a plan its way.
 #[inline(always)]
 fn go<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch, reserved: Reserved) {
-    let Scratch { plan, back, .. } = scratch;
+    fragment::remember(tables, scratch);
+    let Scratch {
+        plan,
+        back,
+        arrival,
+        ..
+    } = scratch;
     scratch.step = plan.way.step;
     scratch.state = plan.way.state.load(Relaxed);
     // The device of a way out is the uplink, where the packet is already.
@@ -446,8 +558,9 @@ fn go<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch, reserved: Reserved)
     };
     match reserved {
         Reserved::New => tables.count(Counter::FlowsOpened),
-        Reserved::Again if back.protocol != Protocol::TCP => {
-            establish(tables, back, &plan.key, plan);
+        Reserved::Again if is_settled(plan, arrival.segment) => {
+            // Without room it stays a plan.
+            let _room: Outcome = tables.establish(scratch);
         }
         Reserved::Again | Reserved::Taken => {}
     }

@@ -2,18 +2,24 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
-use weir_common::way::{Plan, WayState};
+use weir_common::counter::Counter;
+use weir_common::event::Hook;
+use weir_common::way::{Plan, Way, WayState};
 use weir_common::{DropReason, Protocol};
 
+use crate::share;
 use crate::tables::{Added, Tables};
 use crate::verdict::{Outcome, Scratch};
-use crate::way::is_over;
+use crate::way::{self, is_over};
+use crate::words::same;
 
 /// How long a plan without an answer keeps its place from others, in nanoseconds: for TCP what `SYN` is sent again
 /// within (Linux sends it until 63 s, `nf_conntrack_tcp_timeout_syn_sent` is 120 s), else what Linux grants a datagram
 /// that nobody answers (`nf_conntrack_udp_timeout`).
 const TCP_PATIENCE: u64 = 60_000_000_000;
 const OTHER_PATIENCE: u64 = 30_000_000_000;
+/// The same against who has made it: somebody who asks from new ports without an answer runs out of them by itself.
+const OWN_PATIENCE: u64 = 2_000_000_000;
 
 /// What became of a plan.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -26,22 +32,23 @@ pub enum Reserved {
 }
 
 impl Reserved {
-    const NEW: Outcome = Outcome(0);
-    const AGAIN: Outcome = Outcome(1);
-    const TAKEN: Outcome = Outcome(2);
-    const FULL: Outcome = Outcome(3);
+    const NEW: Outcome = Outcome(1 << 9);
+    const AGAIN: Outcome = Outcome(2 << 9);
+    const TAKEN: Outcome = Outcome(3 << 9);
 
     /// From what [`reserve`] returns.
     ///
     /// # Errors
-    /// [`DropReason::TableFull`].
+    /// [`DropReason::TableFull`], [`DropReason::PodLimit`].
     #[inline(always)]
-    pub const fn of(outcome: Outcome) -> Result<Self, DropReason> {
+    pub fn of(outcome: Outcome) -> Result<Self, DropReason> {
         match outcome {
             Self::NEW => Ok(Self::New),
             Self::AGAIN => Ok(Self::Again),
             Self::TAKEN => Ok(Self::Taken),
-            _ => Err(DropReason::TableFull),
+            Outcome(number) => {
+                Err(DropReason::from_number(number as u8).unwrap_or(DropReason::TableFull))
+            }
         }
     }
 }
@@ -53,7 +60,7 @@ pub fn reserve<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Outcome
         Ok(Reserved::New) => Reserved::NEW,
         Ok(Reserved::Again) => Reserved::AGAIN,
         Ok(Reserved::Taken) => Reserved::TAKEN,
-        Err(_) => Reserved::FULL,
+        Err(reason) => Outcome::of(Err(reason)),
     }
 }
 
@@ -62,7 +69,19 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
     let Scratch {
         plan, back, other, ..
     } = scratch;
+    back.set_other(&plan.key, &plan.way.step);
+    plan.back.echo.store(back.echo(), Relaxed);
     let mut reserved = Reserved::New;
+    let is_of_pod = plan.key.hook == Hook::FROM_POD;
+    let owner = plan.way.owner;
+    if is_of_pod
+        && let Some(share) = tables.share(owner)
+        && !share::may_open(&share, back.protocol, tables.now())
+        && tables.way(back).is_none()
+    {
+        share.refused.fetch_add(1, Relaxed);
+        return Err(DropReason::PodLimit);
+    }
     if tables.add_plan(back, plan)? == Added::Already
         && let Some(held) = tables.plan(back)
     {
@@ -72,39 +91,99 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
             plan.way.packets.fetch_add(packets, Relaxed);
             let bytes = held.way.bytes.load(Relaxed);
             plan.way.bytes.fetch_add(bytes, Relaxed);
+            keep(&mut plan.back, &held.back);
             reserved = Reserved::Again;
-        } else if !is_forgotten(tables, back.protocol, &held) {
+        } else if !is_forgotten(tables, plan, &held) {
             return Ok(Reserved::Taken);
         }
-        tables.replace_plan(back, plan)?;
+        // What is put in the place of another costs whoever was used longest ago its row.
+        let is_the_same = reserved == Reserved::Again
+            && held.way.step.is(&plan.way.step)
+            && held.way.backend == plan.way.backend
+            && held.way.generation.0 == plan.way.generation.0;
+        if is_the_same {
+            refresh(&held.way, &plan.way);
+            refresh(&held.back, &plan.back);
+        } else {
+            tables.replace_plan(back, plan)?;
+        }
     }
     if let Some(way) = tables.way(back) {
         other.set_other(back, &way.step);
         let is_same = other.is(&plan.key);
         if !is_same && is_over(tables, back, &way, other) {
-            tables.remove_way(other);
-            tables.remove_way(back);
+            let owner = way.owner;
+            way::remove(tables, other, owner);
+            way::remove(tables, back, owner);
+        } else if is_same {
+            // Another CPU has just had the answer, or the way there was lost. Without room the plan stays.
+            reserved = Reserved::Again;
+            if let Ok(added) = way::add(tables, &plan.key, &plan.way) {
+                tables.remove_plan(back);
+                if added == Added::New {
+                    tables.count(Counter::WaysLost);
+                }
+            }
         } else {
             tables.remove_plan(back);
-            if !is_same {
-                return Ok(Reserved::Taken);
-            }
-            // Another CPU has just had the answer, or the way there was lost.
-            tables.add_way(&plan.key, &plan.way)?;
-            reserved = Reserved::Again;
+            return Ok(Reserved::Taken);
         }
+    }
+    // What is sent again and again without an answer keeps its row from others, too.
+    let is_tcp = back.protocol == Protocol::TCP;
+    if is_of_pod
+        && (reserved == Reserved::New || !is_tcp)
+        && let Some(share) = tables.share(owner)
+    {
+        share::open(&share, tables.now());
     }
     Ok(reserved)
 }
 
+/// Makes a row say what its plan says now, but for what cannot have changed.
 #[inline(always)]
-fn is_forgotten<T: Tables + ?Sized>(tables: &T, protocol: Protocol, held: &Plan) -> bool {
-    let patience = if protocol == Protocol::TCP {
+fn refresh(held: &Way, now: &Way) {
+    held.seen.store(now.seen.load(Relaxed), Relaxed);
+    held.packets.store(now.packets.load(Relaxed), Relaxed);
+    held.bytes.store(now.bytes.load(Relaxed), Relaxed);
+    held.epoch.store(now.epoch.load(Relaxed), Relaxed);
+    held.state.store(now.state.load(Relaxed), Relaxed);
+    held.device.store(now.device.load(Relaxed), Relaxed);
+    let rules = (
+        now.egress_rule.load(Relaxed),
+        now.ingress_rule.load(Relaxed),
+    );
+    held.egress_rule.store(rules.0, Relaxed);
+    held.ingress_rule.store(rules.1, Relaxed);
+}
+
+/// What is known of the answers that have come.
+#[inline(always)]
+fn keep(back: &mut Way, held: &Way) {
+    back.packets.store(held.packets.load(Relaxed), Relaxed);
+    back.bytes.store(held.bytes.load(Relaxed), Relaxed);
+    back.state.store(held.state.load(Relaxed), Relaxed);
+    if held.packets.load(Relaxed) > 0 {
+        back.seen.store(held.seen.load(Relaxed), Relaxed);
+    }
+}
+
+#[inline(always)]
+fn is_forgotten<T: Tables + ?Sized>(tables: &T, plan: &Plan, held: &Plan) -> bool {
+    let is_unanswered = held.back.packets.load(Relaxed) == 0;
+    let patience = if plan.key.protocol == Protocol::TCP {
         TCP_PATIENCE
+    } else if is_unanswered && same(&held.key.source, &plan.key.source) {
+        OWN_PATIENCE
     } else {
         OTHER_PATIENCE
     };
     // Refused, and not asked again.
     let is_refused = held.back.state.load(Relaxed) & WayState::RESET != 0;
-    is_refused || tables.now().saturating_sub(held.way.seen.load(Relaxed)) > patience
+    let seen = held
+        .way
+        .seen
+        .load(Relaxed)
+        .max(held.back.seen.load(Relaxed));
+    is_refused || tables.now().saturating_sub(seen) > patience
 }

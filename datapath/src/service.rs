@@ -135,7 +135,7 @@ impl Candidates {
         self.index = if next < len { next } else { 0 };
         let backend = tables.backend(start.wrapping_add(found))?;
         let generation = tables.generation(backend.id)?;
-        Some((backend, generation))
+        generation.is_usable().then_some((backend, generation))
     }
 }
 

@@ -4,7 +4,8 @@
 
 use weir_common::counter::Counter;
 use weir_common::service::{
-    Affinity, BackendId, FrontendKey, Generation, Scope, SocketKey, SocketPeer, SocketSide,
+    Affinity, BackendId, FrontendKey, Generation, NodeFlags, Scope, SocketKey, SocketPeer,
+    SocketSide,
 };
 use weir_common::way::Peer;
 use weir_common::{Addr, Protocol};
@@ -35,7 +36,7 @@ pub enum Call {
     Refuse,
 }
 
-/// `connect` of TCP and UDP: a backend for the life of the connection.
+/// `connect` of TCP, and of UDP by the node's own processes: a backend for the life of the connection.
 #[inline(always)]
 pub fn connect<A: Address, T: Sockets>(address: &mut A, tables: &T) -> Call {
     translate(address, tables, Lifetime::Connection)
@@ -94,11 +95,19 @@ fn translate<A: Address, T: Sockets>(address: &mut A, tables: &T, lifetime: Life
         && let Some(kept) = tables.socket(&forward)
         && service::is_current(tables, kept.backend, kept.generation, Asks::Anew)
     {
-        tables.count(Counter::SocketTranslated);
-        address.set_peer(&Peer {
+        let chosen = Aligned(Peer {
             addr: kept.addr,
             port: kept.port,
         });
+        let chosen = &chosen.0;
+        // Either row may be pushed out without the other, and another service may have given the same backend since.
+        let reverse = key(address, chosen, SocketSide::REVERSE);
+        let is_named = |row: SocketPeer| row.port == asked.port && same(&row.addr, &asked.addr);
+        if !tables.socket(&reverse).is_some_and(is_named) {
+            tables.remember(&reverse, &row(asked, kept.backend, kept.generation));
+        }
+        tables.count(Counter::SocketTranslated);
+        address.set_peer(chosen);
         return Call::Proceed;
     }
     let client = service::client_in(&frontend, address.network(), &asked.addr, protocol);
@@ -108,6 +117,15 @@ fn translate<A: Address, T: Sockets>(address: &mut A, tables: &T, lifetime: Life
         tables.count(Counter::SocketRefused);
         return Call::Refuse;
     };
+    // A socket that is connected hears of no change any more, and a datagram shows nobody that its receiver is gone. What a pod
+    // sends is translated packet by packet then, but to the node itself, which stays (and answers the pod's names).
+    if lifetime == Lifetime::Connection
+        && protocol == Protocol::UDP
+        && is_of_pod(address, tables)
+        && !is_own(tables, &backend.addr)
+    {
+        return Call::Proceed;
+    }
     let chosen = Aligned(Peer {
         addr: backend.addr,
         port: backend.port,
@@ -129,6 +147,19 @@ fn translate<A: Address, T: Sockets>(address: &mut A, tables: &T, lifetime: Life
     tables.count(Counter::SocketTranslated);
     address.set_peer(chosen);
     Call::Proceed
+}
+
+/// Is the socket in another network namespace than the node's? Not, if that is unknown.
+#[inline(always)]
+fn is_of_pod<A: Address, T: Sockets>(address: &A, tables: &T) -> bool {
+    let own = tables.own_network();
+    own != 0 && address.network() != own
+}
+
+#[inline(always)]
+fn is_own<T: Sockets>(tables: &T, addr: &Addr) -> bool {
+    let node = tables.node(addr);
+    node.is_some_and(|node| node.flags & NodeFlags::OWN != 0)
 }
 
 /// 127.0.0.0/8 (RFC 1122 section 3.2.1.3) and ::1 (RFC 4291 section 2.5.3).

@@ -4,12 +4,14 @@ use core::ops::Deref;
 
 use weir_common::counter::Counter;
 use weir_common::device::{Device, LocalPod};
+use weir_common::fragment::{Fragment, FragmentKey};
 use weir_common::nat::{PortRange, Uplink};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{
     Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress,
     SocketKey, SocketPeer,
 };
+use weir_common::share::Share;
 use weir_common::way::{Plan, Way, WayKey};
 use weir_common::{Addr, DropReason};
 
@@ -21,6 +23,8 @@ pub trait Tables {
     /// A way or a plan that is in a table: other CPUs may hold it too.
     type WayRef: Deref<Target = Way>;
     type PlanRef: Deref<Target = Plan>;
+    /// A pod's row of shares.
+    type ShareRef: Deref<Target = Share>;
     /// A device's row.
     type DeviceRef: Deref<Target = Device>;
     /// An uplink's row.
@@ -65,7 +69,8 @@ pub trait Tables {
     /// [`DropReason::TableFull`].
     fn add_way(&self, key: &WayKey, way: &Way) -> Result<Added, DropReason>;
 
-    fn remove_way(&self, key: &WayKey);
+    /// Removes a way. Was there one?
+    fn remove_way(&self, key: &WayKey) -> bool;
 
     /// The plan whose first answer is this packet.
     fn plan(&self, answer: &WayKey) -> Option<Self::PlanRef>;
@@ -83,6 +88,13 @@ pub trait Tables {
     fn replace_plan(&self, answer: &WayKey, plan: &Plan) -> Result<(), DropReason>;
 
     fn remove_plan(&self, answer: &WayKey);
+
+    /// What the pod behind an interface index holds.
+    fn share(&self, ifindex: u32) -> Option<Self::ShareRef>;
+
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
+    /// Best effort: a row that finds no room costs a packet its later fragments.
+    fn keep_fragment(&self, key: &FragmentKey, row: &Fragment);
 
     /// The addresses of the device with this interface index, if it is an uplink.
     fn uplink(&self, ifindex: u32) -> Option<Self::UplinkRef>;
@@ -109,6 +121,11 @@ pub trait Tables {
     #[inline(always)]
     fn answer(&self, scratch: &mut Scratch) -> Outcome {
         plan::answer(self, scratch)
+    }
+    /// [`plan::establish`].
+    #[inline(always)]
+    fn establish(&self, scratch: &mut Scratch) -> Outcome {
+        plan::establish(self, scratch)
     }
     /// [`plan::at_pod`].
     #[inline(always)]

@@ -6,6 +6,7 @@ use weir_common::DropReason;
 use weir_common::event::Hook;
 use weir_common::way::Mark;
 
+use crate::l3::Family;
 use crate::packet::Packet;
 use crate::tables::Tables;
 use crate::verdict::{Scratch, Verdict};
@@ -13,13 +14,14 @@ use crate::words::same;
 use crate::{arrive, icmp, nat, way};
 
 /// Is there anything to decide about a packet that leaves the node? What is the node's own, and what a pod sends to the
-/// cluster, goes as it is.
+/// cluster, goes as it is; but an error of the node may be about what has come in translated.
 #[inline(always)]
 pub fn concerns<P: Packet>(packet: &P) -> bool {
-    matches!(
-        packet.mark(),
-        Mark::LEAVING | Mark::REPLY | Mark::TRANSLATED
-    )
+    match packet.mark() {
+        Mark::LEAVING | Mark::REPLY | Mark::TRANSLATED | Mark::FORMER => true,
+        Mark::NONE => packet.is_local() && Family::of(packet).is_ok_and(|it| it.is_error(packet)),
+        _ => false,
+    }
 }
 
 /// Decides about a packet that leaves the node.
@@ -56,6 +58,9 @@ fn decide<P: Packet, T: Tables>(
     if scratch.arrival.segment.is_error() {
         return error(packet, tables, scratch);
     }
+    if scratch.arrival.mark == Mark::NONE {
+        return Ok(());
+    }
     if !way::is_known(tables, scratch)? && !tables.answer(scratch).is_known()? {
         tables.plan_to_net(scratch).is_known()?;
     }
@@ -64,14 +69,18 @@ fn decide<P: Packet, T: Tables>(
 }
 
 /// An error about what has come in translated, which would otherwise name who is behind the node. One of a router on the
-/// way does not have to be about anything that we know.
+/// way, or of the node, does not have to be about anything that we know.
 #[inline(always)]
 fn error<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     scratch: &mut Scratch,
 ) -> Result<(), DropReason> {
-    match icmp::read(packet, tables, scratch)? {
+    let found = icmp::read(packet, tables, scratch);
+    if scratch.arrival.mark == Mark::NONE && !matches!(found, Ok(Some(_))) {
+        return Ok(());
+    }
+    match found? {
         Some(about) => icmp::rewrite(packet, scratch, &about),
         None if scratch.trace.tuple.is_answer_to(&scratch.question) => Err(DropReason::NoFlow),
         None => Ok(()),

@@ -1,11 +1,13 @@
 //! What happens to a packet, and the memory in which it is decided.
 
 use weir_common::DropReason;
+use weir_common::fragment::{Fragment, FragmentKey};
 use weir_common::policy::RuleId;
 use weir_common::service::{Affinity, AffinityKey, Frontend};
 use weir_common::way::{Mark, Plan, Step, WayKey};
 
 use crate::arrive::Arrival;
+use crate::l3::Part;
 use crate::policy::Judgement;
 
 /// What happens to a packet.
@@ -17,6 +19,8 @@ pub enum Verdict {
     /// Straight into the pod behind this interface index of a host end.
     Redirect(u32),
     Drop(DropReason),
+    /// Dropped, and its sender is told ([`crate::refuse::refuse`]).
+    Refuse(DropReason),
 }
 
 /// The memory of one decision. The caller owns it, since the stack of a BPF program has no room for it:
@@ -28,6 +32,10 @@ pub struct Scratch {
     pub trace: Trace,
     /// [`crate::arrive::read`]: the packet, beside its key in the trace.
     pub(crate) arrival: Arrival,
+    /// [`crate::fragment`]: the headers between; what the packet has in common with its other fragments, and what the first one says.
+    pub(crate) part: Part,
+    pub(crate) fragment: FragmentKey,
+    pub(crate) first: Fragment,
     /// Whoever knows the way: what becomes of the packet; the interface index of the pod that it is handed to, 0 for the
     /// kernel's stack; bits of [`weir_common::way::WayState`] as they were.
     pub(crate) step: Step,
@@ -60,6 +68,19 @@ pub struct Trace {
 }
 
 impl Scratch {
+    /// What becomes of the packet at hand, which cannot go on, where who has sent it may be told. A part of one is no question.
+    #[inline(always)]
+    pub(crate) const fn refused(&self, reason: DropReason) -> Verdict {
+        match reason {
+            DropReason::NoBackend | DropReason::BackendGone | DropReason::NoService
+                if self.arrival.has_transport() && !self.arrival.segment.is_first() =>
+            {
+                Verdict::Refuse(reason)
+            }
+            _ => Verdict::Drop(reason),
+        }
+    }
+
     /// The packet goes to the kernel's stack as it is.
     #[inline(always)]
     pub(crate) fn pass(&mut self, mark: Mark) {

@@ -4,20 +4,23 @@
 use core::ops::Deref as _;
 use core::sync::atomic::Ordering::Relaxed;
 
+use weir_common::counter::Counter;
 use weir_common::event::Hook;
 use weir_common::service::{BackendId, Generation};
 use weir_common::way::{Way, WayKey, WayState};
-use weir_common::{DropReason, Protocol};
+use weir_common::{DropReason, Protocol, limits};
 
+use crate::fragment;
 use crate::policy::Judgement;
 use crate::service::{self, Asks};
-use crate::tables::Tables;
+use crate::share;
+use crate::tables::{Added, Tables};
 use crate::verdict::{Outcome, Scratch};
 use crate::words::same;
 
 /// How long a conversation other than TCP may be silent before its ports can serve another one, in
 /// nanoseconds: what Linux grants a UDP stream (`nf_conntrack_udp_timeout_stream`).
-pub const IDLE: u64 = 120_000_000_000;
+pub const IDLE: u64 = limits::STREAM_SECONDS as u64 * 1_000_000_000;
 
 /// What became of looking for a way.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -56,7 +59,8 @@ fn follow<T: Tables>(tables: &T, scratch: &mut Scratch) -> Met {
     if is_special {
         return Met::Special;
     }
-    if !take(scratch, &way) {
+    let echo = scratch.trace.tuple.echo();
+    if !take(scratch, &way, echo) {
         return Met::Unknown;
     }
     account(tables, scratch, &way);
@@ -79,9 +83,10 @@ fn serves<T: Tables + ?Sized>(tables: &T, protocol: Protocol, way: &Way) -> bool
     way.backend == 0 || service::is_current(tables, way.backend, way.generation, asks)
 }
 
-/// Takes the step from a way. False if the row has become another key's meanwhile.
+/// Takes what becomes of the packet from a way, whose key has this echo. False if the row has become another key's
+/// meanwhile.
 #[inline(always)]
-fn take(scratch: &mut Scratch, way: &Way) -> bool {
+pub(crate) fn take(scratch: &mut Scratch, way: &Way, echo: u32) -> bool {
     scratch.step = way.step;
     // The device of a way out is the uplink, where the packet is already.
     scratch.device = if scratch.trace.tuple.hook == Hook::TO_NET {
@@ -90,7 +95,7 @@ fn take(scratch: &mut Scratch, way: &Way) -> bool {
         way.device.load(Relaxed)
     };
     scratch.state = way.state.load(Relaxed);
-    way.echo == scratch.trace.tuple.echo()
+    way.is_of(echo)
 }
 
 /// Accounts for the packet at hand.
@@ -118,7 +123,8 @@ fn go_on<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<bool, 
         return Ok(false);
     };
     let way = way.deref();
-    if !take(scratch, way) {
+    let echo = scratch.trace.tuple.echo();
+    if !take(scratch, way, echo) {
         return Ok(false);
     }
     let segment = scratch.arrival.segment;
@@ -132,14 +138,20 @@ fn go_on<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<bool, 
             if is_tcp && !segment.is_syn() {
                 return Err(DropReason::BackendGone);
             }
-            forget(tables, scratch);
+            forget(tables, scratch, way.owner);
             return Ok(false);
         }
     }
-    // Without the way of its answers. An answer without the way there goes on: its opener's next packet makes that again.
-    let is_alone = !is_tcp && is_opener && tables.way(&scratch.other).is_none();
-    if is_alone || (segment.is_syn() && WayState::is_closed(state)) {
-        forget(tables, scratch);
+    // Without the way of its answers, or with one that leads elsewhere: what was answered after that was pushed out opened a
+    // conversation of its own. An answer without the way there goes on: its opener's next packet makes that again.
+    let is_alone = !is_tcp && is_opener && !leads_back(tables, scratch);
+    // A service may have come, or gone, since a stream began.
+    let is_misled = !is_tcp && is_opener && asks_otherwise(tables, scratch, way);
+    if is_alone || is_misled || (segment.is_syn() && WayState::is_closed(state)) {
+        if is_alone {
+            tables.count(Counter::WaysLost);
+        }
+        forget(tables, scratch, way.owner);
         return Ok(false);
     }
     let is_at_pod = matches!(scratch.trace.tuple.hook, Hook::FROM_POD | Hook::TO_POD);
@@ -155,6 +167,8 @@ fn go_on<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<bool, 
         }
         match tables.judge(scratch).is_known() {
             Ok(_) if opens_back => {}
+            // Judging takes its time, and the row may be somebody else's now.
+            Ok(_) if !way.is_of(echo) => return Ok(false),
             Ok(_) => {
                 let hook = scratch.trace.tuple.hook;
                 record(way, hook, &scratch.judgement, is_opener, epoch);
@@ -165,20 +179,41 @@ fn go_on<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<bool, 
                 // sends again would open one of its own, and the denied packets would be its answers. Its
                 // epoch stays an old one, so every packet is judged.
                 if !opens_back && !is_tcp {
-                    forget(tables, scratch);
+                    forget(tables, scratch, way.owner);
                 }
                 return Err(reason);
             }
         }
     } else if !is_at_pod && !is_still_there(tables, scratch, way, epoch) {
-        forget(tables, scratch);
+        forget(tables, scratch, way.owner);
         return Ok(false);
     }
     account(tables, scratch, way);
+    fragment::remember(tables, scratch);
     if is_tcp {
         end(tables, scratch, way, state);
     }
     Ok(true)
+}
+
+/// Is the way of the answers there, and its answers this conversation's?
+#[inline(always)]
+fn leads_back<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> bool {
+    let Some(other) = tables.way(&scratch.other) else {
+        return false;
+    };
+    scratch.back.set_other(&scratch.other, &other.step);
+    scratch.back.is(&scratch.trace.tuple)
+}
+
+/// Would the conversation be sent elsewhere if it began now: to a service that was not there, or past one that is gone?
+#[inline(always)]
+fn asks_otherwise<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch, way: &Way) -> bool {
+    let hook = scratch.trace.tuple.hook;
+    if !matches!(hook, Hook::FROM_POD | Hook::FROM_NET) {
+        return false;
+    }
+    (tables.asks_service(scratch) != 0) != (way.backend != 0)
 }
 
 /// Is the address that stands for somebody still the uplink's?
@@ -211,6 +246,9 @@ fn is_still_there<T: Tables + ?Sized>(
 #[inline(always)]
 fn end<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch, way: &Way, state: u32) {
     let segment = scratch.arrival.segment;
+    if !segment.is_special() && state & WayState::ENDING == 0 {
+        return;
+    }
     let (mut news, mut others) = (0, 0);
     if segment.is_rst() {
         (news, others) = (WayState::RESET, WayState::RESET);
@@ -221,29 +259,45 @@ fn end<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch, way: &Way, state: 
             other.state.fetch_and(!WayState::RESET, Relaxed);
         }
     }
+    let end = scratch.arrival.end;
+    let other = tables.way(&scratch.other);
     if segment.is_fin() {
         news |= WayState::FIN;
         others |= WayState::OTHER_FIN;
+        if let Some(other) = &other {
+            other.others_end.store(end, Relaxed);
+        }
+    } else if state & WayState::FIN != 0
+        && !segment.is_special()
+        && let Some(other) = &other
+        && end.wrapping_sub(other.others_end.load(Relaxed)) as i32 > 0
+    {
+        // Who says more than the goodbye ended with has not said it.
+        way.state.fetch_and(!WayState::FIN, Relaxed);
+        other.state.fetch_and(!WayState::OTHER_FIN, Relaxed);
+        return;
     }
     if state & WayState::OTHER_FIN != 0 {
         news |= WayState::FIN_HEARD;
-        let is_last = scratch.arrival.acknowledges == way.others_end.load(Relaxed);
-        if state & WayState::FIN != 0 && !segment.is_special() && is_last {
-            // Everything was heard, the other side's goodbye last: the connection is over, and nobody has to sweep it up.
-            forget(tables, scratch);
-            return;
+        if scratch.arrival.acknowledges == way.others_end.load(Relaxed) {
+            news |= WayState::FIN_ACKNOWLEDGED;
+            if state & WayState::FIN != 0
+                && !segment.is_special()
+                && let Some(other) = &other
+                && other.state.load(Relaxed) & WayState::FIN_ACKNOWLEDGED != 0
+            {
+                // Both have heard everything: the connection is over, and nobody has to sweep it up.
+                forget(tables, scratch, way.owner);
+                return;
+            }
         }
     }
     if news & !state != 0 {
         way.state.fetch_or(news, Relaxed);
     }
     if others != 0
-        && let Some(other) = tables.way(&scratch.other)
+        && let Some(other) = &other
     {
-        if segment.is_fin() {
-            let end = scratch.arrival.end;
-            other.others_end.store(end, Relaxed);
-        }
         other.state.fetch_or(others, Relaxed);
     }
 }
@@ -281,9 +335,34 @@ pub(crate) fn record(way: &Way, hook: Hook, judgement: &Judgement, is_opener: bo
 
 /// Forgets both ways of the conversation at hand.
 #[inline(always)]
-fn forget<T: Tables + ?Sized>(tables: &T, scratch: &Scratch) {
-    tables.remove_way(&scratch.trace.tuple);
-    tables.remove_way(&scratch.other);
+fn forget<T: Tables + ?Sized>(tables: &T, scratch: &Scratch, owner: u32) {
+    remove(tables, &scratch.trace.tuple, owner);
+    remove(tables, &scratch.other, owner);
+}
+
+/// Adds a way, which counts for who has opened its connection.
+///
+/// # Errors
+/// [`DropReason::TableFull`].
+#[inline(always)]
+pub(crate) fn add<T: Tables + ?Sized>(
+    tables: &T,
+    key: &WayKey,
+    way: &Way,
+) -> Result<Added, DropReason> {
+    let added = tables.add_way(key, way)?;
+    if added == Added::New && key.protocol == Protocol::TCP {
+        share::count(tables, way.owner, 1);
+    }
+    Ok(added)
+}
+
+/// Removes a way.
+#[inline(always)]
+pub(crate) fn remove<T: Tables + ?Sized>(tables: &T, key: &WayKey, owner: u32) {
+    if tables.remove_way(key) && key.protocol == Protocol::TCP {
+        share::count(tables, owner, -1);
+    }
 }
 
 /// Is a conversation over, so that its ends can serve another one?

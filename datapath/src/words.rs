@@ -26,6 +26,13 @@ pub const fn same(a: &Addr, b: &Addr) -> bool {
 #[repr(C, align(8))]
 pub struct Aligned<T>(pub T);
 
+/// A number whose every bit every bit has a say in (the first half of MurmurHash3's 32-bit finalizer).
+#[inline(always)]
+pub const fn mixed(number: u32) -> u32 {
+    let half = number.wrapping_mul(0x85eb_ca6b);
+    (half ^ half >> 13).wrapping_mul(0xc2b2_ae35)
+}
+
 /// A number that is the same whenever the sender, and what it asks, are: what a lost row held is found again by it.
 /// The finalizer of MurmurHash3 (public domain) over the words of the key; nobody is kept from choosing ports so that
 /// it comes out as they like, which gains them a backend or a port that they could have had anyway.

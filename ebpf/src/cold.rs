@@ -4,10 +4,13 @@
 
 use core::arch::asm;
 
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::programs::TcContext;
 use weir_common::DropReason;
-use weir_datapath::{Outcome, Scratch, icmp, plan, policy, reserve, service, way};
+use weir_datapath::{Outcome, Scratch, fragment, icmp, plan, policy, reserve, service, way};
 
 use crate::maps::{Maps, same_scratch};
+use crate::skb::Skb;
 
 /// Calls a function that works in the same scratch.
 #[inline(always)]
@@ -48,11 +51,23 @@ macro_rules! functions {
     };
 }
 
+/// [`fragment::unfold`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn weir_unfold(skb: *mut __sk_buff) -> u32 {
+    match same_scratch() {
+        Some(scratch) => u32::from(fragment::unfold(&Skb(TcContext::new(skb)), &Maps, scratch)),
+        None => Outcome::of(Err(DropReason::Malformed)).0,
+    }
+}
+
 functions! {
     /// [`way::again`].
     weir_again way::again
     /// [`plan::answer`].
     weir_answer plan::answer
+    /// [`plan::establish`].
+    weir_establish plan::establish
     /// [`plan::at_pod`].
     weir_plan_at_pod plan::at_pod
     /// [`plan::from_net`].

@@ -12,6 +12,7 @@ mod cold;
 mod events;
 mod maps;
 mod programs;
+mod refusals;
 mod skb;
 mod sock;
 

@@ -10,6 +10,7 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use weir_common::counter::{COUNTERS as COUNTER_ROWS, Counter, Drops};
 use weir_common::device::{Device, LocalPod};
 use weir_common::event::EventLimit;
+use weir_common::fragment::{Fragment, FragmentKey};
 use weir_common::nat::{ClusterKey, InCluster, PortRange, Uplink};
 use weir_common::node::{Features, NodeConfig};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
@@ -18,6 +19,7 @@ use weir_common::service::{
     Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress,
     SocketKey, SocketPeer,
 };
+use weir_common::share::{self, Share};
 use weir_common::way::{Plan, Way, WayKey};
 use weir_common::{Addr, DropReason, Protocol, limits, table};
 use weir_datapath::tables::{Added, Sockets, Tables};
@@ -65,6 +67,12 @@ static OTHER_WAYS: LruHashMap<WayKey, Way> = LruHashMap::with_max_entries(limits
 static TCP_PLANS: LruHashMap<WayKey, Plan> = LruHashMap::with_max_entries(limits::PLANS, 0);
 #[map]
 static OTHER_PLANS: LruHashMap<WayKey, Plan> = LruHashMap::with_max_entries(limits::PLANS, 0);
+// The agent takes off what it sweeps, while programs count.
+#[map]
+static SHARES: Array<Share> = Array::with_max_entries(limits::SHARES, BPF_F_MMAPABLE);
+#[map]
+static FRAGMENTS: LruHashMap<FragmentKey, Fragment> =
+    LruHashMap::with_max_entries(limits::FRAGMENTS, 0);
 #[map]
 static UPLINKS: HashMap<u32, Uplink> = HashMap::with_max_entries(limits::UPLINKS, 0);
 #[map]
@@ -139,6 +147,7 @@ unsafe fn row<T>(row: *const T) -> &'static T {
 impl Tables for Maps {
     type WayRef = &'static Way;
     type PlanRef = &'static Plan;
+    type ShareRef = &'static Share;
     type DeviceRef = &'static Device;
     type UplinkRef = &'static Uplink;
 
@@ -240,12 +249,13 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn remove_way(&self, key: &WayKey) {
-        discard(if key.protocol == Protocol::TCP {
+    fn remove_way(&self, key: &WayKey) -> bool {
+        let removed = if key.protocol == Protocol::TCP {
             TCP_WAYS.remove(key)
         } else {
             OTHER_WAYS.remove(key)
-        });
+        };
+        removed.is_ok()
     }
 
     #[inline(always)]
@@ -276,6 +286,22 @@ impl Tables for Maps {
         } else {
             OTHER_PLANS.remove(answer)
         });
+    }
+
+    #[inline(always)]
+    fn share(&self, ifindex: u32) -> Option<&'static Share> {
+        SHARES.get(share::row(ifindex))
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        // SAFETY: see `row`.
+        FRAGMENTS.get_ptr(key).map(|found| *unsafe { row(found) })
+    }
+
+    #[inline(always)]
+    fn keep_fragment(&self, key: &FragmentKey, row: &Fragment) {
+        discard(FRAGMENTS.insert(key, row, 0));
     }
 
     #[inline(always)]
@@ -316,6 +342,11 @@ impl Tables for Maps {
     #[inline(always)]
     fn answer(&self, scratch: &mut Scratch) -> Outcome {
         Outcome(cold::call(scratch, cold::weir_answer))
+    }
+
+    #[inline(always)]
+    fn establish(&self, scratch: &mut Scratch) -> Outcome {
+        Outcome(cold::call(scratch, cold::weir_establish))
     }
 
     #[inline(always)]

@@ -4,16 +4,21 @@ use core::arch::asm;
 use core::mem::offset_of;
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::helpers::generated::{bpf_csum_update, bpf_skb_change_tail};
 use aya_ebpf::programs::TcContext;
 use weir_common::DropReason;
 use weir_common::way::Mark;
-use weir_datapath::Packet;
 use weir_datapath::packet::{Changed, Delta, Zero};
+use weir_datapath::{Outcome, Packet, Scratch, Tables};
+
+use crate::cold;
 
 /// `BPF_F_IPV6` of `bpf_l4_csum_replace`: with IPv6 no header checksum cancels the change of an address,
 /// so a `CHECKSUM_COMPLETE` sum stays as it is. Kernels before 6.16 do not know it.
 const BPF_F_IPV6: u64 = 1 << 7;
 const EINVAL: i64 = -22;
+/// The number of a network in a tag. A tag with number 0 says a priority, and belongs to none (IEEE 802.1Q, 9.6).
+const VLAN_ID: u32 = 0xfff;
 
 pub(crate) struct Skb(pub(crate) TcContext);
 
@@ -32,7 +37,7 @@ impl Packet for Skb {
     #[inline(always)]
     fn has_stripped_vlan(&self) -> bool {
         // SAFETY: the context is valid for the run of the program.
-        unsafe { (*self.0.skb.skb).vlan_present != 0 }
+        unsafe { (*self.0.skb.skb).vlan_tci & VLAN_ID != 0 }
     }
 
     #[inline(always)]
@@ -105,8 +110,25 @@ impl Packet for Skb {
                     result => result,
                 }
             }
+            Changed::Uncovered => {
+                // SAFETY: the context is valid for the run of the program. It answers an error where no device has made a
+                // sum, and then there is nothing to change.
+                unsafe { bpf_csum_update(self.0.skb.skb, delta as u32) };
+                Ok(())
+            }
         };
         result.map_err(|_| DropReason::WriteFailed)
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, len: u32) -> Result<(), DropReason> {
+        // SAFETY: the context is valid for the run of the program.
+        let refused = unsafe { bpf_skb_change_tail(self.0.skb.skb, len, 0) };
+        if refused == 0 {
+            Ok(())
+        } else {
+            Err(DropReason::WriteFailed)
+        }
     }
 
     #[inline(always)]
@@ -114,6 +136,14 @@ impl Packet for Skb {
         // SAFETY: the context is valid for the run of the program.
         let others = unsafe { (*self.0.skb.skb).mark } & !Mark::MASK;
         self.0.set_mark(others | mark.bits());
+    }
+
+    #[inline(always)]
+    fn unfold(&self, _: &impl Tables, scratch: &mut Scratch) -> Outcome {
+        cold::settle(scratch);
+        let answer = cold::weir_unfold(self.0.skb.skb);
+        cold::settle(scratch);
+        Outcome(answer)
     }
 
     #[inline(always)]

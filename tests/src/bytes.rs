@@ -92,12 +92,15 @@ impl Packet for Bytes {
         changed: Changed,
         delta: Delta,
     ) -> Result<(), DropReason> {
+        if changed == Changed::Uncovered {
+            return Ok(());
+        }
         let field = self
             .frame
             .get_mut(offset..offset + 2)
             .ok_or(DropReason::WriteFailed)?;
         let zero = match changed {
-            Changed::Header => Zero::IsSum,
+            Changed::Header | Changed::Uncovered => Zero::IsSum,
             Changed::V4Addresses(zero) | Changed::V6Addresses(zero) | Changed::Ports(zero) => zero,
         };
         let old = u16::from_ne_bytes([field[0], field[1]]);
@@ -113,6 +116,11 @@ impl Packet for Bytes {
             new = 0xffff;
         }
         field.copy_from_slice(&new.to_ne_bytes());
+        Ok(())
+    }
+
+    fn resize(&mut self, len: u32) -> Result<(), DropReason> {
+        self.frame.resize(len as usize, 0);
         Ok(())
     }
 

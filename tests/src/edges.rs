@@ -6,6 +6,7 @@ use weir_common::event::Hook;
 use weir_datapath::Verdict;
 
 use crate::bytes::Bytes;
+use crate::fragments;
 use crate::frames::{ACK, Echo, Ip, L3, RST, SYN, Transport};
 use crate::mix::Arrival;
 use crate::world::{
@@ -78,6 +79,7 @@ pub fn edges() -> Vec<Edge> {
             Family::V4 => only_v4(&mut push),
             Family::V6 => only_v6(&mut push),
         }
+        edges.extend(fragments::edges(family));
     }
     edges
 }
@@ -114,7 +116,12 @@ fn plain(family: Family, push: Push<'_>) {
         (
             "to a service without backends",
             sent(Host::A, EMPTY, family, &to_service),
-            drop(DropReason::NoBackend),
+            Verdict::Refuse(DropReason::NoBackend),
+        ),
+        (
+            "a datagram to a service without backends",
+            sent(Host::A, EMPTY, family, &udp(1000, SERVICE_PORT)),
+            Verdict::Refuse(DropReason::NoBackend),
         ),
         (
             "to itself through a service",
@@ -124,7 +131,7 @@ fn plain(family: Family, push: Push<'_>) {
         (
             "to a service's other port",
             sent(Host::B, NEAR, family, &tcp(1000, 81, SYN)),
-            Verdict::Pass,
+            Verdict::Refuse(DropReason::NoService),
         ),
         (
             "port 0",
@@ -415,7 +422,7 @@ fn only_v4(push: Push<'_>) {
     push(
         "first fragment",
         spoiled(good(), |f| f[L3 + 6] = 0x20),
-        drop(DropReason::Fragment),
+        Verdict::Redirect(1002),
     );
     push(
         "last fragment",

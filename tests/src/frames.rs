@@ -120,6 +120,23 @@ impl Ip {
         packet
     }
 
+    /// An echo of [`Self::frame`] that carries something.
+    #[must_use]
+    pub fn with_more(&self, echo: Vec<u8>, payload: &[u8]) -> Vec<u8> {
+        let at = echo.len() - 8;
+        let protocol = if self.source.is_ipv4() { 1 } else { 58 };
+        let mut payload = [&echo[at..], payload].concat();
+        payload[2..4].fill(0);
+        let pseudo = if protocol == 1 {
+            Vec::new()
+        } else {
+            self.pseudo(protocol, payload.len())
+        };
+        let sum = checksum(&[&pseudo, &payload]);
+        payload[2..4].copy_from_slice(&sum.to_be_bytes());
+        self.frame(&Transport::Other { protocol, payload })
+    }
+
     fn body(&self, transport: &Transport) -> (u8, Vec<u8>) {
         let is_v4 = self.source.is_ipv4();
         let (protocol, checksum_at, mut body) = match transport {

@@ -25,6 +25,7 @@ pub mod documents;
 pub mod edges;
 #[cfg(feature = "full")]
 pub mod former;
+pub mod fragments;
 pub mod frames;
 #[cfg(feature = "full")]
 pub mod go;
@@ -61,6 +62,7 @@ pub mod process;
 pub mod programs;
 #[cfg(feature = "full")]
 pub mod real;
+pub mod refusals;
 pub mod run;
 #[cfg(feature = "full")]
 pub mod shop;

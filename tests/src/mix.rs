@@ -12,6 +12,7 @@ use weir_common::{Addr, Port, Protocol};
 use weir_datapath::{Packet as _, Verdict};
 
 use crate::bytes::{Bytes, leaving, marked};
+use crate::fragments::{extend, is_folded, split};
 use crate::frames::{ACK, Echo, FIN, Ip, L3, RST, SYN, Transport};
 use crate::world::{
     CHANGING, EMPTY, Family, HOST_PORT, Host, NAT_PORT, NEAR, NODE_PORT, OWN, OWN_NODE_PORT, PODS,
@@ -28,6 +29,10 @@ pub struct Mix {
     left: VecDeque<(WayKey, Vec<u8>)>,
     /// What came in and is on its way out again, half translated, with its mark.
     on_its_way: VecDeque<(Vec<u8>, Mark)>,
+    /// Fragments of packets whose first one has been sent, or may still be.
+    parts: VecDeque<Arrival>,
+    /// The latest identification.
+    identification: u32,
 }
 
 /// A frame and the program that it meets.
@@ -97,6 +102,8 @@ impl Mix {
             passed: VecDeque::new(),
             left: VecDeque::new(),
             on_its_way: VecDeque::new(),
+            parts: VecDeque::new(),
+            identification: 0,
         }
     }
 
@@ -111,6 +118,75 @@ impl Mix {
 
     /// The next frame for a program, in a family.
     pub fn arrival(&mut self, hook: Hook, family: Family) -> Arrival {
+        if self.below(6) == 0
+            && let Some(part) = self.later(hook, family)
+        {
+            return part;
+        }
+        let arrival = self.whole(hook, family);
+        match self.below(8) {
+            0 => self.in_parts(arrival),
+            1 if family == Family::V6 => self.extended(arrival),
+            _ => arrival,
+        }
+    }
+
+    /// A fragment of what has been sent lately.
+    fn later(&mut self, hook: Hook, family: Family) -> Option<Arrival> {
+        let at = self.below(self.parts.len().max(1));
+        let mut part = self.parts.get(at)?.clone();
+        let ethertype = part.packet.frame.get(12..14)?;
+        if part.hook != hook || (ethertype[0] == 0x08) != (family == Family::V4) {
+            return None;
+        }
+        if self.below(10) == 0 {
+            self.spoil(&mut part.packet.frame, family);
+        }
+        Some(part)
+    }
+
+    /// The first fragment of a packet; the others are kept.
+    fn in_parts(&mut self, mut arrival: Arrival) -> Arrival {
+        let frame = &arrival.packet.frame;
+        // Room for options; nothing that is spoiled or in fragments already.
+        if frame.len() < L3 + 80 || is_folded(frame) || !matches!(frame[L3], 0x45 | 0x60) {
+            return arrival;
+        }
+        // Now and then the same as of another packet.
+        self.identification += u32::from(self.below(8) != 0);
+        let number = self.identification;
+        let size = self.one_of(&[8, 16, 24, 24, 32, 48]);
+        let mut parts = split(&arrival.packet.frame, number, size).into_iter();
+        arrival.packet.frame = parts.next().unwrap_or_default();
+        for frame in parts {
+            let mut part = arrival.clone();
+            part.packet.frame = frame;
+            push(&mut self.parts, part);
+        }
+        arrival
+    }
+
+    /// The same behind extension headers.
+    fn extended(&mut self, mut arrival: Arrival) -> Arrival {
+        if arrival.packet.frame.len() < L3 + 40 {
+            return arrival;
+        }
+        for _ in 0..=self.below(3) {
+            let number = self.one_of(&[0, 0, 43, 44, 60, 60, 50]);
+            let mut says = [self.one_of(&[0, 0, 0, 1, 2]), 1, 0, 0, 0, 0, 0];
+            if number == 43 || number == 44 {
+                (says[1], says[2]) = (self.one_of(&[0, 2, 4]), self.one_of(&[0, 0, 1]));
+            }
+            let length = 7 + 8 * usize::from(says[0]);
+            let mut says = says.to_vec();
+            says.resize(if number == 44 { 7 } else { length }, 0);
+            arrival.packet.frame = extend(&arrival.packet.frame, &[(number, &says)]);
+        }
+        arrival
+    }
+
+    /// The next whole frame.
+    fn whole(&mut self, hook: Hook, family: Family) -> Arrival {
         if hook == Hook::TO_NET && self.below(2) == 0 {
             return self.leaving(family);
         }
@@ -191,11 +267,17 @@ impl Mix {
 
     /// Tells what became of a frame.
     pub fn became(&mut self, hook: Hook, verdict: Verdict, tuple: WayKey, after: &Bytes) {
-        if matches!(verdict, Verdict::Drop(_)) {
+        if matches!(verdict, Verdict::Drop(_) | Verdict::Refuse(_)) {
             return;
         }
         let packet = after.frame.get(L3..).unwrap_or_default().to_vec();
         let mark = Mark::of(after.mark);
+        if is_folded(&after.frame) {
+            if matches!(mark, Mark::TRANSLATED | Mark::REPLY | Mark::LEAVING) {
+                push(&mut self.on_its_way, (packet, mark));
+            }
+            return;
+        }
         if hook == Hook::FROM_NET {
             if matches!(mark, Mark::TRANSLATED | Mark::REPLY) {
                 push(&mut self.on_its_way, (packet, mark));
@@ -388,7 +470,9 @@ impl Mix {
                         [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff],
                         [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
                     ]);
-                    frame[at..at + 12].copy_from_slice(&start);
+                    if let Some(place) = frame.get_mut(at..at + 12) {
+                        place.copy_from_slice(&start);
+                    }
                 }
             }
             // No checksum, or one that is the other spelling of zero.

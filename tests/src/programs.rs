@@ -128,3 +128,9 @@ fn bytes<const N: usize>(row: &(impl IntoBytes + Immutable)) -> [u8; N] {
     bytes.copy_from_slice(row.as_bytes());
     bytes
 }
+
+/// The clock that programs see, which moves with every tick; in nanoseconds.
+pub fn clock() -> u64 {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE);
+    time.map_or(0, |time| std::time::Duration::from(time).as_nanos() as u64)
+}

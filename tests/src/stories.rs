@@ -3,13 +3,17 @@
 //! against the kernel.
 
 use weir_common::DropReason;
+use weir_common::counter::Counter;
 use weir_common::event::Hook;
 use weir_common::way::Mark;
-use weir_datapath::{Scratch, Verdict, from_net, from_pod, to_net, to_pod};
+use weir_datapath::refuse::refuse;
+use weir_datapath::{Scratch, Tables as _, Verdict, from_net, from_pod, to_net, to_pod};
 
 use crate::bytes::{Bytes, leaving, marked, translated};
 use crate::edges::{tcp, udp};
+use crate::fragments::{in_fragments, split};
 use crate::frames::{ACK, Echo, Ip, L3, SYN, Transport};
+use crate::refusals::refusal;
 use crate::tables::Memory;
 use crate::world::{
     BACKEND_PORT, EMPTY, FAMILIES, Family, Host, NAT_PORT, NEAR, OWN, REMOTE, SERVICE_PORT, UPLINK,
@@ -35,14 +39,22 @@ pub struct Step {
     pub says: Option<Mark>,
 }
 
-/// What the program of a hook decides.
+/// What the program of a hook decides. A packet that is refused becomes the answer to it, or else is dropped.
 pub fn decide(hook: Hook, packet: &mut Bytes, memory: &Memory, scratch: &mut Scratch) -> Verdict {
-    match hook {
+    let verdict = match hook {
         Hook::FROM_POD => from_pod(packet, memory, scratch),
         Hook::TO_POD => to_pod(packet, memory, scratch),
         Hook::TO_NET => to_net(packet, memory, scratch),
         _ => from_net(packet, memory, scratch),
+    };
+    let Verdict::Refuse(reason) = verdict else {
+        return verdict;
+    };
+    if refuse(packet, scratch).is_err() {
+        return Verdict::Drop(reason);
     }
+    memory.count(Counter::Refusals);
+    verdict
 }
 
 /// One end of a conversation.
@@ -56,6 +68,10 @@ enum Talk {
     /// UDP without a checksum, which only IPv4 allows.
     Bare,
     Echo,
+    /// With a hundred bytes behind the header, to be sent in fragments.
+    LongTcp,
+    LongUdp,
+    LongEcho,
 }
 
 /// Which way a packet goes.
@@ -73,20 +89,34 @@ impl Talk {
     }
 
     fn frame(self, family: Family, way: Way, from: End, to: End) -> Vec<u8> {
+        let payload = || (0..100).collect::<Vec<u8>>();
         let transport = match (self, way) {
+            (Self::LongTcp, _) => Transport::Tcp {
+                ports: (from.1, to.1),
+                flags: if way == Way::There { SYN } else { SYN | ACK },
+                payload: payload(),
+            },
+            (Self::LongUdp, _) => Transport::Udp {
+                ports: (from.1, to.1),
+                payload: payload(),
+            },
             (Self::Tcp, Way::There) => tcp(from.1, to.1, SYN),
             (Self::Tcp, Way::Back) => tcp(from.1, to.1, SYN | ACK),
             (Self::Udp | Self::Bare, _) => udp(from.1, to.1),
-            (Self::Echo, Way::There) => Transport::Echo {
+            (Self::Echo | Self::LongEcho, Way::There) => Transport::Echo {
                 way: Echo::Request,
                 identifier: from.1,
             },
-            (Self::Echo, Way::Back) => Transport::Echo {
+            (Self::Echo | Self::LongEcho, Way::Back) => Transport::Echo {
                 way: Echo::Reply,
                 identifier: to.1,
             },
         };
-        let mut frame = Self::ip(family, from.0, to.0).frame(&transport);
+        let ip = Self::ip(family, from.0, to.0);
+        let mut frame = ip.frame(&transport);
+        if self == Self::LongEcho {
+            frame = ip.with_more(frame, &payload());
+        }
         if self == Self::Bare {
             frame[L3 + 26..L3 + 28].fill(0);
         }
@@ -153,14 +183,20 @@ pub fn stories() -> Vec<Story> {
             }
         }
         stories.extend(others(family));
-        stories.extend(from_outside(family));
+        stories.extend(from_outside(family, [Talk::Tcp, Talk::Udp]));
+        for talk in [Talk::LongTcp, Talk::LongUdp, Talk::LongEcho] {
+            stories.push(in_fragments(masqueraded(family, talk), 40));
+        }
+        let long = from_outside(family, [Talk::LongTcp, Talk::LongUdp]);
+        stories.extend(long.into_iter().map(|story| in_fragments(story, 24)));
     }
     stories
 }
 
 fn masqueraded(family: Family, talk: Talk) -> Story {
     let (pod, node) = ((Host::B, 4000), (Host::Node, NAT_PORT));
-    let there = if talk == Talk::Echo { 0 } else { 443 };
+    let is_echo = matches!(talk, Talk::Echo | Talk::LongEcho);
+    let there = if is_echo { 0 } else { 443 };
     let world = (Host::World, there);
     let asked = talk.frame(family, Way::There, pod, world);
     let mut left = talk.frame(family, Way::There, node, world);
@@ -175,6 +211,10 @@ fn masqueraded(family: Family, talk: Talk) -> Story {
         ),
         becomes(Hook::TO_NET, leaving(UPLINK, asked.clone()), left.clone()),
         // The second packet of the flow has the port of the first.
+        says(
+            Mark::LEAVING,
+            step(Hook::FROM_POD, Bytes::new(b, asked.clone()), Verdict::Pass),
+        ),
         becomes(Hook::TO_NET, leaving(UPLINK, asked.clone()), left.clone()),
         becomes(
             Hook::FROM_NET,
@@ -239,15 +279,7 @@ fn others(family: Family) -> Vec<Story> {
     let sctp = Transport::Sctp { ports: (1, 2) };
     let sctp = Talk::ip(family, Host::B, Host::World).frame(&sctp);
     let from_node = talk((Host::Node, 4000), world);
-    let fragment = |from: Host| {
-        let mut frame = talk((from, 4000), world);
-        if family == Family::V4 {
-            frame[L3 + 6] = 0x20;
-        } else {
-            frame[L3 + 6] = 44;
-        }
-        frame
-    };
+    let fragment = |from: Host| split(&talk((from, 4000), world), 7, 8).swap_remove(1);
     let (of_pod, of_node) = (fragment(Host::B), fragment(Host::Node));
     let unknown = talk((Host::C, 1), world);
     let mut hidden = talk((Host::Node, NAT_PORT), world);
@@ -314,7 +346,7 @@ fn others(family: Family) -> Vec<Story> {
             ],
         ),
         (
-            "a pod's fragment does not leave with the pod's address",
+            "a pod's fragment that nothing came before does not leave with the pod's address",
             vec![leaves(&of_pod, drop(DropReason::Fragment))],
         ),
         (
@@ -332,7 +364,7 @@ fn others(family: Family) -> Vec<Story> {
 }
 
 /// Node ports, asked from outside.
-fn from_outside(family: Family) -> Vec<Story> {
+fn from_outside(family: Family, talks: [Talk; 2]) -> Vec<Story> {
     let client = (Host::World, 5000);
     let b = Host::B.ifindex().unwrap_or(0);
     let drop = Verdict::Drop;
@@ -344,7 +376,7 @@ fn from_outside(family: Family) -> Vec<Story> {
     let goes_on = |frame: Vec<u8>| translated(UPLINK, frame);
     let replies = |frame: Vec<u8>| marked(UPLINK, frame, Mark::REPLY);
     let mut stories = Vec::new();
-    for talk in [Talk::Tcp, Talk::Udp] {
+    for talk in talks {
         let there = |from, to| talk.frame(family, Way::There, from, to);
         let back = |from, to| talk.frame(family, Way::Back, from, to);
         let near = (Host::Node, node_port(NEAR));
@@ -380,12 +412,31 @@ fn from_outside(family: Family) -> Vec<Story> {
             arrives(&there(client, port), there(client, far)),
             becomes(Hook::TO_NET, goes_on(there(client, far)), there(node, far)),
         ];
-        let empty = there(client, (Host::Node, node_port(EMPTY)));
+        // A device behind the node takes less: the node's own error names what the client knows, and one about anybody else's
+        // packet goes as it is.
+        let says_so = |about: &[u8]| Bytes {
+            received_by: 0,
+            ..Bytes::new(UPLINK, unreachable(family, Host::Node, Host::World, about))
+        };
+        let error = says_so(&there(client, far));
+        let wanted = says_so(&there(client, port)).frame;
+        let wanted = with_quoted_checksum(wanted, &error.frame, family);
+        let own = says_so(&there(client, (Host::Node, 7)));
+        let too_big = vec![
+            arrives(&there(client, port), there(client, far)),
+            becomes(Hook::TO_NET, error, wanted),
+            step(Hook::TO_NET, own, Verdict::Pass),
+        ];
+        let asks = there(client, (Host::Node, node_port(EMPTY)));
         let empty = step(
             Hook::FROM_NET,
-            Bytes::new(UPLINK, empty),
-            drop(DropReason::NoBackend),
+            Bytes::new(UPLINK, asks.clone()),
+            Verdict::Refuse(DropReason::NoBackend),
         );
+        let empty = Step {
+            after: Some(refusal(&asks)),
+            ..empty
+        };
         // A isolates itself from strangers.
         let (closed, a) = ((Host::Node, node_port(OWN)), (Host::A, BACKEND_PORT));
         let ifindex = Host::A.ifindex().unwrap_or(0);
@@ -406,10 +457,15 @@ fn from_outside(family: Family) -> Vec<Story> {
         for (name, steps) in [
             ("a node port with its backend here", local),
             ("a node port with its backend elsewhere", remote),
+            ("the node's own error about a node port", too_big),
             ("a node port without a backend", vec![empty]),
             ("a node port of a pod that takes no strangers", denied),
             ("a cluster IP is nothing to those outside", vec![cluster_ip]),
         ] {
+            // What an error quotes may be cut where it is split.
+            if name.contains("error") && matches!(talk, Talk::LongTcp | Talk::LongUdp) {
+                continue;
+            }
             stories.push(Story {
                 name: format!("{name}, {talk:?} ({family:?})"),
                 steps,

@@ -5,10 +5,10 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::rc::Rc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use weir_common::counter::{COUNTERS, Counter};
 use weir_common::device::{Device, LocalPod};
+use weir_common::fragment::{Fragment, FragmentKey};
 use weir_common::nat::{ClusterKey, PortRange, Uplink};
 use weir_common::node::{Features, NodeConfig};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
@@ -16,7 +16,7 @@ use weir_common::service::{
     Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress,
     SocketKey, SocketPeer,
 };
-use weir_common::shared::{AtomicU32, AtomicU64};
+use weir_common::share::{self, Share};
 use weir_common::way::{Plan, Way, WayKey};
 use weir_common::{Addr, DropReason};
 use weir_datapath::Tables;
@@ -38,6 +38,8 @@ pub struct Memory {
     pub epoch: u32,
     pub ways: RefCell<HashMap<WayKey, Rc<Way>>>,
     pub plans: RefCell<HashMap<WayKey, Rc<Plan>>>,
+    pub shares: RefCell<HashMap<u32, Rc<Share>>>,
+    pub fragments: RefCell<HashMap<FragmentKey, Fragment>>,
     pub affinity: RefCell<HashMap<AffinityKey, Affinity>>,
     pub sockets: RefCell<HashMap<SocketKey, SocketPeer>>,
     pub uplinks: HashMap<u32, Rc<Uplink>>,
@@ -81,29 +83,16 @@ impl Memory {
 
 /// A copy of a way as it is now.
 pub fn copy(way: &Way) -> Way {
-    let load = |cell: &AtomicU32| AtomicU32::new(cell.load(Relaxed));
-    let load64 = |cell: &AtomicU64| AtomicU64::new(cell.load(Relaxed));
-    Way {
-        seen: load64(&way.seen),
-        packets: load64(&way.packets),
-        bytes: load64(&way.bytes),
-        epoch: load(&way.epoch),
-        state: load(&way.state),
-        device: load(&way.device),
-        egress_rule: load(&way.egress_rule),
-        ingress_rule: load(&way.ingress_rule),
-        others_end: load(&way.others_end),
-        ..*way
-    }
+    let mut copy = Way::default();
+    copy.set(way);
+    copy
 }
 
 /// A copy of a plan as it is now.
 pub fn copy_plan(plan: &Plan) -> Plan {
-    Plan {
-        key: plan.key,
-        way: copy(&plan.way),
-        back: copy(&plan.back),
-    }
+    let mut copy = Plan::default();
+    copy.set(plan);
+    copy
 }
 
 impl Memory {
@@ -129,6 +118,7 @@ impl Memory {
 impl Tables for Memory {
     type WayRef = Rc<Way>;
     type PlanRef = Rc<Plan>;
+    type ShareRef = Rc<Share>;
     type DeviceRef = Rc<Device>;
     type UplinkRef = Rc<Uplink>;
 
@@ -195,8 +185,8 @@ impl Tables for Memory {
         self.add(&self.ways, key, || copy(way))
     }
 
-    fn remove_way(&self, key: &WayKey) {
-        self.ways.borrow_mut().remove(key);
+    fn remove_way(&self, key: &WayKey) -> bool {
+        self.ways.borrow_mut().remove(key).is_some()
     }
 
     fn plan(&self, answer: &WayKey) -> Option<Rc<Plan>> {
@@ -215,6 +205,19 @@ impl Tables for Memory {
 
     fn remove_plan(&self, answer: &WayKey) {
         self.plans.borrow_mut().remove(answer);
+    }
+
+    fn share(&self, ifindex: u32) -> Option<Rc<Share>> {
+        let mut shares = self.shares.borrow_mut();
+        Some(shares.entry(share::row(ifindex)).or_default().clone())
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn keep_fragment(&self, key: &FragmentKey, row: &Fragment) {
+        self.fragments.borrow_mut().insert(*key, *row);
     }
 
     fn uplink(&self, ifindex: u32) -> Option<Rc<Uplink>> {

@@ -155,6 +155,19 @@ pub fn any(target: SocketAddr) -> SocketAddr {
 /// # Errors
 /// No socket for it to be had.
 pub fn is_echoed(netns: &Netns, target: IpAddr, patience: Duration) -> Result<bool> {
+    is_echoed_with(netns, target, 0, patience)
+}
+
+/// Is an ICMP echo that carries so many bytes answered, and does the answer carry them?
+///
+/// # Errors
+/// As [`is_echoed`].
+pub fn is_echoed_with(
+    netns: &Netns,
+    target: IpAddr,
+    bytes: usize,
+    patience: Duration,
+) -> Result<bool> {
     // Who may open sockets for echoes is a setting of the namespace, for both families.
     netns.set_sysctl("net.ipv4.ping_group_range", "0 0")?;
     let (family, protocol, request) = match target {
@@ -173,19 +186,21 @@ pub fn is_echoed(netns: &Netns, target: IpAddr, patience: Duration) -> Result<bo
         &SockaddrStorage::from(SocketAddr::new(target, 0)),
     )?;
     // Type, code, checksum, identifier and sequence; the kernel fills in checksum and identifier.
+    let mut message = vec![request, 0, 0, 0, 0, 0, 0, 1];
+    message.resize(8 + bytes, 7);
     let sent = send(
         socket.as_raw_fd(),
-        &[request, 0, 0, 0, 0, 0, 0, 1],
+        &message,
         nix::sys::socket::MsgFlags::empty(),
     );
     sent.context("send an echo request")?;
-    let mut buffer = [0; 64];
+    let mut buffer = vec![0; message.len() + 64];
     match recv(
         socket.as_raw_fd(),
         &mut buffer,
         nix::sys::socket::MsgFlags::empty(),
     ) {
-        Ok(_) => Ok(true),
+        Ok(length) => Ok(length == message.len() && buffer[8..length] == message[8..]),
         Err(nix::errno::Errno::EAGAIN) => Ok(false),
         Err(other) => Err(other).context("receive an echo"),
     }

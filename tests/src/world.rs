@@ -266,6 +266,12 @@ fn services(memory: &mut Memory) {
     let mut start = 10;
     for family in FAMILIES {
         for (host, run) in runs {
+            let whole = FrontendKey::of_cluster_ip(host.addr(family));
+            let nothing = Frontend {
+                service: 1,
+                ..Frontend::default()
+            };
+            memory.frontends.insert(whole, nothing);
             let segment = Segment {
                 start,
                 len: run.len() as u32,

@@ -4,15 +4,19 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use weir_common::counter::Counter;
 use weir_common::event::Hook;
-use weir_common::way::WayState;
+use weir_common::way::{Mark, WayState};
 use weir_datapath::{Scratch, Verdict};
+use weir_tests::bytes::{Bytes, marked};
 use weir_tests::edges::{received, sent, tcp, udp};
-use weir_tests::frames::{ACK, FIN, L3, RST, SYN};
+use weir_tests::frames::{ACK, FIN, Ip, L3, RST, SYN};
 use weir_tests::mix::Arrival;
 use weir_tests::stories::decide;
 use weir_tests::tables::Memory;
-use weir_tests::world::{BACKEND_PORT, Family, Host, REMOTE, SERVICE_PORT, world};
+use weir_tests::world::{
+    BACKEND_PORT, Family, Host, NEAR, REMOTE, SERVICE_PORT, UPLINK, node_port, world,
+};
 
 /// What a pod sends to a server outside, and what that answers.
 fn there(flags: u8) -> Arrival {
@@ -115,7 +119,7 @@ fn a_way_that_was_pushed_out_is_made_again() {
         let memory = world();
         let question = sent(Host::A, REMOTE, Family::V6, &udp(1000, SERVICE_PORT));
         let answer = received(Host::Far, Host::A, Family::V6, &udp(BACKEND_PORT, 1000));
-        for arrival in [&question, &answer] {
+        for arrival in [&question, &answer, &question] {
             passes(&memory, arrival);
         }
         memory.ways.borrow_mut().retain(|key, _| key.hook != lost);
@@ -128,9 +132,143 @@ fn a_way_that_was_pushed_out_is_made_again() {
         };
         // An answer may come before the opener says anything.
         assert!(lost == Hook::TO_POD || is_translated());
-        passes(&memory, &question);
-        passes(&memory, &answer);
+        for arrival in [&question, &answer, &question] {
+            passes(&memory, arrival);
+        }
+        assert_eq!(memory.counted(Counter::WaysLost), 1);
         assert_eq!(memory.ways.borrow().len(), 2, "{}", lost.label());
         assert!(is_translated(), "{}", lost.label());
     }
+}
+
+/// Anybody on the wire may send a SYN in anybody's name, and an open port answers it. Only who has had the answer, and goes
+/// on, has a connection.
+#[test]
+fn what_is_opened_from_elsewhere_has_ways_when_its_opener_goes_on() {
+    for (port, backend) in [(node_port(NEAR), Host::B), (node_port(REMOTE), Host::Far)] {
+        let memory = world();
+        let asks = |n: u16, flags| {
+            let ip = Ip::between(Host::World.ip(Family::V6), Host::Node.ip(Family::V6));
+            let packet = Bytes::new(UPLINK, ip.frame(&tcp(n, port, flags)));
+            Arrival {
+                hook: Hook::FROM_NET,
+                packet,
+            }
+        };
+        let answers = |n: u16, flags| {
+            let ip = Ip::between(backend.ip(Family::V6), Host::World.ip(Family::V6));
+            let packet = marked(UPLINK, ip.frame(&tcp(BACKEND_PORT, n, flags)), Mark::REPLY);
+            Arrival {
+                hook: Hook::TO_NET,
+                packet,
+            }
+        };
+        for n in 1..=1_000 {
+            passes(&memory, &asks(n, SYN));
+            passes(&memory, &answers(n, SYN | ACK));
+            passes(&memory, &answers(n, SYN | ACK));
+        }
+        assert!(memory.ways.borrow().is_empty());
+        passes(&memory, &asks(7, ACK));
+        passes(&memory, &answers(7, ACK));
+        assert_eq!(memory.ways.borrow().len(), 2);
+        assert_eq!(memory.plans.borrow().len(), 999);
+        // A server that has something to say first has heard, too.
+        passes(&memory, &answers(8, ACK));
+        assert_eq!(memory.ways.borrow().len(), 4);
+        assert_eq!(memory.counted(Counter::FlowsAnswered), 1_000);
+    }
+}
+
+/// The backend speaks, twice, while the way of its answers is gone: that opens a conversation of its own, under the same
+/// key. Its opener's next packet says whose it is.
+#[test]
+fn an_answer_without_its_way_does_not_stay_a_conversation_of_its_own() {
+    let memory = world();
+    let question = sent(Host::A, REMOTE, Family::V6, &udp(1000, SERVICE_PORT));
+    let answer = received(Host::Far, Host::A, Family::V6, &udp(BACKEND_PORT, 1000));
+    for arrival in [&question, &answer, &question] {
+        passes(&memory, arrival);
+    }
+    memory
+        .ways
+        .borrow_mut()
+        .retain(|key, _| key.hook != Hook::TO_POD);
+    for _ in 0..4 {
+        passes(&memory, &answer);
+    }
+    assert_eq!(memory.ways.borrow().len(), 3, "two of the answers' own");
+    memory.now.set(memory.now.get() + 1_100_000_000);
+    passes(&memory, &question);
+    let mut seen = answer.packet.clone();
+    let verdict = decide(answer.hook, &mut seen, &memory, &mut Scratch::default());
+    assert_eq!(verdict, Verdict::Pass);
+    assert_ne!(seen.frame, answer.packet.frame, "it comes from the service");
+}
+
+#[test]
+fn a_goodbye_that_its_sender_goes_on_after_was_not_his() {
+    let numbered = |mut arrival: Arrival, first: u32| {
+        arrival.packet.frame[L3 + 40 + 4..L3 + 40 + 8].copy_from_slice(&first.to_be_bytes());
+        arrival
+    };
+    let memory = connected();
+    passes(&memory, &numbered(there(FIN | ACK), 1_000));
+    for (first, is_false) in [(900, false), (1_001, false), (5_000, true)] {
+        passes(&memory, &numbered(there(ACK), first));
+        assert_eq!(
+            states(&memory).map(WayState::is_half_closed),
+            [!is_false; 2]
+        );
+    }
+    assert_eq!(states(&memory)[0] & WayState::ENDING, 0);
+}
+
+#[test]
+fn who_says_goodbye_at_once_waits_for_both_acknowledgements() {
+    let memory = connected();
+    let acknowledging = |mut arrival: Arrival, number: u32| {
+        arrival.packet.frame[L3 + 40 + 8..L3 + 40 + 12].copy_from_slice(&number.to_be_bytes());
+        arrival
+    };
+    // The acknowledgement of either goodbye, by where the other's segments end.
+    let end = |arrival: &Arrival| {
+        let bytes = arrival.packet.frame[L3 + 40 + 4..L3 + 40 + 8].try_into();
+        let payload = arrival.packet.frame.len() - L3 - 40 - 20;
+        u32::from_be_bytes(bytes.unwrap()) + payload as u32 + 1
+    };
+    let (first, second) = (there(FIN | ACK), back(FIN | ACK));
+    let (first_end, second_end) = (end(&first), end(&second));
+    passes(&memory, &acknowledging(first, 7));
+    passes(&memory, &acknowledging(second, 7));
+    passes(&memory, &acknowledging(there(ACK), second_end));
+    assert_eq!(closed(&memory), [true; 2]);
+    passes(&memory, &acknowledging(back(ACK), first_end));
+    assert!(memory.ways.borrow().is_empty());
+}
+
+/// A stream that began before there was a service, and one whose service is gone: kube-proxy forgets both.
+#[test]
+fn a_stream_hears_of_services_that_come_and_go() {
+    let question = sent(Host::B, REMOTE, Family::V6, &udp(1000, SERVICE_PORT));
+    let service = REMOTE.addr(Family::V6);
+    let mut memory = world();
+    let all = memory.frontends.clone();
+    let is_sent_to_backend = |memory: &Memory| {
+        memory.now.set(memory.now.get() + 1_100_000_000);
+        let mut packet = question.packet.clone();
+        let verdict = decide(question.hook, &mut packet, memory, &mut Scratch::default());
+        assert_eq!(verdict, Verdict::Pass);
+        packet.frame != question.packet.frame
+    };
+    memory.frontends.retain(|key, _| key.addr != service);
+    for _ in 0..4 {
+        assert!(!is_sent_to_backend(&memory));
+    }
+    memory.frontends.clone_from(&all);
+    for _ in 0..4 {
+        assert!(is_sent_to_backend(&memory));
+    }
+    memory.frontends.retain(|key, _| key.addr != service);
+    assert!(!is_sent_to_backend(&memory));
 }

@@ -149,7 +149,10 @@ fn attach(ebpf: &mut Ebpf) -> Result<()> {
     Ok(())
 }
 
-/// Serves one TCP connection and one datagram, echoing what it gets.
+/// Bytes of datagrams: one packet, and ones in fragments.
+const DATAGRAMS: [usize; 4] = [14, 1473, 8000, 60_000];
+
+/// Serves one TCP connection and some datagrams, echoing what it gets.
 fn serve(pod: &Pod, ip: IpAddr) -> Result<()> {
     pod.run(move || {
         let listener = TcpListener::bind((ip, BACKEND_PORT))?;
@@ -164,9 +167,11 @@ fn serve(pod: &Pod, ip: IpAddr) -> Result<()> {
             Ok(())
         });
         std::thread::spawn(move || -> Result<()> {
-            let mut bytes = [0; 2048];
-            let (length, from) = socket.recv_from(&mut bytes)?;
-            socket.send_to(&bytes[..length], from)?;
+            let mut bytes = [0; 65_536];
+            for _ in DATAGRAMS {
+                let (length, from) = socket.recv_from(&mut bytes)?;
+                socket.send_to(&bytes[..length], from)?;
+            }
             Ok(())
         });
         Ok(())
@@ -190,10 +195,14 @@ fn ask(pod: &Pod, to: SocketAddr) -> Result<()> {
         let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
         let socket = UdpSocket::bind(any)?;
         socket.set_read_timeout(Some(PATIENCE))?;
-        socket.send_to(b"over the weir", to)?;
-        let mut bytes = [0; 64];
-        let (length, from) = socket.recv_from(&mut bytes).context("await the datagram")?;
-        ensure!(&bytes[..length] == b"over the weir" && from == to, "{from}");
+        for size in DATAGRAMS {
+            socket.send_to(&sent[..size], to)?;
+            let mut bytes = [0; 65_536];
+            let (length, from) = socket
+                .recv_from(&mut bytes)
+                .with_context(|| format!("await the datagram of {size} bytes"))?;
+            ensure!(bytes[..length] == sent[..size] && from == to, "{from}");
+        }
         Ok(())
     })
 }

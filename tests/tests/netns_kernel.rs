@@ -168,21 +168,27 @@ fn a_table_of_another_version_goes_only_when_nothing_uses_it() {
             .arg(pin_path(&pins, table))
             .arg(&used),
     );
-    let unused = pins.join("FORMER_v3");
-    let create = "type array key 4 value 4 entries 1 name FORMER";
-    output(
-        Command::new("bpftool")
-            .args(["map", "create"])
-            .arg(&unused)
-            .args(create.split(' ')),
-    );
-    let found = kernel.census(&[]).unwrap();
+    let create = |name: &str| {
+        let path = pins.join(name);
+        let layout = "type array key 4 value 4 entries 1 name FORMER";
+        let mut bpftool = Command::new("bpftool");
+        bpftool.args(["map", "create"]).arg(&path);
+        bpftool.args(layout.split(' '));
+        output(&mut bpftool);
+        path
+    };
+    let unused = create("FORMER_v3");
+    // What an agent knew that was killed halfway through taking over from it is still to be read.
+    let unread = create("FLOWS_v2");
     let state_of = |path: &Path| {
-        let it = found
-            .iter()
-            .find(|it| it.what.ends_with(path.to_str().unwrap()));
+        let found = kernel.census(&[]).unwrap();
+        let mut found = found.into_iter();
+        let it = found.find(|it| it.what.ends_with(path.to_str().unwrap()));
         it.unwrap().state
     };
+    assert_eq!(state_of(&unread), State::InUse);
+    kernel.end_take_over();
+    assert_eq!(state_of(&unread), State::Unused);
     assert_eq!(state_of(&used), State::InUse);
     assert_eq!(state_of(&unused), State::Unused);
     assert_eq!(state_of(&pin_path(&pins, table)), State::Current);

@@ -5,10 +5,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{self, Read as _};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 
+use serde_json::json;
 use weir_agent::kernel::sysctl;
+use weir_common::nat::PortRange;
 use weir_tests::netns::Netns;
+use weir_tests::node::{Node, NodeOptions};
+use weir_tests::traffic::{PATIENCE, eventually};
 
 /// A device of a pod.
 const DEVICE: &str = "weir0000000001";
@@ -147,6 +153,152 @@ fn nothing_is_remembered_of_a_node_that_needs_no_change() {
     assert_eq!(fs::read_dir(second.path()).unwrap().count(), 0);
     assert_eq!(restore(&netns, second.path()), (Vec::new(), Vec::new()));
     assert_eq!(settings(&netns), as_we_want_it);
+}
+
+const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+
+/// The whole list, which the kernel gives in one read alone.
+fn reserved(netns: &Netns) -> String {
+    let read = || {
+        let mut list = vec![0; 1 << 18];
+        let length = fs::File::open(RESERVED).unwrap().read(&mut list).unwrap();
+        String::from_utf8(list[..length].to_vec()).unwrap()
+    };
+    netns.run(read).unwrap().trim().to_owned()
+}
+
+fn reserve(netns: &Netns, run_dir: &Path, (first, last): (u16, u16)) -> bool {
+    let reserve = || sysctl::reserve_ports(run_dir, PortRange { first, last });
+    netns.run(reserve).unwrap().unwrap()
+}
+
+#[test]
+fn the_node_gets_none_of_the_ports_that_stand_for_pods() {
+    let netns = Netns::new("ports").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for (key, value) in [
+        ("net.ipv4.ip_local_port_range", "19900 20099"),
+        ("net.ipv4.ip_local_reserved_ports", "8080,19900-19909"),
+    ] {
+        netns.set_sysctl(key, value).unwrap();
+    }
+    for is_first in [true, false] {
+        assert_eq!(reserve(&netns, folder.path(), (20_000, 29_999)), is_first);
+        assert_eq!(reserved(&netns), "8080,19900-19909,20000-29999");
+    }
+    // Both ways in which the kernel chooses one: all that are left, and then none.
+    let bound = || (0..91).map(|_| UdpSocket::bind("127.0.0.1:0")).collect();
+    let bound: Vec<io::Result<UdpSocket>> = netns.run(bound).unwrap();
+    let mut given: Vec<u16> = bound
+        .iter()
+        .filter_map(|socket| Some(socket.as_ref().ok()?.local_addr().ok()?.port()))
+        .collect();
+    given.sort_unstable();
+    assert_eq!(given, (19_910..=19_999).collect::<Vec<_>>());
+    let connected = || {
+        let server = TcpListener::bind("127.0.0.1:80").unwrap();
+        let to = server.local_addr().unwrap();
+        (0..91)
+            .map_while(|_| TcpStream::connect(to).ok())
+            .map(|stream| (stream.local_addr().unwrap().port(), stream))
+            .collect::<BTreeMap<_, _>>()
+            .into_keys()
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(netns.run(connected).unwrap(), given);
+    let (restored, left) = restore(&netns, folder.path());
+    assert_eq!((restored.len(), left), (1, Vec::new()), "{restored:?}");
+    assert_eq!(reserved(&netns), "8080,19900-19909");
+}
+
+#[test]
+fn reserved_ports_of_others_stay_however_many_and_ours_go_when_they_are_not_needed() {
+    // Longer than a page, and as it comes.
+    let many: Vec<String> = (1000..12_000).step_by(2).map(|p| p.to_string()).collect();
+    let many = many.join(",");
+    assert!(many.len() > 20_000);
+    for before in [&many, "", "20000-20001,30000-32767"] {
+        let netns = Netns::new("reserved").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let range = |range| {
+            netns
+                .set_sysctl("net.ipv4.ip_local_port_range", range)
+                .unwrap()
+        };
+        let set = |list: &str| {
+            let written = netns
+                .run(|| fs::write(RESERVED, format!("{list}\n")))
+                .unwrap();
+            written.unwrap();
+        };
+        let joined = |more: &[&str]| {
+            let lists = [before].into_iter().chain(more.iter().copied());
+            let lists: Vec<&str> = lists.filter(|list| !list.is_empty()).collect();
+            lists.join(",")
+        };
+        set(before);
+        // As it comes there is nothing to do.
+        assert!(!reserve(&netns, folder.path(), (16_384, 19_999)));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        range("1024 65535");
+        assert!(reserve(&netns, folder.path(), (40_000, 40_009)));
+        assert_eq!(reserved(&netns), joined(&["40000-40009"]));
+        // Another agent, with other ports.
+        assert!(reserve(&netns, folder.path(), (40_005, 40_019)));
+        assert_eq!(reserved(&netns), joined(&["40005-40019"]));
+        // Somebody takes them away, adds one, and the range is narrowed at last.
+        set(before);
+        assert!(reserve(&netns, folder.path(), (40_005, 40_019)));
+        set(&joined(&["40005-40019", "50000"]));
+        assert!(!reserve(&netns, folder.path(), (40_005, 40_019)));
+        range("50000 60000");
+        assert!(reserve(&netns, folder.path(), (40_005, 40_019)));
+        assert_eq!(reserved(&netns), joined(&["50000"]));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        // A cleanup does the same.
+        range("1024 65535");
+        assert!(reserve(&netns, folder.path(), (40_000, 40_009)));
+        set(&joined(&["40000-40009", "60000"]));
+        assert_eq!(restore(&netns, folder.path()).1, [""; 0]);
+        assert_eq!(reserved(&netns), joined(&["60000"]));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn an_agent_reserves_ports_where_the_nodes_own_leave_no_room() {
+    let mut node = Node::prepare(NodeOptions::named("noroom")).unwrap();
+    let set = |node: &Node, range| {
+        let netns = node.machine().netns();
+        netns
+            .set_sysctl("net.ipv4.ip_local_port_range", range)
+            .unwrap();
+    };
+    set(&node, "1024 65535");
+    let record = node.machine().dir().join("run/sysctls.json");
+    node.start_agent().unwrap();
+    node.wait_ready().unwrap();
+    let list = || reserved(node.machine().netns());
+    eventually("they are reserved", PATIENCE, list, |it| {
+        it == "16384-29999"
+    })
+    .unwrap();
+    assert!(record.exists());
+    assert_eq!(node.conditions("PortsNotReserved"), "");
+    node.agent().unwrap().stop(PATIENCE).unwrap();
+    let run_dir = node.machine().dir().join("run");
+    assert_eq!(restore(node.machine().netns(), &run_dir).1, [""; 0]);
+    assert_eq!(reserved(node.machine().netns()), "");
+    // What cannot be read cannot be added to.
+    fs::write(
+        &record,
+        json!([{"path": RESERVED, "before": "9-1", "ours": "1-2"}]).to_string(),
+    )
+    .unwrap();
+    node.start_agent().unwrap();
+    node.wait_ready().unwrap();
+    let said = || node.conditions("PortsNotReserved");
+    eventually("it is said", PATIENCE, said, |it| it.contains("9-1")).unwrap();
 }
 
 fn set_node(netns: &Netns, run_dir: &Path) {

@@ -11,7 +11,7 @@ use aya::maps::{HashMap, MapData};
 use weir_agent::kernel::pin_path;
 use weir_common::event::Hook;
 use weir_common::table::TABLES;
-use weir_common::way::{Way, WayKey};
+use weir_common::way::{Plan, WayKey};
 use weir_tests::load::Load;
 use weir_tests::netns::{End, Netns, link};
 use weir_tests::node::{Node, NodeOptions, Pod, binary};
@@ -490,15 +490,15 @@ fn a_node_port_leads_to_a_backend_elsewhere_with_the_nodes_address() {
     }
 }
 
-/// Ports of the node that are reserved.
+/// Ports of the node that are reserved for a question, and perhaps an answer.
 fn reserved(node: &Node) -> usize {
     let table = TABLES
         .iter()
-        .find(|table| table.name == "OTHER_WAYS")
+        .find(|table| table.name == "OTHER_PLANS")
         .unwrap();
     let path = pin_path(&node.machine().bpffs().path().join("weir"), table);
     let map = aya::maps::Map::LruHashMap(MapData::from_pin(path).unwrap());
-    let map: HashMap<MapData, [u8; 40], [u8; size_of::<Way>()]> = map.try_into().unwrap();
+    let map: HashMap<MapData, [u8; 40], [u8; size_of::<Plan>()]> = map.try_into().unwrap();
     map.keys()
         .map(|key| transmute!(key.unwrap()))
         .filter(|key: &WayKey| key.hook == Hook::FROM_NET)

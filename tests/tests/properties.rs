@@ -2,22 +2,21 @@
 
 use proptest::prelude::*;
 use weir_common::event::Hook;
-use weir_datapath::{Scratch, Verdict, from_pod, to_pod};
+use weir_datapath::{Scratch, Verdict};
 use weir_tests::bytes::Bytes;
 use weir_tests::edges::{received, sent};
+use weir_tests::fragments::is_folded;
 use weir_tests::frames::{ACK, Ip, L3, Transport, checksums_are_right};
 use weir_tests::mix::{Arrival, Mix};
+use weir_tests::refusals::refusal;
+use weir_tests::stories::decide;
 use weir_tests::tables::Memory;
 use weir_tests::world::{BACKEND_PORT, FAMILIES, Family, Host, NEAR, REMOTE, SERVICE_PORT, world};
 
 fn run(memory: &Memory, arrival: &Arrival) -> (Verdict, Scratch, Bytes) {
     let mut scratch = Scratch::default();
     let mut packet = arrival.packet.clone();
-    let verdict = if arrival.hook == Hook::FROM_POD {
-        from_pod(&mut packet, memory, &mut scratch)
-    } else {
-        to_pod(&mut packet, memory, &mut scratch)
-    };
+    let verdict = decide(arrival.hook, &mut packet, memory, &mut scratch);
     (verdict, scratch, packet)
 }
 
@@ -34,7 +33,7 @@ fn is_whole(frame: &[u8], family: Family) -> bool {
             packet[6],
         ),
     };
-    length == packet.len() && matches!(protocol, 6 | 17)
+    length == packet.len() && matches!(protocol, 6 | 17) && !is_folded(frame)
 }
 
 /// The bytes that translation of one side may change.
@@ -47,10 +46,13 @@ fn may_change(frame: &[u8], family: Family) -> impl Fn(usize) -> bool {
         ),
         Family::V6 => (L3 + 40, L3 + 8..L3 + 40, frame[L3 + 6]),
     };
+    // Behind extension headers the transport header is anywhere.
+    let is_anywhere = family == Family::V6 && is_folded(frame);
     let checksum = l4 + if protocol == 6 { 16 } else { 6 };
     move |at| {
         addresses.contains(&at)
             || (l4..l4 + 4).contains(&at)
+            || (is_anywhere && at >= l4)
             || (checksum..checksum + 2).contains(&at)
             // What an ICMP error quotes is translated, too, and the error's checksum is at its start.
             || (matches!(protocol, 1 | 58) && at >= l4 + 2)
@@ -65,7 +67,7 @@ proptest! {
         ..ProptestConfig::default()
     })]
 
-    /// A dropped packet is not touched; a passed one only where translation must; its checksums stay
+    /// A dropped packet is not touched; a refused one is its answer; a passed one only where translation must; its checksums stay
     /// right; the same packet has the same fate again; and a packet that is translated once and back
     /// is what it was.
     #[test]
@@ -80,6 +82,10 @@ proptest! {
             let (verdict, scratch, after) = run(&memory, &arrival);
             if matches!(verdict, Verdict::Drop(_)) {
                 prop_assert_eq!(before, &after.frame, "step {}", step);
+                continue;
+            }
+            if matches!(verdict, Verdict::Refuse(_)) {
+                prop_assert_eq!(&after.frame, &refusal(before), "step {}", step);
                 continue;
             }
             prop_assert_eq!(before.len(), after.frame.len());

@@ -1,5 +1,7 @@
 //! Ring 1: what the socket hooks decide, case by case, on the host.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
+
 use weir_common::service::{FrontendKey, Generation, NodeAddress, NodeFlags, Scope, SocketSide};
 use weir_common::way::Peer;
 use weir_common::{Addr, Port, Protocol};
@@ -90,6 +92,72 @@ fn an_unconnected_socket_keeps_its_backend_while_that_is_current() {
             .count(),
         1
     );
+}
+
+/// Who is connected hears of no change: what a pod sends by such a socket is translated packet by packet.
+#[test]
+fn a_pods_connected_datagram_socket_is_left_to_the_packets() {
+    for family in FAMILIES {
+        let mut memory = world();
+        memory.network = 7;
+        let reached = |memory: &Memory, protocol, network, service: Host| {
+            let mut call = paper(1, protocol, service.addr(family), SERVICE_PORT);
+            call.network = network;
+            assert_eq!(connect(&mut call, memory), Call::Proceed);
+            call.peer.addr
+        };
+        let (service, backend) = (NEAR.addr(family), Host::B.addr(family));
+        let (udp, tcp) = (Protocol::UDP, Protocol::TCP);
+        assert_eq!(reached(&memory, udp, 8, NEAR), service);
+        assert!(memory.sockets.borrow().is_empty());
+        assert_eq!(reached(&memory, tcp, 8, NEAR), backend);
+        assert_eq!(reached(&memory, udp, 7, NEAR), backend);
+        // The node itself, as its server of names.
+        let own = NodeAddress {
+            flags: NodeFlags::OWN,
+        };
+        memory.nodes.insert(backend, own);
+        assert_eq!(reached(&memory, udp, 8, NEAR), backend);
+        memory.nodes.remove(&backend);
+        memory.network = 0;
+        assert_eq!(
+            reached(&memory, udp, 8, NEAR),
+            backend,
+            "nobody knows who we are"
+        );
+    }
+}
+
+/// Rows are pushed out one by one. One socket may ask two services that lead to one backend, and is answered as it asked.
+#[test]
+fn an_answer_has_the_name_that_was_asked_last() {
+    let mut memory = world();
+    let services = [NEAR, SHARED].map(|service| service.addr(Family::V4));
+    // Both lead to B.
+    let (near, shared) = (services[0], services[1]);
+    let of = |memory: &Memory, addr| {
+        let row = memory.frontends.iter().find(|(key, _)| key.addr == addr);
+        *row.unwrap().1
+    };
+    let run = of(&memory, near).segment;
+    for (key, frontend) in &mut memory.frontends {
+        if key.addr == shared {
+            frontend.segment = run;
+        }
+    }
+    let named = |service| {
+        let mut call = paper(1, Protocol::UDP, service, SERVICE_PORT);
+        assert_eq!(sendmsg(&mut call, &memory), Call::Proceed);
+        name(&mut call, &memory);
+        call.peer.addr
+    };
+    for service in [near, shared, near, shared] {
+        assert_eq!(named(service), service);
+        let mut sockets = memory.sockets.borrow_mut();
+        if service == shared {
+            sockets.retain(|key, _| key.side == SocketSide::FORWARD);
+        }
+    }
 }
 
 #[test]

@@ -73,7 +73,9 @@ fn measured(cargo: &mut Command) {
 /// once, and `cargo test` afterwards compiles nothing.
 pub(crate) fn with_tests(workspace: &Workspace) -> anyhow::Result<()> {
     other_layout(workspace)?;
-    former(workspace)?;
+    for it in FORMER {
+        former(workspace, it)?;
+    }
     step("build binaries and tests", || {
         command::run(cargo(workspace).args(["build", "--all-targets"]))
     })
@@ -94,16 +96,32 @@ fn other_layout(workspace: &Workspace) -> anyhow::Result<()> {
     })
 }
 
-/// The last agent that held its programs by links of tcx.
-const FORMER: &str = "b7e7e40";
+/// An agent out of the history: what a node may have been left by.
+struct Former {
+    revision: &'static str,
+    /// What its program is called here.
+    program: &'static str,
+}
 
-/// That agent, out of the history, for the tests of upgrades: what a node may have been left by. It is kept between
-/// checkouts, since it does not change; not where the history is not at hand, and the test says so then. It has a
-/// target directory of its own: cargo takes its crates for those of this checkout.
-fn former(workspace: &Workspace) -> anyhow::Result<()> {
-    let built = workspace.target().join("debug").join("weir-agent-tcx");
+/// The last agent that held its programs by links of tcx, and the last that knew conversations as one row each.
+const FORMER: [Former; 2] = [
+    Former {
+        revision: "b7e7e40",
+        program: "weir-agent-tcx",
+    },
+    Former {
+        revision: "8ae8392",
+        program: "weir-agent-unwayed",
+    },
+];
+
+/// Such an agent, for the tests of upgrades. It is kept between checkouts, since it does not change; not where the history
+/// is not at hand, and the test says so then. They have a target directory of their own: cargo takes their crates for
+/// those of this checkout.
+fn former(workspace: &Workspace, Former { revision, program }: Former) -> anyhow::Result<()> {
+    let built = workspace.target().join("debug").join(program);
     let folder = workspace.target().join("former");
-    let kept = kept().map(|cache| cache.join(format!("weir-agent-{FORMER}")));
+    let kept = kept().map(|cache| cache.join(format!("weir-agent-{revision}")));
     if let Some(kept) = kept
         .as_ref()
         .filter(|kept| kept.exists() && !built.exists())
@@ -112,16 +130,16 @@ fn former(workspace: &Workspace) -> anyhow::Result<()> {
     }
     let mut git = Command::new("git");
     git.current_dir(workspace.root());
-    let is_known = git.args(["cat-file", "-e", FORMER]).status();
+    let is_known = git.args(["cat-file", "-e", revision]).status();
     if built.exists() || !is_known.is_ok_and(|status| status.success()) {
         return Ok(());
     }
-    step("build the last agent with links of tcx", || {
+    step(&format!("build the agent of {revision}"), || {
         std::fs::create_dir_all(&folder)?;
         let tar = folder.join("source.tar");
         let mut archive = Command::new("git");
         archive.current_dir(workspace.root());
-        command::run(archive.args(["archive", "-o"]).arg(&tar).arg(FORMER))?;
+        command::run(archive.args(["archive", "-o"]).arg(&tar).arg(revision))?;
         command::run(
             Command::new("tar")
                 .arg("-xf")

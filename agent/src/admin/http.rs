@@ -4,6 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -11,8 +12,9 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
 use tokio::time::timeout;
-use weir_cli::views::{Drops, EndpointView, FlowView, PolicyView, ServiceView, Status, Verify};
+use weir_cli::views::{Drops, EndpointView, PolicyView, ServiceView, Status, Verify};
 
+use super::Pieces;
 use crate::export::text_of;
 
 /// How long an answer may take before the agent counts as stuck.
@@ -37,7 +39,8 @@ pub trait Local: Send + Sync + 'static {
     fn services(&self) -> impl Future<Output = Result<Vec<ServiceView>, Refusal>> + Send;
     fn endpoints(&self) -> impl Future<Output = Result<Vec<EndpointView>, Refusal>> + Send;
     fn policy(&self) -> impl Future<Output = Result<Vec<PolicyView>, Refusal>> + Send;
-    fn flows(&self) -> impl Future<Output = Result<Vec<FlowView>, Refusal>> + Send;
+    /// Rows of [`weir_cli::views::FlowView`]; there may be hundreds of thousands.
+    fn flows(&self) -> impl Future<Output = Result<Pieces, Refusal>> + Send;
     fn drops(&self) -> impl Future<Output = Result<Drops, Refusal>> + Send;
     fn verify(&self) -> impl Future<Output = Result<Verify, Refusal>> + Send;
 }
@@ -112,7 +115,7 @@ pub fn local<L: Local>(of: Arc<L>) -> Router {
         )
         .route(
             "/v1/flows",
-            get(|State(of): Of<L>| async move { answer(of.flows()).await }),
+            get(|State(of): Of<L>| async move { pieces(of.flows()).await }),
         )
         .route(
             "/v1/drops",
@@ -128,6 +131,20 @@ pub fn local<L: Local>(of: Arc<L>) -> Router {
 async fn answer<T: Serialize>(asked: impl Future<Output = Result<T, Refusal>>) -> Response {
     match in_time(asked).await {
         Ok(value) => Json(value).into_response(),
+        Err(refusal) => (StatusCode::SERVICE_UNAVAILABLE, refusal).into_response(),
+    }
+}
+
+async fn pieces(asked: impl Future<Output = Result<Pieces, Refusal>>) -> Response {
+    match in_time(asked).await {
+        Ok(pieces) => {
+            let next = |mut pieces: Pieces| async move {
+                let piece = pieces.recv().await?;
+                Some((piece, pieces))
+            };
+            let body = Body::from_stream(futures::stream::unfold(pieces, next));
+            ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+        }
         Err(refusal) => (StatusCode::SERVICE_UNAVAILABLE, refusal).into_response(),
     }
 }

@@ -2,5 +2,7 @@
 //! socket. Every answer is made when it is asked for.
 
 mod http;
+mod list;
 
 pub use http::{Local, Probes, Refusal, local, probes};
+pub use list::{JsonList, Pieces};

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
+use weir_common::nat::PortRange;
 
 use super::RETRY;
 use crate::apply::routes;
@@ -19,12 +20,14 @@ use crate::install;
 use crate::kernel::census::State;
 use crate::kernel::netlink::routes::KernelRoutes;
 use crate::kernel::second_lock::{self, Lock};
-use crate::kernel::{Kernel, netlink};
+use crate::kernel::{Kernel, netlink, sysctl};
 use crate::line::{Handle, Input, Programs, Published};
 use crate::pods::{Device, LeaseTable, Leases};
 
 /// How often the second lock is looked at.
 const LOCK_AUDIT: Duration = LOOK;
+/// How often the ports that the node gives to its own connections are looked at.
+const PORTS_AUDIT: Duration = Duration::from_secs(30);
 /// How often routes are looked at although nothing was heard of them: all of them are read, and there are some for each
 /// node.
 const ROUTE_AUDIT: Duration = Duration::from_secs(300);
@@ -100,6 +103,29 @@ pub(super) async fn keep_second_lock(said: Reporter) {
         said.replace(condition);
     })
     .await;
+}
+
+/// Ports that stand for pods, kept from the node's own connections: whoever manages the node may change either setting.
+pub(super) async fn keep_ports_reserved(run_dir: PathBuf, ports: PortRange, said: Reporter) {
+    loop {
+        let run_dir = run_dir.clone();
+        let reserve = move || sysctl::reserve_ports(&run_dir, ports);
+        let reserved = tokio::task::spawn_blocking(reserve).await;
+        let problem = match reserved.context("reserve ports").flatten() {
+            Ok(is_changed) => {
+                if is_changed {
+                    info!(
+                        ?ports,
+                        "net.ipv4.ip_local_reserved_ports is as pods need it"
+                    );
+                }
+                None
+            }
+            Err(error) => Some(format!("{error:#}")),
+        };
+        said.replace(problem.map(|it| Condition::node(NodeFault::PortsNotReserved, it)));
+        beat(PORTS_AUDIT).await;
+    }
 }
 
 /// Routes to other nodes' pods. When the agent ends they stay.

@@ -3,16 +3,19 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use weir_cli::views::{self, DropTotal};
 use weir_common::counter::Drops;
 
-use crate::admin::{Local, Probes, Refusal};
+use crate::admin::{JsonList, Local, Pieces, Probes, Refusal};
 use crate::conditions::Board;
 use crate::events::{Names, Recent};
 use crate::export::{self, Page};
 use crate::kernel::{Counters, Flows, second_lock};
 use crate::line::{self, Handle, Input, Published, Question};
+
+/// Pieces of an answer that wait for who asked.
+const PIECES: usize = 4;
 
 /// Answers of the agent to whoever asks.
 pub(super) struct Told {
@@ -51,7 +54,13 @@ impl Probes for Told {
             self.lock_drops.store(drops, Ordering::Relaxed);
         }
         let sample = self.ask(Question::Sample).await?;
+        let shares = self.flows.shares();
+        let limited = sample
+            .devices
+            .iter()
+            .map(|(pod, ifindex)| (pod.clone(), shares.refused(*ifindex)));
         let page = Page {
+            limited: limited.filter(|(_, packets)| *packets > 0).collect(),
             sample,
             counters: self.counters.all().map_err(|e| e.to_string())?,
             drops: self.counters.drops().map_err(|e| e.to_string())?,
@@ -80,13 +89,19 @@ impl Local for Told {
         self.ask(Question::Policy).await
     }
 
-    async fn flows(&self) -> Result<Vec<views::FlowView>, Refusal> {
+    async fn flows(&self) -> Result<Pieces, Refusal> {
         let (tables, names) = (self.flows.clone(), self.names.clone());
         let rules = self.published.rules.load_full();
-        let read = tokio::task::spawn_blocking(move || line::flows(&tables, &rules, &names));
-        read.await
-            .map_err(|e| e.to_string())?
-            .map_err(|e| e.to_string())
+        let (to, pieces) = mpsc::channel(PIECES);
+        // All rows at once would be many times what the tables are.
+        tokio::task::spawn_blocking(move || {
+            let mut list = JsonList::new(to.clone());
+            let read = line::flows(&tables, &rules, &names, |row| list.push(&row));
+            let last = read.and_then(|()| list.finish());
+            // Who asked may have stopped waiting.
+            to.blocking_send(last).unwrap_or_default();
+        });
+        Ok(pieces)
     }
 
     async fn drops(&self) -> Result<views::Drops, Refusal> {

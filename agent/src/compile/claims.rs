@@ -286,7 +286,7 @@ impl Address {
     }
 }
 
-/// `10.96.0.1:443 TCP`, or `port 80 of the nodes (IPv4, TCP)`.
+/// `10.96.0.1:443 TCP`, `port 80 of the nodes (IPv4, TCP)`, or `10.96.0.1` for what a cluster IP has no port for.
 impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let key = &self.0;
@@ -294,7 +294,8 @@ impl std::fmt::Display for Address {
         let protocol = match key.protocol {
             Protocol::TCP => "TCP",
             Protocol::UDP => "UDP",
-            _ => "SCTP",
+            Protocol::SCTP => "SCTP",
+            _ => return write!(f, "{ip}"),
         };
         match (key.scope.is_of_nodes(), ip.is_ipv4()) {
             (false, _) => write!(f, "{} {protocol}", std::net::SocketAddr::new(ip, port)),

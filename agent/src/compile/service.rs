@@ -61,6 +61,14 @@ pub fn compile<'a>(
     let outside = Outside::of(service, node);
     plan.reports = outside.reports();
     for address in addresses {
+        plan.frontends.push(FrontendPlan {
+            key: FrontendKey::of_cluster_ip((*address).into()),
+            way: Way::ClusterIp,
+            port: Port::ABSENT,
+            backends: Vec::new(),
+            affinity: 0,
+            flags: 0,
+        });
         for port in &service.ports {
             let family = Family::of(address);
             let candidates = candidates(port, family, &slices, node);

@@ -111,6 +111,8 @@ faults! {
         EventsLost: "restart the agent; drops are still counted",
         /// Routes of the node cannot be read or written.
         RoutesUnknown: "see the log; the agent tries again",
+        /// Connections of the node itself may be given ports that stand for pods, and these cannot be kept from them.
+        PortsNotReserved: "let the agent write net.ipv4.ip_local_reserved_ports, or narrow net.ipv4.ip_local_port_range",
     }
 }
 
@@ -176,7 +178,9 @@ impl NodeFault {
             | Self::EventsLost
             | Self::RoutesUnknown
             | Self::UplinkHookLost => Effect::Unready,
-            Self::Disconnected | Self::DnsServiceMissing => Effect::Nothing,
+            Self::Disconnected | Self::DnsServiceMissing | Self::PortsNotReserved => {
+                Effect::Nothing
+            }
         }
     }
 }

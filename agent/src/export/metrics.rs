@@ -14,6 +14,7 @@ use weir_common::DropReason;
 use weir_common::counter::{Counter, Drops};
 
 use crate::line::Sample;
+use crate::model::ObjectName;
 
 /// What the page is made of.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub struct Page {
     /// How many of them make the node unready.
     pub not_ready: usize,
     pub second_lock_drops: u64,
+    /// Pods that have opened more than one may, with the packets that were dropped for it.
+    pub limited: Vec<(ObjectName, u64)>,
 }
 
 /// The page as OpenMetrics text.
@@ -172,6 +175,16 @@ impl Collector for Page {
             ),
         ] {
             one(&mut to, name, help, &ConstGauge::new(value as i64))?;
+        }
+        let mut family = to.encode_descriptor(
+            "pod_limited",
+            "Packets of a pod that were dropped since it had opened more than one pod may; those that have none are left out.",
+            None,
+            MetricType::Counter,
+        )?;
+        for (pod, packets) in &self.limited {
+            let labels = [("namespace", &*pod.namespace), ("pod", &*pod.name)];
+            ConstCounter::new(*packets).encode(family.encode_family(&labels)?)?;
         }
         one(
             &mut to,

@@ -9,7 +9,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use weir_common::event::Hook;
-use weir_common::service::{Backend, BackendId, Generation};
+use weir_common::nat::ClusterKey;
+use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation, Scope};
 use weir_common::way::{Mark, Peer, Plan, Rewrite, Step, Way, WayKey, WayState};
 use weir_common::{Addr, Port, Protocol};
 use zerocopy::{FromBytes, IntoBytes};
@@ -53,7 +54,7 @@ struct Flow {
     _backend: u32,
     _generation: u32,
     _pad2: u32,
-    /// Has a port of the node, if bit 62 is set.
+    /// Has a port of the node, if bit 62 is set; nothing has left the node yet, if none is.
     masquerade: u64,
 }
 
@@ -93,17 +94,91 @@ struct PortRow {
 const _: () = assert!(size_of::<FlowKey>() == 40 && size_of::<Flow>() == 112);
 const _: () = assert!(size_of::<PortKey>() == 40 && size_of::<PortRow>() == 32);
 
-/// The number and the generation that backends have today, by address and port.
-pub(super) type Backends = HashMap<(Addr, Port), (BackendId, Generation)>;
+/// The number and the generation that a backend has today.
+type BackendNow = (BackendId, Generation);
+
+/// Frontends with their backends, as the tables hold them today. Several Services may have one endpoint, each under a
+/// number of its own.
+#[derive(Debug, Default)]
+pub(super) struct Backends {
+    /// The first row of each one's run.
+    runs: HashMap<FrontendKey, u32>,
+    by_run: HashMap<(u32, Addr, Port), BackendNow>,
+}
 
 /// What there is today.
 #[derive(Debug, Default)]
 pub(super) struct Today {
     pub backends: Backends,
-    /// The node's own addresses: what pods and they say to each other has no ways any more.
+    /// The addresses of nodes.
+    pub nodes: HashSet<Addr>,
+    /// This node's own: what pods and they say to each other has no ways any more.
     pub own: HashSet<Addr>,
+    /// What is in the cluster; none if nothing leaves with the node's address.
+    pub cluster: Option<Vec<ClusterKey>>,
     /// What was not used since this monotonic time, in nanoseconds, is known already.
     pub since: u64,
+}
+
+impl Backends {
+    pub(super) fn new(
+        frontends: impl IntoIterator<Item = (FrontendKey, Frontend)>,
+        rows: impl IntoIterator<Item = (u32, Backend)>,
+        live: impl Fn(BackendId) -> Generation,
+    ) -> Self {
+        let rows: HashMap<u32, Backend> = rows.into_iter().collect();
+        let mut backends = Self::default();
+        for (key, Frontend { segment, .. }) in frontends {
+            for index in 0..segment.len {
+                let Some(row) = rows.get(&(segment.start + index)) else {
+                    continue;
+                };
+                let generation = live(row.id);
+                if !generation.is_gone() {
+                    let of_run = (segment.start, row.addr, row.port);
+                    backends.by_run.insert(of_run, (row.id, generation));
+                    backends.runs.insert(key, segment.start);
+                }
+            }
+        }
+        backends
+    }
+}
+
+impl Today {
+    /// The backend at an address, as that of the service that was asked.
+    fn backend(
+        &self,
+        asked: Peer,
+        protocol: Protocol,
+        scope: Scope,
+        at: Peer,
+    ) -> Option<BackendNow> {
+        let key = FrontendKey {
+            addr: asked.addr,
+            port: asked.port,
+            protocol,
+            scope,
+            ..FrontendKey::default()
+        };
+        let of_nodes = || {
+            let is_node = self.nodes.contains(&asked.addr);
+            is_node.then(|| self.backends.runs.get(&key.of_nodes()))?
+        };
+        let run = self.backends.runs.get(&key).or_else(of_nodes)?;
+        let of_run = (*run, at.addr, at.port);
+        self.backends.by_run.get(&of_run).copied()
+    }
+
+    /// Does what a pod sends there leave with the node's address?
+    fn leaves(&self, addr: &Addr) -> bool {
+        let is_in = |range: &ClusterKey| {
+            let differing = u128::from_be_bytes(addr.0) ^ u128::from_be_bytes(range.addr.0);
+            differing.leading_zeros() >= range.prefix_len
+        };
+        let cluster = self.cluster.as_ref();
+        cluster.is_some_and(|ranges| !ranges.iter().any(is_in))
+    }
 }
 
 /// A conversation at one side of the node.
@@ -117,6 +192,13 @@ struct Found {
 /// Is there something to adopt in this pin folder?
 pub(super) fn is_needed(bpffs: &Path) -> bool {
     bpffs.join(TABLES[0]).exists()
+}
+
+/// Is this the pin of a table that there is something to adopt of?
+pub(super) fn is_of(pin: &Path) -> bool {
+    let names = TABLES.into_iter().chain([PORTS]);
+    pin.file_name()
+        .is_some_and(|name| names.into_iter().any(|it| name == it))
 }
 
 /// Adds what the tables in a pin folder hold; what is known already stays as it is. Returns how many conversations there
@@ -187,8 +269,10 @@ fn add(flows: &Flows, found: Found) -> io::Result<()> {
     if !is_answered {
         return insert(table, answer.as_mut_bytes(), plan.as_mut_bytes()).map(drop);
     }
-    // Where the answers are another's by now, so is the conversation.
-    if insert(table, answer.as_mut_bytes(), plan.back.as_mut_bytes())? {
+    // Where the answers are another's by now, so is the conversation. An agent that was killed may have left half of it.
+    let is_ours = insert(table, answer.as_mut_bytes(), plan.back.as_mut_bytes())?
+        || flows.other_of(&answer)? == Some(plan.key);
+    if is_ours {
         insert(table, plan.key.as_mut_bytes(), plan.way.as_mut_bytes())?;
     }
     Ok(())
@@ -221,10 +305,12 @@ fn of_flow(key: &FlowKey, flow: &Flow, today: &Today, found: &mut Vec<Found>) {
     };
     let is_of_service = flow.bits & FROM_SERVICE != 0;
     let is_sent_here = flow.opener_device != 0;
-    let backend = today
-        .backends
-        .get(&(responder.addr, responder.port))
-        .copied();
+    let scope = if is_sent_here {
+        Scope::INTERNAL
+    } else {
+        Scope::EXTERNAL
+    };
+    let backend = today.backend(flow.service, key.protocol, scope, responder);
     let is_with_node = today.own.contains(&opener.addr) || today.own.contains(&responder.addr);
     if !is_of_service && is_with_node {
         return;
@@ -266,11 +352,14 @@ fn of_flow(key: &FlowKey, flow: &Flow, today: &Today, found: &mut Vec<Found>) {
         } else {
             Hook::TO_POD
         };
-        let mark = if flow.masquerade & HAS_PORT != 0 {
-            Mark::LEAVING
-        } else {
-            Mark::PASSED
-        };
+        // One that began after our program was put where packets leave has no port by theirs.
+        let is_undecided = flow.masquerade == 0 && !is_local;
+        let mark =
+            if flow.masquerade & HAS_PORT != 0 || (is_undecided && today.leaves(&responder.addr)) {
+                Mark::LEAVING
+            } else {
+                Mark::PASSED
+            };
         let (asked, there, back) = if is_of_service {
             (flow.service, to_backend, from_service)
         } else {
@@ -385,7 +474,7 @@ fn plan(flow: &Flow, there: Step, back: Step, devices: [u32; 2]) -> Plan {
             epoch: AtomicU32::new(0),
             state: AtomicU32::new(opener | both | fin | heard),
             device: AtomicU32::new(devices[i]),
-            owner: flow.opener_device.max(flow.responder_device),
+            owner: flow.opener_device,
             egress_rule: AtomicU32::new(flow.egress_rule),
             ingress_rule: AtomicU32::new(flow.ingress_rule),
             step,
@@ -414,19 +503,8 @@ fn packet(source: Peer, destination: Peer, protocol: Protocol, hook: Hook) -> Wa
 fn seal(it: &mut Found) {
     let Plan { key, way, back } = &mut it.plan;
     it.answer.set_other(key, &way.step);
-    way.echo = key.echo();
-    back.echo = it.answer.echo();
-}
-
-/// Backends as the tables of services hold them.
-pub(super) fn backends(
-    rows: impl IntoIterator<Item = (u32, Backend)>,
-    live: impl Fn(BackendId) -> Generation,
-) -> Backends {
-    rows.into_iter()
-        .map(|(_, row)| ((row.addr, row.port), (row.id, live(row.id))))
-        .filter(|(_, (_, generation))| !generation.is_gone())
-        .collect()
+    way.echo = key.echo().into();
+    back.echo = it.answer.echo().into();
 }
 
 #[cfg(test)]

@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
 use tracing::warn;
@@ -114,7 +113,6 @@ impl Kernel {
                 return Err(error);
             }
         }
-        self.has_taken_over.store(true, Ordering::Relaxed);
         Ok(())
     }
 

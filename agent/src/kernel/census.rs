@@ -16,7 +16,7 @@ use weir_common::table::TABLES;
 use super::links::{Links, pinned_link};
 use super::sys::{self, AttachType, Carrier, Kind, Seat};
 use super::tc::{At, Filter, Queue, Side, Tc};
-use super::{PROGRAM_PREFIX, SOCKET_HOOKS, block, former, pin_path, uplinks};
+use super::{PROGRAM_PREFIX, SOCKET_HOOKS, adopt, block, former, pin_path, uplinks};
 
 /// Something of ours, or something among it.
 #[derive(Debug)]
@@ -215,7 +215,7 @@ pub(super) fn take(
     }
     found.extend(filters(tc, bpffs, &programs, &queues, own_filters)?);
     for path in files(bpffs)? {
-        found.push(table(bpffs, path, &programs));
+        found.push(table(bpffs, path, &programs, former_links));
     }
     Ok(found)
 }
@@ -284,7 +284,7 @@ fn stray(
     })
 }
 
-fn table(bpffs: &Path, path: PathBuf, programs: &Programs) -> Found {
+fn table(bpffs: &Path, path: PathBuf, programs: &Programs, former_links: FormerLinks) -> Found {
     let is_of_ours = || {
         let name = path.file_name()?.to_str()?;
         let (_, version) = name.rsplit_once("_v")?;
@@ -299,6 +299,8 @@ fn table(bpffs: &Path, path: PathBuf, programs: &Programs) -> Found {
     };
     let state = match map() {
         Ok(_) if TABLES.iter().any(|t| pin_path(bpffs, t) == path) => State::Current,
+        // What they say is not ours before we have taken over, also if the programs are.
+        Ok(_) if former_links == FormerLinks::InUse && adopt::is_of(&path) => State::InUse,
         Ok(id) if is_of_ours().is_some() => {
             let is_used = programs.values().any(|(_, maps)| maps.contains(&id));
             if is_used { State::InUse } else { State::Unused }

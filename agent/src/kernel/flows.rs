@@ -1,16 +1,17 @@
 //! The kernel's conversations: read, and swept of those that have ended.
 
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use weir_common::way::{Plan, Way, WayKey, WayState};
+use weir_common::event::Hook;
+use weir_common::way::{Mark, Peer, Plan, Rewrite, Step, Way, WayKey, WayState};
 use weir_common::{Addr, Protocol};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::map::for_each;
+use super::shares::{Held, Shares};
 use super::sys;
 
 /// Tables of ways or of plans: TCP's, and everything else's.
@@ -25,9 +26,10 @@ pub(super) struct Pair {
 pub struct Flows {
     ways: Pair,
     plans: Pair,
+    shares: Shares,
 }
 
-/// A conversation as one side of the node sees it.
+/// A conversation.
 #[derive(Debug)]
 pub struct Conversation {
     /// What its opener sends.
@@ -36,6 +38,8 @@ pub struct Conversation {
     /// The way of the answers.
     pub back: Way,
     pub is_answered: bool,
+    /// The service that its opener asked.
+    pub via: Option<Peer>,
 }
 
 /// After how long without a packet a conversation is forgotten. Established TCP may be silent for two hours
@@ -61,8 +65,17 @@ fn patience(protocol: Protocol, is_answered: bool, state: u32) -> Duration {
 }
 
 impl Flows {
-    pub(super) fn new(ways: Pair, plans: Pair) -> Self {
-        Self { ways, plans }
+    pub(super) fn new(ways: Pair, plans: Pair, shares: Shares) -> Self {
+        Self {
+            ways,
+            plans,
+            shares,
+        }
+    }
+
+    /// What each pod holds of them.
+    pub fn shares(&self) -> &Shares {
+        &self.shares
     }
 
     pub(super) fn ways(&self) -> &Pair {
@@ -73,95 +86,194 @@ impl Flows {
         &self.plans
     }
 
-    /// Every conversation, answered or not.
+    /// Where the packets of the other direction arrive, if this one is known.
     ///
     /// # Errors
     /// The kernel refuses to read.
-    pub fn all(&self) -> io::Result<Vec<Conversation>> {
-        let mut all = Vec::new();
+    pub(super) fn other_of(&self, key: &WayKey) -> io::Result<Option<WayKey>> {
+        let table = match key.protocol {
+            Protocol::TCP => &self.ways.tcp,
+            _ => &self.ways.other,
+        };
+        Ok(find::<Way>(table, key)?.map(|way| other(key, &way)))
+    }
+
+    /// Hands over every conversation once, answered or not and whatever sides of the node it passes: as the pod's side sees
+    /// it, or else as it came in. Only a batch is held at a time.
+    ///
+    /// # Errors
+    /// The kernel refuses to read.
+    pub fn each_conversation(&self, mut take: impl FnMut(Conversation)) -> io::Result<()> {
+        let mut see = |mut it: Conversation| {
+            if let Some(via) = self.via(&it)? {
+                it.via = via;
+                take(it);
+            }
+            io::Result::Ok(())
+        };
         for table in [&self.ways.tcp, &self.ways.other] {
-            let mut rows: HashMap<WayKey, Way> = HashMap::new();
-            each(table, |key, way| {
-                rows.insert(key, way);
-            })?;
-            let openers: Vec<WayKey> = rows
-                .iter()
-                .filter(|(_, way)| way.state.load(Relaxed) & WayState::OPENER != 0)
-                .map(|(key, _)| *key)
-                .collect();
-            for key in openers {
-                let Some(way) = rows.remove(&key) else {
-                    continue;
-                };
-                let back = rows.remove(&other(&key, &way)).unwrap_or_default();
-                let is_answered = back.packets.load(Relaxed) > 0;
-                all.push(Conversation {
+            each(table, |key, way: Way| {
+                if way.state.load(Relaxed) & WayState::OPENER == 0 {
+                    return Ok(());
+                }
+                let back: Way = find(table, &other(&key, &way))?.unwrap_or_default();
+                see(Conversation {
                     key,
+                    is_answered: back.packets.load(Relaxed) > 0,
                     way,
                     back,
-                    is_answered,
-                });
-            }
+                    via: None,
+                })
+            })?;
         }
         for table in [&self.plans.tcp, &self.plans.other] {
             each(table, |_, plan: Plan| {
-                all.push(Conversation {
+                see(Conversation {
                     key: plan.key,
                     way: plan.way,
                     back: plan.back,
                     is_answered: false,
-                });
+                    via: None,
+                })
             })?;
         }
-        Ok(all)
+        Ok(())
     }
 
-    /// Removes conversations that have ended, and those of addresses that are no longer anybody's. Returns how
-    /// many rows. It reads the tables as a whole, so ask for it rarely, and not where somebody waits.
+    /// The service that was asked, if any; none at all of what another side tells.
+    fn via(&self, it: &Conversation) -> io::Result<Option<Option<Peer>>> {
+        let asked = it.key.destination();
+        let mut answer = WayKey::default();
+        answer.set_other(&it.key, &it.way.step);
+        match it.key.hook {
+            // What leaves with the node's address is a pod's conversation, or one that came in.
+            Hook::TO_NET => Ok(None),
+            Hook::FROM_NET => {
+                answer.hook = Hook::FROM_POD;
+                let at_pod = self.step_of(&answer)?;
+                Ok(at_pod.is_none().then_some(Some(asked)))
+            }
+            _ if it.way.step.rewrite == Rewrite::DESTINATION => Ok(Some(Some(asked))),
+            Hook::TO_POD => {
+                answer.hook = Hook::TO_NET;
+                let step = self.step_of(&answer)?;
+                let step = step.filter(|step| step.other == Hook::FROM_NET);
+                let step =
+                    step.filter(|step| step.rewrite == Rewrite::SOURCE && step.mark == Mark::NONE);
+                Ok(Some(step.map(|step| step.peer())))
+            }
+            _ => Ok(Some(None)),
+        }
+    }
+
+    /// What becomes of an answer, whether one has come or not.
+    fn step_of(&self, answer: &WayKey) -> io::Result<Option<Step>> {
+        let (ways, plans) = match answer.protocol {
+            Protocol::TCP => (&self.ways.tcp, &self.plans.tcp),
+            _ => (&self.ways.other, &self.plans.other),
+        };
+        if let Some(way) = find::<Way>(ways, answer)? {
+            return Ok(Some(way.step));
+        }
+        Ok(find::<Plan>(plans, answer)?.map(|plan| plan.back.step))
+    }
+
+    /// Removes conversations that have ended, and those of addresses that are no longer anybody's; `look` sees every way,
+    /// also those of plans. Returns how many rows were removed. It reads the tables as a whole, so ask for it rarely, and not
+    /// where somebody waits; what it holds of them at a time is a batch.
     ///
     /// # Errors
     /// The kernel refuses to read or to remove.
-    pub fn sweep(&self, now: Duration, is_gone: &dyn Fn(&Addr) -> bool) -> io::Result<usize> {
+    pub fn sweep(
+        &self,
+        now: Duration,
+        is_gone: &dyn Fn(&Addr) -> bool,
+        look: &mut dyn FnMut(&WayKey, &Way),
+    ) -> io::Result<usize> {
         let mut removed = 0;
-        for table in [&self.ways.tcp, &self.ways.other] {
-            let mut rows = HashMap::new();
-            each(table, |key, way| {
-                rows.insert(key, Row::of(&key, &way));
-            })?;
-            let is_as_it_was = |key: &WayKey| {
-                let seen = find::<Way>(table, key)?.map(|way| way.seen.load(Relaxed));
-                io::Result::Ok(seen == rows.get(key).map(|row| row.seen))
-            };
-            for (key, other) in over(&rows, now, is_gone) {
-                // A packet may have come since, either way; but what is gone is gone.
-                let is_gone = is_about(&key, is_gone) || is_about(&other, is_gone);
-                if is_gone || (is_as_it_was(&key)? && is_as_it_was(&other)?) {
-                    removed += remove(table, &key)? + remove(table, &other)?;
-                }
-            }
-        }
+        // Plans before ways: what is answered meanwhile is then seen at least once.
         for table in [&self.plans.tcp, &self.plans.other] {
-            let mut over = Vec::new();
             each(table, |key: WayKey, plan: Plan| {
-                let seen = plan
-                    .way
-                    .seen
-                    .load(Relaxed)
-                    .max(plan.back.seen.load(Relaxed));
-                let age = now.saturating_sub(Duration::from_nanos(seen));
-                if age > patience(key.protocol, false, 0)
-                    || is_about(&key, is_gone)
-                    || is_about(&plan.key, is_gone)
-                {
-                    over.push(key);
+                look(&plan.key, &plan.way);
+                look(&key, &plan.back);
+                let age = now.saturating_sub(Duration::from_nanos(plan_seen(&plan)));
+                let is_gone = is_about(&key, is_gone) || is_about(&plan.key, is_gone);
+                if is_gone || age > patience(key.protocol, false, 0) {
+                    removed += self.end_plan(table, &key, &plan, is_gone)?;
                 }
+                Ok(())
             })?;
-            for key in over {
-                removed += remove(table, &key)?;
-            }
         }
+        let mut held = Held::default();
+        for table in [&self.ways.tcp, &self.ways.other] {
+            each(table, |key, way: Way| {
+                look(&key, &way);
+                let row = Row::of(&key, &way);
+                let is_gone = is_about(&key, is_gone) || is_about(&row.other, is_gone);
+                let mut rows = 0;
+                if is_gone || row.may_be_over(key.protocol, now) {
+                    rows = end_way(table, &key, &row, now, is_gone)?;
+                    removed += rows;
+                }
+                if key.protocol == Protocol::TCP && rows > 0 {
+                    self.shares.count(way.owner, -(rows as i64));
+                } else if key.protocol == Protocol::TCP {
+                    held.count(way.owner);
+                }
+                Ok(())
+            })?;
+        }
+        self.shares.correct(&held);
         Ok(removed)
     }
+
+    /// Removes a plan, unless a packet has come since.
+    fn end_plan(
+        &self,
+        table: &OwnedFd,
+        key: &WayKey,
+        plan: &Plan,
+        is_gone: bool,
+    ) -> io::Result<usize> {
+        let is_as_it_was = || {
+            io::Result::Ok(
+                find::<Plan>(table, key)?.is_some_and(|it| plan_seen(&it) == plan_seen(plan)),
+            )
+        };
+        if is_gone || is_as_it_was()? {
+            return remove(table, key);
+        }
+        Ok(0)
+    }
+}
+
+/// Removes a way that may be over, with its other one, if both are. Both go together: one without the other would let
+/// answers out untranslated, or take them for a conversation of their own.
+fn end_way(
+    table: &OwnedFd,
+    key: &WayKey,
+    row: &Row,
+    now: Duration,
+    is_gone: bool,
+) -> io::Result<usize> {
+    let other = find::<Way>(table, &row.other)?.map(|way| Row::of(&row.other, &way));
+    let other = other.filter(|it| it.other == *key);
+    if !is_gone {
+        if !is_over(key.protocol, row, other.as_ref(), now) {
+            return Ok(0);
+        }
+        // A packet may have come since, or the row is gone; the other one has just been read.
+        let is_as_it_was =
+            find::<Way>(table, key)?.is_some_and(|way| way.seen.load(Relaxed) == row.seen);
+        if !is_as_it_was {
+            return Ok(0);
+        }
+    }
+    let others = match other {
+        Some(_) => remove(table, &row.other)?,
+        None => 0,
+    };
+    Ok(remove(table, key)? + others)
 }
 
 /// What the sweep wants to know of a way.
@@ -182,38 +294,34 @@ impl Row {
             other: other(key, way),
         }
     }
+
+    /// Can the conversation be over, for all that this row says? Mostly not, and then nothing else is looked at.
+    fn may_be_over(&self, protocol: Protocol, now: Duration) -> bool {
+        let is_answered = self.state & WayState::OPENER == 0 && self.packets > 0;
+        let age = now.saturating_sub(Duration::from_nanos(self.seen));
+        age > patience(protocol, is_answered, self.state)
+    }
 }
 
-/// The ways of conversations that are over, each with the other. Both go together: one without the other would let answers out untranslated,
-/// or take them for a conversation of their own.
-fn over(
-    rows: &HashMap<WayKey, Row>,
-    now: Duration,
-    is_gone: &dyn Fn(&Addr) -> bool,
-) -> Vec<(WayKey, WayKey)> {
-    let mut over = Vec::new();
-    for (key, row) in rows {
-        let other = rows.get(&row.other).filter(|other| other.other == *key);
-        // Of two that belong together the opener's speaks for both.
-        if other.is_some() && row.state & WayState::OPENER == 0 {
-            continue;
-        }
-        let seen = row.seen.max(other.map_or(0, |other| other.seen));
-        let packets = |row: &Row| row.packets > 0;
-        let is_answered = other.is_some_and(packets);
-        let state = row.state
-            | other.map_or(0, |other| {
-                other.state & (WayState::FIN_HEARD | WayState::RESET)
-            });
-        let age = now.saturating_sub(Duration::from_nanos(seen));
-        if age > patience(key.protocol, is_answered, state)
-            || is_about(key, is_gone)
-            || is_about(&row.other, is_gone)
-        {
-            over.push((*key, row.other));
-        }
-    }
-    over
+fn plan_seen(plan: &Plan) -> u64 {
+    let there = plan.way.seen.load(Relaxed);
+    there.max(plan.back.seen.load(Relaxed))
+}
+
+/// Is a conversation over, given one of its ways and the other, if that is there?
+fn is_over(protocol: Protocol, row: &Row, other: Option<&Row>, now: Duration) -> bool {
+    // Of two that belong together the opener's speaks for both.
+    let (opener, other) = match other {
+        Some(other) if row.state & WayState::OPENER == 0 => (other, Some(row)),
+        other => (row, other),
+    };
+    let seen = opener.seen.max(other.map_or(0, |other| other.seen));
+    let is_answered = other.is_some_and(|other| other.packets > 0);
+    let state = opener.state
+        | other.map_or(0, |other| {
+            other.state & (WayState::FIN_HEARD | WayState::RESET)
+        });
+    now.saturating_sub(Duration::from_nanos(seen)) > patience(protocol, is_answered, state)
 }
 
 fn is_about(key: &WayKey, is_gone: &dyn Fn(&Addr) -> bool) -> bool {
@@ -226,18 +334,22 @@ fn other(key: &WayKey, way: &Way) -> WayKey {
     other
 }
 
-fn each<V: FromBytes>(table: &OwnedFd, mut row: impl FnMut(WayKey, V)) -> io::Result<()> {
-    for_each(
-        table.as_fd(),
-        size_of::<WayKey>(),
-        size_of::<V>(),
-        |key, value| {
-            if let (Ok(key), Ok(value)) = (WayKey::read_from_bytes(key), V::read_from_bytes(value))
-            {
-                row(key, value);
-            }
-        },
-    )
+fn each<V: FromBytes>(
+    table: &OwnedFd,
+    mut row: impl FnMut(WayKey, V) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut outcome = Ok(());
+    let (key_size, value_size) = (size_of::<WayKey>(), size_of::<V>());
+    for_each(table.as_fd(), key_size, value_size, |key, value| {
+        if let (Ok(()), Ok(key), Ok(value)) = (
+            &outcome,
+            WayKey::read_from_bytes(key),
+            V::read_from_bytes(value),
+        ) {
+            outcome = row(key, value);
+        }
+    })?;
+    outcome
 }
 
 fn find<V: FromBytes>(table: &OwnedFd, key: &WayKey) -> io::Result<Option<V>> {
@@ -260,10 +372,8 @@ fn remove(table: &OwnedFd, key: &WayKey) -> io::Result<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
     use std::sync::atomic::{AtomicU32, AtomicU64};
-
-    use weir_common::event::Hook;
-    use weir_common::way::{Mark, Peer, Rewrite, Step};
 
     use super::*;
 
@@ -325,9 +435,23 @@ mod tests {
             .map(|(key, way)| (*key, Row::of(key, way)))
             .collect();
         let is_gone = |addr: &Addr| gone.is_some_and(|last| *addr == peer(last).addr);
-        let over = over(&rows, Duration::from_secs(20_000), &is_gone);
-        assert!(over.len() < 2, "{over:?}");
-        rows.len() - 2 * over.len()
+        let now = Duration::from_secs(20_000);
+        let of_gone = rows.keys().any(|key| is_about(key, &is_gone));
+        // As the sweep does it, whichever row it meets first.
+        let ends = |row: &Row| {
+            row.may_be_over(protocol, now) && is_over(protocol, row, rows.get(&row.other), now)
+        };
+        let ended: Vec<bool> = rows.values().map(ends).collect();
+        for (key, row) in &rows {
+            assert!(rows[&row.other].other == *key);
+            let alone = is_over(protocol, row, rows.get(&row.other), now);
+            assert_eq!(alone, ended.contains(&true), "{key:?}");
+        }
+        if of_gone || ended.contains(&true) {
+            0
+        } else {
+            2
+        }
     }
 
     #[test]
@@ -345,6 +469,14 @@ mod tests {
             ("neither is used", udp, silent(121), silent(121), None, 0),
             ("a stream waits", udp, silent(119), silent(119), None, 2),
             ("nobody answers", udp, silent(31), unanswered, None, 0),
+            (
+                "nobody answers what is made now",
+                udp,
+                silent(31),
+                (20_000 - 31, 0, 0),
+                None,
+                0,
+            ),
             (
                 "nobody has answered yet",
                 udp,

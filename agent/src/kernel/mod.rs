@@ -20,6 +20,7 @@ pub mod network;
 pub mod object;
 mod ring;
 pub mod second_lock;
+mod shares;
 mod sys;
 pub mod sysctl;
 mod tc;
@@ -36,7 +37,7 @@ use anyhow::{Context, Result};
 use weir_common::Addr;
 use weir_common::device::{Device, LocalPod};
 use weir_common::nat::{ClusterKey, InCluster, Uplink};
-use weir_common::node::NodeConfig;
+use weir_common::node::{Features, NodeConfig};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{
     Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress, NodeFlags,
@@ -57,6 +58,7 @@ pub use self::links::{LinkError, Placed};
 pub use self::load::{Capacities, LoadError, Loaded, pin_path};
 pub use self::map::{MapTable, Shape};
 pub use self::ring::Ring;
+pub use self::shares::Shares;
 
 /// The socket hooks: program, and where it sits.
 const SOCKET_HOOKS: [(&str, AttachType); 8] = [
@@ -80,8 +82,11 @@ pub struct Kernel {
     former: Former,
     tc: Tc,
     cgroup: PathBuf,
-    /// Are our programs the pods'? Until then those of an earlier agent are in use.
+    /// Are our programs on every hook, and do they know what those of an earlier agent knew? Until then what that one has
+    /// left is in use.
     has_taken_over: AtomicBool,
+    /// Does what pods send out of the cluster leave with the node's address?
+    masquerades: bool,
 }
 
 /// Every hook that should hold a program.
@@ -203,6 +208,7 @@ impl Kernel {
             tc,
             cgroup: cgroup.to_owned(),
             has_taken_over: AtomicBool::new(false),
+            masquerades: config.features & Features::MASQUERADE != 0,
         })
     }
 
@@ -354,6 +360,7 @@ impl Kernel {
         Ok(Flows::new(
             pair("TCP_WAYS", "OTHER_WAYS")?,
             pair("TCP_PLANS", "OTHER_PLANS")?,
+            Shares::new(&self.loaded.table("SHARES")?)?,
         ))
     }
 
@@ -370,16 +377,28 @@ impl Kernel {
         let mut services = self.service_tables()?;
         let live: BTreeMap<_, _> = services.live.load()?.into_iter().collect();
         let generation = |id| live.get(&id).copied().unwrap_or_default();
-        let nodes = services.nodes.load()?.into_iter();
+        let (frontends, rows) = (services.frontends.load()?, services.backends.load()?);
+        let nodes = services.nodes.load()?;
+        let own = nodes
+            .iter()
+            .filter(|(_, row)| row.flags & NodeFlags::OWN != 0);
+        let cluster = match self.masquerades {
+            true => Some(self.uplink_tables()?.cluster.load()?),
+            false => None,
+        };
         let today = adopt::Today {
-            backends: adopt::backends(services.backends.load()?, generation),
-            own: nodes
-                .filter(|(_, row)| row.flags & NodeFlags::OWN != 0)
-                .map(|(addr, _)| addr)
-                .collect(),
+            backends: adopt::Backends::new(frontends, rows, generation),
+            own: own.map(|(addr, _)| *addr).collect(),
+            nodes: nodes.iter().map(|(addr, _)| *addr).collect(),
+            cluster: cluster.map(|rows| rows.into_iter().map(|(range, _)| range).collect()),
             since: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX),
         };
         Ok(adopt::adopt(bpffs, &self.flows()?, &today)?)
+    }
+
+    /// Says that our programs are on every hook, and know what those of an earlier agent knew.
+    pub fn end_take_over(&self) {
+        self.has_taken_over.store(true, Ordering::Relaxed);
     }
 
     /// The ring of events; there is one reader.

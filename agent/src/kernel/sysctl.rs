@@ -1,6 +1,7 @@
 //! Settings of the node's own network namespace, through /proc/sys. Written only where they differ, and
 //! put back by a cleanup.
 
+mod ports;
 mod record;
 
 use std::fs;
@@ -10,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use weir_cni::attachment::is_device;
 use weir_common::nat::PortRange;
 
+pub use self::ports::reserve_ports;
 use self::record::{Record, Setting};
 
 const IPV4_DEVICES: &str = "/proc/sys/net/ipv4/conf";
@@ -52,7 +54,7 @@ pub fn set_node(run_dir: &Path) -> Result<()> {
     move_reverse_path_filter(&mut record)
 }
 
-/// Puts back what [`set_node`] of any agent since the last boot has changed, except what somebody else has
+/// Puts back what agents have changed since the last boot ([`set_node`], [`reserve_ports`]), except what somebody else has
 /// changed since. Returns what is as it was before, in words, and what is not, with the reason.
 pub fn restore(run_dir: &Path) -> (Vec<String>, Vec<String>) {
     let (mut restored, mut left) = (Vec::new(), Vec::new());
@@ -61,20 +63,34 @@ pub fn restore(run_dir: &Path) -> (Vec<String>, Vec<String>) {
         Err(error) => return (restored, vec![format!("sysctls: {error:#}")]),
     };
     let holds = |path: &Path, value: &str| text(path).is_ok_and(|now| now == value);
-    // Judged before the first is written: one setting changes others.
-    let ours: Vec<_> = record
+    let put = |path: &Path, text: &str, said: &str| {
+        let name = path.strip_prefix("/proc/sys").unwrap_or(path).display();
+        match write(path, text) {
+            Ok(()) => Ok(format!("our value of {name}, which is {said} again")),
+            Err(error) => Err(format!("our value of {name}: {error:#}")),
+        }
+    };
+    // To this one others add, too.
+    let (ports, settings): (Vec<_>, Vec<_>) = record
         .settings()
         .iter()
+        .partition(|it| it.path == Path::new(ports::PATH));
+    // Judged before the first is written: one setting changes others.
+    let ours: Vec<_> = settings
+        .into_iter()
         .filter(|it| holds(&it.path, &it.ours))
         .collect();
-    for Setting { path, before, .. } in ours {
-        if holds(path, before) {
-            continue;
-        }
-        let name = path.strip_prefix("/proc/sys").unwrap_or(path).display();
-        match write(path, before) {
-            Ok(()) => restored.push(format!("our value of {name}, which is {before} again")),
-            Err(error) => left.push(format!("our value of {name}: {error:#}")),
+    let ours = ours.into_iter().map(|Setting { path, before, .. }| {
+        (!holds(path, before)).then(|| put(path, before, before))
+    });
+    let ports = ports.into_iter().map(|it| match ports::without_ours(it) {
+        Ok(wanted) => wanted.map(|(text, said)| put(&it.path, &text, &said)),
+        Err(error) => Some(Err(format!("our part of {}: {error:#}", ports::PATH))),
+    });
+    for outcome in ours.chain(ports).flatten() {
+        match outcome {
+            Ok(done) => restored.push(done),
+            Err(problem) => left.push(problem),
         }
     }
     // While something is left, this can be tried again.

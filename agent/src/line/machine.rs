@@ -1,20 +1,21 @@
 //! What the line needs of the node: its tables, its hooks, and forgetting flows. In production that is the
 //! kernel; in tests memory, so that whole histories run without it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Debug;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use tokio::task::JoinHandle;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 use tracing::warn;
-use weir_common::Addr;
 use weir_common::device::{Device, LocalPod};
 use weir_common::nat::{ClusterKey, InCluster, Uplink};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress};
+use weir_common::way::{Way, WayKey};
+use weir_common::{Addr, Protocol};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::apply::{KernelTable, Origin};
@@ -60,6 +61,10 @@ pub trait Machine: Debug + Send + Sized + 'static {
     /// The kernel refuses to read or to write.
     fn adopt_conversations(&self, since: Duration) -> Result<usize>;
 
+    /// Says that our programs are on every hook, and know what those of an earlier agent knew: what that one left is of
+    /// no use any more.
+    fn end_take_over(&self);
+
     /// Gives the links by which an earlier agent holds its programs on a pod's device ours. Quick: programs of two versions
     /// do not know each other's conversations.
     ///
@@ -93,9 +98,18 @@ pub trait Machine: Debug + Send + Sized + 'static {
     /// Programs by name: their numbers, and what the verifier visited of them.
     fn programs(&self) -> BTreeMap<String, (u32, Option<u32>)>;
 
-    /// Forgets the flows of these addresses and those that have expired. Gives the addresses back if it is busy
-    /// with earlier ones.
-    fn sweep(&mut self, gone: BTreeSet<Addr>) -> Result<(), BTreeSet<Addr>>;
+    /// Forgets the flows of these addresses and those that have expired. Says what it found the last time, if it has not
+    /// said that before; gives the addresses back if it is busy with earlier ones.
+    fn sweep(&mut self, gone: BTreeSet<Addr>) -> Result<Option<Swept>, BTreeSet<Addr>>;
+}
+
+/// What is known of flows after they were all looked at.
+#[derive(Debug)]
+pub struct Swept {
+    /// When that began.
+    pub began: Instant,
+    /// The backends that connections lead to, as they were when those were opened. Datagrams ask again.
+    pub led_to: HashSet<(BackendId, Generation)>,
 }
 
 /// The tables that the line fills.
@@ -124,7 +138,7 @@ pub struct Tables<M: Machine> {
 pub struct KernelMachine {
     kernel: Arc<Kernel>,
     flows: Arc<Flows>,
-    sweep: Option<JoinHandle<()>>,
+    sweep: Option<oneshot::Receiver<Option<Swept>>>,
 }
 
 impl KernelMachine {
@@ -186,6 +200,10 @@ impl Machine for KernelMachine {
         self.kernel.adopt_conversations(since)
     }
 
+    fn end_take_over(&self) {
+        self.kernel.end_take_over();
+    }
+
     fn adopt(&self, device: &str, ifindex: u32) -> Result<()> {
         self.kernel.adopt(device, ifindex)
     }
@@ -211,18 +229,36 @@ impl Machine for KernelMachine {
         self.kernel.programs()
     }
 
-    fn sweep(&mut self, gone: BTreeSet<Addr>) -> Result<(), BTreeSet<Addr>> {
-        if self.sweep.as_ref().is_some_and(|it| !it.is_finished()) {
-            return Err(gone);
-        }
+    fn sweep(&mut self, gone: BTreeSet<Addr>) -> Result<Option<Swept>, BTreeSet<Addr>> {
+        let last = match self.sweep.as_mut().map(oneshot::Receiver::try_recv) {
+            Some(Err(TryRecvError::Empty)) => return Err(gone),
+            Some(Ok(swept)) => swept,
+            Some(Err(TryRecvError::Closed)) | None => None,
+        };
         let flows = self.flows.clone();
+        let (tell, told) = oneshot::channel();
+        self.sweep = Some(told);
         // It takes a while, and nothing waits for it.
-        self.sweep = Some(tokio::task::spawn_blocking(move || {
+        tokio::task::spawn_blocking(move || {
+            let began = Instant::now();
+            let mut led_to = HashSet::new();
+            let mut look = |key: &WayKey, way: &Way| {
+                if key.protocol == Protocol::TCP && way.backend != 0 {
+                    led_to.insert((way.backend, way.generation.usable()));
+                }
+            };
             // An address that could not be swept now is swept with its flows' patience.
-            if let Err(error) = flows.sweep(clock::monotonic(), &|addr| gone.contains(addr)) {
-                warn!(%error, "ended flows cannot be swept");
-            }
-        }));
-        Ok(())
+            let is_gone = |addr: &Addr| gone.contains(addr);
+            let swept = match flows.sweep(clock::monotonic(), &is_gone, &mut look) {
+                Ok(_) => Some(Swept { began, led_to }),
+                Err(error) => {
+                    warn!(%error, "ended flows cannot be swept");
+                    None
+                }
+            };
+            // Who has stopped waiting does not want to know.
+            tell.send(swept).unwrap_or_default();
+        });
+        Ok(last)
     }
 }

@@ -42,7 +42,7 @@ use crate::zone_feed::ZoneFeed;
 use conditions::Said;
 pub use handle::{Ended, Handle, Input, Question};
 pub use inputs::{Dirty, Inputs};
-pub use machine::{KernelMachine, Machine, Plain, Tables};
+pub use machine::{KernelMachine, Machine, Plain, Swept, Tables};
 use nodes::Nodes;
 use pods::Pods;
 use policy::Policy;

@@ -24,14 +24,19 @@ impl<M: Machine> Line<M> {
         if !is_time && cfg!(not(feature = "broken-take-over-first")) {
             return;
         }
-        let began = clock::monotonic();
-        self.adopt_conversations(Duration::ZERO);
         if let Err(error) = self.machine.place_socket_hooks() {
             warn!(
                 error = format!("{error:#}"),
                 "a socket hook holds no program of ours yet"
             );
         }
+        // Twice, for those that begin meanwhile: an answer to one that `from_net` does not know is refused by the node.
+        let mut since = Duration::ZERO;
+        for _ in 0..2 {
+            since = self.adopt_conversations(since);
+        }
+        // First where packets leave: our program there looks at everything that theirs has passed, while theirs would let
+        // through what ours leaves to it.
         self.place_net_hooks();
         if let Err(error) = self.machine.place_pod_hooks() {
             warn!(
@@ -49,8 +54,8 @@ impl<M: Machine> Line<M> {
                 );
             }
         }
-        // Those that began between the first look and now. What is coarse about the clock of programs is a tick.
-        self.adopt_conversations(began.saturating_sub(Duration::from_millis(20)));
+        // Those that have begun since.
+        self.adopt_conversations(since);
         let mut pods = 0;
         for (device, ifindex) in self.pods.devices_of_open() {
             match self.machine.adopt(&device, ifindex) {
@@ -62,6 +67,7 @@ impl<M: Machine> Line<M> {
                 ),
             }
         }
+        self.machine.end_take_over();
         self.programs = Programs::Ours;
         self.published.programs.send_replace(Programs::Ours);
         // Programs of another layout may have read these rows until now.
@@ -70,7 +76,9 @@ impl<M: Machine> Line<M> {
         info!(pods, "our programs are on their hooks");
     }
 
-    fn adopt_conversations(&self, since: Duration) {
+    /// Returns since when others may have begun.
+    fn adopt_conversations(&self, since: Duration) -> Duration {
+        let began = clock::monotonic();
         match self.machine.adopt_conversations(since) {
             Ok(0) => {}
             Ok(found) => info!(
@@ -82,6 +90,8 @@ impl<M: Machine> Line<M> {
                 "conversations of an earlier agent's programs are lost where they are translated"
             ),
         }
+        // What is coarse about the clock of programs is a tick.
+        began.saturating_sub(Duration::from_millis(20))
     }
 
     /// What keeps our programs from their hooks when every input is known.

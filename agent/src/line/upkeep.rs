@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tracing::warn;
 
-use super::machine::Machine;
+use super::machine::{Machine, Swept};
 use super::pods::subject;
 use super::{Line, Programs, QUIET, TICK};
 use crate::apply::TableError;
@@ -121,8 +121,13 @@ impl<M: Machine> Line<M> {
         }
         if sweeps || !self.pods.closed.is_empty() {
             let gone = std::mem::take(&mut self.pods.closed);
-            if let Err(gone) = self.machine.sweep(gone) {
-                self.pods.closed = gone;
+            match self.machine.sweep(gone) {
+                Ok(Some(swept)) => {
+                    let Swept { began, led_to } = swept;
+                    self.services.tables.end_unled(began, &led_to);
+                }
+                Ok(None) => {}
+                Err(gone) => self.pods.closed = gone,
             }
         }
         // All nodes are looked at, so only if something is to be tried again.

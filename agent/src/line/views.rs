@@ -1,6 +1,5 @@
 //! What the line tells about itself. Made when it is asked for, on the line's own thread.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,7 +8,6 @@ use weir_cli::views::{
     ConditionView, EndpointView, FlowView, HookState, Input, PolicyView, ProgramInfo, Quarantined,
     ServiceView, Status, TableDrift, TableFill, Verify,
 };
-use weir_common::event::Hook;
 use weir_common::policy::{RuleId, RulesId};
 use weir_common::service::Scope;
 use weir_common::way::{Peer, Rewrite, WayState};
@@ -25,6 +23,7 @@ use crate::conditions::{About, Effect, Held, ObjectFault, PodFault};
 use crate::events::{Names, protocol};
 use crate::kernel::{Conversation, Flows, clock};
 use crate::model::{Kind, ObjectName, PodNetwork};
+use crate::pods::Lease;
 
 impl<M: Machine> Line<M> {
     /// Answers whoever asked; they may have stopped waiting.
@@ -134,7 +133,9 @@ impl<M: Machine> Line<M> {
                     let holder = self.services.claims.holder(&frontend.key)?;
                     (*holder != plan.id).then(|| format!("belongs to {holder}"))
                 };
-                plan.frontends.iter().map(move |frontend| ServiceView {
+                let frontends = plan.frontends.iter();
+                let asked = frontends.filter(|frontend| !frontend.key.is_of_cluster_ip());
+                asked.map(move |frontend| ServiceView {
                     service: plan.id.to_string(),
                     kind: kind(frontend.way).to_owned(),
                     clients: clients(frontend.key.scope).to_owned(),
@@ -309,6 +310,12 @@ impl<M: Machine> Line<M> {
             dns_clients: self.zone.clients(),
             epoch: self.policy.tables.epoch(),
             restarts: self.settings.restarts,
+            devices: self
+                .pods
+                .open
+                .values()
+                .filter_map(|lease| device(lease))
+                .collect(),
         }
     }
 }
@@ -342,57 +349,18 @@ fn condition(held: &Held) -> ConditionView {
     }
 }
 
-/// `weir flows`. Reads the kernel's tables as a whole: not on the line's task.
+/// `weir flows`, a row at a time. Reads the kernel's tables as a whole: not on the line's task.
 ///
 /// # Errors
 /// The kernel refuses to read.
-pub fn flows(tables: &Flows, book: &RuleBook, names: &Names) -> std::io::Result<Vec<FlowView>> {
+pub fn flows(
+    tables: &Flows,
+    book: &RuleBook,
+    names: &Names,
+    mut take: impl FnMut(FlowView),
+) -> std::io::Result<()> {
     let now = clock::monotonic();
-    Ok(conversations(tables.all()?)
-        .iter()
-        .map(|seen| view(seen, now, book, names))
-        .collect())
-}
-
-/// A conversation once, whatever sides of the node it passes: as the pod's side sees it, or else as it came in.
-struct Seen {
-    conversation: Conversation,
-    via: Option<Peer>,
-}
-
-fn conversations(all: Vec<Conversation>) -> Vec<Seen> {
-    let ends = |it: &Conversation| {
-        let mut key = it.key;
-        key.go(&it.way.step);
-        key.hook = Hook::default();
-        key
-    };
-    let (at_pods, at_uplinks): (Vec<_>, Vec<_>) = all
-        .into_iter()
-        // What leaves with the node's address is a pod's conversation, or one that came in.
-        .filter(|it| it.key.hook != Hook::TO_NET)
-        .partition(|it| it.key.hook != Hook::FROM_NET);
-    let mut came_in: HashMap<_, _> = at_uplinks.into_iter().map(|it| (ends(&it), it)).collect();
-    let mut seen: Vec<_> = at_pods
-        .into_iter()
-        .map(|conversation| {
-            let asked = if conversation.way.step.rewrite == Rewrite::DESTINATION {
-                Some(conversation.key.destination())
-            } else {
-                let outside = came_in.remove(&ends(&conversation));
-                outside.map(|it| it.key.destination())
-            };
-            Seen {
-                conversation,
-                via: asked,
-            }
-        })
-        .collect();
-    seen.extend(came_in.into_values().map(|conversation| Seen {
-        via: Some(conversation.key.destination()),
-        conversation,
-    }));
-    seen
+    tables.each_conversation(|it| take(view(&it, now, book, names)))
 }
 
 /// Figures of one moment, as far as the line has them.
@@ -410,6 +378,12 @@ pub struct Sample {
     pub dns_clients: usize,
     pub epoch: u32,
     pub restarts: u64,
+    /// Pods of this node, by the interface indexes of their devices.
+    pub devices: Vec<(ObjectName, u32)>,
+}
+
+fn device(lease: &Lease) -> Option<(ObjectName, u32)> {
+    Some((subject(lease), lease.devices()?.host_ifindex))
 }
 
 fn kind(way: Way) -> &'static str {
@@ -434,13 +408,14 @@ fn socket(peer: Peer) -> SocketAddr {
     SocketAddr::new(IpAddr::from(peer.addr), peer.port.into())
 }
 
-fn view(seen: &Seen, now: Duration, book: &RuleBook, names: &Names) -> FlowView {
+fn view(conversation: &Conversation, now: Duration, book: &RuleBook, names: &Names) -> FlowView {
     let Conversation {
         key,
         way,
         back,
         is_answered,
-    } = &seen.conversation;
+        via,
+    } = conversation;
     let ways = [way, back];
     let load = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
     let bits = way.state.load(Ordering::Relaxed);
@@ -468,7 +443,7 @@ fn view(seen: &Seen, now: Duration, book: &RuleBook, names: &Names) -> FlowView 
         destination: names.end(socket(responder)),
         protocol: protocol(key.protocol),
         state: state.to_owned(),
-        via: seen.via.map(socket),
+        via: via.map(socket),
         packets: ways.map(|way| load(&way.packets)),
         bytes: ways.map(|way| load(&way.bytes)),
         age_seconds: age(way.created),

@@ -6,10 +6,11 @@ use aya_ebpf::helpers::generated::bpf_redirect_peer;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use weir_common::event::Hook;
-use weir_datapath::{Verdict, from_pod, to_pod};
+use weir_datapath::{Packet as _, Verdict, from_pod, to_pod};
 
 use crate::events;
 use crate::maps::{self, Maps};
+use crate::refusals::refused;
 use crate::skb::Skb;
 
 /// Final, and not a call for the next: where one of these is attached twice, through a link of tcx and as a
@@ -32,6 +33,12 @@ pub fn weir_from_pod(context: TcContext) -> i32 {
             events::dropped(&skb, scratch, Hook::FROM_POD, reason);
             TC_ACT_SHOT
         }
+        // Back into the pod, past the program that looks at what comes to it.
+        Verdict::Refuse(reason) => match refused(&skb, scratch, Hook::FROM_POD, reason) {
+            // SAFETY: as above.
+            true => unsafe { bpf_redirect_peer(skb.ifindex(), 0) as i32 },
+            false => TC_ACT_SHOT,
+        },
     }
 }
 
@@ -44,7 +51,7 @@ pub fn weir_to_pod(context: TcContext) -> i32 {
     };
     match to_pod(&mut skb, &Maps, scratch) {
         Verdict::Pass | Verdict::Redirect(_) => PASS,
-        Verdict::Drop(reason) => {
+        Verdict::Drop(reason) | Verdict::Refuse(reason) => {
             events::dropped(&skb, scratch, Hook::TO_POD, reason);
             TC_ACT_SHOT
         }

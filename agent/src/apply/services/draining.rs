@@ -1,24 +1,22 @@
 //! Backends that no run holds any more although connections to them may go on: which they are, and when they are
 //! gone.
 //!
-//! A number drains while the plan of its Service names its endpoint, and is gone with that, or with the Service. Before
+//! A number drains while the plan of its Service names its endpoint, and is gone a little later than that, or than the
+//! Service: an endpoint that goes from one EndpointSlice to another is in neither for a moment. Before
 //! every input is synced a plan may name too little, so nothing ends before. Numbers that drain never take the place
 //! of a new backend: of those the longest drained ends first, see [`super::ids`].
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation};
 
 use super::ids::Identity;
-use super::{Deletes, KernelTable, Services};
+use super::{Deletes, GRACE, KernelTable, Services};
 use crate::compile::{Owner, ServicePlan};
 
-/// How long a number drains that the process before this one left draining. No run holds it, so nothing in the kernel
-/// tells whose it is, and whether that is still named. Its connections must not end because an agent was replaced, and
-/// most last less than a day; to wait costs nothing, since a new backend can have the number at any time. A bound there is
-/// so that at some time the table says again what is.
-pub(super) const DRAIN_OF_UNKNOWN: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long an endpoint is in no EndpointSlice before it counts as gone.
+pub(super) const UNNAMED: Duration = Duration::from_secs(5);
 
 /// Numbers that drain.
 #[derive(Debug, Default)]
@@ -33,8 +31,11 @@ pub(super) struct Draining {
 #[derive(Debug)]
 struct Entry {
     turn: u64,
-    /// Nobody knows it of those that an earlier process left.
+    /// Nobody knows it of those that an earlier process left: no run holds them, so nothing in the kernel tells whose they
+    /// are, and whether that is still named. They end when no connection leads to them.
     identity: Option<Identity>,
+    /// Since when nothing names it.
+    unnamed: Option<Instant>,
 }
 
 impl Draining {
@@ -45,12 +46,17 @@ impl Draining {
         if let Some(identity) = &identity {
             self.by_service.insert((identity.service, id));
         }
-        self.entries.insert(id, Entry { turn, identity });
+        let entry = Entry {
+            turn,
+            identity,
+            unnamed: None,
+        };
+        self.entries.insert(id, entry);
     }
 
     /// It drains no longer. Returns whose it was, if it did drain and that is known.
     pub(super) fn remove(&mut self, id: BackendId) -> Option<Identity> {
-        let Entry { turn, identity } = self.entries.remove(&id)?;
+        let Entry { turn, identity, .. } = self.entries.remove(&id)?;
         self.by_turn.remove(&turn);
         if let Some(identity) = &identity {
             self.by_service.remove(&(identity.service, id));
@@ -71,6 +77,19 @@ impl Draining {
     pub(super) fn of(&self, service: u32) -> impl Iterator<Item = (BackendId, &Identity)> {
         let ids = self.by_service.range((service, 0)..=(service, u32::MAX));
         ids.filter_map(|(_, id)| Some((*id, self.entries.get(id)?.identity.as_ref()?)))
+    }
+
+    /// Notes whether it is named. Has it not been for long?
+    fn is_forgotten(&mut self, id: BackendId, is_named: bool, now: Instant) -> bool {
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return false;
+        };
+        if is_named {
+            entry.unnamed = None;
+            return false;
+        }
+        let since = *entry.unnamed.get_or_insert(now);
+        now.saturating_duration_since(since) >= UNNAMED
     }
 
     /// Those of whom nobody knows whose they are.
@@ -114,7 +133,7 @@ where
         name.first_numbers().find(is_left)
     }
 
-    /// Ends what drains and is named no more, and what has drained for long and is nobody's.
+    /// Ends what drains and has not been named for a while.
     pub(super) fn end_unnamed(&mut self, now: Instant) {
         if self.deletes == Deletes::Held {
             return;
@@ -123,14 +142,26 @@ where
             let plan = self.names.get(&service).and_then(|n| self.plans.get(n));
             let is_named = |it: &Identity| plan.is_some_and(|p| p.names(it.protocol, &it.addr));
             let draining = self.ids.draining().of(service);
-            let gone = draining.filter(|(_, identity)| !is_named(identity));
-            for id in gone.map(|(id, _)| id).collect::<Vec<_>>() {
-                self.ids.end(id, &mut self.live);
+            let draining: Vec<_> = draining.map(|(id, it)| (id, is_named(it))).collect();
+            for (id, is_named) in draining {
+                if self.ids.draining_mut().is_forgotten(id, is_named, now) {
+                    self.ids.end(id, &mut self.live);
+                } else if !is_named {
+                    self.undecided.insert(service);
+                }
             }
         }
-        if self.unknown_until.is_some_and(|until| now >= until) {
-            self.unknown_until = None;
-            for id in self.ids.draining().unknown().collect::<Vec<_>>() {
+    }
+
+    /// Ends what drains for nobody knows whom and has no connection, given those that there are since some time.
+    pub fn end_unled(&mut self, since: Instant, led_to: &HashSet<(BackendId, Generation)>) {
+        // A program may have chosen it just before.
+        if self.unknown_since.is_none_or(|it| since < it + GRACE) {
+            return;
+        }
+        for id in self.ids.draining().unknown().collect::<Vec<_>>() {
+            let generation = self.live.desired(&id).unwrap_or_default().usable();
+            if !led_to.contains(&(id, generation)) {
                 self.ids.end(id, &mut self.live);
             }
         }

@@ -9,6 +9,9 @@ use super::draining::Draining;
 use crate::apply::{KernelTable, Table};
 use crate::compile::BackendAddr;
 
+/// The number that is never given out: it is what an empty row says.
+pub(super) const NO_BACKEND: BackendId = 0;
+
 /// What makes two rows of `BACKENDS` the same backend.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(super) struct Identity {
@@ -42,14 +45,14 @@ struct Use {
 }
 
 impl BackendIds {
-    /// No backend yet. Number 0 is never given out: it is what an empty row says.
+    /// No backend yet.
     pub(super) fn new(capacity: u32) -> Self {
         Self {
             by_identity: HashMap::new(),
             uses: HashMap::new(),
             draining: Draining::default(),
             gone: VecDeque::new(),
-            next: 1,
+            next: NO_BACKEND + 1,
             capacity,
             first: Generation::FIRST,
             offered: HashMap::new(),
@@ -120,6 +123,10 @@ impl BackendIds {
     /// Those that drain.
     pub(super) fn draining(&self) -> &Draining {
         &self.draining
+    }
+
+    pub(super) fn draining_mut(&mut self) -> &mut Draining {
+        &mut self.draining
     }
 
     /// One more use of a backend that has a number. If it was draining, it is the same one again, and what remembers

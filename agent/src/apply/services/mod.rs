@@ -22,7 +22,6 @@ use std::time::{Duration, Instant};
 
 use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation, Segment};
 
-use self::draining::DRAIN_OF_UNKNOWN;
 use self::ids::{BackendIds, Identity};
 use self::runs::Runs;
 use super::status::{Deletes, Fill, Status, Statuses};
@@ -53,8 +52,8 @@ pub struct Services<F, B, L> {
     ids: BackendIds,
     /// Services, by number, of whose draining backends one may be gone.
     undecided: BTreeSet<u32>,
-    /// When the numbers are gone that drain for nobody knows whom; none if there are none.
-    unknown_until: Option<Instant>,
+    /// Since when numbers drain for nobody knows whom, if any do.
+    unknown_since: Option<Instant>,
 
     /// What rows of `FRONTENDS` point to.
     installed: BTreeMap<FrontendKey, Run>,

@@ -5,11 +5,9 @@ use std::time::Instant;
 
 use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation, Segment};
 
-use super::ids::{BackendIds, Identity};
+use super::ids::{BackendIds, Identity, NO_BACKEND};
 use super::runs::Runs;
-use super::{
-    DRAIN_OF_UNKNOWN, Deletes, KernelTable, Run, RunKind, Services, Statuses, Table, TableError,
-};
+use super::{Deletes, KernelTable, Run, RunKind, Services, Statuses, Table, TableError};
 use crate::apply::Origin;
 use crate::compile::BackendAddr;
 
@@ -37,7 +35,7 @@ where
             runs: Runs::new(u32::try_from(rows).unwrap_or(u32::MAX)),
             ids: BackendIds::new(u32::try_from(ids).unwrap_or(u32::MAX)),
             undecided: BTreeSet::new(),
-            unknown_until: None,
+            unknown_since: None,
             installed: BTreeMap::new(),
             prepared: BTreeMap::new(),
             retired: VecDeque::new(),
@@ -86,7 +84,7 @@ where
     }
 
     /// Backends that no run holds drain, whatever their row says: the process before this one died between two
-    /// writes. Whose they are is not known, as with those that it left draining, so all of them end together.
+    /// writes. Whose they are is not known, as with those that it left draining.
     pub(super) fn drain_unused_generations(&mut self, now: Instant) {
         let unused: Vec<(BackendId, Generation)> = self
             .live
@@ -100,7 +98,7 @@ where
             self.ids.adopt_draining(id);
         }
         if self.ids.draining().unknown().next().is_some() {
-            self.unknown_until = Some(now + DRAIN_OF_UNKNOWN);
+            self.unknown_since = Some(now);
         }
     }
 
@@ -152,7 +150,7 @@ where
                     addr: row.addr,
                     port: row.port,
                 };
-                let usable = row.id != 0 && (row.id as usize) < capacity && row.flags == 0;
+                let usable = row.id != NO_BACKEND && (row.id as usize) < capacity && row.flags == 0;
                 usable.then_some((addr, row.id))
             })
             .collect()
@@ -184,7 +182,12 @@ where
             .all_actual()
             .map(|(id, generation)| (*id, *generation))
             .collect();
+        // What an empty row of `BACKENDS` says is no backend, whatever somebody has written there.
+        self.live.desire(NO_BACKEND, Generation::default().gone());
         for (id, generation) in found {
+            if id == NO_BACKEND {
+                continue;
+            }
             self.live.desire(id, generation);
             if self.ids.is_used(id) || generation.is_usable() {
                 self.ids.pass_over(id);

@@ -3,7 +3,7 @@
 mod cases;
 mod draining;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -12,7 +12,8 @@ use proptest::prelude::*;
 use weir_common::service::{Backend, Frontend, FrontendKey, Generation, Scope};
 use weir_common::{Addr, Port, Protocol};
 
-use super::{DRAIN_OF_UNKNOWN, GRACE, Services};
+use super::draining::UNNAMED;
+use super::{GRACE, Services};
 use crate::apply::Status;
 use crate::apply::fake::{FakeTable, FaultyTable, Fuse};
 use crate::compile::claims::Claims;
@@ -524,9 +525,9 @@ proptest! {
             prop_assert_eq!(services.claims.reports(&name(*s)).is_empty(), !lost);
         }
 
-        // Those that an earlier process left draining have had their time.
+        // Those that an earlier process left draining have no connections.
         world.watch.lock().unwrap().connections.clear();
-        world.advance(DRAIN_OF_UNKNOWN);
+        services.end_unled(world.now(), &HashSet::new());
         world.settle(&mut services);
         assert_drained(&world);
 

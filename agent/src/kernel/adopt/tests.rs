@@ -1,5 +1,7 @@
 //! What becomes of the rows of an earlier agent.
 
+use weir_common::service::Segment;
+
 use super::*;
 
 fn peer(last: u8, port: u16) -> Peer {
@@ -9,9 +11,96 @@ fn peer(last: u8, port: u16) -> Peer {
     }
 }
 
+/// Services, each with one backend (2) under a number of its own; one that is 20 is gone.
+fn backends(services: &[((Peer, Protocol, Scope), BackendId)]) -> Backends {
+    let rows = (0..).zip(services);
+    let frontends = rows.clone().map(|(start, ((asked, protocol, scope), _))| {
+        let key = FrontendKey {
+            addr: asked.addr,
+            port: asked.port,
+            protocol: *protocol,
+            scope: *scope,
+            ..FrontendKey::default()
+        };
+        let segment = Segment { start, len: 1 };
+        let row = Frontend {
+            segment,
+            ..Frontend::default()
+        };
+        (key, row)
+    });
+    let rows = rows.map(|(index, (_, id))| {
+        let Peer { addr, port } = peer(2, 8080);
+        let row = Backend {
+            addr,
+            port,
+            flags: 0,
+            id: *id,
+        };
+        (index, row)
+    });
+    Backends::new(frontends, rows, |id| {
+        Generation(if id == 20 { 6 } else { 4 })
+    })
+}
+
+#[test]
+fn a_backend_is_that_of_the_service_that_was_asked() {
+    let (one, other) = (peer(9, 80), peer(10, 80));
+    let (tcp, udp) = (Protocol::TCP, Protocol::UDP);
+    let (inside, outside) = (Scope::INTERNAL, Scope::EXTERNAL);
+    let any_node = FrontendKey {
+        addr: peer(3, 0).addr,
+        ..FrontendKey::default()
+    };
+    let of_nodes = Peer {
+        addr: any_node.of_nodes().addr,
+        port: 30_000.into(),
+    };
+    let node_scope = FrontendKey {
+        scope: outside,
+        ..any_node
+    };
+    let today = Today {
+        backends: backends(&[
+            ((one, tcp, inside), 11),
+            ((one, udp, inside), 12),
+            ((one, tcp, outside), 13),
+            ((other, tcp, inside), 14),
+            ((other, tcp, outside), 20),
+            ((of_nodes, tcp, node_scope.of_nodes().scope), 15),
+        ]),
+        nodes: HashSet::from([peer(3, 0).addr]),
+        ..Today::default()
+    };
+    for (case, asked, protocol, scope, expected) in [
+        ("a service", one, tcp, inside, Some(11)),
+        ("its other protocol", one, udp, inside, Some(12)),
+        ("from outside", one, tcp, outside, Some(13)),
+        (
+            "another with the same endpoint",
+            other,
+            tcp,
+            inside,
+            Some(14),
+        ),
+        ("a backend that is gone", other, tcp, outside, None),
+        ("none", peer(11, 80), tcp, inside, None),
+        ("a node port", peer(3, 30_000), tcp, outside, Some(15)),
+        ("no node", peer(4, 30_000), tcp, outside, None),
+    ] {
+        let found = today.backend(asked, protocol, scope, peer(2, 8080));
+        assert_eq!(found.map(|(id, _)| id), expected, "{case}");
+        let found = today.backend(asked, protocol, scope, peer(2, 8081));
+        assert_eq!(found, None, "{case}: another port");
+    }
+}
+
 /// The ways of a flow from a client (1) to a backend (2) through a service (9), with the devices of its ends.
 fn ways(bits: u32, devices: (u32, u32), masquerade: u64) -> Vec<Found> {
-    let (client, backend, service) = (peer(1, 1000), peer(2, 8080), peer(9, 80));
+    // Interface 21 is that of one who asks the world.
+    let backend = peer(if devices.0 == 21 { 200 } else { 2 }, 8080);
+    let (client, service) = (peer(1, 1000), peer(9, 80));
     let key = FlowKey {
         low: client,
         high: backend,
@@ -27,11 +116,17 @@ fn ways(bits: u32, devices: (u32, u32), masquerade: u64) -> Vec<Found> {
         masquerade,
         ..Flow::default()
     };
-    let known = [((backend.addr, backend.port), (7, Generation(4)))];
     let today = Today {
-        backends: HashMap::from(known),
+        backends: backends(&[
+            ((service, Protocol::TCP, Scope::INTERNAL), 6),
+            ((service, Protocol::TCP, Scope::EXTERNAL), 7),
+        ]),
         own: HashSet::from([peer(254, 0).addr]),
-        since: 0,
+        cluster: Some(vec![ClusterKey {
+            prefix_len: ClusterKey::V4_EXTRA + 28,
+            addr: peer(0, 0).addr,
+        }]),
+        ..Today::default()
     };
     let mut found = Vec::new();
     of_flow(&key, &flow, &today, &mut found);
@@ -44,7 +139,7 @@ fn a_flow_has_its_ways_at_each_side_of_the_node() {
     let (from_pod, to_pod) = (Hook::FROM_POD, Hook::TO_POD);
     let (from_net, to_net) = (Hook::FROM_NET, Hook::TO_NET);
     // Of each conversation: where it is met, where its answers are, and what they say to the next program.
-    let cases: [(_, u32, _, u64, &[_]); 7] = [
+    let cases: [(_, u32, _, u64, &[_]); 9] = [
         (
             "two pods here",
             ANSWERED,
@@ -64,6 +159,20 @@ fn a_flow_has_its_ways_at_each_side_of_the_node() {
             ANSWERED,
             (11, 0),
             HAS_PORT,
+            &[(from_pod, to_pod, Mark::LEAVING)],
+        ),
+        (
+            "the world, kept its address",
+            ANSWERED,
+            (21, 0),
+            1 << 63,
+            &[(from_pod, to_pod, Mark::PASSED)],
+        ),
+        (
+            "the world, not left yet",
+            ANSWERED,
+            (21, 0),
+            0,
             &[(from_pod, to_pod, Mark::LEAVING)],
         ),
         (
@@ -107,7 +216,11 @@ fn a_flow_has_its_ways_at_each_side_of_the_node() {
             let is_translated = it.plan.way.step.rewrite == Rewrite::DESTINATION;
             assert_eq!(
                 it.plan.way.backend,
-                if is_translated { 7 } else { 0 },
+                match it.plan.key.hook {
+                    _ if !is_translated => 0,
+                    Hook::FROM_POD => 6,
+                    _ => 7,
+                },
                 "{case}"
             );
         }

@@ -81,6 +81,18 @@ impl Record {
         .with_context(|| format!("write {}", self.path.display()))
     }
 
+    /// Forgets a setting, which is as it was before.
+    ///
+    /// # Errors
+    /// As of [`Self::save`] and [`Self::remove`].
+    pub(super) fn forget(&mut self, path: &Path) -> Result<()> {
+        self.settings.retain(|known| known.path != path);
+        match self.settings.is_empty() {
+            true => self.remove(),
+            false => self.save(),
+        }
+    }
+
     /// Forgets everything.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use weir_common::nat::{ClusterKey, InCluster, Uplink};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress};
 
-use super::super::machine::{Machine, Plain, Tables};
+use super::super::machine::{Machine, Plain, Swept, Tables};
 use crate::apply::fake::FakeTable;
 use crate::apply::{KernelTable, Origin, Stopped, TableError};
 use crate::kernel::{DeviceFault, DeviceProblem, Hooks};
@@ -191,6 +191,8 @@ impl Machine for Memory {
         Ok(())
     }
 
+    fn end_take_over(&self) {}
+
     fn adopt_conversations(&self, _since: Duration) -> Result<usize> {
         Ok(0)
     }
@@ -237,7 +239,7 @@ impl Machine for Memory {
         BTreeMap::new()
     }
 
-    fn sweep(&mut self, _gone: BTreeSet<Addr>) -> Result<(), BTreeSet<Addr>> {
-        Ok(())
+    fn sweep(&mut self, _gone: BTreeSet<Addr>) -> Result<Option<Swept>, BTreeSet<Addr>> {
+        Ok(None)
     }
 }

@@ -1,6 +1,7 @@
 //! What becomes of a backend that leaves a run: it drains, comes back, or is gone.
 
 use super::*;
+use crate::apply::KernelTable as _;
 
 /// What the Service should be next: the endpoints that are ready, and those that are named although they are not.
 /// `None`: it is deleted.
@@ -81,13 +82,54 @@ fn a_backend_drains_while_it_is_named_and_is_gone_with_its_name() {
         let id = id_of(&world, 7).unwrap();
         assert_eq!(state(&world, id), USABLE);
         for (step, expected) in steps {
+            let is_ending = *expected == GONE && state(&world, id) != GONE;
             world.apply(&mut services, next(*step));
+            if is_ending {
+                assert_eq!(state(&world, id), DRAINING, "{name}: {step:?}");
+                let nearly = UNNAMED - Duration::from_millis(1);
+                for (pause, still) in [(nearly, DRAINING), (UNNAMED - nearly, GONE)] {
+                    world.advance(pause);
+                    services.tick(world.now());
+                    assert_eq!(state(&world, id), still, "{name}: {step:?}");
+                }
+            }
             assert_eq!(state(&world, id), *expected, "{name}: {step:?}");
             if let Some(now) = id_of(&world, 7) {
                 assert_eq!(now == id, *expected == USABLE, "{name}: {step:?}");
             }
         }
+        world.advance(UNNAMED);
+        services.tick(world.now());
         assert_drained(&world);
+    }
+}
+
+#[test]
+fn an_endpoint_that_is_in_no_slice_for_a_moment_keeps_its_connections() {
+    for (name, away, back) in [
+        ("ready", Some((&[8][..], &[][..])), (&[7, 8][..], &[][..])),
+        ("unready", Some((&[8], &[])), (&[8], &[7])),
+        ("its Service, too", None, (&[7], &[])),
+    ] {
+        let world = World::new(0, 64);
+        let mut services = restart(&world, &Model::default());
+        world.apply(&mut services, change((&[7, 8], &[])));
+        let id = id_of(&world, 7).unwrap();
+        // Each time anew.
+        for _ in 0..3 {
+            world.apply(&mut services, next(away));
+            world.advance(UNNAMED / 2);
+            services.tick(world.now());
+            assert_eq!(state(&world, id), DRAINING, "{name}");
+            world.apply(&mut services, change(back));
+            let is_ready = back.0.contains(&7);
+            let expected = if is_ready { USABLE } else { DRAINING };
+            assert_eq!(state(&world, id), expected, "{name}");
+            assert_eq!(id_of(&world, 7), is_ready.then_some(id), "{name}");
+            world.advance(2 * UNNAMED);
+            services.tick(world.now());
+            assert_eq!(state(&world, id), expected, "{name}");
+        }
     }
 }
 
@@ -110,15 +152,15 @@ fn a_backend_of_two_ways_drains_when_the_last_one_leaves_it() {
 
 #[test]
 fn a_restart_cuts_nothing_that_may_go_on() {
-    // What was before, what is after, how 7's number is then, and how a day later.
+    // What was before, what is after, how 7's number is then, and how when no connection leads to it any more.
     type Case<'a> = (&'a str, (&'a [u8], &'a [u8]), Next<'a>, [u32; 2]);
     let in_use: (&[u8], &[u8]) = (&[7, 8], &[]);
     let draining: (&[u8], &[u8]) = (&[8], &[7]);
     let cases: [Case<'_>; 9] = [
         ("in use", in_use, Some(in_use), [USABLE; 2]),
         ("left", in_use, Some(draining), [DRAINING; 2]),
-        ("left unnamed", in_use, Some((&[8], &[])), [GONE; 2]),
-        ("in use and deleted", in_use, None, [GONE; 2]),
+        ("left unnamed", in_use, Some((&[8], &[])), [DRAINING, GONE]),
+        ("in use and deleted", in_use, None, [DRAINING, GONE]),
         ("drains", draining, Some(draining), [DRAINING, GONE]),
         ("drained", draining, Some((&[8], &[])), [DRAINING, GONE]),
         ("ready again", draining, Some(in_use), [DRAINING, GONE]),
@@ -131,6 +173,8 @@ fn a_restart_cuts_nothing_that_may_go_on() {
         world.apply(&mut services, change(in_use));
         let id = id_of(&world, 7).unwrap();
         world.apply(&mut services, change(before));
+        world.advance(UNNAMED);
+        services.tick(world.now());
         let mut model = Model::default();
         if let (_, Some(plan)) = next(after) {
             model.set(0, Some(plan));
@@ -138,10 +182,19 @@ fn a_restart_cuts_nothing_that_may_go_on() {
         world.expect(&super::name(0), model.plans.get(&0));
         let mut services = restart(&world, &model);
         assert_eq!(state(&world, id), expected[0], "{name}");
-        world.watch.lock().unwrap().connections.clear();
-        world.advance(DRAIN_OF_UNKNOWN);
+        let began = world.now();
+        world.advance(2 * UNNAMED);
         services.tick(world.now());
-        assert_eq!(state(&world, id), expected[1], "{name}, a day later");
+        let known = state(&world, id);
+        let one = HashSet::from([(id, Generation(USABLE))]);
+        services.end_unled(world.now(), &one);
+        services.end_unled(began, &HashSet::new());
+        assert_eq!(state(&world, id), known, "{name}: there is one, or was");
+        world.watch.lock().unwrap().connections.clear();
+        let other = HashSet::from([(id, Generation(USABLE + 4)), (id + 1, Generation(USABLE))]);
+        services.end_unled(world.now(), &other);
+        services.tick(world.now());
+        assert_eq!(state(&world, id), expected[1], "{name}: there is none");
     }
 }
 
@@ -233,4 +286,27 @@ fn before_every_input_is_synced_nothing_ends() {
     services.allow_deletes(world.now());
     services.tick(world.now());
     assert_eq!(state(&world, id), DRAINING);
+}
+
+#[test]
+fn the_number_of_nobody_is_gone_whatever_is_written_there() {
+    for found in [0, USABLE, DRAINING, GONE, USABLE + 4] {
+        // Two numbers beside it.
+        let world = World::with_live(0, 64, 3);
+        let nobody = || world.live.rows().get(&0).copied().unwrap_or_default();
+        let written = Generation(found);
+        let mut live = world.live.clone();
+        live.set(&[(0, written)]).unwrap();
+        let mut services = restart(&world, &Model::default());
+        assert!(nobody().is_gone() && nobody().0 != 0, "{found}");
+        world.apply(&mut services, change((&[1], &[])));
+        for next in [3, 4, 5] {
+            world.apply(&mut services, change((&[next], &[])));
+            world.advance(UNNAMED);
+            services.tick(world.now());
+            let id = id_of(&world, next).unwrap();
+            assert_ne!(id, 0, "{found}");
+        }
+        assert!(nobody().is_gone(), "{found}");
+    }
 }
