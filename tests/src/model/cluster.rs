@@ -50,6 +50,8 @@ pub struct Service {
     pub affinity: u32,
     /// Its node port is asked at the node itself (`externalTrafficPolicy: Local`).
     pub is_own_node_only: bool,
+    /// Its port is served: a Service can lose one, and keep its address.
+    pub is_there: bool,
     /// Where the agent keeps its run.
     start: u32,
 }
@@ -148,6 +150,7 @@ impl Cluster {
             members: run(of),
             affinity: if number == 6 { 60 } else { 0 },
             is_own_node_only: matches!(number, 3 | 6),
+            is_there: true,
             start: 10 * (number + 1),
         });
         let node = Host::Node.ip(family);
@@ -175,6 +178,10 @@ impl Cluster {
         }
         for service in 0..cluster.services.len() {
             cluster.write_service(service);
+            let addr = Host::Service(service as u8 + 1).addr(family);
+            let whole = FrontendKey::of_cluster_ip(addr);
+            let row = Frontend::default();
+            cluster.memory.frontends.insert(whole, row);
         }
         cluster
     }
@@ -202,7 +209,8 @@ impl Cluster {
         if talk == Talk::Echo {
             return None;
         }
-        (0..self.services.len()).find(|index| {
+        let there = (0..self.services.len()).filter(|index| self.services[*index].is_there);
+        there.into_iter().find(|index| {
             let of_cluster = Host::Service(*index as u8 + 1).ip(self.family);
             let is_own = self.is_own(at.ip());
             let is_other = at.ip() == Host::OtherNode.ip(self.family);
@@ -211,6 +219,13 @@ impl Cluster {
             (from == From::Pod && at == SocketAddr::new(of_cluster, SERVICE_PORT))
                 || (is_served && at.port() == Self::node_port(*index))
         })
+    }
+
+    /// Is it a service's address?
+    pub fn is_service(&self, ip: IpAddr) -> bool {
+        let all = 1..=self.services.len();
+        all.into_iter()
+            .any(|number| Host::Service(number as u8).ip(self.family) == ip)
     }
 
     /// Is it an address of this node?
@@ -392,6 +407,15 @@ impl Cluster {
         } else {
             0
         };
+        let is_there = service.is_there;
+        let frontends = &mut self.memory.frontends;
+        let mut write = |key: FrontendKey, row| {
+            if is_there {
+                frontends.insert(key, row);
+            } else {
+                frontends.remove(&key);
+            }
+        };
         for protocol in [Protocol::TCP, Protocol::UDP] {
             let of_cluster = FrontendKey {
                 addr: Host::Service(index as u8 + 1).addr(self.family),
@@ -400,7 +424,7 @@ impl Cluster {
                 scope: Scope::INTERNAL,
                 pad: [0; 4],
             };
-            self.memory.frontends.insert(of_cluster, frontend);
+            write(of_cluster, frontend);
             for scope in [Scope::INTERNAL, Scope::EXTERNAL] {
                 let port = Port::from(Self::node_port(index));
                 let of_nodes = FrontendKey {
@@ -409,7 +433,7 @@ impl Cluster {
                     ..of_cluster
                 };
                 let frontend = Frontend { flags, ..frontend };
-                self.memory.frontends.insert(of_nodes.of_nodes(), frontend);
+                write(of_nodes.of_nodes(), frontend);
             }
         }
     }

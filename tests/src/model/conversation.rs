@@ -1,5 +1,6 @@
 //! A conversation as the model keeps it, at one place: at a pod's device, or at an uplink.
 
+use std::net::IpAddr;
 use std::sync::atomic::Ordering::Relaxed;
 
 use weir_common::event::Hook;
@@ -15,10 +16,10 @@ pub const SECOND: u64 = 1_000_000_000;
 pub const THERE: usize = 0;
 pub const BACK: usize = 1;
 
-/// Whether somebody has answered.
+/// What is kept of it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Stage {
-    /// One row, under the key of the first answer.
+    /// One row for both directions, under the key of the answers.
     Asked,
     /// A row for each direction, unless one was pushed out.
     Known,
@@ -49,10 +50,10 @@ pub struct Conversation {
     pub bytes: [u64; 2],
     /// What allows it at either end.
     pub rules: [[u32; 2]; 2],
-    /// TCP: who has said goodbye, and what acknowledges that; who has spoken after the other's goodbye; whose
-    /// goodbye is acknowledged.
-    pub fin: [bool; 2],
-    pub ends: [u32; 2],
+    /// TCP: who has said goodbye, by row and direction; by row, what acknowledges the other side's; who has spoken after the
+    /// other's goodbye, and who has acknowledged it.
+    pub fin: [[bool; 2]; 2],
+    pub others_end: [u32; 2],
     pub heard: [bool; 2],
     pub acknowledged: [bool; 2],
     /// By row: either side has broken off, and neither spoken since. Of an answer's row before the first answer: somebody
@@ -85,8 +86,8 @@ impl Conversation {
             packets: [1, 0],
             bytes: [length, 0],
             rules: [[0; 2]; 2],
-            fin: [is_fin, false],
-            ends: [packet.segment().map_or(0, Segment::end), 0],
+            fin: [[is_fin, false]; 2],
+            others_end: [0, packet.segment().map_or(0, Segment::end)],
             heard: [false; 2],
             acknowledged: [false; 2],
             reset: [false; 2],
@@ -122,24 +123,57 @@ impl Conversation {
 
     /// RFC 9293 section 3.6: both have said goodbye; or one has broken off (section 3.5.2).
     pub fn is_closed(&self, direction: usize) -> bool {
-        self.reset[direction] || self.fin == [true; 2]
+        self.reset[direction] || self.fin[direction] == [true; 2]
     }
 
-    /// Can its ends serve another conversation? TCP says so itself; otherwise two minutes of silence do (RFC 4787
-    /// REQ-5), as far as the rows tell.
-    pub fn is_over(&self, direction: usize, now: u64) -> bool {
-        if self.is_tcp() {
-            return self.is_closed(direction);
+    /// Has nothing come in a direction for two minutes (RFC 4787 REQ-5)?
+    pub fn is_silent(&self, direction: usize, now: u64) -> bool {
+        now.saturating_sub(self.seen[direction]) > 120 * SECOND
+    }
+
+    /// Is it silent for so long that others may have its place? Who has made it himself, and was not answered, may soon.
+    pub fn is_forgotten(&self, now: u64, asker: IpAddr) -> bool {
+        let is_own = self.packets[BACK] == 0 && self.asked.from.ip() == asker;
+        let patience = match (self.is_tcp(), is_own) {
+            (true, _) => 60,
+            (false, true) => 2,
+            (false, false) => 30,
+        };
+        let last = self.seen[THERE].max(self.seen[BACK]);
+        self.reset[BACK] || now.saturating_sub(last) > patience * SECOND
+    }
+
+    /// Does the packet at hand, which is counted, make two rows of one? The third packet does; of TCP the answer to a pod of
+    /// this node, and what somebody elsewhere says after the answer, or is told.
+    pub fn is_settled(&self, cluster: &Cluster, packet: &Packet) -> bool {
+        if !self.is_tcp() {
+            return self.packets[THERE] + self.packets[BACK] >= 3;
         }
-        (0..2).all(|direction| {
-            !self.rows[direction] || now.saturating_sub(self.seen[direction]) > 120 * SECOND
-        })
+        let is_of_pod = match self.hooks[THERE] {
+            Hook::FROM_POD => true,
+            Hook::TO_NET => cluster.pod(self.asked.from.ip()).is_some(),
+            _ => false,
+        };
+        self.packets[BACK] > 0 && !packet.opens_tcp() && (is_of_pod || !packet.answers())
     }
 
-    /// Has nobody answered for so long that others may have its place?
-    pub fn is_forgotten(&self, now: u64) -> bool {
-        let patience = if self.is_tcp() { 60 } else { 30 };
-        self.reset[BACK] || now.saturating_sub(self.seen[THERE]) > patience * SECOND
+    /// What becomes of packets of a direction.
+    pub fn step(&self, direction: usize) -> (Tuple, Mark, Hook) {
+        let (mark, other) = (self.marks[direction], self.hooks[1 - direction]);
+        (self.goes_on(direction), mark, other)
+    }
+
+    /// Its opener asks again: what is known of the answers stays. Named exception `AskedAgain`: what was said of goodbyes is
+    /// kept with the answers, and not with what the opener sends.
+    pub fn take_over(&mut self, was: &Self) {
+        self.packets[THERE] += was.packets[THERE];
+        self.bytes[THERE] += was.bytes[THERE];
+        (self.packets[BACK], self.bytes[BACK]) = (was.packets[BACK], was.bytes[BACK]);
+        if was.packets[BACK] > 0 {
+            self.seen[BACK] = was.seen[BACK];
+        }
+        self.fin[BACK] = was.fin[BACK];
+        self.reset[BACK] = was.reset[BACK];
     }
 
     /// May the agent's sweep remove it (docs/architecture.md; the durations are those of Linux and kube-proxy)?
@@ -149,7 +183,7 @@ impl Conversation {
         let seconds = match (self.is_tcp(), is_answered) {
             (true, _) if self.is_closed(THERE) => 30,
             (true, false) => 60,
-            (true, true) if self.fin != [false; 2] => {
+            (true, true) if self.fin[THERE] != [false; 2] => {
                 if self.heard == [false; 2] {
                     120
                 } else {
@@ -170,36 +204,40 @@ impl Conversation {
         self.seen[direction] = now;
     }
 
-    /// Notes what a segment says about the end of its connection; is that over?
+    /// Notes what a segment says about the end of its connection; is that over? RFC 9293 section 3.6: it is when both
+    /// goodbyes are acknowledged.
     pub fn end(&mut self, direction: usize, segment: Segment) -> bool {
         let other = 1 - direction;
-        let (was_fin, was_reset) = (self.fin, self.reset[direction]);
+        let (was_fin, was_reset) = (self.fin[direction], self.reset[direction]);
+        let is_plain = !segment.opens() && !segment.ends() && !segment.resets();
         if segment.resets() {
             self.reset = [true; 2];
         } else if was_reset {
-            // What goes on talking was not ended by self.
+            // What goes on talking was not ended by it.
             self.reset = [false; 2];
         }
         if segment.ends() {
-            self.fin[direction] = true;
-            self.ends[direction] = segment.end();
+            self.fin[direction][direction] = true;
+            self.fin[other][direction] = true;
+            self.others_end[other] = segment.end();
+        } else if was_fin[direction] && is_plain {
+            let beyond = segment.end().wrapping_sub(self.others_end[other]);
+            if (1..1 << 31).contains(&beyond) {
+                // Nobody speaks after a goodbye: it was none.
+                self.fin[direction][direction] = false;
+                self.fin[other][direction] = false;
+                return false;
+            }
         }
-        self.acknowledge(direction, segment);
-        if was_fin[other] {
-            self.heard[direction] = true;
-            let is_plain = !segment.opens() && !segment.ends() && !segment.resets();
-            return was_fin[direction] && is_plain && segment.acknowledges == self.ends[other];
+        if !was_fin[other] {
+            return false;
         }
-        false
-    }
-
-    /// Notes whose goodbye a segment acknowledges.
-    pub fn acknowledge(&mut self, direction: usize, segment: Segment) {
-        let other = 1 - direction;
-        let is_covered = segment.acknowledges.wrapping_sub(self.ends[other]) < 1 << 31;
-        if self.fin[other] && is_covered {
-            self.acknowledged[other] = true;
+        self.heard[direction] = true;
+        if segment.acknowledges != self.others_end[direction] {
+            return false;
         }
+        self.acknowledged[direction] = true;
+        was_fin[direction] && is_plain && self.acknowledged[other]
     }
 
     /// Compares with the rows of the datapath. Whose own row was lost may find another one's at its place.
@@ -274,11 +312,20 @@ impl Conversation {
         let facts = [
             ("opener", has(WayState::OPENER), self.claims[direction]),
             ("masquerade", has(WayState::MASQUERADE), self.is_masqueraded),
-            ("goodbye", has(WayState::FIN), self.fin[direction]),
+            (
+                "goodbye",
+                has(WayState::FIN),
+                self.fin[direction][direction],
+            ),
             (
                 "the other's goodbye",
                 has(WayState::OTHER_FIN),
-                self.fin[other],
+                self.fin[direction][other],
+            ),
+            (
+                "acknowledged",
+                has(WayState::FIN_ACKNOWLEDGED),
+                self.acknowledged[direction],
             ),
             ("heard", has(WayState::FIN_HEARD), self.heard[direction]),
             ("reset", has(WayState::RESET), self.reset[direction]),

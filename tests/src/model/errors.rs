@@ -18,7 +18,9 @@ impl Oracle {
     pub(super) fn error(&mut self, cluster: &Cluster, at: &Arrival, about: &[u8]) -> Option<Fate> {
         let (hook, outer) = (at.hook, at.packet.tuple);
         let is_uplinks = hook == Hook::FROM_NET;
-        let nobodys = if is_uplinks {
+        // The node may say what it likes to whom it likes.
+        let is_nodes = hook == Hook::TO_NET && at.mark == Mark::NONE;
+        let nobodys = if is_uplinks || is_nodes {
             None
         } else {
             Some(Fate::Drop(DropReason::NoFlow))
@@ -46,7 +48,7 @@ impl Oracle {
                 Hook::FROM_POD => Some(Fate::Drop(DropReason::NoFlow)),
                 Hook::TO_POD if at.is_local => None,
                 Hook::TO_POD => Some(Fate::Drop(DropReason::NoFlow)),
-                Hook::TO_NET if is_from_end => Some(Fate::Drop(DropReason::NoFlow)),
+                Hook::TO_NET if is_from_end && !is_nodes => Some(Fate::Drop(DropReason::NoFlow)),
                 _ => None,
             };
         };

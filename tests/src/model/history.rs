@@ -72,7 +72,11 @@ impl Node {
                 Ok(())
             }
             91 => {
-                self.change_run(dice);
+                if dice[3].is_multiple_of(3) {
+                    self.change_port(dice);
+                } else {
+                    self.change_run(dice);
+                }
                 Ok(())
             }
             92 => {
@@ -165,7 +169,7 @@ impl Node {
         let is_service = self.cluster.services.len() > service && to.port() == SERVICE_PORT;
         let talk = match dice[5] % 8 {
             0..=3 => Talk::Tcp,
-            4 if !is_service => Talk::Echo,
+            4 if !is_service || dice[5] / 8 % 8 == 0 => Talk::Echo,
             _ => Talk::Udp,
         };
         let to = if talk == Talk::Echo {
@@ -386,6 +390,16 @@ impl Node {
         let run = service.run.clone();
         self.cluster.write_service(index);
         self.note(|| format!("service {} has {run:?}", index + 1));
+    }
+
+    /// A service loses its port, or has it again.
+    fn change_port(&mut self, dice: [u32; 6]) {
+        let services = self.cluster.services.len();
+        let gone = (0..services).find(|index| !self.cluster.services[*index].is_there);
+        let index = gone.unwrap_or(dice[0] as usize % services);
+        self.cluster.services[index].is_there ^= true;
+        self.cluster.write_service(index);
+        self.note(|| format!("service {}: {}", index + 1, gone.is_some()));
     }
 
     fn change_uplink(&mut self, dice: [u32; 6]) {

@@ -30,11 +30,10 @@
 //!
 //! | exception | what |
 //! |---|---|
-//! | `SimultaneousClose` | RFC 9293 section 3.6: a connection ends when both goodbyes are acknowledged. The datapath forgets it when one side, which has said goodbye, acknowledges the other's; if goodbyes crossed, the acknowledgement of the first comes untranslated |
 //! | `Finished` | the same section: who acknowledged last waits, since that may be lost. The datapath has forgotten the connection, and a goodbye that is sent again comes untranslated |
-//! | `STRANGER` | whose row of the answers is lost may find another conversation's at its place: it passes for its own, and the answers stay untranslated as long as both speak |
-//! | `ROLLBACK` | where there is no room for both rows, one that another conversation has is taken out |
-//! | `NoRoom` | at the uplink, ICMP errors about what a conversation without room for its rows has been answered are not translated |
+//! | `AskedAgain` | of a connection that has one row its opener's next segment forgets what the opener has said of a goodbye or heard of one, and the answers' direction keeps it, and a refusal |
+//! | `STRANGER` | whose row of the answers is lost may find another conversation's at its place: that is forgotten with its own, and a plan there is taken out |
+//! | `OneRow` | ICMP errors about answers find nothing as long as a conversation has one row: a pod's are dropped, and at the uplink they are not translated |
 
 pub mod cluster;
 pub mod conversation;
@@ -42,6 +41,8 @@ mod errors;
 pub mod history;
 mod open;
 pub mod oracle;
+mod place;
+mod ports;
 pub mod walk;
 pub mod wire;
 
@@ -134,7 +135,6 @@ fn play(
     let mut node = Node::new(cluster);
     node.is_tracing = pace == Pace::Told;
     node.is_strict = pace != Pace::Quick;
-    node.oracle.knows_choice = setting.ports > 2;
     for (number, event) in events.iter().enumerate() {
         if let Err(error) = node.happen(event, setting) {
             return Err((number, Box::new(node), error));

@@ -11,11 +11,10 @@ use weir_datapath::Verdict;
 use super::cluster::{Cluster, From, Health};
 use super::conversation::{BACK, Conversation, SECOND, Stage, THERE};
 use super::oracle::{Arrival, Fate, Oracle, Place, Seen, Why, goes};
-use super::wire::{Talk, Tuple};
+use super::wire::Tuple;
 
-/// How many backends and how many ports are tried before there counts as being none.
+/// How many backends are tried before there counts as being none.
 const BACKEND_TRIES: usize = 3;
-const PORT_TRIES: u16 = 16;
 
 impl Oracle {
     pub(super) fn open(
@@ -47,6 +46,10 @@ impl Oracle {
                 }
                 if answers {
                     return no_flow;
+                }
+                // Nobody has the address of a service.
+                if cluster.is_service(tuple.to.ip()) {
+                    return Ok(Fate::Drop(DropReason::NoService));
                 }
                 Ok(self.direct(cluster, at))
             }
@@ -161,8 +164,8 @@ impl Oracle {
         for start in starts {
             let outcome = self.backend_from(cluster, at, from, run, start);
             let agrees = match (&outcome, seen.verdict) {
-                (Err(reason), Verdict::Drop(seen)) => *reason == seen,
-                (Err(_), _) | (_, Verdict::Drop(_)) => false,
+                (Err(reason), Verdict::Drop(seen) | Verdict::Refuse(seen)) => *reason == seen,
+                (Err(_), _) | (_, Verdict::Drop(_) | Verdict::Refuse(_)) => false,
                 (Ok((planned, _)), _) => planned.goes == seen.packet.tuple,
             };
             outcomes.push((start, outcome, agrees));
@@ -251,71 +254,57 @@ impl Oracle {
         Err(DropReason::NatCollision)
     }
 
-    /// A conversation that leaves with the node's address. One end has one port towards everybody, where that is free
-    /// (RFC 4787 REQ-1), and otherwise the next one that is.
+    /// A conversation that leaves with the node's address.
     fn masquerade(&mut self, cluster: &Cluster, at: &Arrival, seen: &Seen) -> Result<Fate, String> {
         let asked = at.packet.tuple;
         let config = cluster.memory.config;
         let many = config.last_port - config.first_port + 1;
         let address = cluster.address(at.ifindex).ok_or("no uplink")?;
+        let goes = |number: u16| {
+            let end = SocketAddr::new(address, config.first_port + number);
+            Tuple::new(asked.talk, end, asked.to)
+        };
+        let places: Vec<Place> = (0..many)
+            .map(|number| {
+                let answer = (Hook::FROM_NET, goes(number).back());
+                self.place(cluster, (at.hook, asked), answer)
+            })
+            .collect();
+        // Of a port of the node nobody has a row but who it stands for.
+        self.fallen.borrow_mut().clear();
+        let is_pods = cluster.pod(asked.from.ip()).is_some();
         let end = (asked.talk, asked.from);
-        let starts = match self.ports.get(&end) {
-            Some(starts) => starts.clone(),
-            None => (0..many).collect(),
+        let number = match seen.verdict {
+            Verdict::Drop(DropReason::NoNatPort) => {
+                self.ports.none(end, is_pods, &places)?;
+                return Ok(Fate::Drop(DropReason::NoNatPort));
+            }
+            Verdict::Drop(DropReason::TableFull) => {
+                self.ports.full(end, &places)?;
+                return Ok(Fate::Drop(DropReason::TableFull));
+            }
+            _ => seen
+                .packet
+                .tuple
+                .from
+                .port()
+                .wrapping_sub(config.first_port),
         };
-        let mut taken = vec![None; many.into()];
-        let mut agreeing = Vec::new();
-        let mut found = None;
-        for start in &starts {
-            let mut outcome = Err(DropReason::NoNatPort);
-            for step in 0..PORT_TRIES.min(many) {
-                let number = (start + step) % many;
-                let port = config.first_port + number;
-                let goes = Tuple::new(asked.talk, SocketAddr::new(address, port), asked.to);
-                let place = *taken[usize::from(number)].get_or_insert_with(|| {
-                    let answer = (Hook::FROM_NET, goes.back());
-                    self.place(cluster, (at.hook, asked), answer)
-                });
-                if place == Place::Full {
-                    outcome = Err(DropReason::TableFull);
-                    break;
-                }
-                if place != Place::Taken {
-                    outcome = Ok((goes, place));
-                    break;
-                }
-            }
-            let agrees = match (outcome, seen.verdict) {
-                (Err(reason), Verdict::Drop(seen)) => reason == seen,
-                (Err(_), _) | (_, Verdict::Drop(_)) => false,
-                (Ok((goes, _)), _) => goes == seen.packet.tuple,
-            };
-            if agrees {
-                agreeing.push(*start);
-                found = Some(outcome);
-            }
+        self.ports.choose(end, is_pods, &places, number)?;
+        let goes = goes(number);
+        let place = places[usize::from(number)];
+        let hooks = [Hook::TO_NET, Hook::FROM_NET];
+        let mut planned = Conversation::new(cluster, hooks, at.packet, goes, at.length);
+        planned.is_masqueraded = true;
+        planned.uplink = at.ifindex;
+        // Conversations that came in translated keep their word.
+        planned.marks[THERE] = at.mark;
+        let is_translated = at.mark == Mark::TRANSLATED;
+        planned.marks[BACK] = [Mark::NONE, Mark::REPLY][usize::from(is_translated)];
+        if matches!(place, Place::Free | Place::Left(_)) {
+            self.counts.ports += 1;
         }
-        let Some(found) = found else {
-            return Err(format!(
-                "a port for {asked:?}: not from one of {starts:?}, of which {taken:?}"
-            ));
-        };
-        self.ports.insert(end, agreeing);
-        match found {
-            Err(reason) => Ok(Fate::Drop(reason)),
-            Ok((goes, place)) => {
-                let hooks = [Hook::TO_NET, Hook::FROM_NET];
-                let mut planned = Conversation::new(cluster, hooks, at.packet, goes, at.length);
-                planned.is_masqueraded = true;
-                planned.uplink = at.ifindex;
-                let is_translated = at.mark == Mark::TRANSLATED;
-                planned.marks[BACK] = [Mark::NONE, Mark::REPLY][usize::from(is_translated)];
-                if matches!(place, Place::Free | Place::Left(_)) {
-                    self.counts.ports += 1;
-                }
-                Ok(self.commit(cluster, at, planned, place))
-            }
-        }
+        Ok(self.commit(cluster, at, planned, place))
     }
 
     /// The conversation takes its place, and its packet goes on.
@@ -338,50 +327,39 @@ impl Oracle {
             .map(|index| self.conversations[index].key())
             .filter(|key| *key != asked)
             .collect();
+        let mut keeps = None;
         let index = match place {
             Place::Own(mut index, before) => {
-                let mut planned = planned;
                 if let Some(before) = before {
                     self.lose(before, Why::Replaced);
                     index -= usize::from(before < index);
                 }
-                let was = &self.conversations[index];
-                planned.packets[THERE] += was.packets[THERE];
-                planned.bytes[THERE] += was.bytes[THERE];
-                // A datagram that is not the first may be known without an answer: when is the datapath's affair.
-                let rows = self.own_rows(index);
-                let keys = [THERE, BACK].map(|it| planned.arrives(it).row(planned.hooks[it]));
-                let ways = cluster.memory.ways.borrow();
-                if asked.1.talk != Talk::Tcp && keys.iter().all(|key| ways.contains_key(key)) {
-                    planned.stage = Stage::Known;
-                    planned.rows = rows;
-                }
-                let is_full = cluster.memory.most.is_some();
-                let is_asked = planned.stage == Stage::Asked && is_full;
-                drop(ways);
-                self.conversations[index] = planned;
-                if is_asked && asked.1.talk != Talk::Tcp {
-                    self.roll_back(index, rows);
-                }
+                self.ask_again(cluster, at, planned, index);
                 index
             }
-            Place::Torn(index, direction) => {
-                let it = &mut self.conversations[index];
-                it.rows[direction] = true;
-                it.claims[direction] = true;
-                it.packets[direction] = 1;
-                it.bytes[direction] = at.length;
-                it.seen[direction] = cluster.now();
-                it.epoch[direction] = cluster.epoch();
-                it.rules[direction] = planned.rules[THERE];
-                it.marks[direction] = planned.marks[THERE];
-                if direction == THERE {
-                    it.backend = planned.backend;
-                    if it.is_masqueraded {
-                        it.uplink = planned.uplink;
+            Place::Torn(torn, direction, plan) => {
+                let most = cluster.memory.most.unwrap_or(usize::MAX);
+                if self.ways() < most {
+                    self.counts.lost += 1;
+                    self.mend(cluster, planned, torn, direction, plan)
+                } else {
+                    // Without room there is a plan as well.
+                    self.lacks_room();
+                    keeps = Some(self.conversations[torn].key());
+                    match plan {
+                        Some(plan) if self.conversations[plan].key() == asked => {
+                            self.ask_again(cluster, at, planned, plan);
+                            plan
+                        }
+                        _ => {
+                            self.conversations.push(planned);
+                            if let Some(plan) = plan {
+                                self.remove(plan, Why::Replaced);
+                            }
+                            self.conversations.len() - 1
+                        }
                     }
                 }
-                index
             }
             Place::Free | Place::Left(_) | Place::Taken | Place::Full => {
                 self.counts.opened += 1;
@@ -396,7 +374,9 @@ impl Oracle {
                 self.conversations.len() - 1
             }
         };
-        self.supersede(cluster, asked, index);
+        if keeps.is_none() {
+            self.supersede(cluster, asked, index);
+        }
         for key in fallen {
             let found = self.conversations.iter();
             if let Some(index) = found.clone().position(|it| it.key() == key) {
@@ -404,6 +384,66 @@ impl Oracle {
             }
         }
         fate
+    }
+
+    /// The opener of a conversation that has one row speaks again.
+    fn ask_again(
+        &mut self,
+        cluster: &Cluster,
+        at: &Arrival,
+        mut planned: Conversation,
+        index: usize,
+    ) {
+        let was = &self.conversations[index];
+        planned.take_over(was);
+        let is_same = was.step(THERE) == planned.step(THERE)
+            && was.step(BACK) == planned.step(BACK)
+            && was.backend == planned.backend;
+        let kept = was.others_end;
+        self.conversations[index] = planned;
+        if self.conversations[index].is_settled(cluster, at.packet) {
+            self.settle(cluster, index);
+        }
+        let it = &mut self.conversations[index];
+        if it.stage == Stage::Asked && is_same {
+            it.others_end = kept;
+        }
+    }
+
+    /// A row that was lost is made again. Where is the conversation then?
+    fn mend(
+        &mut self,
+        cluster: &Cluster,
+        mut planned: Conversation,
+        index: usize,
+        direction: usize,
+        plan: Option<usize>,
+    ) -> usize {
+        if let Some(plan) = plan
+            && self.conversations[plan].key() == planned.key()
+        {
+            planned.take_over(&self.conversations[plan]);
+        }
+        let it = &mut self.conversations[index];
+        it.rows[direction] = true;
+        it.claims[direction] = true;
+        it.packets[direction] = planned.packets[THERE];
+        it.bytes[direction] = planned.bytes[THERE];
+        it.seen[direction] = cluster.now();
+        it.epoch[direction] = cluster.epoch();
+        it.rules[direction] = planned.rules[THERE];
+        it.marks[direction] = planned.marks[THERE];
+        if direction == THERE {
+            it.backend = planned.backend;
+            if it.is_masqueraded {
+                it.uplink = planned.uplink;
+            }
+        }
+        let Some(plan) = plan else {
+            return index;
+        };
+        self.remove(plan, Why::Replaced);
+        index - usize::from(plan < index)
     }
 
     /// What the same opener asked before, and was sent elsewhere for, is pushed out at once: it would be anyway, longest
@@ -432,21 +472,13 @@ impl Oracle {
     /// # Errors
     /// It is.
     pub fn are_spread(&self) -> Result<(), String> {
-        let ports = self.ports.values().filter(|starts| starts.len() == 1);
-        let ports: Vec<u16> = ports.map(|starts| starts[0]).collect();
         let few = self.backends.iter().filter(|(key, _)| key.2 > 2);
         let few = few.filter(|(_, starts)| starts.len() == 1);
         let backends: Vec<usize> = few.map(|(_, starts)| starts[0]).collect();
         // Of as many it is less than once in a million that all are the same by chance, with three to choose from.
-        let is_one_of_many = |same: bool, all: usize| same && all > 14;
-        let same_port = ports.windows(2).all(|two| two[0] == two[1]);
-        let same_backend = backends.windows(2).all(|two| two[0] == two[1]);
-        if self.knows_choice && is_one_of_many(same_port, ports.len()) {
-            return Err(format!("all begin at one port: {ports:?}"));
-        }
-        if is_one_of_many(same_backend, backends.len()) {
+        if backends.len() > 14 && backends.windows(2).all(|two| two[0] == two[1]) {
             return Err(format!("all begin at one backend: {backends:?}"));
         }
-        Ok(())
+        self.ports.are_spread()
     }
 }

@@ -13,6 +13,7 @@ use weir_datapath::Verdict;
 
 use super::cluster::{Cluster, From, Health};
 use super::conversation::{BACK, Conversation, Stage, THERE};
+use super::ports::Ports;
 use super::wire::{Packet, Says, Segment, Talk, Tuple};
 
 /// Why a conversation, or a row of it, is no longer there. What is sent of it afterwards is taken for its sender's own, and
@@ -23,14 +24,14 @@ pub enum Why {
     PushedOut,
     /// The agent has swept it.
     Swept,
-    /// Both sides have said goodbye and heard the other's.
+    /// Both sides' goodbyes are acknowledged.
     Finished,
-    /// The datapath took it for finished although one side had not heard the other's goodbye (RFC 9293 section 3.6).
-    SimultaneousClose,
     /// Policy denies it.
     Denied,
     /// Its backend takes nothing new, or is gone.
     Moved,
+    /// It would be sent elsewhere if it began now: a service has come, or gone.
+    Misled,
     /// The node has another address there.
     Renumbered,
     /// It was closed or silent, and somebody else has its ports.
@@ -87,6 +88,8 @@ pub struct Counts {
     pub delivered: u64,
     pub translated: u64,
     pub masqueraded: u64,
+    /// Rows made again.
+    pub lost: u64,
 }
 
 /// Whose is the place that an answer would have?
@@ -97,8 +100,8 @@ pub(super) enum Place {
     Left([Option<usize>; 2]),
     /// Its own, which nobody has answered yet; and whose it was before, if there is still a row.
     Own(usize, Option<usize>),
-    /// Its own, of which the row of a direction was lost.
-    Torn(usize, usize),
+    /// Its own, of which the row of a direction was lost; and a plan that is there as well.
+    Torn(usize, usize, Option<usize>),
     Taken,
     /// There is no room for it.
     Full,
@@ -108,16 +111,13 @@ pub(super) enum Place {
 pub struct Oracle {
     pub conversations: Vec<Conversation>,
     pub counts: Counts,
-    /// Are there three ports or more that may stand for others?
-    pub knows_choice: bool,
     /// How often something was lost.
     pub lost: BTreeMap<Why, u64>,
     /// Why something is gone, by the client that it was about.
     pub gone: HashMap<SocketAddr, Why>,
     /// Where the search for a backend may begin, by who asks, for what, and how many there are.
     pub(super) backends: HashMap<(From, Tuple, usize), Vec<usize>>,
-    /// The same for ports of the node: by the end that leaves.
-    pub(super) ports: HashMap<(Talk, SocketAddr), Vec<u16>>,
+    pub(super) ports: Ports,
     /// Session affinity: backend, incarnation, and when it was used.
     pub(super) sticky: HashMap<(IpAddr, usize, Talk), (usize, u32, u64)>,
     /// Whose plans the datapath took out while it searched.
@@ -142,7 +142,7 @@ impl Oracle {
         self.touched = None;
         let fate = self.fate(cluster, at, seen)?;
         let became = match seen.verdict {
-            Verdict::Drop(reason) => Fate::Drop(reason),
+            Verdict::Drop(reason) | Verdict::Refuse(reason) => Fate::Drop(reason),
             Verdict::Redirect(device) => Fate::Goes {
                 packet: seen.packet.clone(),
                 mark: at.mark,
@@ -158,6 +158,12 @@ impl Oracle {
             self.counts.delivered += 1;
         }
         self.part(cluster);
+        let is_refused = matches!(seen.verdict, Verdict::Refuse(_));
+        if let Fate::Drop(reason) = fate
+            && is_refused != is_told(at, reason)
+        {
+            return Err(format!("it became {:?}", seen.verdict));
+        }
         if fate == became {
             return Ok(());
         }
@@ -197,7 +203,8 @@ impl Oracle {
             return Ok(Fate::Drop(reason));
         }
         let is_ours = matches!(at.mark, Mark::LEAVING | Mark::REPLY | Mark::TRANSLATED);
-        if hook == Hook::TO_NET && !is_ours {
+        let is_nodes_error = at.is_local && at.mark == Mark::NONE && packet.is_error();
+        if hook == Hook::TO_NET && !is_ours && !is_nodes_error {
             return Ok(untouched);
         }
         if let Says::Error(about) = &packet.says {
@@ -220,20 +227,6 @@ impl Oracle {
         self.open(cluster, at, seen, untouched)
     }
 
-    /// There was no room for both rows of a conversation. Named exception ROLLBACK: what is taken out again may be another
-    /// one's, which was there before.
-    pub(super) fn roll_back(&mut self, index: usize, rows: [bool; 2]) {
-        let it = &self.conversations[index];
-        let (hook, tuple) = it.key();
-        self.miss(it.asked.from, Why::NoRoom);
-        if let Some((index, direction)) = self.known(hook, &tuple).filter(|_| !rows[THERE]) {
-            let it = &mut self.conversations[index];
-            it.rows[direction] = false;
-            let client = it.asked.from;
-            self.miss(client, Why::NoRoom);
-        }
-    }
-
     /// How many rows there are of conversations that are known.
     pub fn ways(&self) -> usize {
         let known = self.conversations.iter();
@@ -243,13 +236,32 @@ impl Oracle {
             .sum()
     }
 
-    /// The rows that a conversation gets. Named exception STRANGER: what another one has stays as it is.
-    pub(super) fn own_rows(&self, index: usize) -> [bool; 2] {
+    /// A conversation gets a row for each direction, if there is room for both, and nobody else goes another way from the place
+    /// of the first. Whose row is at a place already stays as it is.
+    pub(super) fn settle(&mut self, cluster: &Cluster, index: usize) {
         let it = &self.conversations[index];
-        [THERE, BACK].map(|direction| {
+        let others = [THERE, BACK].map(|direction| {
             let found = self.known(it.hooks[direction], &it.arrives(direction));
-            found.is_none_or(|(of, _)| of == index)
-        })
+            found.map(|(of, other)| self.conversations[of].step(other))
+        });
+        if others[THERE].is_some_and(|step| step != it.step(THERE)) {
+            return;
+        }
+        let rows = others.map(|other| other.is_none());
+        let new = rows.iter().filter(|row| **row).count();
+        let most = cluster.memory.most.unwrap_or(usize::MAX);
+        if new > 0 && self.ways() + new > most {
+            self.lacks_room();
+            return;
+        }
+        let it = &mut self.conversations[index];
+        it.stage = Stage::Known;
+        it.rows = rows;
+    }
+
+    /// There is no room for rows of a conversation: it works from the one that it has.
+    pub(super) fn lacks_room(&mut self) {
+        *self.lost.entry(Why::NoRoom).or_default() += 1;
     }
 
     /// A client may see strange things from now on.
@@ -339,18 +351,30 @@ impl Oracle {
             || it.epoch[direction] != cluster.epoch()
             || (at.hook == Hook::TO_NET && it.uplink != at.ifindex);
         let other = 1 - direction;
-        // Named exception STRANGER: another one's row at that place passes for its own.
-        let is_torn = !it.rows[other] && self.known(it.hooks[other], &it.arrives(other)).is_none();
-        let is_alone = !is_tcp && it.claims[direction] && is_torn && is_noticed;
-        if is_alone || (opens && it.is_closed(direction)) {
-            self.lose(
-                index,
-                if is_alone {
-                    Why::PushedOut
-                } else {
-                    Why::Replaced
-                },
-            );
+        // Is the row of the answers lost, or does it lead elsewhere?
+        let found = self.known(it.hooks[other], &it.arrives(other));
+        let is_torn = found.is_none_or(|(of, direction)| {
+            let of = &self.conversations[of];
+            let key = (of.hooks[1 - direction], of.arrives(1 - direction));
+            key != (at.hook, packet.tuple)
+        });
+        let asks = match at.hook {
+            Hook::FROM_POD => cluster.service(From::Pod, packet.tuple.talk, packet.tuple.to),
+            _ => cluster.service(From::Outside, packet.tuple.talk, packet.tuple.to),
+        };
+        let has_backend = direction == THERE && it.backend.is_some();
+        let is_asking = matches!(at.hook, Hook::FROM_POD | Hook::FROM_NET);
+        let is_streams = !is_tcp && it.claims[direction] && is_noticed;
+        let why = if is_streams && is_torn {
+            self.counts.lost += 1;
+            Some(Why::PushedOut)
+        } else if is_streams && is_asking && asks.is_some() != has_backend {
+            Some(Why::Misled)
+        } else {
+            (opens && it.is_closed(direction)).then_some(Why::Replaced)
+        };
+        if let Some(why) = why {
+            self.lose(index, why);
             return None;
         }
         if is_at_pod(at.hook) {
@@ -410,17 +434,12 @@ impl Oracle {
         if let Some(segment) = packet.segment()
             && it.end(direction, segment)
         {
-            let why = if it.acknowledged == [true; 2] {
-                Why::Finished
-            } else {
-                Why::SimultaneousClose
-            };
-            self.lose(index, why);
+            self.lose(index, Why::Finished);
         }
         Some(fate)
     }
 
-    /// The first answer.
+    /// An answer to what has one row.
     fn answer(&mut self, cluster: &Cluster, at: &Arrival, index: usize) -> Fate {
         let it = &self.conversations[index];
         let (packet, is_tcp) = (at.packet, it.is_tcp());
@@ -443,10 +462,9 @@ impl Oracle {
                 }
             }
         }
-        let rows = self.own_rows(index);
-        let ways = self.ways();
         let it = &mut self.conversations[index];
         self.touched = Some((it.hooks[THERE], it.asked));
+        let is_first = it.packets[BACK] == 0;
         it.account(BACK, cluster.now(), at.length);
         let fate = goes(cluster, at, it, BACK);
         if it.asked.from != it.goes.from || it.asked.to != it.goes.to {
@@ -458,91 +476,16 @@ impl Oracle {
             it.reset[BACK] = true;
         } else if !opens {
             if let Some(segment) = segment.filter(|segment| segment.ends()) {
-                it.fin[BACK] = true;
-                it.ends[BACK] = segment.end();
+                it.fin = [[it.fin[THERE][THERE], true], [it.fin[BACK][THERE], true]];
+                it.others_end[THERE] = segment.end();
             }
-            if let Some(segment) = segment {
-                it.acknowledge(BACK, segment);
+            let is_settled = it.is_settled(cluster, packet);
+            self.counts.answered += u64::from(is_first);
+            if is_settled {
+                self.settle(cluster, index);
             }
-            // Without room for both rows it works from the one that it has.
-            let new = rows.iter().filter(|row| **row).count();
-            if cluster.memory.most.is_none_or(|most| ways + new <= most) {
-                it.stage = Stage::Known;
-                it.rows = rows;
-            } else {
-                self.roll_back(index, rows);
-            }
-            self.counts.answered += 1;
         }
         fate
-    }
-
-    /// Whose the place of a conversation's answers is.
-    pub(super) fn place(
-        &self,
-        cluster: &Cluster,
-        asked: (Hook, Tuple),
-        answer: (Hook, Tuple),
-    ) -> Place {
-        let now = cluster.now();
-        let has_plan = self
-            .conversations
-            .iter()
-            .any(|it| it.stage == Stage::Asked && (it.hooks[BACK], it.arrives(BACK)) == answer);
-        let plans = self.conversations.iter();
-        let plans = plans.filter(|it| it.stage == Stage::Asked).count();
-        if !has_plan && cluster.memory.most.is_some_and(|most| plans >= most) {
-            return Place::Full;
-        }
-        let (mut place, mut left, mut taken) = (Place::Free, [None; 2], false);
-        for (index, it) in self.conversations.iter().enumerate() {
-            let is_own = |direction| (it.hooks[direction], it.arrives(direction)) == asked;
-            if it.stage == Stage::Asked && (it.hooks[BACK], it.arrives(BACK)) == answer {
-                if is_own(THERE) {
-                    place = Place::Own(index, None);
-                } else if it.is_forgotten(now) {
-                    left[0] = Some(index);
-                } else {
-                    return Place::Taken;
-                }
-            }
-            for direction in [THERE, BACK] {
-                if it.stage == Stage::Known
-                    && it.rows[direction]
-                    && (it.hooks[direction], it.arrives(direction)) == answer
-                {
-                    let other = 1 - direction;
-                    if is_own(other) {
-                        place = Place::Torn(index, other);
-                    } else if it.is_over(direction, now) {
-                        left[1] = Some(index);
-                    } else {
-                        taken = true;
-                    }
-                }
-            }
-        }
-        if taken {
-            // Named exception STRANGER: who finds another one's row there loses its own plan.
-            let own = match place {
-                Place::Own(index, _) => Some(index),
-                _ => left[0],
-            };
-            self.fallen.borrow_mut().extend(own);
-            return Place::Taken;
-        }
-        if let Place::Torn(..) = place
-            && cluster.memory.most.is_some_and(|most| self.ways() >= most)
-        {
-            return Place::Full;
-        }
-        if let Place::Own(_, before) = &mut place {
-            *before = left[1];
-        }
-        if place == Place::Free && left != [None; 2] {
-            place = Place::Left(left);
-        }
-        place
     }
 }
 
@@ -566,6 +509,16 @@ fn impostor(cluster: &Cluster, at: &Arrival) -> Option<DropReason> {
         Hook::TO_POD if !own(tuple.to.ip()) => Some(DropReason::NotForPod),
         _ => None,
     }
+}
+
+/// Is who has sent it told that it cannot go on? Nobody answers a RST (RFC 9293 section 3.10.7.1).
+fn is_told(at: &Arrival, reason: DropReason) -> bool {
+    let is_about_service = matches!(
+        reason,
+        DropReason::NoBackend | DropReason::BackendGone | DropReason::NoService
+    );
+    let resets = at.packet.segment().is_some_and(Segment::resets);
+    is_about_service && matches!(at.hook, Hook::FROM_POD | Hook::FROM_NET) && !resets
 }
 
 /// What becomes of a packet of a direction.

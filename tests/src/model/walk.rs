@@ -15,7 +15,7 @@ use super::conversation::{BACK, Stage, THERE};
 use super::oracle::{Arrival, Counts, Oracle, Seen, Why};
 use super::wire::{Packet, Says, Talk, Tuple, quoted};
 use crate::bytes::Bytes;
-use crate::frames::{L3, checksums_are_right};
+use crate::frames::{ACK, L3, RST, checksums_are_right};
 use crate::stories::decide;
 use crate::world::{Family, Host};
 
@@ -35,7 +35,7 @@ pub struct Node {
     pub inbox: VecDeque<Packet>,
     /// What was sent lately, and by whom.
     pub sent: VecDeque<(Host, Packet)>,
-    /// IP packets that pods were let send, and that have left the node.
+    /// IP packets that pods were let send or that have come in, and that have left the node.
     pub passed: VecDeque<Vec<u8>>,
     pub left: VecDeque<Vec<u8>>,
     pub sockets: HashMap<(Talk, SocketAddr, SocketAddr), Socket>,
@@ -206,7 +206,11 @@ impl Node {
             is_right_mac: true,
         };
         match self.meet(before, packet)? {
-            Some((_, packet, mark)) => self.route(&packet, uplink, mark),
+            Some((_, packet, mark)) => {
+                let bytes = packet.frame([0; 6])[L3..].to_vec();
+                keep(&mut self.passed, bytes, 16);
+                self.route(&packet, uplink, mark)
+            }
             None => Ok(()),
         }
     }
@@ -319,6 +323,7 @@ impl Node {
         let label = before.hook.label();
         self.note(|| format!("  {label} {}: {verdict:?}", before.ifindex));
         let is_dropped = matches!(verdict, Verdict::Drop(_));
+        let is_refused = matches!(verdict, Verdict::Refuse(_));
         if is_dropped && bytes.frame != frame {
             return Err(format!("{label}: it is dropped, and was touched"));
         }
@@ -330,6 +335,9 @@ impl Node {
         }
         let after = Packet::read(&bytes.frame).ok_or("it cannot be read any more")?;
         let mark = Mark::of(bytes.mark);
+        if is_refused {
+            refuses(packet, &frame, &after).map_err(|error| format!("{label}: {error}"))?;
+        }
         let arrival = Arrival {
             hook: before.hook,
             ifindex: before.ifindex,
@@ -354,7 +362,7 @@ impl Node {
             return Err(what(format!("policy was asked {judged} times")));
         }
         self.compare().map_err(what)?;
-        if let Verdict::Drop(reason) = verdict {
+        if let Verdict::Drop(reason) | Verdict::Refuse(reason) = verdict {
             *self.dropped.entry(reason.label()).or_default() += 1;
             return Ok(None);
         }
@@ -371,6 +379,7 @@ impl Node {
             delivered: memory.counted(Counter::LocalDeliveries),
             translated: memory.counted(Counter::PacketsTranslated),
             masqueraded: memory.counted(Counter::PacketsMasqueraded),
+            lost: memory.counted(Counter::WaysLost),
         };
         if counts != self.oracle.counts {
             return Err(format!("{counts:?} instead of {:?}", self.oracle.counts));
@@ -408,6 +417,11 @@ impl Node {
             Says::Error(about) => quoted(about)
                 // What nobody knows is for the node to make sense of.
                 .filter(|inner| host != Host::Node && !self.spoken.contains(inner))
+                // Named exception OneRow: nor what is said about an answer to it.
+                .filter(|inner| {
+                    let mut all = self.oracle.conversations.iter();
+                    !all.any(|it| it.stage == Stage::Asked && it.goes_on(BACK) == *inner)
+                })
                 .map(|inner| self.client(inner)),
             _ => Some(tuple.to).filter(|_| self.is_strange(packet)),
         };
@@ -471,4 +485,30 @@ impl Node {
             self.oracle.remove(index, why);
         }
     }
+}
+
+/// Is it the answer of a closed port to a packet: a RST (RFC 9293 section 3.10.7.1), or an error that quotes it (RFC 792,
+/// RFC 4443 section 3.1)?
+fn refuses(packet: &Packet, frame: &[u8], answer: &Packet) -> Result<(), String> {
+    let Tuple { from, to, .. } = packet.tuple;
+    let is_right = match (packet.segment(), &answer.says) {
+        (Some(of), Says::Tcp(reset)) => {
+            let (flags, number, acknowledges) = if of.flags & ACK != 0 {
+                (RST, of.acknowledges, 0)
+            } else {
+                (RST | ACK, 0, of.end())
+            };
+            answer.tuple == packet.tuple.back()
+                && (reset.flags, reset.number, reset.acknowledges) == (flags, number, acknowledges)
+        }
+        (None, Says::Error(about)) => {
+            let ends = (answer.tuple.from.ip(), answer.tuple.to.ip());
+            ends == (to.ip(), from.ip()) && frame[L3..].starts_with(about) && about.len() >= 28
+        }
+        _ => false,
+    };
+    if is_right {
+        return Ok(());
+    }
+    Err(format!("{packet:?} is refused with {answer:?}"))
 }
