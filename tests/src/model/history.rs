@@ -169,7 +169,7 @@ impl Node {
         let is_service = self.cluster.services.len() > service && to.port() == SERVICE_PORT;
         let talk = match dice[5] % 8 {
             0..=3 => Talk::Tcp,
-            4 if !is_service || dice[5] / 8 % 8 == 0 => Talk::Echo,
+            4 if !is_service || (dice[5] / 8).is_multiple_of(8) => Talk::Echo,
             _ => Talk::Udp,
         };
         let to = if talk == Talk::Echo {
