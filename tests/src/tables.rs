@@ -50,6 +50,8 @@ pub struct Memory {
     pub network: u64,
     /// Rows that the tables of conversations take.
     pub room: Room,
+    /// How many each of them takes, where that matters.
+    pub most: Option<usize>,
     pub now: Cell<u64>,
     pub random: Cell<u32>,
     /// How often a hash was looked into.
@@ -106,9 +108,11 @@ impl Memory {
         key: &WayKey,
         row: impl FnOnce() -> V,
     ) -> Result<Added, DropReason> {
-        match table.borrow_mut().entry(*key) {
+        let mut table = table.borrow_mut();
+        let is_full = self.room == Room::Full || self.most.is_some_and(|most| table.len() >= most);
+        match table.entry(*key) {
             Entry::Occupied(_) => Ok(Added::Already),
-            Entry::Vacant(_) if self.room == Room::Full => Err(DropReason::TableFull),
+            Entry::Vacant(_) if is_full => Err(DropReason::TableFull),
             Entry::Vacant(place) => {
                 place.insert(Rc::new(row()));
                 Ok(Added::New)
