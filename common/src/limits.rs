@@ -59,7 +59,7 @@ pub const POD_OPENINGS_PER_SECOND: u32 = PLANS / 8;
 /// of those that leave with the node's address.
 pub const POD_TCP_WAYS: u32 = TCP_WAYS / 4;
 /// Conversations other than TCP that one pod is given ways for at once; as many more in [`STREAM_SECONDS`]. Those
-/// beyond stay plans.
+/// beyond stay plans. One that leaves with the node's address counts twice.
 pub const POD_STREAMS: u32 = OTHER_WAYS / 8;
 /// How long a datagram's conversation keeps its ways without a packet.
 pub const STREAM_SECONDS: u32 = 120;

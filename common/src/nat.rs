@@ -72,8 +72,11 @@ impl PortRange {
         last: Self::NODE_PORTS.first - 1,
     };
 
+    /// Fewer are too few for the pods of a node: towards one peer a pod may have half of them.
+    const ENOUGH: u16 = 8_192;
+
     /// The largest run of ports outside of the ephemeral ones and of the node ports. `None` when the
-    /// ephemeral ones leave no room.
+    /// ephemeral ones leave too little room.
     pub fn beside(ephemeral: Self) -> Option<Self> {
         let (low, high) = if ephemeral.first <= Self::NODE_PORTS.first {
             (ephemeral, Self::NODE_PORTS)
@@ -96,6 +99,7 @@ impl PortRange {
             .map(|(first, last)| Self { first, last })
             // A gap at the end of the numbers may be the last ephemeral port itself.
             .filter(|gap| gap.last < ephemeral.first || gap.first > ephemeral.last)
+            .filter(|gap| gap.last - gap.first >= Self::ENOUGH)
             .max_by_key(|gap| gap.last - gap.first)
     }
 }
@@ -112,6 +116,8 @@ mod tests {
         for (ephemeral, expected) in [
             ((32_768, 60_999), Some((16_384, 29_999))),
             ((1024, 65_535), None),
+            ((1024, 65_000), None),
+            ((1024, 65_530), None),
             ((10_000, 29_000), Some((32_768, 65_535))),
             ((16_384, 40_000), Some((40_001, 65_535))),
             ((31_000, 65_535), Some((16_384, 29_999))),

@@ -10,9 +10,9 @@ use weir_common::service::{FrontendFlags, FrontendKey, NodeFlags};
 use weir_common::way::{Mark, Plan, Rewrite, Step, Way, WayKey, WayState};
 use weir_common::{Addr, DropReason, Port, Protocol};
 
-use crate::arrive::Origin;
+use crate::arrive::{Arrival, Origin};
 use crate::fragment;
-use crate::l4::{Layout, Segment};
+use crate::l4::Layout;
 use crate::reserve::Reserved;
 use crate::service::{self, Candidates};
 use crate::share;
@@ -23,6 +23,9 @@ use crate::words::{hash, mixed, same};
 
 /// How many backends are tried when the client's port is already in use towards one of them.
 const BACKEND_TRIES: u32 = 3;
+
+/// Datagrams that somebody outside may send without an answer before their conversation has ways.
+const FEW: u64 = 16;
 
 /// How many ports of the node are tried before there counts as being none.
 const PORT_TRIES: u32 = 24;
@@ -77,6 +80,10 @@ fn take_answer<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<
         }
         return Ok(true);
     }
+    if segment.is_answer() && protocol == Protocol::TCP {
+        let end = scratch.arrival.end;
+        plan.way.others_end.store(end, Relaxed);
+    }
     if segment.is_fin() {
         plan.back.state.fetch_or(WayState::FIN, Relaxed);
         plan.way.state.fetch_or(WayState::OTHER_FIN, Relaxed);
@@ -90,13 +97,14 @@ fn take_answer<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<
         back,
         other,
         trace,
+        arrival,
         ..
     } = scratch;
     // Another CPU may give the row to somebody else in this moment. What was copied is known to be the plan, or is not used.
     copy.set(&plan);
     *back = trace.tuple;
     let is_ours = copy.back.is_of(echo) && copy.way.is_of(other.echo()) && copy.key.is(other);
-    if is_ours && is_settled(copy, segment) {
+    if is_ours && is_settled(copy, arrival) {
         return tables.establish(scratch).is_known();
     }
     Ok(true)
@@ -106,12 +114,19 @@ fn take_answer<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<
 /// and over at once. Of a connection the first answer does if a pod of this node has opened it, which has but one address. Anybody
 /// else may give addresses that are not theirs, so they must have had the answer.
 #[inline(always)]
-fn is_settled(plan: &Plan, segment: Segment) -> bool {
+fn is_settled(plan: &Plan, arrival: &Arrival) -> bool {
+    let segment = arrival.segment;
     let answers = plan.back.packets.load(Relaxed);
     if plan.key.protocol != Protocol::TCP {
-        return plan.way.packets.load(Relaxed) + answers > 2;
+        let packets = plan.way.packets.load(Relaxed) + answers;
+        return packets > FEW || (packets > 2 && (answers > 0 || plan.way.owner != 0));
     }
-    answers > 0 && !segment.is_syn() && (plan.way.owner != 0 || !segment.is_answer())
+    // What a SYN|ACK says nobody guesses who has not had it.
+    let said = plan.way.others_end.load(Relaxed);
+    let has_heard = arrival.acknowledges.wrapping_sub(said) as i32 >= 0;
+    answers > 0
+        && !segment.is_syn()
+        && (plan.way.owner != 0 || (!segment.is_answer() && (said == 0 || has_heard)))
 }
 
 /// Makes two ways of the plan at hand. Without room for them it stays what it is, and its packets go the cold path.
@@ -151,6 +166,7 @@ fn make_ways<T: Tables + ?Sized>(tables: &T, back: &WayKey, plan: &Plan) {
     }
     tables.remove_plan(back);
     if is_tcp
+        && added == Ok(Added::New)
         && plan.key.hook == Hook::FROM_POD
         && let Some(share) = tables.share(owner)
     {
@@ -558,7 +574,7 @@ fn go<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch, reserved: Reserved)
     };
     match reserved {
         Reserved::New => tables.count(Counter::FlowsOpened),
-        Reserved::Again if is_settled(plan, arrival.segment) => {
+        Reserved::Again if is_settled(plan, arrival) => {
             // Without room it stays a plan.
             let _room: Outcome = tables.establish(scratch);
         }

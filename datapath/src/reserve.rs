@@ -73,11 +73,13 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
     plan.back.echo.store(back.echo(), Relaxed);
     let mut reserved = Reserved::New;
     let is_of_pod = plan.key.hook == Hook::FROM_POD;
+    let is_tcp = back.protocol == Protocol::TCP;
     let owner = plan.way.owner;
     if is_of_pod
         && let Some(share) = tables.share(owner)
         && !share::may_open(&share, back.protocol, tables.now())
         && tables.way(back).is_none()
+        && (!is_tcp || tables.plan(back).is_none_or(|held| !held.key.is(&plan.key)))
     {
         share.refused.fetch_add(1, Relaxed);
         return Err(DropReason::PodLimit);
@@ -91,6 +93,8 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
             plan.way.packets.fetch_add(packets, Relaxed);
             let bytes = held.way.bytes.load(Relaxed);
             plan.way.bytes.fetch_add(bytes, Relaxed);
+            let said = held.way.others_end.load(Relaxed);
+            plan.way.others_end.store(said, Relaxed);
             keep(&mut plan.back, &held.back);
             reserved = Reserved::Again;
         } else if !is_moved(&plan.key, &held.key) && !is_forgotten(tables, plan, &held) {
@@ -100,10 +104,17 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
         let is_the_same = reserved == Reserved::Again
             && held.way.step.is(&plan.way.step)
             && held.way.backend == plan.way.backend
-            && held.way.generation.0 == plan.way.generation.0;
+            && held.way.generation.0 == plan.way.generation.0
+            && held.back.is_of(back.echo());
         if is_the_same {
             refresh(&held.way, &plan.way);
+            let way = &held.way;
+            way.seen.store(plan.way.seen.load(Relaxed), Relaxed);
+            way.packets.store(plan.way.packets.load(Relaxed), Relaxed);
+            way.bytes.store(plan.way.bytes.load(Relaxed), Relaxed);
+            way.state.fetch_or(plan.way.state.load(Relaxed), Relaxed);
             refresh(&held.back, &plan.back);
+            held.back.state.fetch_and(!WayState::RESET, Relaxed);
         } else {
             tables.replace_plan(back, plan)?;
         }
@@ -131,8 +142,7 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
             return Ok(Reserved::Taken);
         }
     }
-    // What is sent again and again without an answer keeps its row from others, too.
-    let is_tcp = back.protocol == Protocol::TCP;
+    // Datagrams that stay plans, because their pod has all the streams that it may, keep rows from others by each packet.
     if is_of_pod
         && (reserved == Reserved::New || !is_tcp)
         && let Some(share) = tables.share(owner)
@@ -151,14 +161,10 @@ fn is_moved(asks: &WayKey, asked: &WayKey) -> bool {
         && same(&asks.source, &asked.source)
 }
 
-/// Makes a row say what its plan says now, but for what cannot have changed.
+/// Makes a row say what was judged now. What it counts, others count, too.
 #[inline(always)]
 fn refresh(held: &Way, now: &Way) {
-    held.seen.store(now.seen.load(Relaxed), Relaxed);
-    held.packets.store(now.packets.load(Relaxed), Relaxed);
-    held.bytes.store(now.bytes.load(Relaxed), Relaxed);
     held.epoch.store(now.epoch.load(Relaxed), Relaxed);
-    held.state.store(now.state.load(Relaxed), Relaxed);
     held.device.store(now.device.load(Relaxed), Relaxed);
     let rules = (
         now.egress_rule.load(Relaxed),
@@ -173,7 +179,9 @@ fn refresh(held: &Way, now: &Way) {
 fn keep(back: &mut Way, held: &Way) {
     back.packets.store(held.packets.load(Relaxed), Relaxed);
     back.bytes.store(held.bytes.load(Relaxed), Relaxed);
-    back.state.store(held.state.load(Relaxed), Relaxed);
+    // Who asks again was not refused for good.
+    back.state
+        .store(held.state.load(Relaxed) & !WayState::RESET, Relaxed);
     if held.packets.load(Relaxed) > 0 {
         back.seen.store(held.seen.load(Relaxed), Relaxed);
     }

@@ -20,6 +20,10 @@ const OPENINGS: u64 = OPENING * POD_OPENINGS as u64;
 const STREAM: u64 = STREAM_SECONDS as u64 * SECOND / POD_STREAMS as u64;
 const STREAMS: u64 = STREAM * POD_STREAMS as u64;
 
+/// How much more than full a bucket can be said to be, before what it says is taken for nothing: what was counted off and
+/// never on is far beyond.
+const AT_MOST: u64 = 2;
+
 /// May a pod open another conversation?
 #[inline(always)]
 pub fn may_open(share: &Share, protocol: Protocol, now: u64) -> bool {
@@ -32,7 +36,7 @@ pub fn may_open(share: &Share, protocol: Protocol, now: u64) -> bool {
 /// Notes that it has.
 #[inline(always)]
 pub fn open(share: &Share, now: u64) {
-    pour(&share.openings, OPENING, now);
+    pour(&share.openings, OPENING, OPENINGS, now);
 }
 
 /// Notes that a connection was answered: who answers is not flooded.
@@ -46,7 +50,7 @@ pub fn close(share: &Share) {
 pub fn stream(share: &Share, now: u64) -> bool {
     let has_room = has_room(&share.streams, STREAMS, now);
     if has_room {
-        pour(&share.streams, STREAM, now);
+        pour(&share.streams, STREAM, STREAMS, now);
     }
     has_room
 }
@@ -63,13 +67,15 @@ pub(crate) fn count<T: Tables + ?Sized>(tables: &T, owner: u32, rows: i64) {
 
 #[inline(always)]
 fn has_room(bucket: &AtomicU64, size: u64, now: u64) -> bool {
-    bucket.load(Relaxed).saturating_sub(now) < size
+    let level = bucket.load(Relaxed).saturating_sub(now);
+    level < size || level > AT_MOST * size
 }
 
 /// Two CPUs that find a bucket empty in the same moment may count one for both.
 #[inline(always)]
-fn pour(bucket: &AtomicU64, cost: u64, now: u64) {
-    if bucket.load(Relaxed) < now {
+fn pour(bucket: &AtomicU64, cost: u64, size: u64, now: u64) {
+    let until = bucket.load(Relaxed);
+    if until < now || until - now > AT_MOST * size {
         bucket.store(now, Relaxed);
     }
     bucket.fetch_add(cost, Relaxed);

@@ -190,7 +190,8 @@ fn go_on<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<bool, 
     }
     account(tables, scratch, way);
     fragment::remember(tables, scratch);
-    if is_tcp {
+    // Of a packet in parts nobody knows where it ends.
+    if is_tcp && scratch.arrival.has_transport() && !segment.is_first() {
         end(tables, scratch, way, state);
     }
     Ok(true)
@@ -270,6 +271,7 @@ fn end<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch, way: &Way, state: 
     } else if state & WayState::FIN != 0
         && !segment.is_special()
         && let Some(other) = &other
+        && other.others_end.load(Relaxed) != 0
         && end.wrapping_sub(other.others_end.load(Relaxed)) as i32 > 0
     {
         // Who says more than the goodbye ended with has not said it.

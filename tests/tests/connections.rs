@@ -194,7 +194,7 @@ fn an_answer_without_its_way_does_not_stay_a_conversation_of_its_own() {
         .ways
         .borrow_mut()
         .retain(|key, _| key.hook != Hook::TO_POD);
-    for _ in 0..4 {
+    for _ in 0..20 {
         passes(&memory, &answer);
     }
     assert_eq!(memory.ways.borrow().len(), 3, "two of the answers' own");
@@ -295,4 +295,56 @@ fn a_port_may_ask_a_service_and_then_its_backend() {
         let rows = memory.ways.borrow().len() + memory.plans.borrow().len();
         assert!(rows <= 2, "{rows}");
     }
+}
+
+/// Of datagrams from outside, too, somebody has to have answered, or there are many: their senders may not be who they say.
+#[test]
+fn three_datagrams_in_anybodys_name_make_no_ways() {
+    let memory = world();
+    for n in 1_000..2_000 {
+        let asks = received(Host::Far, Host::B, Family::V6, &udp(n, 53));
+        for _ in 0..3 {
+            passes(&memory, &asks);
+        }
+    }
+    assert!(memory.ways.borrow().is_empty());
+    let asks = received(Host::Far, Host::B, Family::V6, &udp(7, 53));
+    for _ in 0..17 {
+        passes(&memory, &asks);
+    }
+    assert_eq!(
+        memory.ways.borrow().len(),
+        2,
+        "a stream that nobody answers"
+    );
+    let asks = received(Host::Far, Host::B, Family::V6, &udp(8, 53));
+    let answers = sent(Host::B, Host::Far, Family::V6, &udp(53, 8));
+    for arrival in [&asks, &answers, &asks] {
+        passes(&memory, arrival);
+    }
+    assert_eq!(memory.ways.borrow().len(), 4);
+}
+
+/// An acknowledgement that does not know what the SYN|ACK said comes from somebody who has not had it.
+#[test]
+fn a_guessed_acknowledgement_makes_no_ways() {
+    let acknowledging = |number: u32| {
+        let mut arrival = received(Host::Far, Host::B, Family::V6, &tcp(9, 80, ACK));
+        arrival.packet.frame[L3 + 40 + 8..L3 + 40 + 12].copy_from_slice(&number.to_be_bytes());
+        arrival
+    };
+    let memory = world();
+    passes(
+        &memory,
+        &received(Host::Far, Host::B, Family::V6, &tcp(9, 80, SYN)),
+    );
+    let mut answer = sent(Host::B, Host::Far, Family::V6, &tcp(80, 9, SYN | ACK));
+    answer.packet.frame[L3 + 40 + 4..L3 + 40 + 8].copy_from_slice(&70_000_u32.to_be_bytes());
+    passes(&memory, &answer);
+    for guess in [1, 60_000, 70_000] {
+        passes(&memory, &acknowledging(guess));
+        assert!(memory.ways.borrow().is_empty(), "{guess}");
+    }
+    passes(&memory, &acknowledging(70_001));
+    assert_eq!(memory.ways.borrow().len(), 2);
 }

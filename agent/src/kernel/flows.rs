@@ -111,6 +111,18 @@ impl Flows {
             }
             io::Result::Ok(())
         };
+        // Plans before ways: what is answered meanwhile is then told at least once.
+        for table in [&self.plans.tcp, &self.plans.other] {
+            each(table, |_, plan: Plan| {
+                see(Conversation {
+                    key: plan.key,
+                    is_answered: plan.back.packets.load(Relaxed) > 0,
+                    way: plan.way,
+                    back: plan.back,
+                    via: None,
+                })
+            })?;
+        }
         for table in [&self.ways.tcp, &self.ways.other] {
             each(table, |key, way: Way| {
                 if way.state.load(Relaxed) & WayState::OPENER == 0 {
@@ -122,17 +134,6 @@ impl Flows {
                     is_answered: back.packets.load(Relaxed) > 0,
                     way,
                     back,
-                    via: None,
-                })
-            })?;
-        }
-        for table in [&self.plans.tcp, &self.plans.other] {
-            each(table, |_, plan: Plan| {
-                see(Conversation {
-                    key: plan.key,
-                    way: plan.way,
-                    back: plan.back,
-                    is_answered: false,
                     via: None,
                 })
             })?;
@@ -210,14 +211,16 @@ impl Flows {
                 look(&key, &way);
                 let row = Row::of(&key, &way);
                 let is_gone = is_about(&key, is_gone) || is_about(&row.other, is_gone);
-                let mut rows = 0;
+                let (mut rows, mut is_there) = (0, true);
                 if is_gone || row.may_be_over(key.protocol, now) {
                     rows = end_way(table, &key, &row, now, is_gone)?;
                     removed += rows;
+                    // It may have gone with its other one, a moment ago.
+                    is_there = rows == 0 && find::<Way>(table, &key)?.is_some();
                 }
                 if key.protocol == Protocol::TCP && rows > 0 {
                     self.shares.count(way.owner, -(rows as i64));
-                } else if key.protocol == Protocol::TCP {
+                } else if key.protocol == Protocol::TCP && is_there {
                     held.count(way.owner);
                 }
                 Ok(())

@@ -32,8 +32,9 @@ impl<M: Machine> Line<M> {
         }
         // Twice, for those that begin meanwhile: an answer to one that `from_net` does not know is refused by the node.
         let mut since = Duration::ZERO;
+        let mut is_whole = true;
         for _ in 0..2 {
-            since = self.adopt_conversations(since);
+            (since, is_whole) = self.adopt_conversations(since);
         }
         // First where packets leave: our program there looks at everything that theirs has passed, while theirs would let
         // through what ours leaves to it.
@@ -43,6 +44,7 @@ impl<M: Machine> Line<M> {
                 error = format!("{error:#}"),
                 "the filters of all pods hold no program of ours yet"
             );
+            is_whole = false;
         }
         // Each of these is done in no time; what follows takes its time for each device.
         for (device, ifindex) in self.pods.devices_of_open() {
@@ -55,7 +57,7 @@ impl<M: Machine> Line<M> {
             }
         }
         // Those that have begun since.
-        self.adopt_conversations(since);
+        is_whole &= self.adopt_conversations(since).1;
         let mut pods = 0;
         for (device, ifindex) in self.pods.devices_of_open() {
             match self.machine.adopt(&device, ifindex) {
@@ -67,7 +69,10 @@ impl<M: Machine> Line<M> {
                 ),
             }
         }
-        self.machine.end_take_over();
+        // What was not taken over stays where it is, and the next agent tries again.
+        if is_whole {
+            self.machine.end_take_over();
+        }
         self.programs = Programs::Ours;
         self.published.programs.send_replace(Programs::Ours);
         // Programs of another layout may have read these rows until now.
@@ -76,10 +81,12 @@ impl<M: Machine> Line<M> {
         info!(pods, "our programs are on their hooks");
     }
 
-    /// Returns since when others may have begun.
-    fn adopt_conversations(&self, since: Duration) -> Duration {
+    /// Returns since when others may have begun, and whether all could be taken over.
+    fn adopt_conversations(&self, since: Duration) -> (Duration, bool) {
         let began = clock::monotonic();
-        match self.machine.adopt_conversations(since) {
+        let adopted = self.machine.adopt_conversations(since);
+        let is_whole = adopted.is_ok();
+        match adopted {
             Ok(0) => {}
             Ok(found) => info!(
                 found,
@@ -91,7 +98,7 @@ impl<M: Machine> Line<M> {
             ),
         }
         // What is coarse about the clock of programs is a tick.
-        began.saturating_sub(Duration::from_millis(20))
+        (began.saturating_sub(Duration::from_millis(20)), is_whole)
     }
 
     /// What keeps our programs from their hooks when every input is known.
