@@ -47,6 +47,8 @@ pub mod machine;
 pub mod manifests;
 #[cfg(feature = "full")]
 pub mod mix;
+#[cfg(feature = "full")]
+pub mod model;
 pub mod netns;
 pub mod node;
 #[cfg(feature = "full")]

@@ -1,0 +1,357 @@
+//! A conversation as the model keeps it, at one place: at a pod's device, or at an uplink.
+
+use std::net::IpAddr;
+use std::sync::atomic::Ordering::Relaxed;
+
+use weir_common::event::Hook;
+use weir_common::way::{Mark, Way, WayState};
+
+use super::cluster::Cluster;
+use super::wire::{Packet, Segment, Talk, Tuple};
+use crate::tables::Memory;
+
+pub const SECOND: u64 = 1_000_000_000;
+
+/// Directions of a conversation: what its opener sends, and the answers.
+pub const THERE: usize = 0;
+pub const BACK: usize = 1;
+
+/// What is kept of it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Stage {
+    /// One row for both directions, under the key of the answers.
+    Asked,
+    /// A row for each direction, unless one was pushed out.
+    Known,
+}
+
+#[derive(Clone, Debug)]
+pub struct Conversation {
+    pub stage: Stage,
+    /// Where packets of each direction arrive.
+    pub hooks: [Hook; 2],
+    /// What its opener sends, before and after translation.
+    pub asked: Tuple,
+    pub goes: Tuple,
+    /// The backend's index and incarnation.
+    pub backend: Option<(usize, u32)>,
+    /// A port of the node stands for the opener.
+    pub is_masqueraded: bool,
+    /// By which uplink it leaves.
+    pub uplink: u32,
+    pub marks: [Mark; 2],
+    /// The rows that are there.
+    pub rows: [bool; 2],
+    /// Whose row says that it is of the one who opened it: where a lost row was made again by an answer, both do.
+    pub claims: [bool; 2],
+    pub seen: [u64; 2],
+    pub epoch: [u32; 2],
+    pub packets: [u64; 2],
+    pub bytes: [u64; 2],
+    /// What allows it at either end.
+    pub rules: [[u32; 2]; 2],
+    /// TCP: who has said goodbye, by row and direction; by row, what acknowledges the other side's; who has spoken after the
+    /// other's goodbye, and who has acknowledged it.
+    pub fin: [[bool; 2]; 2],
+    pub others_end: [u32; 2],
+    pub heard: [bool; 2],
+    pub acknowledged: [bool; 2],
+    /// By row: either side has broken off, and neither spoken since. Of an answer's row before the first answer: somebody
+    /// has refused.
+    pub reset: [bool; 2],
+}
+
+impl Conversation {
+    pub fn new(
+        cluster: &Cluster,
+        hooks: [Hook; 2],
+        packet: &Packet,
+        goes: Tuple,
+        length: u64,
+    ) -> Self {
+        let is_fin = packet.segment().is_some_and(Segment::ends);
+        Self {
+            stage: Stage::Asked,
+            hooks,
+            asked: packet.tuple,
+            goes,
+            backend: None,
+            is_masqueraded: false,
+            uplink: 0,
+            marks: [Mark::PASSED; 2],
+            rows: [false; 2],
+            claims: [true, false],
+            seen: [cluster.now(); 2],
+            epoch: [cluster.epoch(); 2],
+            packets: [1, 0],
+            bytes: [length, 0],
+            rules: [[0; 2]; 2],
+            fin: [[is_fin, false]; 2],
+            others_end: [0, packet.segment().map_or(0, Segment::end)],
+            heard: [false; 2],
+            acknowledged: [false; 2],
+            reset: [false; 2],
+        }
+    }
+
+    /// What its opener sends, and where.
+    pub fn key(&self) -> (Hook, Tuple) {
+        (self.hooks[THERE], self.asked)
+    }
+
+    /// A packet of a direction, as it arrives.
+    pub fn arrives(&self, direction: usize) -> Tuple {
+        if direction == THERE {
+            self.asked
+        } else {
+            self.goes.back()
+        }
+    }
+
+    /// The same as it goes on.
+    pub fn goes_on(&self, direction: usize) -> Tuple {
+        if direction == THERE {
+            self.goes
+        } else {
+            self.asked.back()
+        }
+    }
+
+    pub fn is_tcp(&self) -> bool {
+        self.asked.talk == Talk::Tcp
+    }
+
+    /// RFC 9293 section 3.6: both have said goodbye; or one has broken off (section 3.5.2).
+    pub fn is_closed(&self, direction: usize) -> bool {
+        self.reset[direction] || self.fin[direction] == [true; 2]
+    }
+
+    /// Has nothing come in a direction for two minutes (RFC 4787 REQ-5)?
+    pub fn is_silent(&self, direction: usize, now: u64) -> bool {
+        now.saturating_sub(self.seen[direction]) > 120 * SECOND
+    }
+
+    /// Is it silent for so long that others may have its place? Who has made it himself, and was not answered, may soon.
+    pub fn is_forgotten(&self, now: u64, asker: IpAddr) -> bool {
+        let is_own = self.packets[BACK] == 0 && self.asked.from.ip() == asker;
+        let patience = match (self.is_tcp(), is_own) {
+            (true, _) => 60,
+            (false, true) => 2,
+            (false, false) => 30,
+        };
+        let last = self.seen[THERE].max(self.seen[BACK]);
+        self.reset[BACK] || now.saturating_sub(last) > patience * SECOND
+    }
+
+    /// Does the packet at hand, which is counted, make two rows of one? The third packet does, or the 17th of somebody
+    /// elsewhere whom nobody answers; of TCP the answer to a pod of this node, and what somebody elsewhere says who has heard it.
+    pub fn is_settled(&self, cluster: &Cluster, packet: &Packet) -> bool {
+        let is_of_pod = match self.hooks[THERE] {
+            Hook::FROM_POD => true,
+            Hook::TO_NET => cluster.pod(self.asked.from.ip()).is_some(),
+            _ => false,
+        };
+        let Some(segment) = packet.segment().filter(|_| self.is_tcp()) else {
+            let packets = self.packets[THERE] + self.packets[BACK];
+            return packets >= 17 || (packets >= 3 && (is_of_pod || self.packets[BACK] > 0));
+        };
+        let said = self.others_end[THERE];
+        let has_heard = said == 0 || segment.acknowledges.wrapping_sub(said) < 1 << 31;
+        let is_elsewheres = !packet.answers() && has_heard;
+        self.packets[BACK] > 0 && !packet.opens_tcp() && (is_of_pod || is_elsewheres)
+    }
+
+    /// What becomes of packets of a direction.
+    pub fn step(&self, direction: usize) -> (Tuple, Mark, Hook) {
+        let (mark, other) = (self.marks[direction], self.hooks[1 - direction]);
+        (self.goes_on(direction), mark, other)
+    }
+
+    /// Its opener asks again: what is known of the answers stays. Named exception `AskedAgain`: what was said of goodbyes is
+    /// kept with the answers, and not with what the opener sends.
+    pub fn take_over(&mut self, was: &Self) {
+        self.packets[THERE] += was.packets[THERE];
+        self.bytes[THERE] += was.bytes[THERE];
+        (self.packets[BACK], self.bytes[BACK]) = (was.packets[BACK], was.bytes[BACK]);
+        if was.packets[BACK] > 0 {
+            self.seen[BACK] = was.seen[BACK];
+        }
+        self.fin[BACK] = was.fin[BACK];
+        // Who asks again was not refused for good.
+        self.reset[BACK] = false;
+        self.others_end[THERE] = was.others_end[THERE];
+    }
+
+    /// May the agent's sweep remove it (docs/architecture.md; the durations are those of Linux and kube-proxy)?
+    pub fn is_stale(&self, now: u64) -> bool {
+        let last = self.seen[THERE].max(self.seen[BACK]);
+        let is_answered = self.stage == Stage::Known && self.rows[BACK] && self.packets[BACK] > 0;
+        let seconds = match (self.is_tcp(), is_answered) {
+            (true, _) if self.is_closed(THERE) => 30,
+            (true, false) => 60,
+            (true, true) if self.fin[THERE] != [false; 2] => {
+                if self.heard == [false; 2] {
+                    120
+                } else {
+                    3600
+                }
+            }
+            (true, true) => 3 * 3600,
+            (false, true) => 120,
+            (false, false) => 30,
+        };
+        now.saturating_sub(last) > seconds * SECOND
+    }
+
+    /// Does its opener ask in another way now, from the same port: for a service, or its backend itself? The answers to datagrams
+    /// are those to the latest question (RFC 768 has no other), and a connection keeps its own (RFC 9293 section 3.4).
+    pub fn is_moved(&self, asked: Tuple) -> bool {
+        !self.is_tcp() && self.asked.from == asked.from
+    }
+
+    /// Counts a packet of a direction.
+    pub fn account(&mut self, direction: usize, now: u64, length: u64) {
+        self.packets[direction] += 1;
+        self.bytes[direction] += length;
+        self.seen[direction] = now;
+    }
+
+    /// Notes what a segment says about the end of its connection; is that over? RFC 9293 section 3.6: it is when both
+    /// goodbyes are acknowledged.
+    pub fn end(&mut self, direction: usize, segment: Segment) -> bool {
+        let other = 1 - direction;
+        let (was_fin, was_reset) = (self.fin[direction], self.reset[direction]);
+        let is_plain = !segment.opens() && !segment.ends() && !segment.resets();
+        if segment.resets() {
+            self.reset = [true; 2];
+        } else if was_reset {
+            // What goes on talking was not ended by it.
+            self.reset = [false; 2];
+        }
+        if segment.ends() {
+            self.fin[direction][direction] = true;
+            self.fin[other][direction] = true;
+            self.others_end[other] = segment.end();
+        } else if was_fin[direction] && is_plain {
+            let beyond = segment.end().wrapping_sub(self.others_end[other]);
+            if self.others_end[other] != 0 && (1..1 << 31).contains(&beyond) {
+                // Nobody speaks after a goodbye: it was none.
+                self.fin[direction][direction] = false;
+                self.fin[other][direction] = false;
+                return false;
+            }
+        }
+        if !was_fin[other] {
+            return false;
+        }
+        self.heard[direction] = true;
+        if segment.acknowledges != self.others_end[direction] {
+            return false;
+        }
+        self.acknowledged[direction] = true;
+        was_fin[direction] && is_plain && self.acknowledged[other]
+    }
+
+    /// Compares with the rows of the datapath. Whose own row was lost may find another one's at its place.
+    ///
+    /// # Errors
+    /// What differs.
+    pub fn compare(&self, memory: &Memory, is_others: [bool; 2]) -> Result<(), String> {
+        let keys = [THERE, BACK].map(|it| self.arrives(it).row(self.hooks[it]));
+        if self.stage == Stage::Asked {
+            let plans = memory.plans.borrow();
+            let plan = plans.get(&keys[BACK]).ok_or("no plan is there")?;
+            if plan.key != keys[THERE] {
+                return Err("the plan is another one's".to_owned());
+            }
+            self.compare_row(THERE, &plan.way)?;
+            return self.compare_row(BACK, &plan.back);
+        }
+        let ways = memory.ways.borrow();
+        for direction in [THERE, BACK] {
+            match (ways.get(&keys[direction]), self.rows[direction]) {
+                (Some(way), true) => self.compare_row(direction, way)?,
+                (None, false) => {}
+                (Some(_), false) if is_others[direction] => {}
+                (row, _) => {
+                    let is = if row.is_some() { "there" } else { "away" };
+                    return Err(format!("the row of direction {direction} is {is}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn compare_row(&self, direction: usize, way: &Way) -> Result<(), String> {
+        let load = |cell: &weir_common::shared::AtomicU64| cell.load(Relaxed);
+        let state = way.state.load(Relaxed);
+        let has = |bit| state & bit != 0;
+        let other = 1 - direction;
+        let rules = [&way.egress_rule, &way.ingress_rule].map(|rule| rule.load(Relaxed));
+        let facts = [
+            ("packets", load(&way.packets), self.packets[direction]),
+            ("bytes", load(&way.bytes), self.bytes[direction]),
+            ("seen", load(&way.seen), self.seen[direction]),
+            (
+                "egress rule",
+                rules[0].into(),
+                self.rules[direction][0].into(),
+            ),
+            (
+                "ingress rule",
+                rules[1].into(),
+                self.rules[direction][1].into(),
+            ),
+        ];
+        let is_leaving = self.hooks[direction] == Hook::TO_NET;
+        let device = way.device.load(Relaxed);
+        if is_leaving && device != self.uplink {
+            return Err(format!("uplink {device} instead of {}", self.uplink));
+        }
+        for (what, is, should) in facts {
+            if is != should {
+                return Err(format!(
+                    "{what} of direction {direction}: {is} instead of {should}"
+                ));
+            }
+        }
+        let (backend, incarnation) = self
+            .backend
+            .filter(|_| direction == THERE)
+            .map_or((0, 0), |(index, incarnation)| {
+                (index as u32 + 1, incarnation)
+            });
+        let facts = [
+            ("opener", has(WayState::OPENER), self.claims[direction]),
+            ("masquerade", has(WayState::MASQUERADE), self.is_masqueraded),
+            (
+                "goodbye",
+                has(WayState::FIN),
+                self.fin[direction][direction],
+            ),
+            (
+                "the other's goodbye",
+                has(WayState::OTHER_FIN),
+                self.fin[direction][other],
+            ),
+            (
+                "acknowledged",
+                has(WayState::FIN_ACKNOWLEDGED),
+                self.acknowledged[direction],
+            ),
+            ("heard", has(WayState::FIN_HEARD), self.heard[direction]),
+            ("reset", has(WayState::RESET), self.reset[direction]),
+            (
+                "backend",
+                (way.backend, way.generation.0 / 4) == (backend, incarnation),
+                true,
+            ),
+        ];
+        for (what, is, should) in facts {
+            if is != should {
+                return Err(format!("{what} of direction {direction}: {is}"));
+            }
+        }
+        Ok(())
+    }
+}

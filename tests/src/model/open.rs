@@ -1,0 +1,497 @@
+//! Packets that belong to nothing that is known: who may open a conversation, to which backend it goes, and which port of
+//! the node stands for its opener.
+
+use std::net::SocketAddr;
+
+use weir_common::DropReason;
+use weir_common::event::Hook;
+use weir_common::way::Mark;
+use weir_datapath::Verdict;
+
+use super::cluster::{Cluster, From, Health};
+use super::conversation::{BACK, Conversation, SECOND, Stage, THERE};
+use super::oracle::{Arrival, Fate, Oracle, Place, Seen, Why, goes};
+use super::wire::Tuple;
+
+/// How many backends are tried before there counts as being none.
+const BACKEND_TRIES: usize = 3;
+
+impl Oracle {
+    pub(super) fn open(
+        &mut self,
+        cluster: &Cluster,
+        at: &Arrival,
+        seen: &Seen,
+        untouched: Fate,
+    ) -> Result<Fate, String> {
+        let tuple = at.packet.tuple;
+        let answers = at.packet.answers();
+        let no_flow = Ok(Fate::Drop(DropReason::NoFlow));
+        match at.hook {
+            Hook::FROM_POD => {
+                let service = cluster.service(From::Pod, tuple.talk, tuple.to);
+                if let Some(service) = service.filter(|_| !answers) {
+                    return self.choose(cluster, at, seen, From::Pod, service);
+                }
+                // What a pod and its own node say to each other is always allowed.
+                if cluster.is_own(tuple.to.ip()) {
+                    return Ok(match untouched {
+                        Fate::Goes { packet, .. } => Fate::Goes {
+                            packet,
+                            mark: Mark::PASSED,
+                            device: 0,
+                        },
+                        Fate::Drop(reason) => Fate::Drop(reason),
+                    });
+                }
+                if answers {
+                    return no_flow;
+                }
+                // Nobody has the address of a service.
+                if cluster.is_service(tuple.to.ip()) {
+                    return Ok(Fate::Drop(DropReason::NoService));
+                }
+                Ok(self.direct(cluster, at))
+            }
+            Hook::TO_POD => {
+                if at.is_local {
+                    return Ok(untouched);
+                }
+                // No pod of this node sends from elsewhere.
+                if cluster.pod(tuple.from.ip()).is_some() {
+                    return Ok(Fate::Drop(DropReason::SpoofedAddress));
+                }
+                if answers {
+                    return no_flow;
+                }
+                Ok(self.direct(cluster, at))
+            }
+            Hook::FROM_NET => match cluster.service(From::Outside, tuple.talk, tuple.to) {
+                None => Ok(untouched),
+                Some(_) if answers => no_flow,
+                Some(service) => self.choose(cluster, at, seen, From::Outside, service),
+            },
+            _ => {
+                let Some(address) = cluster.address(at.ifindex) else {
+                    return Ok(untouched);
+                };
+                if tuple.from.ip() == address {
+                    return Ok(untouched);
+                }
+                if at.mark == Mark::REPLY || answers {
+                    return no_flow;
+                }
+                self.masquerade(cluster, at, seen)
+            }
+        }
+    }
+
+    /// A conversation with whom the packet names.
+    fn direct(&mut self, cluster: &Cluster, at: &Arrival) -> Fate {
+        self.fallen.borrow_mut().clear();
+        match self.plan_at_pod(cluster, at, at.packet.tuple) {
+            Ok((_, Place::Taken)) => {
+                self.fall();
+                Fate::Drop(DropReason::NatCollision)
+            }
+            Ok((_, Place::Full)) => Fate::Drop(DropReason::TableFull),
+            Ok((planned, place)) => self.commit(cluster, at, planned, place),
+            Err(reason) => Fate::Drop(reason),
+        }
+    }
+
+    /// A conversation at a pod's device, judged by where it goes.
+    fn plan_at_pod(
+        &self,
+        cluster: &Cluster,
+        at: &Arrival,
+        goes: Tuple,
+    ) -> Result<(Conversation, Place), DropReason> {
+        let rules = cluster.allows(goes.talk, goes.from.ip(), goes.to)?;
+        let is_local = cluster.pod(goes.to.ip()).is_some();
+        let other = if at.hook == Hook::FROM_POD && !is_local {
+            Hook::TO_POD
+        } else {
+            Hook::FROM_POD
+        };
+        let mut planned = Conversation::new(cluster, [at.hook, other], at.packet, goes, at.length);
+        planned.rules = [rules; 2];
+        if at.hook == Hook::FROM_POD {
+            // Whoever is outside of the cluster does not see pods' addresses.
+            if !is_local && cluster.is_masquerading() && !cluster.is_in_cluster(goes.to.ip()) {
+                planned.marks[THERE] = Mark::LEAVING;
+            }
+        } else if at.mark == Mark::TRANSLATED {
+            planned.marks[BACK] = Mark::REPLY;
+        }
+        let place = self.place(cluster, (at.hook, planned.asked), (other, goes.back()));
+        Ok((planned, place))
+    }
+
+    /// A conversation with a backend of a service. Who has been seen to begin the search at one backend begins there
+    /// always, as long as the service has as many; with session affinity a client begins with the one that it had.
+    fn choose(
+        &mut self,
+        cluster: &Cluster,
+        at: &Arrival,
+        seen: &Seen,
+        from: From,
+        service: usize,
+    ) -> Result<Fate, String> {
+        let asked = at.packet.tuple;
+        let run = &cluster.services[service].run;
+        if run.is_empty() {
+            return Ok(Fate::Drop(DropReason::NoBackend));
+        }
+        let client = (asked.from.ip(), service, asked.talk);
+        let affinity = u64::from(cluster.services[service].affinity) * SECOND;
+        let stuck = self.sticky.get(&client).and_then(|(index, which, used)| {
+            let backend = cluster.backends[*index];
+            let counts = cluster.now() - used <= affinity
+                && backend.health == Health::Usable
+                && backend.incarnation == *which;
+            run.iter().position(|other| counts && other == index)
+        });
+        let key = (from, asked, run.len());
+        let starts = match stuck {
+            Some(start) => vec![start],
+            None => match self.backends.get(&key) {
+                Some(starts) => starts.clone(),
+                None => (0..run.len()).collect(),
+            },
+        };
+        let mut outcomes = Vec::new();
+        for start in starts {
+            let outcome = self.backend_from(cluster, at, from, run, start);
+            let agrees = match (&outcome, seen.verdict) {
+                (Err(reason), Verdict::Drop(seen) | Verdict::Refuse(seen)) => *reason == seen,
+                (Err(_), _) | (_, Verdict::Drop(_) | Verdict::Refuse(_)) => false,
+                (Ok((planned, _)), _) => planned.goes == seen.packet.tuple,
+            };
+            outcomes.push((start, outcome, agrees));
+        }
+        let agreeing: Vec<usize> = outcomes.iter().filter(|it| it.2).map(|it| it.0).collect();
+        let Some(found) = outcomes.iter().position(|it| it.2) else {
+            let possible: Vec<_> = outcomes
+                .iter()
+                .map(|(start, it, _)| (start, it.as_ref().map(|(planned, _)| planned.goes.to)))
+                .collect();
+            return Err(format!("of a service: none of {possible:?}"));
+        };
+        if stuck.is_none() {
+            self.backends.insert(key, agreeing);
+        }
+        self.fallen.borrow_mut().clear();
+        let outcome = self.backend_from(cluster, at, from, run, outcomes[found].0);
+        match outcome {
+            Err(reason) => {
+                self.fall();
+                Ok(Fate::Drop(reason))
+            }
+            Ok((planned, place)) => {
+                if affinity != 0
+                    && let Some((index, which)) = planned.backend
+                {
+                    self.sticky.insert(client, (index, which, cluster.now()));
+                }
+                Ok(self.commit(cluster, at, planned, place))
+            }
+        }
+    }
+
+    /// Those whose plans were taken out during a search that found nothing.
+    fn fall(&mut self) {
+        let mut fallen = self.fallen.take();
+        fallen.sort_unstable();
+        fallen.dedup();
+        for index in fallen.into_iter().rev() {
+            self.remove(index, Why::Stranger);
+        }
+    }
+
+    /// The backend that a search finds which begins at one.
+    fn backend_from(
+        &self,
+        cluster: &Cluster,
+        at: &Arrival,
+        from: From,
+        run: &[usize],
+        start: usize,
+    ) -> Result<(Conversation, Place), DropReason> {
+        let asked = at.packet.tuple;
+        let mut next = start;
+        for _ in 0..BACKEND_TRIES {
+            let around = (0..run.len()).map(|step| (next + step) % run.len());
+            let usable = |place: &usize| cluster.backends[run[*place]].health == Health::Usable;
+            let place = around.into_iter().find(usable);
+            let place = place.ok_or(DropReason::NoBackend)?;
+            next = (place + 1) % run.len();
+            let backend = cluster.backends[run[place]];
+            if backend.at.ip() == asked.from.ip() {
+                continue;
+            }
+            let goes = Tuple::new(asked.talk, asked.from, backend.at);
+            let (mut planned, found) = if from == From::Pod {
+                self.plan_at_pod(cluster, at, goes)?
+            } else {
+                if cluster.is_own(backend.at.ip()) {
+                    return Err(DropReason::NotTranslatable);
+                }
+                let hooks = [Hook::FROM_NET, Hook::TO_NET];
+                let mut planned = Conversation::new(cluster, hooks, at.packet, goes, at.length);
+                planned.marks = [Mark::TRANSLATED, Mark::NONE];
+                let answer = (Hook::TO_NET, goes.back());
+                (planned, self.place(cluster, (at.hook, asked), answer))
+            };
+            if found == Place::Full {
+                return Err(DropReason::TableFull);
+            }
+            if found != Place::Taken {
+                planned.backend = Some((run[place], backend.incarnation));
+                return Ok((planned, found));
+            }
+        }
+        Err(DropReason::NatCollision)
+    }
+
+    /// A conversation that leaves with the node's address.
+    fn masquerade(&mut self, cluster: &Cluster, at: &Arrival, seen: &Seen) -> Result<Fate, String> {
+        let asked = at.packet.tuple;
+        let config = cluster.memory.config;
+        let many = config.last_port - config.first_port + 1;
+        let address = cluster.address(at.ifindex).ok_or("no uplink")?;
+        let goes = |number: u16| {
+            let end = SocketAddr::new(address, config.first_port + number);
+            Tuple::new(asked.talk, end, asked.to)
+        };
+        let places: Vec<Place> = (0..many)
+            .map(|number| {
+                let answer = (Hook::FROM_NET, goes(number).back());
+                self.place(cluster, (at.hook, asked), answer)
+            })
+            .collect();
+        // Of a port of the node nobody has a row but who it stands for.
+        self.fallen.borrow_mut().clear();
+        let is_pods = cluster.pod(asked.from.ip()).is_some();
+        let end = (asked.talk, asked.from);
+        let number = match seen.verdict {
+            Verdict::Drop(DropReason::NoNatPort) => {
+                self.ports.none(end, is_pods, &places)?;
+                return Ok(Fate::Drop(DropReason::NoNatPort));
+            }
+            Verdict::Drop(DropReason::TableFull) => {
+                self.ports.full(end, &places)?;
+                return Ok(Fate::Drop(DropReason::TableFull));
+            }
+            _ => seen
+                .packet
+                .tuple
+                .from
+                .port()
+                .wrapping_sub(config.first_port),
+        };
+        self.ports.choose(end, is_pods, &places, number)?;
+        let goes = goes(number);
+        let place = places[usize::from(number)];
+        let hooks = [Hook::TO_NET, Hook::FROM_NET];
+        let mut planned = Conversation::new(cluster, hooks, at.packet, goes, at.length);
+        planned.is_masqueraded = true;
+        planned.uplink = at.ifindex;
+        // Conversations that came in translated keep their word.
+        planned.marks[THERE] = at.mark;
+        let is_translated = at.mark == Mark::TRANSLATED;
+        planned.marks[BACK] = [Mark::NONE, Mark::REPLY][usize::from(is_translated)];
+        if matches!(place, Place::Free | Place::Left(_)) {
+            self.counts.ports += 1;
+        }
+        Ok(self.commit(cluster, at, planned, place))
+    }
+
+    /// The conversation takes its place, and its packet goes on.
+    fn commit(
+        &mut self,
+        cluster: &Cluster,
+        at: &Arrival,
+        planned: Conversation,
+        place: Place,
+    ) -> Fate {
+        let fate = goes(cluster, at, &planned, THERE);
+        if planned.asked != planned.goes {
+            self.counts.rewrote(planned.is_masqueraded);
+        }
+        let asked = (at.hook, planned.asked);
+        self.touched = Some(asked);
+        let fallen = self.fallen.take();
+        let fallen: Vec<_> = fallen
+            .into_iter()
+            .map(|index| self.conversations[index].key())
+            .filter(|key| *key != asked)
+            .collect();
+        let mut keeps = None;
+        let index = match place {
+            Place::Own(mut index, before) => {
+                if let Some(before) = before {
+                    let why = self.why_left(before, asked.1);
+                    self.lose(before, why);
+                    index -= usize::from(before < index);
+                }
+                self.ask_again(cluster, at, planned, index);
+                index
+            }
+            Place::Torn(torn, direction, plan) => {
+                let most = cluster.memory.most.unwrap_or(usize::MAX);
+                if self.ways() < most {
+                    self.counts.lost += 1;
+                    self.mend(cluster, planned, torn, direction, plan)
+                } else {
+                    // Without room there is a plan as well.
+                    self.lacks_room();
+                    keeps = Some(self.conversations[torn].key());
+                    match plan {
+                        Some(plan) if self.conversations[plan].key() == asked => {
+                            self.ask_again(cluster, at, planned, plan);
+                            plan
+                        }
+                        _ => {
+                            self.conversations.push(planned);
+                            if let Some(plan) = plan {
+                                self.remove(plan, Why::Replaced);
+                            }
+                            self.conversations.len() - 1
+                        }
+                    }
+                }
+            }
+            Place::Free | Place::Left(_) | Place::Taken | Place::Full => {
+                self.counts.opened += 1;
+                self.conversations.push(planned);
+                if let Place::Left(left) = place {
+                    let mut left: Vec<usize> = left.into_iter().flatten().collect();
+                    left.sort_unstable();
+                    for index in left.into_iter().rev() {
+                        let why = self.why_left(index, asked.1);
+                        self.lose(index, why);
+                    }
+                }
+                self.conversations.len() - 1
+            }
+        };
+        if keeps.is_none() {
+            self.supersede(cluster, asked, index);
+        }
+        for key in fallen {
+            let found = self.conversations.iter();
+            if let Some(index) = found.clone().position(|it| it.key() == key) {
+                self.remove(index, Why::Stranger);
+            }
+        }
+        fate
+    }
+
+    /// Why does a conversation leave its place to one that is asked?
+    fn why_left(&self, index: usize, asked: Tuple) -> Why {
+        if self.conversations[index].is_moved(asked) {
+            Why::AskedOtherwise
+        } else {
+            Why::Replaced
+        }
+    }
+
+    /// The opener of a conversation that has one row speaks again.
+    fn ask_again(
+        &mut self,
+        cluster: &Cluster,
+        at: &Arrival,
+        mut planned: Conversation,
+        index: usize,
+    ) {
+        let was = &self.conversations[index];
+        planned.take_over(was);
+        let is_same = was.step(THERE) == planned.step(THERE)
+            && was.step(BACK) == planned.step(BACK)
+            && was.backend == planned.backend;
+        let kept = (was.others_end, was.seen[BACK], was.fin[THERE]);
+        self.conversations[index] = planned;
+        if self.conversations[index].is_settled(cluster, at.packet) {
+            self.settle(cluster, index);
+        }
+        let it = &mut self.conversations[index];
+        if it.stage == Stage::Asked && is_same {
+            (it.others_end, it.seen[BACK]) = (kept.0, kept.1);
+            let [there, back] = kept.2;
+            it.fin[THERE] = [it.fin[THERE][0] | there, it.fin[THERE][1] | back];
+        }
+    }
+
+    /// A row that was lost is made again. Where is the conversation then?
+    fn mend(
+        &mut self,
+        cluster: &Cluster,
+        mut planned: Conversation,
+        index: usize,
+        direction: usize,
+        plan: Option<usize>,
+    ) -> usize {
+        if let Some(plan) = plan
+            && self.conversations[plan].key() == planned.key()
+        {
+            planned.take_over(&self.conversations[plan]);
+        }
+        let it = &mut self.conversations[index];
+        it.rows[direction] = true;
+        it.claims[direction] = true;
+        it.packets[direction] = planned.packets[THERE];
+        it.bytes[direction] = planned.bytes[THERE];
+        it.seen[direction] = cluster.now();
+        it.epoch[direction] = cluster.epoch();
+        it.rules[direction] = planned.rules[THERE];
+        it.marks[direction] = planned.marks[THERE];
+        if direction == THERE {
+            it.backend = planned.backend;
+            if it.is_masqueraded {
+                it.uplink = planned.uplink;
+            }
+        }
+        let Some(plan) = plan else {
+            return index;
+        };
+        self.remove(plan, Why::Replaced);
+        index - usize::from(plan < index)
+    }
+
+    /// What the same opener asked before, and was sent elsewhere for, is pushed out at once: it would be anyway, longest
+    /// unused.
+    fn supersede(&mut self, cluster: &Cluster, asked: (Hook, Tuple), by: usize) {
+        for index in (0..self.conversations.len()).rev() {
+            let it = &self.conversations[index];
+            if index == by || (it.hooks[THERE], it.asked) != asked {
+                continue;
+            }
+            let key = it.arrives(BACK).row(it.hooks[BACK]);
+            if it.stage == Stage::Asked {
+                cluster.memory.plans.borrow_mut().remove(&key);
+            } else if it.rows[BACK] {
+                cluster.memory.ways.borrow_mut().remove(&key);
+            }
+            self.remove(index, Why::Superseded);
+            if index < by {
+                return self.supersede(cluster, asked, by - 1);
+            }
+        }
+    }
+
+    /// Ends and clients are spread: what is drawn for each is not the same for all.
+    ///
+    /// # Errors
+    /// It is.
+    pub fn are_spread(&self) -> Result<(), String> {
+        let few = self.backends.iter().filter(|(key, _)| key.2 > 2);
+        let few = few.filter(|(_, starts)| starts.len() == 1);
+        let backends: Vec<usize> = few.map(|(_, starts)| starts[0]).collect();
+        // Of as many it is less than once in a million that all are the same by chance, with three to choose from.
+        if backends.len() > 14 && backends.windows(2).all(|two| two[0] == two[1]) {
+            return Err(format!("all begin at one backend: {backends:?}"));
+        }
+        self.ports.are_spread()
+    }
+}

@@ -1,0 +1,81 @@
+//! Whose a place is: of the answers of a conversation that somebody opens.
+
+use weir_common::event::Hook;
+
+use super::cluster::Cluster;
+use super::conversation::{BACK, Stage, THERE};
+use super::oracle::{Oracle, Place};
+use super::wire::Tuple;
+
+impl Oracle {
+    /// Whose the place of a conversation's answers is.
+    pub(super) fn place(
+        &self,
+        cluster: &Cluster,
+        asked: (Hook, Tuple),
+        answer: (Hook, Tuple),
+    ) -> Place {
+        let now = cluster.now();
+        let has_plan = self
+            .conversations
+            .iter()
+            .any(|it| it.stage == Stage::Asked && (it.hooks[BACK], it.arrives(BACK)) == answer);
+        let plans = self.conversations.iter();
+        let plans = plans.filter(|it| it.stage == Stage::Asked).count();
+        if !has_plan && cluster.memory.most.is_some_and(|most| plans >= most) {
+            return Place::Full;
+        }
+        let (mut own, mut torn, mut left, mut taken) = (None, None, [None; 2], false);
+        for (index, it) in self.conversations.iter().enumerate() {
+            let is_own = |direction| (it.hooks[direction], it.arrives(direction)) == asked;
+            if it.stage == Stage::Asked && (it.hooks[BACK], it.arrives(BACK)) == answer {
+                if is_own(THERE) {
+                    own = Some(index);
+                } else if it.is_moved(asked.1) || it.is_forgotten(now, asked.1.from.ip()) {
+                    left[0] = Some(index);
+                } else {
+                    return Place::Taken;
+                }
+            }
+            for direction in [THERE, BACK] {
+                if it.stage == Stage::Known
+                    && it.rows[direction]
+                    && (it.hooks[direction], it.arrives(direction)) == answer
+                {
+                    let other = 1 - direction;
+                    if is_own(other) {
+                        torn = Some((index, other));
+                    } else if !it.claims[direction] && it.is_moved(asked.1)
+                        || self.is_over(index, direction, now)
+                    {
+                        left[1] = Some(index);
+                    } else {
+                        taken = true;
+                    }
+                }
+            }
+        }
+        if taken {
+            // Named exception STRANGER: who finds another one's row there loses its own plan.
+            self.fallen.borrow_mut().extend(own.or(left[0]));
+            return Place::Taken;
+        }
+        match (torn, own) {
+            (Some((index, direction)), _) => Place::Torn(index, direction, own.or(left[0])),
+            (None, Some(own)) => Place::Own(own, left[1]),
+            (None, None) if left == [None; 2] => Place::Free,
+            (None, None) => Place::Left(left),
+        }
+    }
+
+    /// Can the ends of a conversation serve another one? TCP says so itself; otherwise silence does.
+    fn is_over(&self, index: usize, direction: usize, now: u64) -> bool {
+        let it = &self.conversations[index];
+        if it.is_tcp() {
+            return it.is_closed(direction);
+        }
+        let other = self.known(it.hooks[1 - direction], &it.arrives(1 - direction));
+        let is_silent = |(of, at): (usize, usize)| self.conversations[of].is_silent(at, now);
+        is_silent((index, direction)) && other.is_none_or(is_silent)
+    }
+}
