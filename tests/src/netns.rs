@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, setns};
@@ -147,6 +148,9 @@ impl Drop for Netns {
     }
 }
 
+/// Within what time a device that is up has a carrier and its link-local address.
+const CARRIER: Duration = Duration::from_secs(5);
+
 /// Links two namespaces by a veth pair, both ends up with their addresses. It goes when either
 /// namespace goes.
 ///
@@ -157,7 +161,7 @@ pub fn link(a: End<'_>, b: End<'_>) -> Result<()> {
         "link add {} type veth peer name {} netns {}",
         a.device, b.device, b.netns.name
     ))?;
-    for end in [a, b] {
+    for end in [&a, &b] {
         for address in end.addresses {
             // Duplicate address detection would keep an IPv6 address unusable for a second.
             let nodad = if address.contains(':') { "nodad" } else { "" };
@@ -168,6 +172,25 @@ pub fn link(a: End<'_>, b: End<'_>) -> Result<()> {
         let accept_dad = format!("net.ipv6.conf.{}.accept_dad", end.device);
         end.netns.set_sysctl(&accept_dad, "0")?;
         end.netns.ip(&format!("link set {} up", end.device))?;
+    }
+    for end in [&a, &b] {
+        if end.addresses.iter().any(|it| it.contains(':')) {
+            wait_for_link_local(end)?;
+        }
+    }
+    Ok(())
+}
+
+/// The kernel gives a device its link-local address when it has seen the carrier, for which it takes up to a second if both
+/// ends of the pair have the same index. Without it a host answers no neighbour's question.
+fn wait_for_link_local(end: &End<'_>) -> Result<()> {
+    let asked = format!("-6 addr show dev {} scope link", end.device);
+    let deadline = Instant::now() + CARRIER;
+    while end.netns.ip(&asked)?.is_empty() {
+        if Instant::now() > deadline {
+            bail!("{} has no link-local address", end.device);
+        }
+        thread::sleep(Duration::from_millis(10));
     }
     Ok(())
 }
