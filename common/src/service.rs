@@ -3,6 +3,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, transmute_mut, transmute_ref};
 
+use crate::shared::AtomicU64;
 use crate::table::OTHER_BYTES;
 use crate::way::WayKey;
 use crate::{Addr, Port, Protocol};
@@ -368,6 +369,23 @@ pub struct SocketPeer {
     pub pad: u16,
     pub backend: BackendId,
     pub generation: Generation,
+}
+
+/// Row of `UNUSED_PORTS`: a bit for each of 64 ports, in the order of the machine, the lowest port first; 1 if no socket was ever given
+/// a backend with that port. Whoever asks for the name of another side mostly has accepted a connection from a port that no
+/// backend has, and need not look into `SOCKETS`, where each socket has a place of its own in memory. A row of zeros says nothing,
+/// so that a table that is new beside an older `SOCKETS` is right.
+#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
+#[repr(transparent)]
+pub struct UnusedPorts(pub AtomicU64);
+
+impl UnusedPorts {
+    /// The row of a port, and its bit there.
+    #[inline(always)]
+    pub fn place(port: Port) -> (u32, u64) {
+        let port = u16::from(port);
+        (u32::from(port / 64), 1 << (port % 64))
+    }
 }
 
 const _: () = assert!(size_of::<FrontendKey>() == 24);

@@ -71,6 +71,19 @@ mod bpf {
                 );
             }
         }
+
+        #[inline(always)]
+        pub fn fetch_and(&self, value: u64, _: Ordering) {
+            // SAFETY: the cell is valid and aligned.
+            unsafe {
+                asm!(
+                    "lock *(u64 *)(r1 + 0) &= r2",
+                    in("r1") self.0.get(),
+                    in("r2") value,
+                    options(nostack, preserves_flags),
+                );
+            }
+        }
     }
 
     impl AtomicU32 {

@@ -59,6 +59,11 @@ pub const TABLES: &[Table] = &[
         owner: Owner::Kernel,
     },
     Table {
+        name: "UNUSED_PORTS",
+        version: 1,
+        owner: Owner::Kernel,
+    },
+    Table {
         name: "DEVICES",
         version: 1 + OTHER,
         owner: Owner::Agent,

@@ -2,13 +2,15 @@
 //! service's on its side, a backend's on the wire. IPv4 addresses on IPv6 sockets need nothing special,
 //! since a mapped address is how every table spells an IPv4 one.
 
+use core::sync::atomic::Ordering::Relaxed;
+
 use weir_common::counter::Counter;
 use weir_common::service::{
     Affinity, BackendId, FrontendFlags, FrontendKey, Generation, Scope, SocketKey, SocketPeer,
-    SocketSide,
+    SocketSide, UnusedPorts,
 };
 use weir_common::way::Peer;
-use weir_common::{Addr, Protocol};
+use weir_common::{Addr, Port, Protocol};
 
 use crate::service::{self, Asks, Candidates};
 use crate::tables::Sockets;
@@ -55,7 +57,11 @@ pub fn name<A: Address, T: Sockets>(address: &mut A, tables: &T) {
     if protocol != Protocol::TCP && protocol != Protocol::UDP {
         return;
     }
-    let key = key(address, &address.peer(), SocketSide::REVERSE);
+    let peer = address.peer();
+    if is_unused(tables, peer.port) {
+        return;
+    }
+    let key = key(address, &peer, SocketSide::REVERSE);
     if let Some(service) = tables.socket(&key) {
         address.set_peer(&Peer {
             addr: service.addr,
@@ -104,6 +110,7 @@ fn translate<A: Address, T: Sockets>(address: &mut A, tables: &T, lifetime: Life
         let reverse = key(address, chosen, SocketSide::REVERSE);
         let is_named = |row: SocketPeer| row.port == asked.port && same(&row.addr, &asked.addr);
         if !tables.socket(&reverse).is_some_and(is_named) {
+            use_port(tables, chosen.port);
             tables.remember(&reverse, &row(asked, kept.backend, kept.generation));
         }
         tables.count(Counter::SocketTranslated);
@@ -140,6 +147,7 @@ fn translate<A: Address, T: Sockets>(address: &mut A, tables: &T, lifetime: Life
     };
     service::stick(tables, &frontend, &client, &mut last);
     let reverse = key(address, chosen, SocketSide::REVERSE);
+    use_port(tables, chosen.port);
     tables.remember(&reverse, &row(asked, backend.id, generation));
     if lifetime == Lifetime::Socket {
         tables.remember(&forward, &row(chosen, backend.id, generation));
@@ -147,6 +155,25 @@ fn translate<A: Address, T: Sockets>(address: &mut A, tables: &T, lifetime: Life
     tables.count(Counter::SocketTranslated);
     address.set_peer(chosen);
     Call::Proceed
+}
+
+/// Was no socket ever given a backend with this port?
+#[inline(always)]
+fn is_unused<T: Sockets>(tables: &T, port: Port) -> bool {
+    let (row, bit) = UnusedPorts::place(port);
+    let row = tables.unused_ports(row);
+    row.is_some_and(|row| row.0.load(Relaxed) & bit != 0)
+}
+
+/// Notes that a socket is given a backend with this port, before it has it.
+#[inline(always)]
+fn use_port<T: Sockets>(tables: &T, port: Port) {
+    let (row, bit) = UnusedPorts::place(port);
+    if let Some(row) = tables.unused_ports(row)
+        && row.0.load(Relaxed) & bit != 0
+    {
+        row.0.fetch_and(!bit, Relaxed);
+    }
 }
 
 /// Is the socket in another network namespace than the node's? Not, if that is unknown.

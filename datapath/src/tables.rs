@@ -9,7 +9,7 @@ use weir_common::nat::{PortRange, Uplink};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{
     Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress,
-    SocketKey, SocketPeer,
+    SocketKey, SocketPeer, UnusedPorts,
 };
 use weir_common::share::Share;
 use weir_common::way::{Plan, Way, WayKey};
@@ -184,8 +184,12 @@ pub enum Added {
 
 /// What the socket hooks remember: the `SOCKETS` table.
 pub trait Sockets: Tables {
+    type UnusedPortsRef: Deref<Target = UnusedPorts>;
+
     /// The cookie of the node's network namespace, [`weir_common::node::NodeConfig::network`].
     fn own_network(&self) -> u64;
+    /// A row of `UNUSED_PORTS`.
+    fn unused_ports(&self, row: u32) -> Option<Self::UnusedPortsRef>;
     fn socket(&self, key: &SocketKey) -> Option<SocketPeer>;
     /// Best effort: a row that finds no room costs the socket its stickiness, or a name its disguise.
     fn remember(&self, key: &SocketKey, peer: &SocketPeer);

@@ -17,7 +17,7 @@ use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::reason::REASONS;
 use weir_common::service::{
     Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress,
-    SocketKey, SocketPeer,
+    SocketKey, SocketPeer, UnusedPorts,
 };
 use weir_common::share::{self, Share};
 use weir_common::way::{Plan, Way, WayKey};
@@ -43,6 +43,10 @@ static AFFINITY: LruHashMap<AffinityKey, Affinity> =
 #[map]
 static SOCKETS: LruHashMap<SocketKey, SocketPeer> =
     LruHashMap::with_max_entries(limits::SOCKETS, 0);
+// The agent says of a new one that no port was used.
+#[map]
+static UNUSED_PORTS: Array<UnusedPorts> =
+    Array::with_max_entries(limits::UNUSED_PORTS, BPF_F_MMAPABLE);
 #[map]
 static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(limits::DEVICES, 0);
 #[map]
@@ -426,6 +430,13 @@ impl Tables for Maps {
 }
 
 impl Sockets for Maps {
+    type UnusedPortsRef = &'static UnusedPorts;
+
+    #[inline(always)]
+    fn unused_ports(&self, row: u32) -> Option<&'static UnusedPorts> {
+        UNUSED_PORTS.get(row)
+    }
+
     #[inline(always)]
     fn own_network(&self) -> u64 {
         node().network

@@ -14,7 +14,7 @@ use weir_common::node::{Features, NodeConfig};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{
     Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress,
-    SocketKey, SocketPeer,
+    SocketKey, SocketPeer, UnusedPorts,
 };
 use weir_common::share::{self, Share};
 use weir_common::way::{Plan, Way, WayKey};
@@ -42,6 +42,8 @@ pub struct Memory {
     pub fragments: RefCell<HashMap<FragmentKey, Fragment>>,
     pub affinity: RefCell<HashMap<AffinityKey, Affinity>>,
     pub sockets: RefCell<HashMap<SocketKey, SocketPeer>>,
+    /// As the agent makes it: what is not in here is a row without a used port.
+    pub unused_ports: RefCell<HashMap<u32, Rc<UnusedPorts>>>,
     pub uplinks: HashMap<u32, Rc<Uplink>>,
     pub cluster: Vec<ClusterKey>,
     /// What the programs are told when they are loaded.
@@ -281,11 +283,20 @@ impl Tables for Memory {
 }
 
 impl Sockets for Memory {
+    type UnusedPortsRef = Rc<UnusedPorts>;
+
     fn own_network(&self) -> u64 {
         self.network
     }
 
+    fn unused_ports(&self, row: u32) -> Option<Rc<UnusedPorts>> {
+        let mut rows = self.unused_ports.borrow_mut();
+        let new = || Rc::new(UnusedPorts(u64::MAX.into()));
+        Some(rows.entry(row).or_insert_with(new).clone())
+    }
+
     fn socket(&self, key: &SocketKey) -> Option<SocketPeer> {
+        self.look();
         self.sockets.borrow().get(key).copied()
     }
 

@@ -2,11 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
+use std::rc::Rc;
+
 use weir_common::service::{
     FrontendFlags, FrontendKey, Generation, NodeAddress, NodeFlags, Scope, SocketSide,
 };
 use weir_common::way::Peer;
-use weir_common::{Addr, Port, Protocol};
+use weir_common::{Addr, Port, Protocol, limits};
 use weir_datapath::socket::{Address, Call, connect, name, sendmsg};
 use weir_tests::tables::Memory;
 use weir_tests::world::{
@@ -68,6 +70,38 @@ fn a_socket_reaches_a_backend_and_sees_the_service() {
             assert_eq!(other.peer.addr, Host::B.addr(family));
         }
     }
+}
+
+/// Whoever accepts connections asks for the name of each, and none of them is ours.
+#[test]
+fn a_name_costs_no_look_up_at_a_port_that_no_backend_has() {
+    let memory = world();
+    let asks = |memory: &Memory, port| {
+        let mut call = paper(2, Protocol::TCP, Host::B.addr(Family::V4), port);
+        let before = memory.looked.get();
+        name(&mut call, memory);
+        assert_eq!(call.peer.addr, Host::B.addr(Family::V4));
+        memory.looked.get() - before
+    };
+    assert_eq!(asks(&memory, BACKEND_PORT), 0);
+    let mut call = paper(1, Protocol::TCP, NEAR.addr(Family::V4), SERVICE_PORT);
+    assert_eq!(connect(&mut call, &memory), Call::Proceed);
+    assert_eq!(asks(&memory, BACKEND_PORT), 1);
+    for other in [BACKEND_PORT ^ 1, BACKEND_PORT ^ 64, 40_000, u16::MAX] {
+        assert_eq!(asks(&memory, other), 0, "{other}");
+    }
+}
+
+/// Beside sockets that earlier programs have translated, the table of ports is new and says nothing.
+#[test]
+fn an_empty_table_of_ports_hides_no_name() {
+    let memory = world();
+    let mut call = paper(1, Protocol::TCP, NEAR.addr(Family::V4), SERVICE_PORT);
+    assert_eq!(connect(&mut call, &memory), Call::Proceed);
+    let rows = (0..limits::UNUSED_PORTS).map(|row| (row, Rc::default()));
+    memory.unused_ports.replace(rows.collect());
+    name(&mut call, &memory);
+    assert_eq!(call.peer.addr, NEAR.addr(Family::V4));
 }
 
 #[test]

@@ -89,13 +89,25 @@ impl MappedRows {
     /// Adds to eight bytes, wrapping around, whatever others do to them in the same moment. Nothing is added behind the
     /// end, or to what is not [`Self::writable`].
     pub(super) fn add(&self, index: usize, value: u64) {
+        if let Some(word) = self.writable_word(index) {
+            word.fetch_add(value, Ordering::Relaxed);
+        }
+    }
+
+    /// Makes eight bytes something else, within the same bounds.
+    pub(super) fn set(&self, index: usize, value: u64) {
+        if let Some(word) = self.writable_word(index) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+
+    fn writable_word(&self, index: usize) -> Option<&AtomicU64> {
         if !self.is_writable || index >= self.length / 8 {
-            return;
+            return None;
         }
         let words = self.start.as_ptr().cast::<u64>();
         // SAFETY: within the mapping, as above, and writable; whoever else writes there does so with one instruction.
-        let word = unsafe { AtomicU64::from_ptr(words.add(index)) };
-        word.fetch_add(value, Ordering::Relaxed);
+        Some(unsafe { AtomicU64::from_ptr(words.add(index)) })
     }
 }
 

@@ -24,6 +24,7 @@ mod shares;
 mod sys;
 pub mod sysctl;
 mod tc;
+mod unused_ports;
 mod uplinks;
 
 use std::collections::BTreeMap;
@@ -201,6 +202,7 @@ impl Kernel {
         let loaded = load::load(object, bpffs, config, capacities)?;
         let links = Links::open(bpffs)
             .with_context(|| format!("make the folder of links in {}", bpffs.display()))?;
+        unused_ports::begin(&loaded, &links)?;
         Ok(Self {
             loaded,
             links,
