@@ -106,7 +106,7 @@ pub struct Way {
 )]
 #[repr(C, align(8))]
 pub struct Step {
-    /// What the end that is replaced becomes.
+    /// What the end that is replaced becomes; of a hairpin the other end gets the address that this one had.
     pub addr: Addr,
     pub port: Port,
     pub rewrite: Rewrite,
@@ -130,6 +130,33 @@ impl Rewrite {
     pub const SOURCE: Self = Self(1);
     /// DNAT.
     pub const DESTINATION: Self = Self(2);
+    /// Both, of a pod that is its own backend: the pod gets back what it sends, from the address that it asked. So the two
+    /// addresses change places, and the port of one end becomes another: the destination's there, the source's back.
+    pub const HAIRPIN_DESTINATION: Self = Self(2 | Self::HAIRPIN);
+    pub const HAIRPIN_SOURCE: Self = Self(1 | Self::HAIRPIN);
+
+    const HAIRPIN: u8 = 4;
+
+    #[inline(always)]
+    pub const fn is_source(self) -> bool {
+        self.0 & Self::SOURCE.0 != 0
+    }
+
+    #[inline(always)]
+    pub const fn is_destination(self) -> bool {
+        self.0 & Self::DESTINATION.0 != 0
+    }
+
+    /// What becomes of the answers.
+    #[inline(always)]
+    pub const fn back(self) -> Self {
+        Self(self.0 ^ (Self::SOURCE.0 | Self::DESTINATION.0))
+    }
+
+    #[inline(always)]
+    pub const fn is_hairpin(self) -> bool {
+        self.0 & Self::HAIRPIN != 0
+    }
 }
 
 /// What a program of ours tells the next one about a packet; [`crate::node`] says in which bits of an skb.
@@ -325,6 +352,15 @@ impl WayKey {
         } else if step.rewrite == Rewrite::DESTINATION {
             (words[0], words[1]) = (a, b);
             self.source_port = step.port;
+        } else if step.rewrite.is_hairpin() {
+            // The answerer is who has asked, and answers whom he has asked.
+            let of = of.words();
+            (words[0], words[1], words[2], words[3]) = (of[0], of[1], of[2], of[3]);
+            if step.rewrite == Rewrite::HAIRPIN_SOURCE {
+                self.destination_port = step.port;
+            } else {
+                self.source_port = step.port;
+            }
         }
     }
 
@@ -338,7 +374,22 @@ impl WayKey {
         } else if step.rewrite == Rewrite::DESTINATION {
             (words[2], words[3]) = (a, b);
             self.destination_port = step.port;
+        } else if step.rewrite.is_hairpin() {
+            (words[0], words[1], words[2], words[3]) = (words[2], words[3], words[0], words[1]);
+            if step.rewrite == Rewrite::HAIRPIN_SOURCE {
+                self.source_port = step.port;
+            } else {
+                self.destination_port = step.port;
+            }
         }
+    }
+
+    /// The packet of a pod to itself, whatever it is that a hairpin has made of it.
+    #[inline(always)]
+    pub fn set_to_itself(&mut self, of: &Self) {
+        *self = *of;
+        let words = self.words_mut();
+        (words[2], words[3]) = (words[0], words[1]);
     }
 }
 

@@ -57,7 +57,11 @@ fn decide<P: Packet, T: Tables>(
         tables.plan_at_pod(scratch).is_known()?;
     }
     tables.settle(scratch);
-    nat::rewrite(packet, tables, scratch)?;
+    if scratch.step.rewrite.is_hairpin() {
+        nat::turn(packet, tables, scratch)?;
+    } else {
+        nat::rewrite(packet, tables, scratch)?;
+    }
     Ok(deliver(packet, tables, scratch))
 }
 
@@ -74,7 +78,11 @@ fn error<P: Packet, T: Tables>(
         return Err(DropReason::NoFlow);
     }
     if let Some(about) = &about {
-        icmp::rewrite(packet, scratch, about)?;
+        if scratch.step.rewrite.is_hairpin() {
+            icmp::turn(packet, scratch, about)?;
+        } else {
+            icmp::rewrite(packet, scratch, about)?;
+        }
     } else if tables.class(&key.destination) == Class::OWN_NODE {
         scratch.pass(Mark::PASSED);
     } else {

@@ -8,7 +8,7 @@ use weir_common::DropReason;
 use weir_common::event::Hook;
 use weir_common::way::{Rewrite, Way, WayState};
 
-use crate::l3::{Body, Extent, Side};
+use crate::l3::{self, Body, Extent, Side};
 use crate::l4::{self, Layout};
 use crate::packet::{Changed, Delta, Packet, Zero};
 use crate::tables::Tables;
@@ -97,7 +97,9 @@ fn follow<T: Tables + ?Sized>(
 /// Writes the question of the opener of the conversation whose way is the other one.
 #[inline(always)]
 fn ask_about(scratch: &mut Scratch, way: &Way, is_opener: bool) {
-    if is_opener {
+    if way.step.rewrite.is_hairpin() {
+        scratch.question.set_to_itself(&scratch.other);
+    } else if is_opener {
         scratch.question = scratch.other;
         scratch.question.go(&way.step);
     } else {
@@ -153,4 +155,31 @@ pub(crate) fn rewrite<P: Packet>(
     }
     let covering = family.covers_icmp().then_some((checksum, Zero::IsSum));
     family.replace(packet, outer_side, old, new, &step.addr, covering)
+}
+
+/// [`rewrite`] for a hairpin, as [`crate::nat::turn`] does it.
+///
+/// # Errors
+/// As there.
+#[inline(always)]
+pub(crate) fn turn<P: Packet>(
+    packet: &mut P,
+    scratch: &Scratch,
+    at: &Quoted,
+) -> Result<(), DropReason> {
+    let family = scratch.arrival.family();
+    let (quoted, step) = (&scratch.question, &scratch.step);
+    let Some(layout) = Layout::of(family, quoted.protocol) else {
+        return Err(DropReason::WriteFailed);
+    };
+    let (old, offset) = if step.rewrite == Rewrite::HAIRPIN_SOURCE {
+        (quoted.destination_port, layout.destination_port)
+    } else {
+        (quoted.source_port, layout.source_port)
+    };
+    family.turn(packet, at.icmp + 8, quoted)?;
+    let delta = Delta::of_ports(old, step.port);
+    packet.fix_checksum(at.icmp + 2, Changed::Ports(Zero::IsSum), delta)?;
+    packet.store(at.transport + offset, &step.port.0)?;
+    family.turn(packet, l3::OFFSET, &scratch.trace.tuple)
 }

@@ -370,6 +370,17 @@ impl Family {
         self.store(packet, OFFSET, side, addr)
     }
 
+    /// Lets the two addresses of the packet at an offset change places, which are those of a key. A sum is the same in
+    /// whatever order, so no checksum changes.
+    ///
+    /// # Errors
+    /// [`DropReason::WriteFailed`].
+    #[inline(always)]
+    pub fn turn(self, packet: &mut impl Packet, at: usize, key: &WayKey) -> Result<(), DropReason> {
+        self.store(packet, at, Side::Source, &key.destination)?;
+        self.store(packet, at, Side::Destination, &key.source)
+    }
+
     /// Replaces an address in the packet at an offset that an ICMP error quotes, and corrects the
     /// checksums that cover it: the quoted header's, the error's.
     ///

@@ -4,7 +4,7 @@ use weir_common::counter::Counter;
 use weir_common::way::{Rewrite, Step, WayState};
 use weir_common::{DropReason, Port};
 
-use crate::l3::{Family, Side};
+use crate::l3::{self, Family, Side};
 use crate::l4::Layout;
 use crate::packet::{Changed, Delta, Packet};
 use crate::tables::Tables;
@@ -47,6 +47,36 @@ pub fn rewrite<P: Packet, T: Tables>(
     } else {
         Counter::PacketsTranslated
     });
+    Ok(())
+}
+
+/// [`rewrite`] for a hairpin: the addresses change places, and one port becomes another. Only what a pod sends meets one.
+///
+/// # Errors
+/// As there.
+#[inline(always)]
+pub fn turn<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &Scratch,
+) -> Result<(), DropReason> {
+    let (key, arrival, step) = (&scratch.trace.tuple, &scratch.arrival, &scratch.step);
+    let family = arrival.family();
+    family.turn(packet, l3::OFFSET, key)?;
+    if arrival.has_transport()
+        && let Some(layout) = Layout::of(family, key.protocol)
+    {
+        let (old, offset) = if step.rewrite == Rewrite::HAIRPIN_SOURCE {
+            (key.source_port, layout.source_port)
+        } else {
+            (key.destination_port, layout.destination_port)
+        };
+        let (transport, zero) = (arrival.transport(), layout.zero);
+        let delta = Delta::of_ports(old, step.port);
+        packet.fix_checksum(transport + layout.checksum, Changed::Ports(zero), delta)?;
+        packet.store(transport + offset, &step.port.0)?;
+    }
+    tables.count(Counter::PacketsTranslated);
     Ok(())
 }
 

@@ -104,7 +104,7 @@ fn take_answer<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<
     copy.set(&plan);
     *back = trace.tuple;
     let is_ours = copy.back.is_of(echo) && copy.way.is_of(other.echo()) && copy.key.is(other);
-    if is_ours && is_settled(copy, arrival) {
+    if is_ours && is_settled(copy, arrival, false) {
         return tables.establish(scratch).is_known();
     }
     Ok(true)
@@ -114,7 +114,7 @@ fn take_answer<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<
 /// and over at once. Of a connection the first answer does if a pod of this node has opened it, which has but one address. Anybody
 /// else may give addresses that are not theirs, so they must have had the answer.
 #[inline(always)]
-fn is_settled(plan: &Plan, arrival: &Arrival) -> bool {
+fn is_settled(plan: &Plan, arrival: &Arrival, is_of_opener: bool) -> bool {
     let segment = arrival.segment;
     let answers = plan.back.packets.load(Relaxed);
     if plan.key.protocol != Protocol::TCP {
@@ -124,9 +124,8 @@ fn is_settled(plan: &Plan, arrival: &Arrival) -> bool {
     // What a SYN|ACK says nobody guesses who has not had it.
     let said = plan.way.others_end.load(Relaxed);
     let has_heard = arrival.acknowledges.wrapping_sub(said) as i32 >= 0;
-    answers > 0
-        && !segment.is_syn()
-        && (plan.way.owner != 0 || (!segment.is_answer() && (said == 0 || has_heard)))
+    let is_openers = is_of_opener && !segment.is_answer() && (said == 0 || has_heard);
+    answers > 0 && !segment.is_syn() && (plan.way.owner != 0 || is_openers)
 }
 
 /// Makes two ways of the plan at hand. Without room for them it stays what it is, and its packets go the cold path.
@@ -263,9 +262,10 @@ fn choose<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
                 DropReason::NoBackend
             });
         };
-        // A pod that is its own backend would receive a packet from itself, which its kernel refuses.
+        // Who is its own backend would receive a packet from itself, which its kernel refuses.
         let ([a, b, _], [c, d, ..]) = (*backend.words(), *scratch.trace.tuple.words());
-        if [a, b] == [c, d] {
+        let is_hairpin = [a, b] == [c, d];
+        if is_hairpin && scratch.trace.tuple.hook != Hook::FROM_POD {
             continue;
         }
         // Read before judging: a change in between makes the next packet ask again.
@@ -273,11 +273,15 @@ fn choose<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
         begin(tables, scratch, epoch, 0);
         let Scratch { plan, trace, .. } = scratch;
         let step = &mut plan.way.step;
-        step.rewrite = Rewrite::DESTINATION;
+        step.rewrite = if is_hairpin {
+            Rewrite::HAIRPIN_DESTINATION
+        } else {
+            Rewrite::DESTINATION
+        };
         (step.addr, step.port) = (backend.addr, backend.port);
         (plan.way.backend, plan.way.generation) = (backend.id, generation);
         let step = &mut plan.back.step;
-        step.rewrite = Rewrite::SOURCE;
+        step.rewrite = plan.way.step.rewrite.back();
         (step.addr, step.port) = (trace.tuple.destination, trace.tuple.destination_port);
         let reserved = if trace.tuple.hook == Hook::FROM_POD {
             attempt(tables, scratch).inspect_err(|_| {
@@ -315,8 +319,12 @@ fn attempt<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Rese
         trace,
         ..
     } = scratch;
-    *question = trace.tuple;
-    question.go(&plan.way.step);
+    if plan.way.step.rewrite.is_hairpin() {
+        question.set_to_itself(&trace.tuple);
+    } else {
+        *question = trace.tuple;
+        question.go(&plan.way.step);
+    }
     tables.judge(scratch).is_known()?;
     let Scratch {
         question,
@@ -574,7 +582,7 @@ fn go<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch, reserved: Reserved)
     };
     match reserved {
         Reserved::New => tables.count(Counter::FlowsOpened),
-        Reserved::Again if is_settled(plan, arrival) => {
+        Reserved::Again if is_settled(plan, arrival, true) => {
             // Without room it stays a plan.
             let _room: Outcome = tables.establish(scratch);
         }

@@ -18,6 +18,9 @@ use crate::words::same;
 /// that nobody answers (`nf_conntrack_udp_timeout`).
 const TCP_PATIENCE: u64 = 60_000_000_000;
 const OTHER_PATIENCE: u64 = 30_000_000_000;
+/// TCP whose opener is elsewhere and has not acknowledged: anybody may write such a SYN, and would hold every port of the node
+/// towards a backend elsewhere with some hundreds a second. As long as Linux waits before it sends the second answer again.
+const STRANGERS_PATIENCE: u64 = 3_000_000_000;
 /// The same against who has made it: somebody who asks from new ports without an answer runs out of them by itself.
 const OWN_PATIENCE: u64 = 2_000_000_000;
 
@@ -191,7 +194,11 @@ fn keep(back: &mut Way, held: &Way) {
 fn is_forgotten<T: Tables + ?Sized>(tables: &T, plan: &Plan, held: &Plan) -> bool {
     let is_unanswered = held.back.packets.load(Relaxed) == 0;
     let patience = if plan.key.protocol == Protocol::TCP {
-        TCP_PATIENCE
+        if held.way.owner == 0 {
+            STRANGERS_PATIENCE
+        } else {
+            TCP_PATIENCE
+        }
     } else if is_unanswered && same(&held.key.source, &plan.key.source) {
         OWN_PATIENCE
     } else {

@@ -276,7 +276,10 @@ fn end<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch, way: &Way, state: 
     {
         // Who says more than the goodbye ended with has not said it.
         way.state.fetch_and(!WayState::FIN, Relaxed);
-        other.state.fetch_and(!WayState::OTHER_FIN, Relaxed);
+        let heard = WayState::FIN_HEARD | WayState::FIN_ACKNOWLEDGED;
+        other
+            .state
+            .fetch_and(!(WayState::OTHER_FIN | heard), Relaxed);
         return;
     }
     if state & WayState::OTHER_FIN != 0 {
@@ -307,7 +310,9 @@ fn end<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch, way: &Way, state: 
 /// Writes the question of the conversation's opener, whichever side the packet at hand is of.
 #[inline(always)]
 pub(crate) fn ask_for_opener(scratch: &mut Scratch, is_opener: bool) {
-    if is_opener {
+    if scratch.step.rewrite.is_hairpin() {
+        scratch.question.set_to_itself(&scratch.trace.tuple);
+    } else if is_opener {
         // Where the answers come from is where the packets go.
         scratch
             .question

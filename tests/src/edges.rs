@@ -126,7 +126,7 @@ fn plain(family: Family, push: Push<'_>) {
         (
             "to itself through a service",
             sent(Host::A, OWN, family, &to_service),
-            drop(DropReason::NatCollision),
+            Verdict::Redirect(1001),
         ),
         (
             "to a service's other port",

@@ -4,6 +4,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use weir_common::DropReason;
 use weir_common::counter::Counter;
 use weir_common::event::Hook;
 use weir_common::way::{Mark, WayState};
@@ -173,9 +174,10 @@ fn what_is_opened_from_elsewhere_has_ways_when_its_opener_goes_on() {
         passes(&memory, &answers(7, ACK));
         assert_eq!(memory.ways.borrow().len(), 2);
         assert_eq!(memory.plans.borrow().len(), 999);
-        // A server that has something to say first has heard, too.
+        // What the server says is no proof: it acknowledges a guess, too (RFC 5961 section 5).
         passes(&memory, &answers(8, ACK));
-        assert_eq!(memory.ways.borrow().len(), 4);
+        assert_eq!(memory.ways.borrow().len(), 2);
+        assert_eq!(memory.plans.borrow().len(), 999);
         assert_eq!(memory.counted(Counter::FlowsAnswered), 1_000);
     }
 }
@@ -347,4 +349,32 @@ fn a_guessed_acknowledgement_makes_no_ways() {
     }
     passes(&memory, &acknowledging(70_001));
     assert_eq!(memory.ways.borrow().len(), 2);
+}
+
+/// A SYN in anybody's name takes a port of the node where its backend is elsewhere, and keeps it from others no longer than
+/// that one waits before it answers again. A pod's keeps it for as long as its SYN is sent again.
+#[test]
+fn syns_in_anybodys_name_hold_no_port_for_long() {
+    for (client, mark, is_held) in [
+        (Host::World, Mark::TRANSLATED, false),
+        (Host::A, Mark::LEAVING, true),
+    ] {
+        let memory = world();
+        let opens = |host: Host, number, mark| {
+            let ip = Ip::between(host.ip(Family::V4), Host::Far.ip(Family::V4));
+            let frame = ip.frame(&tcp(number, BACKEND_PORT, SYN));
+            let mut packet = marked(UPLINK, frame, mark);
+            decide(Hook::TO_NET, &mut packet, &memory, &mut Scratch::default())
+        };
+        // There is one port.
+        assert_eq!(opens(client, 1, mark), Verdict::Pass);
+        for seconds in [0, 2, 3] {
+            memory.now.set(seconds * 1_000_000_000);
+            let none = Verdict::Drop(DropReason::NoNatPort);
+            assert_eq!(opens(Host::World, 2, Mark::TRANSLATED), none, "{seconds}");
+        }
+        memory.now.set(3_000_000_001);
+        let is_free = opens(Host::World, 2, Mark::TRANSLATED) == Verdict::Pass;
+        assert_eq!(is_free, !is_held, "{client:?}");
+    }
 }

@@ -439,15 +439,6 @@ fn a_backend_that_is_gone_is_never_reached_again() {
 }
 
 #[test]
-fn a_pod_is_not_its_own_backend_while_there_is_another() {
-    for port in 1000..1016 {
-        let memory = world();
-        let arrival = sent(Host::A, SHARED, Family::V4, &tcp(port, SERVICE_PORT, SYN));
-        assert_eq!(verdict(&memory, &arrival), TO_C);
-    }
-}
-
-#[test]
 fn a_flow_keeps_its_backend_until_it_is_closed() {
     for family in FAMILIES {
         let mut memory = world();

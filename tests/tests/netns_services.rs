@@ -148,6 +148,46 @@ fn the_packet_path_is_complete_without_the_socket_hooks() {
     }
 }
 
+/// Hairpin: its connected socket is translated packet by packet. The policy lets the pod speak to nobody, "but cannot block
+/// access to itself".
+#[test]
+fn a_pod_reaches_itself_through_its_own_service() {
+    let (node, pods, _client) = shop("itself", 1);
+    let closed = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+         metadata: {name: closed, namespace: shop}\nspec: {podSelector: {}, \
+         policyTypes: [Ingress, Egress]}\n";
+    node.write_manifest("closed.yaml", closed).unwrap();
+    let pod = &pods[0];
+    let outside = || ask_udp(pod.netns(), at("10.96.0.81"), PATIENCE);
+    eventually("the policy holds", PATIENCE, outside, |answer| {
+        !matches!(answer, Answer::By(_))
+    })
+    .unwrap();
+    for address in ADDRESSES {
+        for offload in ["on", "off"] {
+            let mut ethtool = pod.netns().command("ethtool");
+            ethtool.args(["-K", "eth0", "tx", offload]);
+            output(ethtool);
+            let socket = udp_socket(pod.netns(), any(at(address)), PATIENCE).unwrap();
+            socket.connect(at(address)).unwrap();
+            for _ in 0..5 {
+                assert_eq!(
+                    exchange(&socket).unwrap(),
+                    "web-0",
+                    "{address}, tx {offload}"
+                );
+            }
+            assert_eq!(socket.peer_addr().unwrap(), at(address));
+            let answer = ask_tcp(pod.netns(), at(address), PATIENCE);
+            assert_eq!(
+                answer,
+                Answer::By("web-0".into()),
+                "{address}, tx {offload}"
+            );
+        }
+    }
+}
+
 #[test]
 fn a_service_without_endpoints_refuses_at_once() {
     let (_node, _pods, client) = shop("nobody", 0);

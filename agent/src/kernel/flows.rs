@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use weir_common::event::Hook;
-use weir_common::way::{Mark, Peer, Plan, Rewrite, Step, Way, WayKey, WayState};
+use weir_common::way::{Mark, Peer, Plan, Step, Way, WayKey, WayState};
 use weir_common::{Addr, Protocol};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -154,13 +154,12 @@ impl Flows {
                 let at_pod = self.step_of(&answer)?;
                 Ok(at_pod.is_none().then_some(Some(asked)))
             }
-            _ if it.way.step.rewrite == Rewrite::DESTINATION => Ok(Some(Some(asked))),
+            _ if it.way.step.rewrite.is_destination() => Ok(Some(Some(asked))),
             Hook::TO_POD => {
                 answer.hook = Hook::TO_NET;
                 let step = self.step_of(&answer)?;
                 let step = step.filter(|step| step.other == Hook::FROM_NET);
-                let step =
-                    step.filter(|step| step.rewrite == Rewrite::SOURCE && step.mark == Mark::NONE);
+                let step = step.filter(|step| step.rewrite.is_source() && step.mark == Mark::NONE);
                 Ok(Some(step.map(|step| step.peer())))
             }
             _ => Ok(Some(None)),

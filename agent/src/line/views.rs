@@ -10,7 +10,7 @@ use weir_cli::views::{
 };
 use weir_common::policy::{RuleId, RulesId};
 use weir_common::service::Scope;
-use weir_common::way::{Peer, Rewrite, WayState};
+use weir_common::way::{Peer, WayState};
 
 use super::conditions::problem;
 use super::machine::Machine;
@@ -433,7 +433,7 @@ fn view(conversation: &Conversation, now: Duration, book: &RuleBook, names: &Nam
         owner.map(ToString::to_string)
     };
     let age = |since: u64| now.saturating_sub(Duration::from_nanos(since)).as_secs();
-    let responder = if way.step.rewrite == Rewrite::DESTINATION {
+    let responder = if way.step.rewrite.is_destination() {
         way.step.peer()
     } else {
         key.destination()

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::atomic::Ordering::Relaxed;
 
+use weir_common::DropReason;
 use weir_common::event::Hook;
 use weir_common::way::{Mark, Way, WayState};
 
@@ -117,6 +118,22 @@ impl Conversation {
         }
     }
 
+    /// Is a pod its own backend? It then is sent what it sends, from the address that it asked.
+    pub fn is_hairpin(&self) -> bool {
+        self.goes.to.ip() == self.asked.from.ip()
+    }
+
+    /// What policy says about it. A pod may always reach itself (Kubernetes, "Network Policies": a pod cannot block access to itself).
+    ///
+    /// # Errors
+    /// Why it may not be.
+    pub fn allowed(&self, cluster: &Cluster, question: Tuple) -> Result<[u32; 2], DropReason> {
+        if self.is_hairpin() {
+            return Ok([0; 2]);
+        }
+        cluster.allows(question.talk, question.from.ip(), question.to)
+    }
+
     pub fn is_tcp(&self) -> bool {
         self.asked.talk == Talk::Tcp
     }
@@ -132,9 +149,13 @@ impl Conversation {
     }
 
     /// Is it silent for so long that others may have its place? Who has made it himself, and was not answered, may soon.
-    pub fn is_forgotten(&self, now: u64, asker: IpAddr) -> bool {
+    /// So may somebody else have that of a connection whose opener, elsewhere, has not acknowledged (RFC 4987 section 2: his address may
+    /// be anybody's).
+    pub fn is_forgotten(&self, cluster: &Cluster, asker: IpAddr) -> bool {
+        let now = cluster.now();
         let is_own = self.packets[BACK] == 0 && self.asked.from.ip() == asker;
         let patience = match (self.is_tcp(), is_own) {
+            (true, _) if !self.is_of_pod(cluster) => 3,
             (true, _) => 60,
             (false, true) => 2,
             (false, false) => 30,
@@ -145,20 +166,25 @@ impl Conversation {
 
     /// Does the packet at hand, which is counted, make two rows of one? The third packet does, or the 17th of somebody
     /// elsewhere whom nobody answers; of TCP the answer to a pod of this node, and what somebody elsewhere says who has heard it.
-    pub fn is_settled(&self, cluster: &Cluster, packet: &Packet) -> bool {
-        let is_of_pod = match self.hooks[THERE] {
-            Hook::FROM_POD => true,
-            Hook::TO_NET => cluster.pod(self.asked.from.ip()).is_some(),
-            _ => false,
-        };
+    pub fn is_settled(&self, cluster: &Cluster, packet: &Packet, direction: usize) -> bool {
+        let is_of_pod = self.is_of_pod(cluster);
         let Some(segment) = packet.segment().filter(|_| self.is_tcp()) else {
             let packets = self.packets[THERE] + self.packets[BACK];
             return packets >= 17 || (packets >= 3 && (is_of_pod || self.packets[BACK] > 0));
         };
         let said = self.others_end[THERE];
         let has_heard = said == 0 || segment.acknowledges.wrapping_sub(said) < 1 << 31;
-        let is_elsewheres = !packet.answers() && has_heard;
+        let is_elsewheres = direction == THERE && !packet.answers() && has_heard;
         self.packets[BACK] > 0 && !packet.opens_tcp() && (is_of_pod || is_elsewheres)
+    }
+
+    /// Has a pod of this node opened it?
+    fn is_of_pod(&self, cluster: &Cluster) -> bool {
+        match self.hooks[THERE] {
+            Hook::FROM_POD => true,
+            Hook::TO_NET => cluster.pod(self.asked.from.ip()).is_some(),
+            _ => false,
+        }
     }
 
     /// What becomes of packets of a direction.
@@ -238,6 +264,7 @@ impl Conversation {
                 // Nobody speaks after a goodbye: it was none.
                 self.fin[direction][direction] = false;
                 self.fin[other][direction] = false;
+                (self.heard[other], self.acknowledged[other]) = (false, false);
                 return false;
             }
         }

@@ -60,8 +60,7 @@ impl Oracle {
             } else {
                 it.arrives(direction).back()
             };
-            let allowed = cluster.allows(question.talk, question.from.ip(), question.to);
-            if let Err(reason) = allowed {
+            if let Err(reason) = it.allowed(cluster, question) {
                 return Some(Fate::Drop(reason));
             }
         }

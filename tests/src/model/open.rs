@@ -107,7 +107,6 @@ impl Oracle {
         at: &Arrival,
         goes: Tuple,
     ) -> Result<(Conversation, Place), DropReason> {
-        let rules = cluster.allows(goes.talk, goes.from.ip(), goes.to)?;
         let is_local = cluster.pod(goes.to.ip()).is_some();
         let other = if at.hook == Hook::FROM_POD && !is_local {
             Hook::TO_POD
@@ -115,7 +114,7 @@ impl Oracle {
             Hook::FROM_POD
         };
         let mut planned = Conversation::new(cluster, [at.hook, other], at.packet, goes, at.length);
-        planned.rules = [rules; 2];
+        planned.rules = [planned.allowed(cluster, goes)?; 2];
         if at.hook == Hook::FROM_POD {
             // Whoever is outside of the cluster does not see pods' addresses.
             if !is_local && cluster.is_masquerading() && !cluster.is_in_cluster(goes.to.ip()) {
@@ -227,10 +226,15 @@ impl Oracle {
             let place = place.ok_or(DropReason::NoBackend)?;
             next = (place + 1) % run.len();
             let backend = cluster.backends[run[place]];
-            if backend.at.ip() == asked.from.ip() {
+            let is_hairpin = backend.at.ip() == asked.from.ip();
+            if is_hairpin && from != From::Pod {
                 continue;
             }
-            let goes = Tuple::new(asked.talk, asked.from, backend.at);
+            let mut client = asked.from;
+            if is_hairpin {
+                client.set_ip(asked.to.ip());
+            }
+            let goes = Tuple::new(asked.talk, client, backend.at);
             let (mut planned, found) = if from == From::Pod {
                 self.plan_at_pod(cluster, at, goes)?
             } else {
@@ -412,7 +416,7 @@ impl Oracle {
             && was.backend == planned.backend;
         let kept = (was.others_end, was.seen[BACK], was.fin[THERE]);
         self.conversations[index] = planned;
-        if self.conversations[index].is_settled(cluster, at.packet) {
+        if self.conversations[index].is_settled(cluster, at.packet, THERE) {
             self.settle(cluster, index);
         }
         let it = &mut self.conversations[index];

@@ -390,7 +390,12 @@ impl Oracle {
                 it.arrives(direction).back()
             };
             self.judged = Some(opens || it.epoch[direction] != cluster.epoch());
-            match cluster.allows(question.talk, question.from.ip(), question.to) {
+            let allowed = if opens_back {
+                cluster.allows(question.talk, question.from.ip(), question.to)
+            } else {
+                it.allowed(cluster, question)
+            };
+            match allowed {
                 Ok(_) if opens_back => {}
                 Ok(rules) => {
                     let it = &mut self.conversations[index];
@@ -449,7 +454,12 @@ impl Oracle {
         if is_at_pod(at.hook) {
             let question = if opens { packet.tuple } else { it.goes };
             self.judged = Some(opens || it.epoch[BACK] != cluster.epoch());
-            match cluster.allows(question.talk, question.from.ip(), question.to) {
+            let allowed = if opens {
+                cluster.allows(question.talk, question.from.ip(), question.to)
+            } else {
+                it.allowed(cluster, question)
+            };
+            match allowed {
                 Ok(rules) if !opens => {
                     let it = &mut self.conversations[index];
                     it.rules = [rules; 2];
@@ -484,7 +494,7 @@ impl Oracle {
                 it.fin = [[it.fin[THERE][THERE], true], [it.fin[BACK][THERE], true]];
                 it.others_end[THERE] = segment.end();
             }
-            let is_settled = it.is_settled(cluster, packet);
+            let is_settled = it.is_settled(cluster, packet, BACK);
             self.counts.answered += u64::from(is_first);
             if is_settled {
                 self.settle(cluster, index);

@@ -31,7 +31,7 @@ impl Oracle {
             if it.stage == Stage::Asked && (it.hooks[BACK], it.arrives(BACK)) == answer {
                 if is_own(THERE) {
                     own = Some(index);
-                } else if it.is_moved(asked.1) || it.is_forgotten(now, asked.1.from.ip()) {
+                } else if it.is_moved(asked.1) || it.is_forgotten(cluster, asked.1.from.ip()) {
                     left[0] = Some(index);
                 } else {
                     return Place::Taken;

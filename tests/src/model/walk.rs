@@ -426,7 +426,10 @@ impl Node {
             _ => Some(tuple.to).filter(|_| self.is_strange(packet)),
         };
         if let Some(client) = client {
-            let Some(why) = self.oracle.gone.get(&client) else {
+            // A pod that is its own backend answers to the address that it asked, at its own port.
+            let itself = SocketAddr::new(tuple.from.ip(), client.port());
+            let gone = |client| self.oracle.gone.get(&client);
+            let Some(why) = gone(client).or_else(|| gone(itself)) else {
                 return Err(format!("{client} cannot make sense of {packet:?}"));
             };
             *self.strange.entry(*why).or_default() += 1;
