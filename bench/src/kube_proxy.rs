@@ -18,13 +18,12 @@ use weir_tests::binaries::Unavailable;
 use weir_tests::go::KUBERNETES;
 use weir_tests::machine::Machine;
 use weir_tests::netns::Netns;
-use weir_tests::node::binary;
-use weir_tests::process::{Launch, Process};
+use weir_tests::process::Process;
 
 use crate::api_server::{self, ApiServer};
 use crate::cluster::{Objects, Resource};
 use crate::exchange::Destination;
-use crate::paths::{PORT, Place, behind, give_ports, serve};
+use crate::paths::{PORT, Place, PlainPod, behind, give_ports, serve};
 use crate::services::Service;
 
 /// What the server here answers with.
@@ -52,34 +51,11 @@ pub(crate) struct KubeProxyPlace {
     _server: Process,
     _kube_proxy: Process,
     _api_server: Serving,
-    client: PeerPod,
-    _server_pod: PeerPod,
+    client: PlainPod,
+    _server_pod: PlainPod,
     outside: Netns,
     router: Machine,
     before: String,
-}
-
-/// A namespace with a cgroup below the node's, as deep as pods of Weir have theirs.
-struct PeerPod {
-    netns: Netns,
-    cgroup: PathBuf,
-}
-
-impl Place for PeerPod {
-    fn client(&self, name: &str) -> Launch {
-        Launch::new(name, binary("weir-bench"))
-            .in_netns(&self.netns)
-            .in_cgroup(&self.cgroup)
-    }
-}
-
-impl PeerPod {
-    fn new(router: &Machine, name: &str, net: &str) -> Result<Self> {
-        let netns = Netns::new(name)?;
-        behind(router.netns(), &netns, net)?;
-        let cgroup = router.cgroup().child(name)?;
-        Ok(Self { netns, cgroup })
-    }
 }
 
 impl KubeProxyPlace {
@@ -95,8 +71,8 @@ impl KubeProxyPlace {
         let router = Machine::new(NODE_NAME)?;
         let netns = router.netns();
         netns.set_sysctl("net.ipv4.ip_forward", "1")?;
-        let client = PeerPod::new(&router, "client", PODS[0])?;
-        let server_pod = PeerPod::new(&router, "server", PODS[1])?;
+        let client = PlainPod::new(&router, "client", PODS[0])?;
+        let server_pod = PlainPod::new(&router, "server", PODS[1])?;
         let outside_netns = Netns::new("outside")?;
         behind(netns, &outside_netns, outside)?;
         for it in [&client.netns, &outside_netns] {
@@ -424,6 +400,8 @@ mod tests {
         let elsewhere = SocketAddrV4::new(*SERVER.ip(), 1);
         assert!(!is_translated(line, SERVICE, elsewhere));
         assert!(!is_translated(line, elsewhere, SERVER));
+        let another = SocketAddrV4::new(Ipv4Addr::new(10, 200, 2, 3), PORT);
+        assert!(!is_translated(line, SERVICE, another));
         let direct = line.replace("10.96.0.77", "10.200.2.2");
         assert!(!is_translated(&direct, SERVICE, SERVER));
         let unanswered = line.split(" src=10.200.2.2").next().unwrap();

@@ -2,9 +2,11 @@
 //! costs against a kernel that routes by itself.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use weir_tests::machine::Machine;
 use weir_tests::netns::{self, End, Netns};
 use weir_tests::node::{Family, Node, NodeOptions, Pod, binary};
 use weir_tests::process::{Launch, Process};
@@ -139,9 +141,8 @@ impl WeirPlace {
         Self::on(node, &manifests, POLICY)
     }
 
-    /// On a node that is ready, with these services, of which one is bench/server, and policies.
+    /// On a node that is ready, with these services, one of which is called `server`, and policies.
     pub(crate) fn on(node: Node, services: &str, policies: &str) -> Result<Self> {
-        node.write_manifest("services.yaml", services)?;
         // A policy each way, so that judging is part of what is measured.
         node.write_manifest("policy.yaml", policies)?;
         let client = node.run_pod(Workload::named("bench", "client"))?;
@@ -155,6 +156,8 @@ impl WeirPlace {
             node.machine().dir(),
             WEIRS,
         )?;
+        // Last: a runtime does not wait while thousands are read.
+        node.write_manifest("services.yaml", services)?;
         node.wait_for_service("bench/server", 1, Duration::from_secs(30))?;
         Ok(Self {
             _server: process,
@@ -178,7 +181,7 @@ impl WeirPlace {
         Ok(Self::at(SocketAddr::new(address, PORT)))
     }
 
-    pub(crate) fn log(&self) -> std::path::PathBuf {
+    pub(crate) fn log(&self) -> PathBuf {
         self.node.machine().dir().join("measure.log")
     }
 }
@@ -186,10 +189,33 @@ impl WeirPlace {
 /// Two namespaces behind a third that routes: the kernel with nothing installed.
 pub(crate) struct PlainPlace {
     _server: Process,
-    pub(crate) client: Netns,
-    _server_netns: Netns,
-    _router: Netns,
-    dir: tempfile::TempDir,
+    pub(crate) client: PlainPod,
+    _server_pod: PlainPod,
+    pub(crate) router: Machine,
+}
+
+/// A namespace behind a router, with a cgroup below the router's, as deep as pods of Weir have theirs: what a request costs
+/// depends on it.
+pub(crate) struct PlainPod {
+    pub(crate) netns: Netns,
+    cgroup: PathBuf,
+}
+
+impl Place for PlainPod {
+    fn client(&self, name: &str) -> Launch {
+        Launch::new(name, binary("weir-bench"))
+            .in_netns(&self.netns)
+            .in_cgroup(&self.cgroup)
+    }
+}
+
+impl PlainPod {
+    pub(crate) fn new(router: &Machine, name: &str, net: &str) -> Result<Self> {
+        let netns = Netns::new(name)?;
+        behind(router.netns(), &netns, net)?;
+        let cgroup = router.cgroup().child(name)?;
+        Ok(Self { netns, cgroup })
+    }
 }
 
 impl Place for Netns {
@@ -208,27 +234,22 @@ impl PlainPlace {
     }
 
     pub(crate) fn make() -> Result<Self> {
-        let router = Netns::new("router")?;
-        let client = Netns::new("client")?;
-        let server = Netns::new("server")?;
-        give_ports(&client)?;
-        router.set_sysctl("net.ipv4.ip_forward", "1")?;
-        for (pod, net) in [(&client, "10.200.1"), (&server, "10.200.2")] {
-            behind(&router, pod, net)?;
-        }
-        let dir = tempfile::tempdir()?;
-        let process = serve(
-            Launch::new("serve", binary("weir-bench")).in_netns(&server),
-            dir.path(),
-            PLAIN,
-        )?;
+        let router = Machine::new("router")?;
+        router.netns().set_sysctl("net.ipv4.ip_forward", "1")?;
+        let client = PlainPod::new(&router, "client", "10.200.1")?;
+        give_ports(&client.netns)?;
+        let server_pod = PlainPod::new(&router, "server", "10.200.2")?;
+        let server = serve(server_pod.client("serve"), router.dir(), PLAIN)?;
         Ok(Self {
-            _server: process,
+            _server: server,
             client,
-            _server_netns: server,
-            _router: router,
-            dir,
+            _server_pod: server_pod,
+            router,
         })
+    }
+
+    fn log(&self) -> PathBuf {
+        self.router.dir().join("measure.log")
     }
 }
 
@@ -355,7 +376,7 @@ pub(crate) fn service_at_the_socket(length: Length) -> Result<Vec<Row>> {
 pub(crate) fn everything_on(length: Length) -> Result<Vec<Row>> {
     let weir = WeirPlace::make(0)?;
     let plain = PlainPlace::make()?;
-    let (weir_log, plain_log) = (weir.log(), plain.dir.path().join("measure.log"));
+    let (weir_log, plain_log) = (weir.log(), plain.log());
     let weir_target = weir.direct()?;
     let plain_target = PlainPlace::server();
     let mut rows = Vec::new();

@@ -378,9 +378,12 @@ pub(crate) fn node_port(length: Length, others: usize, program: &Path) -> Result
     };
     // What there is without either: how far the ratio to kube-proxy could go by routing alone.
     let plain = PlainPlace::make()?;
+    let plain_outside = Netns::new("outside")?;
+    behind(plain.router.netns(), &plain_outside, OUTSIDE)?;
+    give_ports(&plain_outside)?;
     let to_plain = |name| Side {
         name,
-        from: &plain.client,
+        from: &plain_outside,
         to: PlainPlace::server(),
     };
     let asked = port(NODE_PORT);
