@@ -1,4 +1,4 @@
-//! An API server that lists and watches a generated cluster, and knows when the bytes of an event were
+//! An API server that lists and watches objects, changes those of a generated cluster, and knows when the bytes of an event were
 //! written. It runs on the thread that drives it, so that whoever measures wakes no other thread to send.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -26,7 +26,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
-use crate::cluster::{Cluster, Resource, Revision};
+use crate::cluster::{Cluster, Objects, Resource, Revision};
 
 /// How many events are kept for watches that start again.
 const KEPT: usize = 4_096;
@@ -35,20 +35,20 @@ const WHOLE: usize = usize::MAX;
 /// How long before the end of a watch a real server says how far it is.
 const BOOKMARK: Duration = Duration::from_secs(2);
 
-/// A server for one agent.
-pub(crate) struct ApiServer {
-    shared: Arc<Shared>,
+/// A server for one client.
+pub(crate) struct ApiServer<C: Objects> {
+    shared: Arc<Shared<C>>,
     serving: JoinHandle<()>,
 }
 
-struct Shared {
-    store: Mutex<Store>,
+struct Shared<C> {
+    store: Mutex<Store<C>>,
     /// Moves with every event.
     version: watch::Sender<u64>,
 }
 
-struct Store {
-    cluster: Cluster,
+struct Store<C> {
+    cluster: C,
     version: u64,
     events: VecDeque<Event>,
     /// Who wants to know when an event is on its way, by version.
@@ -70,9 +70,9 @@ pub(crate) enum Change {
     Unseen,
 }
 
-impl ApiServer {
+impl<C: Objects> ApiServer<C> {
     /// Serves on a socket that is bound, for as long as the current runtime is driven.
-    pub(crate) fn start(cluster: Cluster, socket: std::net::TcpListener) -> Result<Self> {
+    pub(crate) fn start(cluster: C, socket: std::net::TcpListener) -> Result<Self> {
         socket.set_nonblocking(true)?;
         let listener = Stamping(tokio::net::TcpListener::from_std(socket)?);
         let shared = Arc::new(Shared {
@@ -80,8 +80,8 @@ impl ApiServer {
             version: watch::Sender::new(1),
         });
         let router = Router::new()
-            .route("/api/v1/{resource}", get(of_core))
-            .route("/apis/{group}/v1/{resource}", get(of_group))
+            .route("/api/v1/{resource}", get(of_core::<C>))
+            .route("/apis/{group}/v1/{resource}", get(of_group::<C>))
             .with_state(shared.clone())
             .into_make_service_with_connect_info::<Stamp>();
         let serving = tokio::spawn(async move {
@@ -91,7 +91,9 @@ impl ApiServer {
         });
         Ok(Self { shared, serving })
     }
+}
 
+impl ApiServer<Cluster> {
     /// How often an object was changed so far.
     pub(crate) fn revision(&self, resource: Resource, index: usize) -> Revision {
         self.shared.store().cluster.revision(resource, index)
@@ -120,7 +122,7 @@ impl ApiServer {
     }
 }
 
-/// For an agent: where the server is; who asks does not matter.
+/// For a client: where the server is; who asks does not matter.
 pub(crate) fn kubeconfig(url: &str) -> String {
     json!({
         "apiVersion": "v1",
@@ -133,20 +135,20 @@ pub(crate) fn kubeconfig(url: &str) -> String {
     .to_string()
 }
 
-impl Drop for ApiServer {
+impl<C: Objects> Drop for ApiServer<C> {
     fn drop(&mut self) {
         self.serving.abort();
     }
 }
 
-impl Shared {
-    fn store(&self) -> MutexGuard<'_, Store> {
+impl<C> Shared<C> {
+    fn store(&self) -> MutexGuard<'_, Store<C>> {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Store {
-    fn new(cluster: Cluster) -> Self {
+impl<C: Objects> Store<C> {
+    fn new(cluster: C) -> Self {
         Self {
             cluster,
             version: 1,
@@ -155,41 +157,13 @@ impl Store {
         }
     }
 
-    fn change(
-        &mut self,
-        resource: Resource,
-        index: usize,
-        change: Change,
-        reply: oneshot::Sender<Instant>,
-    ) -> (Revision, u64) {
-        self.version += 1;
-        let version = self.version;
-        let revision = match change {
-            Change::Seen => self.cluster.change(resource, index, version),
-            Change::Unseen => self.cluster.touch(resource, index, version),
-        };
-        // The type stands first, as the real server writes it.
-        let mut line = String::from(r#"{"type":"MODIFIED","object":"#);
-        self.cluster.write(resource, index, &mut line);
-        line.push_str("}\n");
-        self.events.push_back(Event {
-            version,
-            resource,
-            line,
-        });
-        if self.events.len() > KEPT {
-            self.events.pop_front();
-        }
-        self.waiting.insert(version, reply);
-        (revision, version)
-    }
-
     /// The objects of a kind from one index on, as a list with where it goes on.
     fn page(&self, resource: Resource, from: usize, limit: usize) -> String {
         let count = self.cluster.count(resource);
         let end = count.min(from.saturating_add(limit));
+        let (version, kind) = resource.kind();
         let mut text = format!(
-            r#"{{"kind":"List","apiVersion":"v1","metadata":{{"resourceVersion":"{}""#,
+            r#"{{"kind":"{kind}List","apiVersion":"{version}","metadata":{{"resourceVersion":"{}""#,
             self.version
         );
         if end < count {
@@ -220,11 +194,42 @@ impl Store {
     }
 }
 
+impl Store<Cluster> {
+    fn change(
+        &mut self,
+        resource: Resource,
+        index: usize,
+        change: Change,
+        reply: oneshot::Sender<Instant>,
+    ) -> (Revision, u64) {
+        self.version += 1;
+        let version = self.version;
+        let revision = match change {
+            Change::Seen => self.cluster.change(resource, index, version),
+            Change::Unseen => self.cluster.touch(resource, index, version),
+        };
+        // The type stands first, as the real server writes it.
+        let mut line = String::from(r#"{"type":"MODIFIED","object":"#);
+        self.cluster.write(resource, index, &mut line);
+        line.push_str("}\n");
+        self.events.push_back(Event {
+            version,
+            resource,
+            line,
+        });
+        if self.events.len() > KEPT {
+            self.events.pop_front();
+        }
+        self.waiting.insert(version, reply);
+        (revision, version)
+    }
+}
+
 type Waiting = oneshot::Sender<Instant>;
 type Parameters = Query<BTreeMap<String, String>>;
 
-async fn of_core(
-    State(shared): State<Arc<Shared>>,
+async fn of_core<C: Objects>(
+    State(shared): State<Arc<Shared<C>>>,
     ConnectInfo(stamp): ConnectInfo<Stamp>,
     Path(resource): Path<String>,
     parameters: Parameters,
@@ -232,8 +237,8 @@ async fn of_core(
     respond(shared, stamp, &resource, &parameters)
 }
 
-async fn of_group(
-    State(shared): State<Arc<Shared>>,
+async fn of_group<C: Objects>(
+    State(shared): State<Arc<Shared<C>>>,
     ConnectInfo(stamp): ConnectInfo<Stamp>,
     Path((_, resource)): Path<(String, String)>,
     parameters: Parameters,
@@ -241,8 +246,8 @@ async fn of_group(
     respond(shared, stamp, &resource, &parameters)
 }
 
-fn respond(
-    shared: Arc<Shared>,
+fn respond<C: Objects>(
+    shared: Arc<Shared<C>>,
     stamp: Stamp,
     resource: &str,
     parameters: &BTreeMap<String, String>,
@@ -278,8 +283,8 @@ fn respond(
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
-struct Watch {
-    shared: Arc<Shared>,
+struct Watch<C> {
+    shared: Arc<Shared<C>>,
     resource: Resource,
     seen: u64,
     version: watch::Receiver<u64>,
@@ -289,7 +294,7 @@ struct Watch {
     end: tokio::time::Instant,
 }
 
-impl Watch {
+impl<C: Objects> Watch<C> {
     /// The next line; `None` at the end of the time that was asked for.
     async fn step(mut self) -> Option<(Result<String, Infallible>, Self)> {
         loop {
@@ -316,8 +321,9 @@ impl Watch {
 
     fn how_far(&self) -> String {
         let version = self.seen.max(*self.version.borrow());
+        let (of, kind) = self.resource.kind();
         format!(
-            "{{\"type\":\"BOOKMARK\",\"object\":{{\"kind\":\"Bookmark\",\"apiVersion\":\"v1\",\
+            "{{\"type\":\"BOOKMARK\",\"object\":{{\"kind\":\"{kind}\",\"apiVersion\":\"{of}\",\
              \"metadata\":{{\"resourceVersion\":\"{version}\"}}}}}}\n"
         )
     }

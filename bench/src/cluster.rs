@@ -13,7 +13,16 @@ const PER_NODE: usize = 100;
 /// Pods of a namespace.
 const PER_NAMESPACE: usize = 100;
 
-/// The kinds that the agent watches.
+/// What an API server may have.
+pub(crate) trait Objects: Send + 'static {
+    /// How many objects of a kind there are.
+    fn count(&self, resource: Resource) -> usize;
+
+    /// Writes an object as it is now.
+    fn write(&self, resource: Resource, index: usize, out: &mut String);
+}
+
+/// The kinds that the agent watches, and kube-proxy.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) enum Resource {
     Services,
@@ -22,6 +31,7 @@ pub(crate) enum Resource {
     Namespaces,
     Nodes,
     NetworkPolicies,
+    ServiceCidrs,
 }
 
 impl Resource {
@@ -34,8 +44,22 @@ impl Resource {
             "namespaces" => Self::Namespaces,
             "nodes" => Self::Nodes,
             "networkpolicies" => Self::NetworkPolicies,
+            "servicecidrs" => Self::ServiceCidrs,
             _ => return None,
         })
+    }
+
+    /// The version and the kind of an object.
+    pub(crate) fn kind(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Services => ("v1", "Service"),
+            Self::EndpointSlices => ("discovery.k8s.io/v1", "EndpointSlice"),
+            Self::Pods => ("v1", "Pod"),
+            Self::Namespaces => ("v1", "Namespace"),
+            Self::Nodes => ("v1", "Node"),
+            Self::NetworkPolicies => ("networking.k8s.io/v1", "NetworkPolicy"),
+            Self::ServiceCidrs => ("networking.k8s.io/v1", "ServiceCIDR"),
+        }
     }
 }
 
@@ -72,64 +96,18 @@ struct Templates {
     node: Template,
 }
 
-impl Cluster {
-    /// Nothing of it is written yet.
-    pub(crate) fn new(services: usize, pods: usize, own_node: &str) -> Self {
-        Self {
-            services,
-            pods,
-            // The agent's own, which has none of these pods.
-            nodes: 1 + pods.div_ceil(PER_NODE).max(10),
-            // As many pods in each as there are in each of a small cluster's.
-            namespaces: (pods / PER_NAMESPACE).max(10),
-            own_node: own_node.to_owned(),
-            templates: Templates {
-                service: Template::new(include_str!("objects/service.json")),
-                slice: Template::new(include_str!("objects/endpoint_slice.json")),
-                endpoint: Template::new(include_str!("objects/endpoint.json")),
-                pod: Template::new(include_str!("objects/pod.json")),
-                namespace: Template::new(include_str!("objects/namespace.json")),
-                node: Template::new(include_str!("objects/node.json")),
-            },
-            revisions: HashMap::new(),
-        }
-    }
-
-    /// How many objects of a kind there are.
-    pub(crate) fn count(&self, resource: Resource) -> usize {
+impl Objects for Cluster {
+    fn count(&self, resource: Resource) -> usize {
         match resource {
             Resource::Services | Resource::EndpointSlices => self.services,
             Resource::Pods => self.pods,
             Resource::Namespaces => self.namespaces,
             Resource::Nodes => self.nodes,
-            Resource::NetworkPolicies => 0,
+            Resource::NetworkPolicies | Resource::ServiceCidrs => 0,
         }
     }
 
-    /// Changes an object in what an agent goes by.
-    pub(crate) fn change(&mut self, resource: Resource, index: usize, version: u64) -> Revision {
-        let revision = self.revisions.entry((resource, index)).or_default();
-        revision.changed += 1;
-        revision.version = version;
-        *revision
-    }
-
-    /// Changes an object in what an agent has no use for.
-    pub(crate) fn touch(&mut self, resource: Resource, index: usize, version: u64) -> Revision {
-        let revision = self.revisions.entry((resource, index)).or_default();
-        revision.touched += 1;
-        revision.version = version;
-        *revision
-    }
-
-    /// How often an object was changed so far.
-    pub(crate) fn revision(&self, resource: Resource, index: usize) -> Revision {
-        let revision = self.revisions.get(&(resource, index));
-        revision.copied().unwrap_or_default()
-    }
-
-    /// Writes an object as it is now.
-    pub(crate) fn write(&self, resource: Resource, index: usize, out: &mut String) {
+    fn write(&self, resource: Resource, index: usize, out: &mut String) {
         let revision = self.revision(resource, index);
         let t = &self.templates;
         match resource {
@@ -181,8 +159,54 @@ impl Cluster {
                 "second" => format!("{:02}", revision.touched % 60),
                 _ => of_every_object(field, revision),
             }),
-            Resource::NetworkPolicies => {}
+            Resource::NetworkPolicies | Resource::ServiceCidrs => {}
         }
+    }
+}
+
+impl Cluster {
+    /// Nothing of it is written yet.
+    pub(crate) fn new(services: usize, pods: usize, own_node: &str) -> Self {
+        Self {
+            services,
+            pods,
+            // The agent's own, which has none of these pods.
+            nodes: 1 + pods.div_ceil(PER_NODE).max(10),
+            // As many pods in each as there are in each of a small cluster's.
+            namespaces: (pods / PER_NAMESPACE).max(10),
+            own_node: own_node.to_owned(),
+            templates: Templates {
+                service: Template::new(include_str!("objects/service.json")),
+                slice: Template::new(include_str!("objects/endpoint_slice.json")),
+                endpoint: Template::new(include_str!("objects/endpoint.json")),
+                pod: Template::new(include_str!("objects/pod.json")),
+                namespace: Template::new(include_str!("objects/namespace.json")),
+                node: Template::new(include_str!("objects/node.json")),
+            },
+            revisions: HashMap::new(),
+        }
+    }
+
+    /// Changes an object in what an agent goes by.
+    pub(crate) fn change(&mut self, resource: Resource, index: usize, version: u64) -> Revision {
+        let revision = self.revisions.entry((resource, index)).or_default();
+        revision.changed += 1;
+        revision.version = version;
+        *revision
+    }
+
+    /// Changes an object in what an agent has no use for.
+    pub(crate) fn touch(&mut self, resource: Resource, index: usize, version: u64) -> Revision {
+        let revision = self.revisions.entry((resource, index)).or_default();
+        revision.touched += 1;
+        revision.version = version;
+        *revision
+    }
+
+    /// How often an object was changed so far.
+    pub(crate) fn revision(&self, resource: Resource, index: usize) -> Revision {
+        let revision = self.revisions.get(&(resource, index));
+        revision.copied().unwrap_or_default()
     }
 
     /// One of them has a new address after every change: its own, then one that no other service ever had.

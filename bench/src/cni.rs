@@ -263,7 +263,7 @@ fn row(claim: String, ours: Vec<u64>, peer: Vec<u64>, target: Target) -> Result<
             max: pairs[count - 1],
         },
         control_p01: None,
-        target,
+        target: Some(target),
         note: "each started directly by the bench, in the node's namespace".to_owned(),
     })
 }

@@ -91,7 +91,7 @@ struct Site {
     agent: Usage,
     dns: Usage,
     tables: Tables,
-    server: ApiServer,
+    server: ApiServer<Cluster>,
     /// What it takes when nothing happens, as a part of a CPU.
     idle: f64,
     // Its processes go before what they read.

@@ -34,13 +34,14 @@ pub(crate) struct Latency {
     pub(crate) count: usize,
 }
 
-/// Serves TCP and UDP on a port until it is ended: every byte is sent back.
-pub(crate) fn serve(port: u16, cpu: usize) -> Result<()> {
+/// Serves TCP and UDP on a port until it is ended: every byte is answered by one, which tells who answered.
+pub(crate) fn serve(port: u16, cpu: usize, answer: u8) -> Result<()> {
     pin(cpu)?;
     let udp = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).context("bind UDP")?;
     std::thread::spawn(move || {
         let mut buffer = [0; 64];
         while let Ok((length, peer)) = udp.recv_from(&mut buffer) {
+            buffer[..length].fill(answer);
             if udp.send_to(&buffer[..length], peer).is_err() {
                 break;
             }
@@ -49,28 +50,40 @@ pub(crate) fn serve(port: u16, cpu: usize) -> Result<()> {
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).context("bind TCP")?;
     println!("ready");
     for stream in listener.incoming() {
-        echo(stream.context("accept")?);
+        respond(stream.context("accept")?, answer);
     }
     Ok(())
 }
 
 /// Answers until the client closes; one that breaks off is the client's to report.
-fn echo(mut stream: TcpStream) {
+fn respond(mut stream: TcpStream, answer: u8) {
     let mut buffer = [0; 64];
     if stream.set_nodelay(true).is_err() {
         return;
     }
     while let Ok(length @ 1..) = stream.read(&mut buffer) {
+        buffer[..length].fill(answer);
         if stream.write_all(&buffer[..length]).is_err() {
             return;
         }
     }
 }
 
+/// Where a client connects, and who has to answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Destination {
+    pub(crate) address: SocketAddr,
+    /// What the server meant answers with.
+    pub(crate) answer: u8,
+}
+
 /// Runs transactions and returns their distribution. The first tenth is warm-up.
+///
+/// # Errors
+/// Nobody answers, or another server than the one that is meant.
 pub(crate) fn measure(
     what: Transaction,
-    target: SocketAddr,
+    target: Destination,
     count: usize,
     cpu: usize,
 ) -> Result<Latency> {
@@ -98,19 +111,33 @@ pub(crate) fn measure(
     })
 }
 
+/// What is sent. No server answers with it.
+const QUESTION: u8 = 0;
+
 type Once = Box<dyn FnMut() -> Result<()>>;
 
-fn transaction(what: Transaction, target: SocketAddr) -> Result<Once> {
+fn transaction(what: Transaction, target: Destination) -> Result<Once> {
     const PATIENCE: Duration = Duration::from_secs(2);
+    let Destination {
+        address: target,
+        answer,
+    } = target;
     let local: SocketAddr = if target.is_ipv4() {
         SocketAddr::from(([0, 0, 0, 0], 0))
     } else {
         SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))
     };
-    let exchange = |stream: &mut TcpStream| -> Result<()> {
-        let mut byte = [7];
+    let is_right = move |byte: u8| {
+        if byte == answer {
+            return Ok(());
+        }
+        bail!("{target} was answered by server {byte} and not by {answer}")
+    };
+    let exchange = move |stream: &mut TcpStream| -> Result<()> {
+        let mut byte = [QUESTION];
         stream.write_all(&byte).context("send")?;
-        stream.read_exact(&mut byte).context("receive")
+        stream.read_exact(&mut byte).context("receive")?;
+        is_right(byte[0])
     };
     Ok(match what {
         Transaction::TcpRr => {
@@ -129,10 +156,10 @@ fn transaction(what: Transaction, target: SocketAddr) -> Result<Once> {
             socket.connect(target)?;
             socket.set_read_timeout(Some(PATIENCE))?;
             Box::new(move || {
-                let mut byte = [7];
+                let mut byte = [QUESTION];
                 socket.send(&byte).context("send")?;
                 socket.recv(&mut byte).context("receive")?;
-                Ok(())
+                is_right(byte[0])
             })
         }
         Transaction::UdpConnect => {
@@ -147,4 +174,26 @@ pub(crate) fn pin(cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu).context("name the CPU")?;
     sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("pin to CPU {cpu}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_of_another_server_is_an_error() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                respond(stream.unwrap(), 3);
+            }
+        });
+        for what in [Transaction::TcpRr, Transaction::TcpCrr] {
+            let ask = |answer| transaction(what, Destination { address, answer }).unwrap()();
+            ask(3).unwrap();
+            let said = ask(4).unwrap_err().to_string();
+            assert!(said.contains("by server 3 and not by 4"), "{said}");
+        }
+    }
 }

@@ -6,9 +6,11 @@ mod cluster;
 mod cni;
 mod control;
 mod exchange;
+mod kube_proxy;
 mod paths;
 mod report;
 mod rounds;
+mod services;
 mod tables;
 mod usage;
 
@@ -20,7 +22,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 use crate::control::Scale;
-use crate::exchange::Transaction;
+use crate::exchange::{Destination, Transaction};
 use crate::paths::Length;
 
 #[derive(Debug, Parser)]
@@ -37,6 +39,9 @@ struct Args {
     /// Transactions in each run.
     #[arg(long, default_value_t = 5_000)]
     transactions: usize,
+    /// Other services on both sides of rows 2 and 4.
+    #[arg(long = "other-services", default_value_t = 1_000)]
+    other_services: usize,
     /// Pods added and deleted for row 14.
     #[arg(long, default_value_t = 200)]
     pods: usize,
@@ -72,6 +77,9 @@ enum Command {
         cpu: usize,
         #[arg(long)]
         port: u16,
+        /// What every byte is answered with.
+        #[arg(long)]
+        answer: u8,
     },
     /// The other end.
     #[command(hide = true)]
@@ -82,6 +90,9 @@ enum Command {
         what: Transaction,
         #[arg(long)]
         target: SocketAddr,
+        /// What the server meant answers with.
+        #[arg(long)]
+        answer: u8,
         #[arg(long)]
         count: usize,
     },
@@ -90,13 +101,18 @@ enum Command {
 fn main() -> Result<()> {
     let args = Args::parse();
     match args.command {
-        Some(Command::Serve { cpu, port }) => exchange::serve(port, cpu),
+        Some(Command::Serve { cpu, port, answer }) => exchange::serve(port, cpu, answer),
         Some(Command::Measure {
             cpu,
             what,
             target,
+            answer,
             count,
         }) => {
+            let target = Destination {
+                address: target,
+                answer,
+            };
             let latency = exchange::measure(what, target, count, cpu)?;
             println!("{}", serde_json::to_string(&latency)?);
             Ok(())
@@ -111,14 +127,34 @@ fn bench(args: &Args) -> Result<()> {
         transactions: args.transactions,
     };
     let wanted = |row: u32| args.row.is_empty() || args.row.contains(&row);
+    let kube_proxy = if wanted(2) || wanted(4) {
+        match kube_proxy::program() {
+            // Nobody has asked for these rows by name.
+            Err(why) if args.row.is_empty() && why.is_of_the_machine() => Err(why),
+            program => Ok(Some(program?)),
+        }
+    } else {
+        Ok(None)
+    };
     let mut rows = Vec::new();
     if wanted(1) {
         eprintln!("row 1: a service through the socket path …");
         rows.extend(paths::service_at_the_socket(length).context("row 1")?);
     }
+    let program = kube_proxy.as_ref().ok().and_then(Option::as_deref);
+    if let Some(program) = program.filter(|_| wanted(2)) {
+        eprintln!("row 2: a service beside kube-proxy …");
+        let measured = services::beside_kube_proxy(length, args.other_services, program);
+        rows.extend(measured.context("row 2")?);
+    }
     if wanted(3) {
         eprintln!("row 3: everything on against plain routing …");
         rows.extend(paths::everything_on(length).context("row 3")?);
+    }
+    if let Some(program) = program.filter(|_| wanted(4)) {
+        eprintln!("row 4: a node port from outside …");
+        let measured = services::node_port(length, args.other_services, program);
+        rows.extend(measured.context("row 4")?);
     }
     if wanted(14) {
         eprintln!("row 14: CNI ADD and DEL …");
@@ -149,6 +185,9 @@ fn bench(args: &Args) -> Result<()> {
     }
     for row in rows.iter().filter(|row| !row.note.is_empty()) {
         println!("{}: {}", row.claim, row.note);
+    }
+    if let Err(why) = &kube_proxy {
+        println!("rows 2 and 4 were not measured: {why}");
     }
     report::write_json(&rows, &figures, &args.json)?;
     println!("\nas JSON: {}", args.json.display());

@@ -2,21 +2,27 @@
 //! costs against a kernel that routes by itself.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use weir_tests::machine::Machine;
 use weir_tests::netns::{self, End, Netns};
 use weir_tests::node::{Family, Node, NodeOptions, Pod, binary};
 use weir_tests::process::{Launch, Process};
 use weir_tests::workloads::{Transport, Workload};
 
-use crate::exchange::{Latency, Transaction};
+use crate::exchange::{Destination, Latency, Transaction};
 use crate::report::{Row, Target};
 use crate::rounds::{Arm, Rounds, interleave, median, ratio};
 
 /// Both ends of every exchange are here; agent and everything else may have the other one.
 const CPU: &str = "1";
-const PORT: u16 = 7777;
+/// Of every server, and of the services before them.
+pub(crate) const PORT: u16 = 7777;
+/// What servers answer with: the one behind Weir, the one behind plain routing.
+const WEIRS: u8 = 1;
+const PLAIN: u8 = 2;
 /// How many other services are programmed while service 1 is measured.
 const OTHER_SERVICES: usize = 10_000;
 
@@ -28,7 +34,7 @@ pub(crate) struct Length {
 }
 
 /// A place with a client and a server: two pods of a node, or two namespaces behind plain routing.
-trait Place {
+pub(crate) trait Place {
     fn client(&self, name: &str) -> Launch;
 }
 
@@ -40,21 +46,21 @@ impl Place for Pod {
 
 /// A client that connects thousands of times must not run out of ports: each waits a minute after it is
 /// closed.
-fn give_ports(client: &Netns) -> Result<()> {
+pub(crate) fn give_ports(client: &Netns) -> Result<()> {
     client.set_sysctl("net.ipv4.ip_local_port_range", "1024 65000")?;
     client.set_sysctl("net.ipv4.tcp_tw_reuse", "1")
 }
 
-/// Measures from a place to a target.
-fn measure(
+/// Starts a client that measures from a place to a target.
+fn start_client(
     place: &dyn Place,
     log: &std::path::Path,
     what: Transaction,
-    target: SocketAddr,
+    target: Destination,
     count: usize,
-) -> Result<Latency> {
+) -> Result<Process> {
     std::fs::write(log, "")?;
-    let mut client = place
+    place
         .client("measure")
         .args(["measure", "--cpu", CPU])
         .args([
@@ -65,12 +71,49 @@ fn measure(
         ])
         .args([
             "--target",
-            &target.to_string(),
+            &target.address.to_string(),
+            "--answer",
+            &target.answer.to_string(),
             "--count",
             &count.to_string(),
         ])
         .log_to(log)
-        .spawn()?;
+        .spawn()
+}
+
+/// Asks from a place, over one connection, until the connection was seen where it should be.
+///
+/// # Errors
+/// It was not, or an answer is another server's.
+pub(crate) fn witness(
+    place: &dyn Place,
+    log: &std::path::Path,
+    target: Destination,
+    is_seen: impl Fn() -> Result<bool>,
+) -> Result<()> {
+    const LONG: usize = 10_000_000;
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let mut client = start_client(place, log, Transaction::TcpRr, target, LONG)?;
+    let mut failed = None;
+    let seen = client.wait_until("seen on its way", PATIENCE, || {
+        is_seen().unwrap_or_else(|error| {
+            failed = Some(error);
+            true
+        })
+    });
+    client.kill()?;
+    failed.map_or(seen, Err)
+}
+
+/// Measures from a place to a target.
+pub(crate) fn measure(
+    place: &dyn Place,
+    log: &std::path::Path,
+    what: Transaction,
+    target: Destination,
+    count: usize,
+) -> Result<Latency> {
+    let mut client = start_client(place, log, what, target, count)?;
     let status = client.wait(Duration::from_secs(60))?;
     let said = client.log();
     let line = said.lines().last().unwrap_or_default();
@@ -78,26 +121,30 @@ fn measure(
 }
 
 /// A node with everything on, two pods, and a service in front of the second.
-struct WeirPlace {
+pub(crate) struct WeirPlace {
     // Dropped before the node that it runs on.
     _server: Process,
-    client: Pod,
-    server: Pod,
-    node: Node,
+    pub(crate) client: Pod,
+    pub(crate) server: Pod,
+    pub(crate) node: Node,
 }
 
 impl WeirPlace {
     fn make(other_services: usize) -> Result<Self> {
-        let node = Node::start(NodeOptions::named("bench"))?;
         let mut manifests = service_yaml("server", "10.96.0.77", "server");
         for n in 0..other_services {
             let address = format!("10.97.{}.{}", n / 250, n % 250 + 1);
             manifests.push_str("---\n");
             manifests.push_str(&service_yaml(&format!("other-{n}"), &address, "server"));
         }
-        node.write_manifest("services.yaml", &manifests)?;
+        let node = Node::start(NodeOptions::named("bench"))?;
+        Self::on(node, &manifests, POLICY)
+    }
+
+    /// On a node that is ready, with these services, one of which is called `server`, and policies.
+    pub(crate) fn on(node: Node, services: &str, policies: &str) -> Result<Self> {
         // A policy each way, so that judging is part of what is measured.
-        node.write_manifest("policy.yaml", POLICY)?;
+        node.write_manifest("policy.yaml", policies)?;
         let client = node.run_pod(Workload::named("bench", "client"))?;
         give_ports(client.netns())?;
         // The pod declares the port; the bench's own server answers on it.
@@ -107,7 +154,10 @@ impl WeirPlace {
         let process = serve(
             server.launch("serve", binary("weir-bench")),
             node.machine().dir(),
+            WEIRS,
         )?;
+        // Last: a runtime does not wait while thousands are read.
+        node.write_manifest("services.yaml", services)?;
         node.wait_for_service("bench/server", 1, Duration::from_secs(30))?;
         Ok(Self {
             _server: process,
@@ -117,18 +167,55 @@ impl WeirPlace {
         })
     }
 
-    fn log(&self) -> std::path::PathBuf {
+    /// An address that leads to the server.
+    pub(crate) fn at(address: SocketAddr) -> Destination {
+        Destination {
+            address,
+            answer: WEIRS,
+        }
+    }
+
+    /// The server itself.
+    pub(crate) fn direct(&self) -> Result<Destination> {
+        let address = self.server.address(Family::V4)?;
+        Ok(Self::at(SocketAddr::new(address, PORT)))
+    }
+
+    pub(crate) fn log(&self) -> PathBuf {
         self.node.machine().dir().join("measure.log")
     }
 }
 
 /// Two namespaces behind a third that routes: the kernel with nothing installed.
-struct PlainPlace {
+pub(crate) struct PlainPlace {
     _server: Process,
-    client: Netns,
-    _server_netns: Netns,
-    _router: Netns,
-    dir: tempfile::TempDir,
+    pub(crate) client: PlainPod,
+    _server_pod: PlainPod,
+    pub(crate) router: Machine,
+}
+
+/// A namespace behind a router, with a cgroup below the router's, as deep as pods of Weir have theirs: what a request costs
+/// depends on it.
+pub(crate) struct PlainPod {
+    pub(crate) netns: Netns,
+    cgroup: PathBuf,
+}
+
+impl Place for PlainPod {
+    fn client(&self, name: &str) -> Launch {
+        Launch::new(name, binary("weir-bench"))
+            .in_netns(&self.netns)
+            .in_cgroup(&self.cgroup)
+    }
+}
+
+impl PlainPod {
+    pub(crate) fn new(router: &Machine, name: &str, net: &str) -> Result<Self> {
+        let netns = Netns::new(name)?;
+        behind(router.netns(), &netns, net)?;
+        let cgroup = router.cgroup().child(name)?;
+        Ok(Self { netns, cgroup })
+    }
 }
 
 impl Place for Netns {
@@ -138,47 +225,55 @@ impl Place for Netns {
 }
 
 impl PlainPlace {
-    const SERVER: [u8; 4] = [10, 200, 2, 2];
-
-    fn make() -> Result<Self> {
-        let router = Netns::new("router")?;
-        let client = Netns::new("client")?;
-        let server = Netns::new("server")?;
-        give_ports(&client)?;
-        router.set_sysctl("net.ipv4.ip_forward", "1")?;
-        for (pod, net) in [(&client, "10.200.1"), (&server, "10.200.2")] {
-            netns::link(
-                End {
-                    netns: pod,
-                    device: "eth0",
-                    addresses: &[&format!("{net}.2/24")],
-                },
-                End {
-                    netns: &router,
-                    device: &format!("to-{}", &net[7..]),
-                    addresses: &[&format!("{net}.1/24")],
-                },
-            )?;
-            pod.add_route("default", format!("{net}.1").parse()?)?;
+    /// Where the server is.
+    pub(crate) fn server() -> Destination {
+        Destination {
+            address: SocketAddr::new(IpAddr::from([10, 200, 2, 2]), PORT),
+            answer: PLAIN,
         }
-        let dir = tempfile::tempdir()?;
-        let process = serve(
-            Launch::new("serve", binary("weir-bench")).in_netns(&server),
-            dir.path(),
-        )?;
+    }
+
+    pub(crate) fn make() -> Result<Self> {
+        let router = Machine::new("router")?;
+        router.netns().set_sysctl("net.ipv4.ip_forward", "1")?;
+        let client = PlainPod::new(&router, "client", "10.200.1")?;
+        give_ports(&client.netns)?;
+        let server_pod = PlainPod::new(&router, "server", "10.200.2")?;
+        let server = serve(server_pod.client("serve"), router.dir(), PLAIN)?;
         Ok(Self {
-            _server: process,
+            _server: server,
             client,
-            _server_netns: server,
-            _router: router,
-            dir,
+            _server_pod: server_pod,
+            router,
         })
+    }
+
+    fn log(&self) -> PathBuf {
+        self.router.dir().join("measure.log")
     }
 }
 
-fn serve(launch: Launch, dir: &std::path::Path) -> Result<Process> {
+/// Puts a namespace behind a router, as host 2 of a network of 24 bits, `10.200.1`, of which the router is host 1.
+pub(crate) fn behind(router: &Netns, host: &Netns, net: &str) -> Result<()> {
+    netns::link(
+        End {
+            netns: host,
+            device: "eth0",
+            addresses: &[&format!("{net}.2/24")],
+        },
+        End {
+            netns: router,
+            device: &format!("to-{}", net.replace('.', "-")),
+            addresses: &[&format!("{net}.1/24")],
+        },
+    )?;
+    host.add_route("default", format!("{net}.1").parse()?)
+}
+
+pub(crate) fn serve(launch: Launch, dir: &std::path::Path, answer: u8) -> Result<Process> {
     let mut server = launch
         .args(["serve", "--cpu", CPU, "--port", &PORT.to_string()])
+        .args(["--answer", &answer.to_string()])
         .log_to(&dir.join("serve.log"))
         .spawn()?;
     server.wait_for_log("ready", Duration::from_secs(10))?;
@@ -193,7 +288,7 @@ fn service_yaml(name: &str, address: &str, app: &str) -> String {
     )
 }
 
-const POLICY: &str = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+pub(crate) const POLICY: &str = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
     metadata: {name: bench, namespace: bench}\nspec:\n  podSelector: {}\n  \
     policyTypes: [Ingress, Egress]\n  ingress: [{from: [{podSelector: {}}]}]\n  \
     egress: [{to: [{podSelector: {}}]}]\n";
@@ -201,8 +296,8 @@ const POLICY: &str = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
 /// Row 1: through a service at the socket, against the pod's own address.
 pub(crate) fn service_at_the_socket(length: Length) -> Result<Vec<Row>> {
     let place = WeirPlace::make(OTHER_SERVICES)?;
-    let direct = SocketAddr::new(place.server.address(Family::V4)?, PORT);
-    let service = SocketAddr::new(IpAddr::from([10, 96, 0, 77]), PORT);
+    let direct = place.direct()?;
+    let service = WeirPlace::at(SocketAddr::new(IpAddr::from([10, 96, 0, 77]), PORT));
     let log = place.log();
     let mut rows = Vec::new();
     for (what, name, most) in [
@@ -281,9 +376,9 @@ pub(crate) fn service_at_the_socket(length: Length) -> Result<Vec<Row>> {
 pub(crate) fn everything_on(length: Length) -> Result<Vec<Row>> {
     let weir = WeirPlace::make(0)?;
     let plain = PlainPlace::make()?;
-    let (weir_log, plain_log) = (weir.log(), plain.dir.path().join("measure.log"));
-    let weir_target = SocketAddr::new(weir.server.address(Family::V4)?, PORT);
-    let plain_target = SocketAddr::new(IpAddr::from(PlainPlace::SERVER), PORT);
+    let (weir_log, plain_log) = (weir.log(), plain.log());
+    let weir_target = weir.direct()?;
+    let plain_target = PlainPlace::server();
     let mut rows = Vec::new();
     for (what, name) in [
         (
@@ -330,6 +425,29 @@ fn row(
     base: &str,
     target: Target,
 ) -> Result<Row> {
+    let arms = Compared {
+        arm,
+        base,
+        control: "control",
+    };
+    compare(number, claim, rounds, arms, Some(target))
+}
+
+/// Arms of a comparison by their names: ours, the peer, and the peer again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Compared<'a> {
+    pub(crate) arm: &'a str,
+    pub(crate) base: &'a str,
+    pub(crate) control: &'a str,
+}
+
+pub(crate) fn compare(
+    number: u32,
+    claim: &str,
+    rounds: &Rounds,
+    Compared { arm, base, control }: Compared<'_>,
+    target: Option<Target>,
+) -> Result<Row> {
     Ok(Row {
         number,
         claim: claim.to_owned(),
@@ -342,7 +460,7 @@ fn row(
         peer_p99_ns: median(rounds, base, |l| l.p99)?,
         ratio_p01: ratio(rounds, arm, base, |l| l.p01)?,
         ratio_p50: ratio(rounds, arm, base, |l| l.p50)?,
-        control_p01: Some(ratio(rounds, "control", base, |l| l.p01)?),
+        control_p01: Some(ratio(rounds, control, base, |l| l.p01)?),
         target,
         note: String::new(),
     })

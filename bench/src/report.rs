@@ -32,7 +32,8 @@ pub(crate) struct Row {
     pub(crate) ratio_p50: Ratio,
     /// The peer against itself, in the same rounds.
     pub(crate) control_p01: Option<Ratio>,
-    pub(crate) target: Target,
+    /// Without one it is only told.
+    pub(crate) target: Option<Target>,
     pub(crate) note: String,
 }
 
@@ -137,23 +138,24 @@ impl Figure {
 }
 
 impl Row {
-    pub(crate) fn outcome(&self) -> Outcome {
+    /// `None` if there is no target, and nothing against the run.
+    pub(crate) fn outcome(&self) -> Option<Outcome> {
         if self
             .control_p01
             .is_some_and(|c| (c.median - 1.0).abs() > CONTROL)
         {
-            return Outcome::Void;
+            return Some(Outcome::Void);
         }
-        let reached = match self.target {
+        let reached = match self.target? {
             Target::Ratio(most) => self.ratio_p01.median <= most,
             Target::ExtraNanos(most) => self.ours_p01_ns.saturating_sub(self.peer_p01_ns) <= most,
             Target::Nanos { p50, p99 } => self.ours_p50_ns <= p50 && self.ours_p99_ns <= p99,
         };
-        if reached {
+        Some(if reached {
             Outcome::Reached
         } else {
             Outcome::Missed
-        }
+        })
     }
 }
 
@@ -194,17 +196,22 @@ pub(crate) fn table(rows: &[Row]) -> String {
                 .as_ref()
                 .map_or_else(|| "none".into(), spread),
             match row.target {
-                Target::Ratio(most) => format!("≤ {most}"),
-                Target::ExtraNanos(most) => format!("≤ +{most} ns"),
-                Target::Nanos { p50, p99 } => {
+                Some(Target::Ratio(most)) => format!("≤ {most}"),
+                Some(Target::ExtraNanos(most)) => format!("≤ +{most} ns"),
+                Some(Target::Nanos { p50, p99 }) => {
                     let ms = |nanos: u64| nanos as f64 / 1e6;
                     format!("p50 ≤ {} ms, p99 ≤ {} ms", ms(p50), ms(p99))
                 }
+                None => "-".to_owned(),
             },
-            format!("{:?}", row.outcome()),
+            or_not(row.outcome().map(|outcome| format!("{outcome:?}"))),
         ]);
     }
     table.to_string()
+}
+
+fn or_not(text: Option<String>) -> String {
+    text.unwrap_or_else(|| "-".to_owned())
 }
 
 /// The table of what has no peer.
@@ -214,7 +221,6 @@ pub(crate) fn figures(figures: &[Figure]) -> String {
         "ROW", "CLAIM", "VALUE", "ROUNDS", "CONTROL", "TARGET", "OUTCOME",
     ]);
     for figure in figures {
-        let or_not = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
         table.add_row([
             figure.number.to_string(),
             figure.claim.clone(),
@@ -246,7 +252,7 @@ pub(crate) fn write_json(rows: &[Row], figures: &[Figure], path: &Path) -> Resul
     }
     let rows = rows.iter().map(|what| Judged {
         what,
-        outcome: Some(what.outcome()),
+        outcome: what.outcome(),
     });
     let figures = figures.iter().map(|what| Judged {
         what,
@@ -283,16 +289,22 @@ mod tests {
             ratio_p01: flat(ratio),
             ratio_p50: flat(ratio),
             control_p01: Some(flat(control)),
-            target: Target::Ratio(0.97),
+            target: Some(Target::Ratio(0.97)),
             note: String::new(),
         }
     }
 
     #[test]
     fn a_run_whose_control_moved_says_nothing() {
-        assert_eq!(row(0.9, 1.0).outcome(), Outcome::Reached);
-        assert_eq!(row(0.98, 1.0).outcome(), Outcome::Missed);
-        assert_eq!(row(0.9, 1.02).outcome(), Outcome::Void);
+        assert_eq!(row(0.9, 1.0).outcome(), Some(Outcome::Reached));
+        assert_eq!(row(0.98, 1.0).outcome(), Some(Outcome::Missed));
+        assert_eq!(row(0.9, 1.02).outcome(), Some(Outcome::Void));
+        let told = |control| Row {
+            target: None,
+            ..row(0.9, control)
+        };
+        assert_eq!(told(1.0).outcome(), None);
+        assert_eq!(told(1.02).outcome(), Some(Outcome::Void));
     }
 
     #[test]

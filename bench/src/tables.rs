@@ -1,19 +1,23 @@
-//! The rows of Services as the kernel's programs find them, read from the pinned tables.
+//! The rows of Services as the kernel's programs find them, and of conversations that are known, read from the pinned
+//! tables.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use weir_common::event::Hook;
 use weir_common::service::{Backend, Frontend, FrontendKey, Scope};
 use weir_common::table::TABLES;
+use weir_common::way::{Peer, Rewrite, Way, WayKey};
 use weir_common::{Addr, Port, Protocol};
 use zerocopy::{FromBytes, IntoBytes};
 
-/// The tables that a Service is in.
+/// The tables that a Service is in, and its connections.
 pub(crate) struct Tables {
     frontends: HashMap<MapData, [u8; size_of::<FrontendKey>()], [u8; size_of::<Frontend>()]>,
     backends: Array<MapData, [u8; size_of::<Backend>()]>,
+    ways: HashMap<MapData, [u8; size_of::<WayKey>()], [u8; size_of::<Way>()]>,
 }
 
 impl Tables {
@@ -23,6 +27,7 @@ impl Tables {
         Ok(Self {
             frontends: pinned(bpffs, "FRONTENDS")?.try_into()?,
             backends: pinned(bpffs, "BACKENDS")?.try_into()?,
+            ways: pinned(bpffs, "TCP_WAYS")?.try_into()?,
         })
     }
 
@@ -62,6 +67,41 @@ impl Tables {
             }
         }
         Ok(None)
+    }
+
+    /// The ways of TCP connections that arrive at a hook with one address and leave it to another; they are the same where
+    /// nothing is translated. What is closed on both sides is forgotten at once.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub(crate) fn ways(
+        &self,
+        hook: Hook,
+        to: SocketAddrV4,
+        leads: SocketAddrV4,
+    ) -> Result<Vec<Way>> {
+        let peer = |it: SocketAddrV4| Peer {
+            addr: Addr::from(IpAddr::V4(*it.ip())),
+            port: Port::from(it.port()),
+        };
+        let (to, leads) = (peer(to), peer(leads));
+        let mut found = Vec::new();
+        for row in self.ways.iter() {
+            let (key, way) = row.context("read TCP_WAYS")?;
+            let key = WayKey::read_from_bytes(&key).ok().context("a key")?;
+            let way = Way::read_from_bytes(&way).ok().context("a row")?;
+            let after = match way.step.rewrite {
+                Rewrite::DESTINATION => Peer {
+                    addr: way.step.addr,
+                    port: way.step.port,
+                },
+                _ => key.destination(),
+            };
+            if key.hook == hook && key.destination() == to && after == leads {
+                found.push(way);
+            }
+        }
+        Ok(found)
     }
 
     /// Is an address in that row?

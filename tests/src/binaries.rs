@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::cache::Cache;
 use crate::debian;
-use crate::go::{KUBERNETES, Recipe};
+use crate::go::KUBERNETES;
 use crate::not_run::not_run;
 
 /// Paths of the programs.
@@ -57,10 +57,7 @@ impl Binaries {
         let workshop = KUBERNETES.open()?;
         let program = |name: &str| match asset(name) {
             Some(path) => Ok(path),
-            None => {
-                let package = format!("k8s.io/kubernetes/cmd/{name}");
-                workshop.program(name, &package, Recipe::Program)
-            }
+            None => workshop.command(name),
         };
         Ok(Self {
             etcd,

@@ -167,6 +167,15 @@ impl Workshop {
         &self.cache.dir
     }
 
+    /// The program `name` of the module, `kube-proxy`, where Go programs usually are: in `cmd`.
+    ///
+    /// # Errors
+    /// As [`Self::program`].
+    pub fn command(&self, name: &str) -> Result<PathBuf, Unavailable> {
+        let package = format!("{}/cmd/{name}", self.module.requires);
+        self.program(name, &package, Recipe::Program)
+    }
+
     /// The program `name`, built from `package` if it is not there yet.
     ///
     /// # Errors

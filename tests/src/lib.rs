@@ -3,12 +3,10 @@
 
 #[cfg(feature = "full")]
 pub mod application;
-#[cfg(feature = "full")]
 pub mod binaries;
 pub mod bpffs;
 #[cfg(feature = "full")]
 pub mod bytes;
-#[cfg(feature = "full")]
 pub mod cache;
 pub mod cgroup;
 #[cfg(feature = "full")]
@@ -17,7 +15,6 @@ pub mod cluster;
 pub mod complaint;
 #[cfg(feature = "full")]
 pub mod control_plane;
-#[cfg(feature = "full")]
 pub mod debian;
 #[cfg(feature = "full")]
 pub mod documents;
@@ -28,7 +25,6 @@ pub mod former;
 #[cfg(feature = "full")]
 pub mod fragments;
 pub mod frames;
-#[cfg(feature = "full")]
 pub mod go;
 #[cfg(feature = "full")]
 pub mod helm;
@@ -51,7 +47,6 @@ pub mod mix;
 pub mod model;
 pub mod netns;
 pub mod node;
-#[cfg(feature = "full")]
 pub mod not_run;
 #[cfg(feature = "full")]
 pub mod oracle;

@@ -13,7 +13,10 @@ use crate::cluster::moving_address;
 const WITHIN: Duration = Duration::from_secs(20);
 
 /// A server, and what the agent's client makes of it.
-async fn watched(cluster: Cluster, timing: Timing) -> (ApiServer, mpsc::Receiver<model::Change>) {
+async fn watched(
+    cluster: Cluster,
+    timing: Timing,
+) -> (ApiServer<Cluster>, mpsc::Receiver<model::Change>) {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", socket.local_addr().unwrap());
     let server = ApiServer::start(cluster, socket).unwrap();
@@ -68,6 +71,28 @@ fn pages_have_every_object_once_and_say_where_it_goes_on() {
     names.sort_unstable();
     names.dedup();
     assert_eq!(names.len(), 1_234);
+}
+
+#[test]
+fn a_list_has_the_kind_of_what_is_in_it() {
+    let store = Store::new(Cluster::new(2, 10, "own"));
+    for (resource, version, kind) in [
+        (Resource::Services, "v1", "ServiceList"),
+        (
+            Resource::EndpointSlices,
+            "discovery.k8s.io/v1",
+            "EndpointSliceList",
+        ),
+    ] {
+        let page: serde_json::Value = serde_json::from_str(&store.page(resource, 0, 1)).unwrap();
+        assert_eq!(
+            (&page["apiVersion"], &page["kind"]),
+            (&version.into(), &kind.into())
+        );
+        assert_eq!(page["items"][0]["apiVersion"], version);
+        let of_item = page["items"][0]["kind"].as_str().unwrap();
+        assert_eq!(format!("{of_item}List"), kind);
+    }
 }
 
 #[tokio::test]

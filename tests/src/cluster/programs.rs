@@ -47,25 +47,14 @@ impl Programs {
     pub fn ready() -> Result<Self> {
         let plane = Binaries::ready()?;
         let kubernetes = KUBERNETES.open()?;
-        let of_kubernetes = |name: &str| {
-            kubernetes.program(
-                name,
-                &format!("k8s.io/kubernetes/cmd/{name}"),
-                Recipe::Program,
-            )
-        };
-        let kubelet = of_kubernetes("kubelet")?;
-        let kube_scheduler = of_kubernetes("kube-scheduler")?;
-        let kube_proxy = of_kubernetes("kube-proxy")?;
+        let kubelet = kubernetes.command("kubelet")?;
+        let kube_scheduler = kubernetes.command("kube-scheduler")?;
+        let kube_proxy = kubernetes.command("kube-proxy")?;
         let ginkgo = "github.com/onsi/ginkgo/v2/ginkgo";
         let ginkgo = kubernetes.program("ginkgo", ginkgo, Recipe::Program)?;
         let e2e = kubernetes.program("e2e.test", "k8s.io/kubernetes/test/e2e", Recipe::Test)?;
 
         let containerd = CONTAINERD.open()?;
-        let of_containerd = |name: &str| {
-            let package = format!("github.com/containerd/containerd/v2/cmd/{name}");
-            containerd.program(name, &package, Recipe::Program)
-        };
         let runc = "github.com/opencontainers/runc";
         let runc = RUNC
             .open()?
@@ -76,9 +65,9 @@ impl Programs {
             .program("coredns", coredns, Recipe::Program)?;
         let images = images::archive(&kubernetes, &e2e, &coredns)?;
         Ok(Self {
-            containerd: of_containerd("containerd")?,
-            containerd_shim: of_containerd("containerd-shim-runc-v2")?,
-            ctr: of_containerd("ctr")?,
+            containerd: containerd.command("containerd")?,
+            containerd_shim: containerd.command("containerd-shim-runc-v2")?,
+            ctr: containerd.command("ctr")?,
             plane,
             kube_scheduler,
             kubelet,
