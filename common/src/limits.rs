@@ -17,8 +17,9 @@ pub const AFFINITY: u32 = 65_536;
 /// `SOCKETS`: two rows for each translated datagram socket, one for each connected one.
 /// 65,536 × (32 + 28 + 48) = 7 MB.
 pub const SOCKETS: u32 = 65_536;
-/// `UNUSED_PORTS`: a bit for each port. 1,024 × 8 = 8 KB.
+/// `UNUSED_PORTS`: a bit for each port, and behind them a number for each program at a socket hook. 1,032 × 8 = 8 KB.
 pub const UNUSED_PORTS: u32 = 65_536 / 64;
+pub const SOCKET_HOOKS: u32 = 8;
 /// `DEVICES` and `PODS`: pods of one node, two addresses each. Kubernetes' own limit is 110 pods.
 pub const DEVICES: u32 = 4_096;
 pub const PODS: u32 = 2 * DEVICES;

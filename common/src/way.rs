@@ -199,6 +199,8 @@ impl WayState {
     /// Either side has sent RST, and neither anything else since: what goes on talking was not ended by
     /// it, and who sent it may be somebody else.
     pub const RESET: u32 = 1 << 5;
+    /// Of a plan: who has opened it, elsewhere, has acknowledged what only the first answer said; there was no room for ways.
+    pub const PROVEN: u32 = 1 << 7;
     /// Whoever sends this way has acknowledged the other side's goodbye.
     pub const FIN_ACKNOWLEDGED: u32 = 1 << 6;
 

@@ -8,170 +8,24 @@ use weir_common::event::Hook;
 use weir_common::policy::Class;
 use weir_common::service::{FrontendFlags, FrontendKey, NodeFlags};
 use weir_common::way::{Mark, Plan, Rewrite, Step, Way, WayKey, WayState};
-use weir_common::{Addr, DropReason, Port, Protocol};
+use weir_common::{Addr, DropReason, Port};
 
-use crate::arrive::{Arrival, Origin};
+use crate::answer;
+use crate::arrive::Origin;
 use crate::fragment;
 use crate::l4::Layout;
 use crate::reserve::Reserved;
 use crate::service::{self, Candidates};
-use crate::share;
-use crate::tables::{Added, Tables};
+use crate::tables::Tables;
 use crate::verdict::{Outcome, Scratch};
-use crate::way::{self, NO_BACKEND, account, ask_for_opener, record, take};
+use crate::way::NO_BACKEND;
 use crate::words::{hash, mixed, same};
 
 /// How many backends are tried when the client's port is already in use towards one of them.
 const BACKEND_TRIES: u32 = 3;
 
-/// Datagrams that somebody outside may send without an answer before their conversation has ways.
-const FEW: u64 = 16;
-
 /// How many ports of the node are tried before there counts as being none.
 const PORT_TRIES: u32 = 24;
-
-/// Is the packet at hand the first answer of a plan? The conversation then gets its ways.
-///
-/// [`Outcome::UNKNOWN`] if it answers nothing.
-pub fn answer<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Outcome {
-    Outcome::of(take_answer(tables, scratch))
-}
-
-#[inline(always)]
-fn take_answer<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<bool, DropReason> {
-    let Some(plan) = tables.plan(&scratch.trace.tuple) else {
-        return Ok(false);
-    };
-    let key = &scratch.trace.tuple;
-    let (hook, protocol) = (key.hook, key.protocol);
-    scratch.other = plan.key;
-    let echo = key.echo();
-    if !take(scratch, &plan.back, echo) {
-        return Ok(false);
-    }
-    let segment = scratch.arrival.segment;
-    let epoch = tables.epoch();
-    let is_at_pod = matches!(hook, Hook::FROM_POD | Hook::TO_POD);
-    if is_at_pod && (segment.is_syn() || plan.back.epoch.load(Relaxed) != epoch) {
-        if segment.is_syn() {
-            scratch.question = scratch.trace.tuple;
-        } else {
-            ask_for_opener(scratch, false);
-        }
-        if let Err(reason) = tables.judge(scratch).is_known() {
-            if !segment.is_syn() && protocol != Protocol::TCP {
-                tables.remove_plan(&scratch.trace.tuple);
-            }
-            return Err(reason);
-        }
-        if !segment.is_syn() {
-            record(&plan.way, plan.key.hook, &scratch.judgement, true, epoch);
-            record(&plan.back, hook, &scratch.judgement, false, epoch);
-        }
-    }
-    scratch.device = plan.back.device.load(Relaxed);
-    let is_first = plan.back.packets.load(Relaxed) == 0;
-    account(tables, scratch, &plan.back);
-    fragment::remember(tables, scratch);
-    // A refusal is no answer: it would let a flood of SYNs to a closed port fill the table of the answered.
-    if segment.is_rst() || segment.is_syn() {
-        if segment.is_rst() {
-            plan.back.state.fetch_or(WayState::RESET, Relaxed);
-        }
-        return Ok(true);
-    }
-    if segment.is_answer() && protocol == Protocol::TCP {
-        let end = scratch.arrival.end;
-        plan.way.others_end.store(end, Relaxed);
-    }
-    if segment.is_fin() {
-        plan.back.state.fetch_or(WayState::FIN, Relaxed);
-        plan.way.state.fetch_or(WayState::OTHER_FIN, Relaxed);
-        plan.way.others_end.store(scratch.arrival.end, Relaxed);
-    }
-    if is_first {
-        tables.count(Counter::FlowsAnswered);
-    }
-    let Scratch {
-        plan: copy,
-        back,
-        other,
-        trace,
-        arrival,
-        ..
-    } = scratch;
-    // Another CPU may give the row to somebody else in this moment. What was copied is known to be the plan, or is not used.
-    copy.set(&plan);
-    *back = trace.tuple;
-    let is_ours = copy.back.is_of(echo) && copy.way.is_of(other.echo()) && copy.key.is(other);
-    if is_ours && is_settled(copy, arrival, false) {
-        return tables.establish(scratch).is_known();
-    }
-    Ok(true)
-}
-
-/// Does a packet make ways of a plan? Of a conversation other than TCP the third does: most are a question and its answer,
-/// and over at once. Of a connection the first answer does if a pod of this node has opened it, which has but one address. Anybody
-/// else may give addresses that are not theirs, so they must have had the answer.
-#[inline(always)]
-fn is_settled(plan: &Plan, arrival: &Arrival, is_of_opener: bool) -> bool {
-    let segment = arrival.segment;
-    let answers = plan.back.packets.load(Relaxed);
-    if plan.key.protocol != Protocol::TCP {
-        let packets = plan.way.packets.load(Relaxed) + answers;
-        return packets > FEW || (packets > 2 && (answers > 0 || plan.way.owner != 0));
-    }
-    // What a SYN|ACK says nobody guesses who has not had it.
-    let said = plan.way.others_end.load(Relaxed);
-    let has_heard = arrival.acknowledges.wrapping_sub(said) as i32 >= 0;
-    let is_openers = is_of_opener && !segment.is_answer() && (said == 0 || has_heard);
-    answers > 0 && !segment.is_syn() && (plan.way.owner != 0 || is_openers)
-}
-
-/// Makes two ways of the plan at hand. Without room for them it stays what it is, and its packets go the cold path.
-pub fn establish<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Outcome {
-    let Scratch { plan, back, .. } = scratch;
-    make_ways(tables, back, plan);
-    Outcome::KNOWN
-}
-
-#[inline(always)]
-fn make_ways<T: Tables + ?Sized>(tables: &T, back: &WayKey, plan: &Plan) {
-    let owner = plan.way.owner;
-    let is_tcp = back.protocol == Protocol::TCP;
-    if owner != 0
-        && !is_tcp
-        && let Some(share) = tables.share(owner)
-        && !share::stream(&share, tables.now())
-    {
-        return;
-    }
-    let added = way::add(tables, &plan.key, &plan.way);
-    match added {
-        Ok(Added::New) => {}
-        // Another CPU has had the same packet in this moment; or this opener has gone another way before.
-        Ok(Added::Already)
-            if tables
-                .way(&plan.key)
-                .is_some_and(|held| held.step.is(&plan.way.step)) => {}
-        _ => return,
-    }
-    if way::add(tables, back, &plan.back).is_err() {
-        // What was there before is somebody's.
-        if added == Ok(Added::New) {
-            way::remove(tables, &plan.key, owner);
-        }
-        return;
-    }
-    tables.remove_plan(back);
-    if is_tcp
-        && added == Ok(Added::New)
-        && plan.key.hook == Hook::FROM_POD
-        && let Some(share) = tables.share(owner)
-    {
-        share::close(&share);
-    }
-}
 
 /// Makes the plan of a conversation that a pod opens, or that is opened to one from elsewhere.
 ///
@@ -265,7 +119,7 @@ fn choose<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
         // Who is its own backend would receive a packet from itself, which its kernel refuses.
         let ([a, b, _], [c, d, ..]) = (*backend.words(), *scratch.trace.tuple.words());
         let is_hairpin = [a, b] == [c, d];
-        if is_hairpin && scratch.trace.tuple.hook != Hook::FROM_POD {
+        if is_hairpin && !may_turn(tables, &scratch.trace.tuple) {
             continue;
         }
         // Read before judging: a change in between makes the next packet ask again.
@@ -286,7 +140,10 @@ fn choose<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
         let reserved = if trace.tuple.hook == Hook::FROM_POD {
             attempt(tables, scratch).inspect_err(|_| {
                 let Scratch { plan, trace, .. } = scratch;
-                trace.tuple.go(&plan.way.step);
+                // A hairpin's other address is its own.
+                if !plan.way.step.rewrite.is_hairpin() {
+                    trace.tuple.go(&plan.way.step);
+                }
             })?
         } else {
             enter(tables, scratch)?
@@ -308,6 +165,13 @@ fn choose<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
         return Ok(());
     }
     Err(DropReason::NatCollision)
+}
+
+/// May a packet go back to who has sent it, as from the address that he asked? Not from that of a node, which may itself
+/// speak to that pod.
+#[inline(always)]
+fn may_turn<T: Tables + ?Sized>(tables: &T, asked: &WayKey) -> bool {
+    asked.hook == Hook::FROM_POD && tables.node(&asked.destination).is_none()
 }
 
 /// Judges the conversation that is planned, says how its packets go on, and reserves its answers.
@@ -582,7 +446,7 @@ fn go<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch, reserved: Reserved)
     };
     match reserved {
         Reserved::New => tables.count(Counter::FlowsOpened),
-        Reserved::Again if is_settled(plan, arrival, true) => {
+        Reserved::Again if answer::is_settled(plan, arrival, true) => {
             // Without room it stays a plan.
             let _room: Outcome = tables.establish(scratch);
         }

@@ -18,8 +18,8 @@ use crate::words::same;
 /// that nobody answers (`nf_conntrack_udp_timeout`).
 const TCP_PATIENCE: u64 = 60_000_000_000;
 const OTHER_PATIENCE: u64 = 30_000_000_000;
-/// TCP whose opener is elsewhere and has not acknowledged: anybody may write such a SYN, and would hold every port of the node
-/// towards a backend elsewhere with some hundreds a second. As long as Linux waits before it sends the second answer again.
+/// TCP whose opener is elsewhere and has not acknowledged, since what that one has sent: anybody may write such a SYN, and would
+/// hold every port of the node towards a backend elsewhere with some hundreds a second. A SYN is sent again within it.
 const STRANGERS_PATIENCE: u64 = 3_000_000_000;
 /// The same against who has made it: somebody who asks from new ports without an answer runs out of them by itself.
 const OWN_PATIENCE: u64 = 2_000_000_000;
@@ -193,12 +193,13 @@ fn keep(back: &mut Way, held: &Way) {
 #[inline(always)]
 fn is_forgotten<T: Tables + ?Sized>(tables: &T, plan: &Plan, held: &Plan) -> bool {
     let is_unanswered = held.back.packets.load(Relaxed) == 0;
-    let patience = if plan.key.protocol == Protocol::TCP {
-        if held.way.owner == 0 {
-            STRANGERS_PATIENCE
-        } else {
-            TCP_PATIENCE
-        }
+    let is_strangers = plan.key.protocol == Protocol::TCP
+        && held.way.owner == 0
+        && held.way.state.load(Relaxed) & WayState::PROVEN == 0;
+    let patience = if is_strangers {
+        STRANGERS_PATIENCE
+    } else if plan.key.protocol == Protocol::TCP {
+        TCP_PATIENCE
     } else if is_unanswered && same(&held.key.source, &plan.key.source) {
         OWN_PATIENCE
     } else {
@@ -206,10 +207,10 @@ fn is_forgotten<T: Tables + ?Sized>(tables: &T, plan: &Plan, held: &Plan) -> boo
     };
     // Refused, and not asked again.
     let is_refused = held.back.state.load(Relaxed) & WayState::RESET != 0;
-    let seen = held
-        .way
-        .seen
-        .load(Relaxed)
-        .max(held.back.seen.load(Relaxed));
+    let mut seen = held.way.seen.load(Relaxed);
+    // Whom somebody pretends to be is answered again and again.
+    if !is_strangers {
+        seen = seen.max(held.back.seen.load(Relaxed));
+    }
     is_refused || tables.now().saturating_sub(seen) > patience
 }

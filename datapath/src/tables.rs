@@ -16,7 +16,7 @@ use weir_common::way::{Plan, Way, WayKey};
 use weir_common::{Addr, DropReason};
 
 use crate::verdict::{Outcome, Scratch};
-use crate::{icmp, plan, policy, reserve, service, way};
+use crate::{answer, icmp, plan, policy, reserve, service, way};
 
 /// The tables of `weir_common::table`, by the name of what a row is.
 pub trait Tables {
@@ -117,15 +117,15 @@ pub trait Tables {
     fn again(&self, scratch: &mut Scratch) -> Outcome {
         way::again(self, scratch)
     }
-    /// [`plan::answer`].
+    /// [`answer::answer`].
     #[inline(always)]
     fn answer(&self, scratch: &mut Scratch) -> Outcome {
-        plan::answer(self, scratch)
+        answer::answer(self, scratch)
     }
-    /// [`plan::establish`].
+    /// [`answer::establish`].
     #[inline(always)]
     fn establish(&self, scratch: &mut Scratch) -> Outcome {
-        plan::establish(self, scratch)
+        answer::establish(self, scratch)
     }
     /// [`plan::at_pod`].
     #[inline(always)]

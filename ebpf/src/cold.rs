@@ -7,7 +7,9 @@ use core::arch::asm;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use weir_common::DropReason;
-use weir_datapath::{Outcome, Scratch, fragment, icmp, plan, policy, reserve, service, way};
+use weir_datapath::{
+    Outcome, Scratch, answer, fragment, icmp, plan, policy, reserve, service, way,
+};
 
 use crate::maps::{Maps, same_scratch};
 use crate::skb::Skb;
@@ -64,10 +66,10 @@ pub(crate) extern "C" fn weir_unfold(skb: *mut __sk_buff) -> u32 {
 functions! {
     /// [`way::again`].
     weir_again way::again
-    /// [`plan::answer`].
-    weir_answer plan::answer
-    /// [`plan::establish`].
-    weir_establish plan::establish
+    /// [`answer::answer`].
+    weir_answer answer::answer
+    /// [`answer::establish`].
+    weir_establish answer::establish
     /// [`plan::at_pod`].
     weir_plan_at_pod plan::at_pod
     /// [`plan::from_net`].

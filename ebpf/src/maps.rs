@@ -43,10 +43,10 @@ static AFFINITY: LruHashMap<AffinityKey, Affinity> =
 #[map]
 static SOCKETS: LruHashMap<SocketKey, SocketPeer> =
     LruHashMap::with_max_entries(limits::SOCKETS, 0);
-// The agent says of a new one that no port was used.
+// What it says at a start is the agent's, who also notes behind the ports which programs keep it.
 #[map]
 static UNUSED_PORTS: Array<UnusedPorts> =
-    Array::with_max_entries(limits::UNUSED_PORTS, BPF_F_MMAPABLE);
+    Array::with_max_entries(limits::UNUSED_PORTS + limits::SOCKET_HOOKS, BPF_F_MMAPABLE);
 #[map]
 static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(limits::DEVICES, 0);
 #[map]

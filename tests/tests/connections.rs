@@ -351,30 +351,71 @@ fn a_guessed_acknowledgement_makes_no_ways() {
     assert_eq!(memory.ways.borrow().len(), 2);
 }
 
-/// A SYN in anybody's name takes a port of the node where its backend is elsewhere, and keeps it from others no longer than
-/// that one waits before it answers again. A pod's keeps it for as long as its SYN is sent again.
+/// A refusal is no answer: who guesses at a closed port has no connection, however often he does.
+#[test]
+fn what_is_refused_makes_no_ways() {
+    let memory = world();
+    let guess = |flags| received(Host::Far, Host::B, Family::V6, &tcp(9, 80, flags));
+    let refusal = sent(Host::B, Host::Far, Family::V6, &tcp(80, 9, RST));
+    for flags in [ACK, ACK, SYN, ACK] {
+        passes(&memory, &guess(flags));
+        passes(&memory, &refusal);
+        assert!(memory.ways.borrow().is_empty());
+    }
+    // In midstream, where no SYN|ACK was seen, the first answer has to be acknowledged.
+    let mut answer = sent(Host::B, Host::Far, Family::V6, &tcp(80, 9, ACK));
+    answer.packet.frame[L3 + 40 + 4..L3 + 40 + 8].copy_from_slice(&70_000_u32.to_be_bytes());
+    passes(&memory, &answer);
+    passes(&memory, &guess(ACK));
+    assert!(memory.ways.borrow().is_empty());
+    let mut heard = guess(ACK);
+    heard.packet.frame[L3 + 40 + 8..L3 + 40 + 12].copy_from_slice(&70_000_u32.to_be_bytes());
+    passes(&memory, &heard);
+    assert_eq!(memory.ways.borrow().len(), 2);
+}
+
+/// A SYN in anybody's name takes a port of the node where its backend is elsewhere, and keeps it from others for three
+/// seconds, however often it is answered. A pod's keeps it for as long as its SYN is sent again, and so does who has
+/// acknowledged the answer, where there was no room for ways.
 #[test]
 fn syns_in_anybodys_name_hold_no_port_for_long() {
-    for (client, mark, is_held) in [
-        (Host::World, Mark::TRANSLATED, false),
-        (Host::A, Mark::LEAVING, true),
+    const SECOND: u64 = 1_000_000_000;
+    for (client, mark, is_proven, is_held) in [
+        (Host::World, Mark::TRANSLATED, false, false),
+        (Host::World, Mark::TRANSLATED, true, true),
+        (Host::A, Mark::LEAVING, false, true),
     ] {
-        let memory = world();
-        let opens = |host: Host, number, mark| {
+        let mut memory = world();
+        memory.room.ways = false;
+        let sends = |memory: &Memory, host: Host, number, flags, mark| {
             let ip = Ip::between(host.ip(Family::V4), Host::Far.ip(Family::V4));
-            let frame = ip.frame(&tcp(number, BACKEND_PORT, SYN));
+            let frame = ip.frame(&tcp(number, BACKEND_PORT, flags));
             let mut packet = marked(UPLINK, frame, mark);
-            decide(Hook::TO_NET, &mut packet, &memory, &mut Scratch::default())
+            decide(Hook::TO_NET, &mut packet, memory, &mut Scratch::default())
         };
         // There is one port.
-        assert_eq!(opens(client, 1, mark), Verdict::Pass);
+        assert_eq!(sends(&memory, client, 1, SYN, mark), Verdict::Pass);
+        let none = Verdict::Drop(DropReason::NoNatPort);
         for seconds in [0, 2, 3] {
-            memory.now.set(seconds * 1_000_000_000);
-            let none = Verdict::Drop(DropReason::NoNatPort);
-            assert_eq!(opens(Host::World, 2, Mark::TRANSLATED), none, "{seconds}");
+            memory.now.set(seconds * SECOND);
+            let ip = Ip::between(Host::Far.ip(Family::V4), Host::Node.ip(Family::V4));
+            let port = memory.config.first_port;
+            let answer = ip.frame(&tcp(BACKEND_PORT, port, SYN | ACK));
+            passes(
+                &memory,
+                &Arrival {
+                    hook: Hook::FROM_NET,
+                    packet: Bytes::new(UPLINK, answer),
+                },
+            );
+            let other = sends(&memory, Host::World, 2, SYN, Mark::TRANSLATED);
+            assert_eq!(other, none, "{seconds}");
+            if is_proven && seconds == 0 {
+                assert_eq!(sends(&memory, client, 1, ACK, mark), Verdict::Pass);
+            }
         }
-        memory.now.set(3_000_000_001);
-        let is_free = opens(Host::World, 2, Mark::TRANSLATED) == Verdict::Pass;
-        assert_eq!(is_free, !is_held, "{client:?}");
+        memory.now.set(3 * SECOND + 1);
+        let other = sends(&memory, Host::World, 2, SYN, Mark::TRANSLATED);
+        assert_eq!(other == none, is_held, "{client:?} {is_proven}");
     }
 }

@@ -50,6 +50,7 @@ use self::former::Former;
 use self::links::Links;
 use self::sys::{AttachType, Seat};
 use self::tc::Tc;
+use self::unused_ports::Ports;
 
 pub use self::block::{DeviceFault, DeviceProblem};
 pub use self::cleanup::{Cleaned, cleanup};
@@ -88,6 +89,7 @@ pub struct Kernel {
     has_taken_over: AtomicBool,
     /// Does what pods send out of the cluster leave with the node's address?
     masquerades: bool,
+    unused_ports: Ports,
 }
 
 /// Every hook that should hold a program.
@@ -202,8 +204,9 @@ impl Kernel {
         let loaded = load::load(object, bpffs, config, capacities)?;
         let links = Links::open(bpffs)
             .with_context(|| format!("make the folder of links in {}", bpffs.display()))?;
-        unused_ports::begin(&loaded, &links)?;
+        let unused_ports = Ports::begin(&loaded, &links).context("begin UNUSED_PORTS")?;
         Ok(Self {
+            unused_ports,
             loaded,
             links,
             former: Former::new(bpffs),
@@ -224,7 +227,8 @@ impl Kernel {
             self.links
                 .place_on_cgroup(fd, &self.cgroup, program, attach_type)?;
         }
-        Ok(())
+        let noted = self.unused_ports.note_keepers(&self.loaded);
+        noted.context("note which programs keep UNUSED_PORTS")
     }
 
     /// What of ours is in the kernel beside and before these programs, given our devices by name and

@@ -57,6 +57,8 @@ pub struct Conversation {
     pub others_end: [u32; 2],
     pub heard: [bool; 2],
     pub acknowledged: [bool; 2],
+    /// Its opener has acknowledged the first answer, and there was no room for two rows.
+    pub is_proven: bool,
     /// By row: either side has broken off, and neither spoken since. Of an answer's row before the first answer: somebody
     /// has refused.
     pub reset: [bool; 2],
@@ -91,6 +93,7 @@ impl Conversation {
             others_end: [0, packet.segment().map_or(0, Segment::end)],
             heard: [false; 2],
             acknowledged: [false; 2],
+            is_proven: false,
             reset: [false; 2],
         }
     }
@@ -154,13 +157,18 @@ impl Conversation {
     pub fn is_forgotten(&self, cluster: &Cluster, asker: IpAddr) -> bool {
         let now = cluster.now();
         let is_own = self.packets[BACK] == 0 && self.asked.from.ip() == asker;
+        let is_strangers = self.is_tcp() && !self.is_of_pod(cluster) && !self.is_proven;
         let patience = match (self.is_tcp(), is_own) {
-            (true, _) if !self.is_of_pod(cluster) => 3,
+            (true, _) if is_strangers => 3,
             (true, _) => 60,
             (false, true) => 2,
             (false, false) => 30,
         };
-        let last = self.seen[THERE].max(self.seen[BACK]);
+        let last = if is_strangers {
+            self.seen[THERE]
+        } else {
+            self.seen[THERE].max(self.seen[BACK])
+        };
         self.reset[BACK] || now.saturating_sub(last) > patience * SECOND
     }
 
@@ -173,7 +181,7 @@ impl Conversation {
             return packets >= 17 || (packets >= 3 && (is_of_pod || self.packets[BACK] > 0));
         };
         let said = self.others_end[THERE];
-        let has_heard = said == 0 || segment.acknowledges.wrapping_sub(said) < 1 << 31;
+        let has_heard = said != 0 && segment.acknowledges.wrapping_sub(said) < 1 << 31;
         let is_elsewheres = direction == THERE && !packet.answers() && has_heard;
         self.packets[BACK] > 0 && !packet.opens_tcp() && (is_of_pod || is_elsewheres)
     }

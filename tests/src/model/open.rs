@@ -227,7 +227,7 @@ impl Oracle {
             next = (place + 1) % run.len();
             let backend = cluster.backends[run[place]];
             let is_hairpin = backend.at.ip() == asked.from.ip();
-            if is_hairpin && from != From::Pod {
+            if is_hairpin && (from != From::Pod || cluster.is_node(asked.to.ip())) {
                 continue;
             }
             let mut client = asked.from;
@@ -415,6 +415,7 @@ impl Oracle {
             && was.step(BACK) == planned.step(BACK)
             && was.backend == planned.backend;
         let kept = (was.others_end, was.seen[BACK], was.fin[THERE]);
+        planned.is_proven = is_same && was.is_proven;
         self.conversations[index] = planned;
         if self.conversations[index].is_settled(cluster, at.packet, THERE) {
             self.settle(cluster, index);

@@ -247,6 +247,7 @@ impl Oracle {
             found.map(|(of, other)| self.conversations[of].step(other))
         });
         if others[THERE].is_some_and(|step| step != it.step(THERE)) {
+            self.conversations[index].is_proven = true;
             return;
         }
         let rows = others.map(|other| other.is_none());
@@ -254,6 +255,7 @@ impl Oracle {
         let most = cluster.memory.most.unwrap_or(usize::MAX);
         if new > 0 && self.ways() + new > most {
             self.lacks_room();
+            self.conversations[index].is_proven = true;
             return;
         }
         let it = &mut self.conversations[index];
@@ -487,7 +489,8 @@ impl Oracle {
         if segment.is_some_and(Segment::resets) {
             it.reset[BACK] = true;
         } else if !opens {
-            if let Some(segment) = segment.filter(|it| it.answers()) {
+            let is_first_word = it.others_end[THERE] == 0;
+            if let Some(segment) = segment.filter(|it| it.answers() || is_first_word) {
                 it.others_end[THERE] = segment.end();
             }
             if let Some(segment) = segment.filter(|segment| segment.ends()) {
