@@ -18,6 +18,7 @@ use super::Cluster;
 use super::node::until;
 use super::place::Node;
 use super::start::Inside;
+use crate::cache::progress;
 use crate::downloads::{Downloads, Held};
 use crate::kubectl::Kubectl;
 use crate::load::{Load, Tally};
@@ -29,7 +30,7 @@ const NAMESPACE: [&str; 2] = ["-n", "depot"];
 /// How many downloads, over all nodes.
 pub const DOWNLOADS: u64 = 200;
 /// How long each takes, in seconds.
-const SECONDS: u32 = 40;
+const SECONDS: u32 = 30;
 /// New connections per second meanwhile, over all nodes.
 const RATE: u32 = 50;
 /// How long there are new ones after the update: the last pods that go are told so 5 s after it.
@@ -89,7 +90,10 @@ pub struct Depot<'a> {
 /// # Errors
 /// It does not start, is not updated in time, or the downloads end before it is; that some are cut is no error.
 pub fn run(cluster: &Cluster) -> Result<Rollout> {
+    let deploying = Instant::now();
     let depot = Depot::deploy(cluster)?;
+    let deployed = deploying.elapsed().as_secs_f64();
+    progress(&format!("{deployed:6.1} s  every node leads to every pod"));
     let (pods, targets) = (depot.pods()?, depot.targets()?);
     let begin = Instant::now();
     let downloads = depot.download(DOWNLOADS, SECONDS)?;
