@@ -2,7 +2,7 @@
 //! node port of every node. Whoever does Services there, it is the same.
 //!
 //! Seen failing with an agent whose plans name no endpoint that drains (`compile` of `service.rs` without `others`): 200 of
-//! 200 downloads were reset, six seconds after their pods were told to go.
+//! 200 downloads were reset.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
