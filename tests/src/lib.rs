@@ -19,6 +19,8 @@ pub mod debian;
 #[cfg(feature = "full")]
 pub mod documents;
 #[cfg(feature = "full")]
+pub mod downloads;
+#[cfg(feature = "full")]
 pub mod edges;
 #[cfg(feature = "full")]
 pub mod former;

@@ -16,6 +16,7 @@ use weir_tests::cluster::e2e::{self, Selection};
 use weir_tests::cluster::matrix::{By, Cell, Way};
 use weir_tests::cluster::options::Options;
 use weir_tests::cluster::programs::Programs;
+use weir_tests::cluster::rollout::{self, DOWNLOADS};
 use weir_tests::cluster::{Cluster, End};
 use weir_tests::manifests;
 
@@ -127,6 +128,23 @@ fn online_boutique_connects_across_nodes_as_its_policies_say() {
         allowed_by_address: 26,
     };
     check(&application, &folder, &expected);
+}
+
+#[test]
+fn a_rolling_update_cuts_no_download_through_a_node_port() {
+    let test = "a_rolling_update_cuts_no_download_through_a_node_port";
+    let Some(cluster) = shared(test) else {
+        return;
+    };
+    let cluster = cluster.lock().unwrap_or_else(PoisonError::into_inner);
+    let rollout = rollout::run(&cluster).unwrap();
+    progress(&rollout.to_string());
+    assert_eq!(rollout.held.attempted, DOWNLOADS);
+    assert_eq!(rollout.held.cut(), 0, "{rollout}");
+    // Both nodes are asked, and both have pods that go.
+    assert_eq!(rollout.ways.len(), 4, "{rollout}");
+    assert!(rollout.fresh.attempted > 400, "{rollout}");
+    assert_eq!(rollout.fresh.failed(), 0, "{rollout}");
 }
 
 /// The kubelet gives the runtime a hash of the file as the pod's uid; the object of the pod is a mirror, whose uid is

@@ -1,5 +1,7 @@
 //! A rolling update of both DaemonSets to an image whose programs and tables are laid out differently, and back,
-//! under load from pods of both nodes to a Service with backends on both: what is lost.
+//! under load from pods of both nodes to a Service with backends on both: what is lost. And downloads that were there
+//! before and go on until after it: from outside through the node port of each node to pods of both, from pods to a
+//! Service, and from outside to pods, whose addresses are masqueraded.
 //!
 //! Seen failing with a second image of the features `weir-agent/other-layout,weir-agent/broken-take-over-first`: 58 of
 //! 60,000 connections and 11 of 12,000 lookups.
@@ -11,11 +13,13 @@
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
 use std::path::{Path, PathBuf};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use weir_tests::cluster::clients::Client;
 use weir_tests::cluster::options::Options;
 use weir_tests::cluster::programs::Programs;
+use weir_tests::cluster::rollout::{DOWNLOADS, Depot};
 use weir_tests::cluster::{Cluster, End};
 use weir_tests::kubectl::Kubectl;
 use weir_tests::load::Tally;
@@ -24,8 +28,13 @@ use weir_tests::load::Tally;
 const RATE: u32 = 250;
 /// Lookups per second, of each node.
 const LOOKUPS: u32 = 50;
-/// How long there is load, in seconds. The updates must be over before.
+/// How long there is load, in seconds, and how long each download takes. The updates must be over before.
 const SECONDS: u32 = 120;
+/// Downloads of pods of each node from a Service, and as many from outside of the cluster.
+const HELD: u64 = 25;
+
+/// Outside of the cluster, where no pod's address is known: an answer comes to what was masqueraded alone.
+const WORLD: &str = "10.210.0.1:8000";
 
 fn images() -> Vec<(PathBuf, String)> {
     let said = std::env::var("WEIR_IMAGES").expect("WEIR_IMAGES=PATH=NAME,PATH=NAME");
@@ -51,6 +60,16 @@ fn backend(name: &str, node: &str, image: &str) -> String {
          spec:\n  nodeName: {node}\n  containers:\n  - name: web\n    image: {image}\n    \
          args: [netexec, --http-port=8080]\n    readinessProbe: {{httpGet: {{path: /healthz, port: 8080}}, periodSeconds: 1}}\n"
     )
+}
+
+/// Ends when the test does.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
 }
 
 /// Both DaemonSets with this image, on every node. Returns how long it took.
@@ -150,14 +169,31 @@ fn a_rolling_update_to_another_layout_and_back_loses_nothing() {
         }
     }
 
-    let http = format!("--kind http --target {service}:80 --rate {RATE} --seconds {SECONDS}");
+    // Images that are not optimised take the processors away from the clients for longer than a second.
+    let patience = std::env::var_os("WEIR_SLOW").map_or(1000, |_| 3000);
+    let for_all = format!("--seconds {SECONDS} --patience {patience}");
+    let http = format!("--kind http --target {service}:80 --rate {RATE} {for_all}");
     let dns = format!(
-        "--kind dns --target 10.96.0.10:53 --name web.upgrade.svc.cluster.local. --rate {LOOKUPS} \
-         --seconds {SECONDS}"
+        "--kind dns --target 10.96.0.10:53 --name web.upgrade.svc.cluster.local. --rate {LOOKUPS} {for_all}"
     );
     let client = |kind: &str, node: &str, words: &str| {
         Client::start(&cluster, "upgrade", &format!("{kind}-{node}"), node, words).unwrap()
     };
+    let depot = Depot::deploy(&cluster).unwrap();
+    let pods = depot.pods().unwrap();
+    let mut world = cluster.outside("weir-download").unwrap();
+    world.args(["serve", "--name=world", "--port=8000", "--unprobed"]);
+    let _world = Server(world.spawn().unwrap());
+    let download = |name: &str, node: &str, target: &str| {
+        let words = format!("--target {target} --seconds {SECONDS}");
+        let name = format!("{name}-{node}");
+        Client::download(&cluster, "upgrade", &name, node, HELD, &words).unwrap()
+    };
+    let target = depot.service().unwrap().to_string();
+    let served = ["n1", "n2"].map(|node| download("served", node, &target));
+    let masqueraded = ["n1", "n2"].map(|node| download("masqueraded", node, WORLD));
+    let held = depot.download(DOWNLOADS, SECONDS).unwrap();
+
     let begin = Instant::now();
     let clients = ["n1", "n2"].map(|node| client("http", node, &http));
     let askers = ["n1", "n2"].map(|node| client("dns", node, &dns));
@@ -174,6 +210,14 @@ fn a_rolling_update_to_another_layout_and_back_loses_nothing() {
     };
     let (connections, lookups) = (sum(clients), sum(askers));
     println!("there {there:?}, back {back:?}: {connections:?}, {lookups:?}");
+    let held = held.finish().unwrap();
+    let ways = depot.ways(&pods, &held).unwrap();
+    println!("held through node ports: {held:?}\nasked and answered: {ways:?}");
+    let of_pods = [("to a Service", served), ("to outside", masqueraded)].map(|(what, clients)| {
+        let held = clients.map(|client| client.held(within).unwrap());
+        println!("held from pods {what}: {held:?}");
+        held
+    });
     assert!(
         updated < Duration::from_secs(SECONDS.into()),
         "the updates took {updated:?}, longer than there was load"
@@ -182,4 +226,9 @@ fn a_rolling_update_to_another_layout_and_back_loses_nothing() {
     assert_eq!(lookups.attempted, u64::from(2 * LOOKUPS * SECONDS));
     assert_eq!(connections.failed(), 0, "{connections:?}");
     assert_eq!(lookups.failed(), 0, "{lookups:?}");
+    assert_eq!((held.attempted, held.cut()), (DOWNLOADS, 0), "{held:?}");
+    assert_eq!(ways.len(), 4, "every way is among them: {ways:?}");
+    for held in of_pods.iter().flatten() {
+        assert_eq!((held.attempted, held.cut()), (HELD, 0), "{held:?}");
+    }
 }

@@ -13,7 +13,7 @@ use weir_tests::cluster::e2e::{self, Selection};
 use weir_tests::cluster::kills::{self, Unrest};
 use weir_tests::cluster::options::Options;
 use weir_tests::cluster::programs::Programs;
-use weir_tests::cluster::{Cluster, End, census, down, init};
+use weir_tests::cluster::{Cluster, End, census, down, init, rollout};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -56,6 +56,15 @@ enum Task {
     Compare {
         #[command(flatten)]
         selection: Selection,
+        /// One side only.
+        #[arg(long, value_enum)]
+        side: Option<Side>,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Update a Deployment while it sends downloads through node ports, on a cluster with Weir and on one with its peers,
+    /// and print what was cut.
+    Rollout {
         /// One side only.
         #[arg(long, value_enum)]
         side: Option<Side>,
@@ -112,6 +121,14 @@ fn main() -> Result<ExitCode> {
             let sides = side.map_or(vec![Side::Weir, Side::Peers], |side| vec![side]);
             let table = compare(&options, &Programs::ready()?, &selection, &sides)?;
             println!("{table}");
+        }
+        Task::Rollout { side, options } => {
+            make_image(&options)?;
+            let programs = Programs::ready()?;
+            for side in side.map_or(vec![Side::Weir, Side::Peers], |side| vec![side]) {
+                let cluster = Cluster::up(side.of(&options), programs.clone(), End::TakenDown)?;
+                println!("{}: {}", side.title(), rollout::run(&cluster)?);
+            }
         }
         Task::Shell {
             node,

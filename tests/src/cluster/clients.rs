@@ -1,5 +1,5 @@
-//! Load from pods of a cluster: `weir-load` in containers that kubelet started, counted by itself. What load a
-//! test wants is in the test.
+//! Load from pods of a cluster: `weir-load` and `weir-download` in containers that kubelet started, counted by themselves.
+//! What load a test wants is in the test.
 
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::node::until;
 use super::{Cluster, images};
+use crate::downloads::Held;
 use crate::kubectl::Kubectl;
 use crate::load::Tally;
 use crate::node::binary;
@@ -35,10 +36,46 @@ impl Client {
         node: &str,
         words: &str,
     ) -> Result<Self> {
+        Self::run_program(cluster, namespace, name, node, "weir-load", words)
+    }
+
+    /// Likewise `weir-download fetch`; returns when each download has its first bytes.
+    ///
+    /// # Errors
+    /// As [`Self::start`], or some do not begin.
+    pub fn download(
+        cluster: &Cluster,
+        namespace: &str,
+        name: &str,
+        node: &str,
+        count: u64,
+        words: &str,
+    ) -> Result<Self> {
+        let words = format!("fetch --count {count} {words}");
+        let client = Self::run_program(cluster, namespace, name, node, "weir-download", &words)?;
+        let begun = format!("{{\"begun\":{count}}}");
+        until(&format!("the downloads of {name} begin"), START, || {
+            let said = client.run(&["logs", name])?;
+            match said.lines().any(|line| line == begun) {
+                true => Ok(()),
+                false => bail!("it said {said:?}"),
+            }
+        })?;
+        Ok(client)
+    }
+
+    fn run_program(
+        cluster: &Cluster,
+        namespace: &str,
+        name: &str,
+        node: &str,
+        program: &str,
+        words: &str,
+    ) -> Result<Self> {
         let image = images::agnhost(&cluster.programs.e2e)?;
-        let program = binary("weir-load").canonicalize()?;
-        let folder = program.parent().context("weir-load is in no folder")?;
-        let command: Vec<String> = std::iter::once("/weir/weir-load".to_owned())
+        let path = binary(program).canonicalize()?;
+        let folder = path.parent().context("a program is in a folder")?;
+        let command: Vec<String> = std::iter::once(format!("/weir/{program}"))
             .chain(words.split_whitespace().map(str::to_owned))
             .collect();
         let pod = json!({
@@ -77,11 +114,24 @@ impl Client {
         Ok(client)
     }
 
-    /// Waits for its end, at most so long, and reads what it counted.
+    /// Waits for the end of one that [`Self::start`] started, at most so long, and reads what it counted.
     ///
     /// # Errors
     /// It failed itself or goes on; that attempts failed is no error.
     pub fn finish(self, within: Duration) -> Result<Tally> {
+        let said = self.said(within)?;
+        serde_json::from_str(&said).with_context(|| format!("weir-load said {said:?}"))
+    }
+
+    /// Likewise one of [`Self::download`].
+    ///
+    /// # Errors
+    /// As [`Self::finish`].
+    pub fn held(self, within: Duration) -> Result<Held> {
+        Held::read(&self.said(within)?)
+    }
+
+    fn said(&self, within: Duration) -> Result<String> {
         let end = || match self.phase()?.as_str() {
             "Succeeded" => Ok(()),
             phase => bail!("its phase is {phase}"),
@@ -90,8 +140,7 @@ impl Client {
         if let Err(why) = until(&format!("the end of {}", self.name), within, end) {
             bail!("{why:#}: {}", log().unwrap_or_else(|e| format!("{e:#}")));
         }
-        let said = log()?;
-        serde_json::from_str(&said).with_context(|| format!("weir-load said {said:?}"))
+        log()
     }
 
     fn phase(&self) -> Result<String> {

@@ -30,6 +30,26 @@ pub enum Side {
     Peers,
 }
 
+impl Side {
+    /// In words.
+    #[must_use]
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Weir => "Weir",
+            Self::Peers => "bridge, kube-proxy, CoreDNS",
+        }
+    }
+
+    /// The cluster of this side.
+    #[must_use]
+    pub fn of(self, options: &Options) -> Options {
+        match self {
+            Self::Weir => options.clone(),
+            Self::Peers => options.clone().with_peers(),
+        }
+    }
+}
+
 /// What one side did and cost.
 #[derive(Debug)]
 struct Measured {
@@ -79,12 +99,9 @@ pub fn compare(
         "memory, kubelet and containerd",
     ]);
     for side in sides {
-        let (title, options) = match side {
-            Side::Weir => ("Weir", options.clone()),
-            Side::Peers => ("bridge, kube-proxy, CoreDNS", options.clone().with_peers()),
-        };
+        let title = side.title();
         progress(&format!("{title}:"));
-        let measured = measure(options, programs.clone(), selection)?;
+        let measured = measure(side.of(options), programs.clone(), selection)?;
         println!("{title}: {}", measured.outcome);
         table.add_row(row(title, &measured));
     }

@@ -22,6 +22,7 @@ mod place;
 mod plane;
 pub mod programs;
 mod record;
+pub mod rollout;
 mod stand_in;
 mod start;
 mod weir;
