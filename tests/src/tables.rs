@@ -58,6 +58,8 @@ pub struct Memory {
     pub random: Cell<u32>,
     /// How often a hash was looked into.
     pub looked: Cell<usize>,
+    /// What another CPU does while a conversation is judged, once.
+    pub meanwhile: Cell<Option<fn(&Self)>>,
     counters: RefCell<HashMap<u32, u64>>,
 }
 
@@ -169,6 +171,9 @@ impl Tables for Memory {
 
     fn class(&self, addr: &Addr) -> Class {
         self.look();
+        if let Some(meanwhile) = self.meanwhile.take() {
+            meanwhile(self);
+        }
         self.classes.get(addr).copied().unwrap_or(Class::WORLD)
     }
 

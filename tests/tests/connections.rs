@@ -11,10 +11,11 @@ use weir_common::way::{Mark, WayState};
 use weir_datapath::{Scratch, Verdict};
 use weir_tests::bytes::{Bytes, marked};
 use weir_tests::edges::{received, sent, tcp, udp};
-use weir_tests::frames::{ACK, FIN, Ip, L3, RST, SYN};
+use weir_tests::fragments::split;
+use weir_tests::frames::{ACK, FIN, Ip, L3, RST, SYN, Transport};
 use weir_tests::mix::Arrival;
 use weir_tests::stories::decide;
-use weir_tests::tables::Memory;
+use weir_tests::tables::{Memory, Room, copy};
 use weir_tests::world::{
     BACKEND_PORT, Family, Host, NEAR, REMOTE, SERVICE_PORT, UPLINK, node_port, world,
 };
@@ -418,4 +419,134 @@ fn syns_in_anybodys_name_hold_no_port_for_long() {
         let other = sends(&memory, Host::World, 2, SYN, Mark::TRANSLATED);
         assert_eq!(other == none, is_held, "{client:?} {is_proven}");
     }
+}
+
+/// A pod that is set up anew keeps its address and has another device.
+#[test]
+fn packets_follow_a_pod_to_its_new_device() {
+    for family in [Family::V4, Family::V6] {
+        for (who, after) in [(Host::A, 1101), (Host::B, 1102)] {
+            let mut memory = world();
+            let decided = |memory: &Memory, arrival: &Arrival| {
+                let mut packet = arrival.packet.clone();
+                decide(arrival.hook, &mut packet, memory, &mut Scratch::default())
+            };
+            let there = |flags| sent(Host::A, Host::B, family, &tcp(1000, 80, flags));
+            let back = |flags| sent(Host::B, Host::A, family, &tcp(80, 1000, flags));
+            assert_eq!(decided(&memory, &there(SYN)), Verdict::Redirect(1002));
+            assert_eq!(decided(&memory, &back(SYN | ACK)), Verdict::Redirect(1001));
+
+            let device = memory.devices.remove(&who.ifindex().unwrap()).unwrap();
+            memory.devices.insert(after, device);
+            memory.pods.get_mut(&who.addr(family)).unwrap().ifindex = after;
+            memory.epoch += 1;
+            let arrival = if who == Host::A {
+                back(ACK)
+            } else {
+                there(ACK)
+            };
+            for _ in 0..2 {
+                assert_eq!(decided(&memory, &arrival), Verdict::Redirect(after));
+            }
+        }
+    }
+}
+
+/// Only the last part of a segment says where it ends.
+#[test]
+fn a_goodbye_in_fragments_is_not_noted() {
+    let memory = connected();
+    let before = states(&memory);
+    let goodbye = Transport::Tcp {
+        ports: (1000, 80),
+        flags: FIN | ACK,
+        payload: vec![7; 100],
+    };
+    let whole = sent(Host::A, Host::Far, Family::V6, &goodbye);
+    for frame in split(&whole.packet.frame, 5, 64) {
+        let mut part = whole.clone();
+        part.packet.frame = frame;
+        passes(&memory, &part);
+    }
+    assert_eq!(states(&memory), before);
+    passes(&memory, &whole);
+    assert_ne!(states(&memory), before);
+}
+
+/// Anybody may write anybody's address into a datagram. Sixteen of them cost a plan; who sends more without an answer, as logs
+/// and media do, has rows like others.
+#[test]
+fn a_stream_from_outside_that_nobody_answers_has_ways_after_sixteen_datagrams() {
+    for family in [Family::V4, Family::V6] {
+        for first_room in [Room::Plenty, Room::Full] {
+            let mut memory = world();
+            let ip = Ip::between(Host::World.ip(family), Host::Node.ip(family));
+            let frame = ip.frame(&udp(1000, node_port(REMOTE)));
+            let packet = Bytes::new(UPLINK, frame);
+            let hook = Hook::FROM_NET;
+            let datagram = Arrival { hook, packet };
+            for _ in 0..16 {
+                passes(&memory, &datagram);
+                assert_eq!(memory.plans.borrow().len(), 1);
+                assert!(memory.ways.borrow().is_empty());
+            }
+            // Without room it stays what it is.
+            memory.room = first_room;
+            passes(&memory, &datagram);
+            memory.room = Room::Plenty;
+            passes(&memory, &datagram);
+            assert!(memory.plans.borrow().is_empty());
+            assert_eq!(memory.ways.borrow().len(), 2);
+        }
+    }
+}
+
+/// A question, sent twice, and then the answer, before which policy has changed, so that it is judged.
+fn answered(meanwhile: fn(&Memory)) -> Memory {
+    let mut memory = world();
+    let question = sent(Host::A, REMOTE, Family::V6, &udp(1000, SERVICE_PORT));
+    passes(&memory, &question);
+    passes(&memory, &question);
+    memory.epoch += 1;
+    memory.meanwhile.set(Some(meanwhile));
+    let answer = received(Host::Far, Host::A, Family::V6, &udp(BACKEND_PORT, 1000));
+    passes(&memory, &answer);
+    assert!(memory.meanwhile.get().is_none(), "it was judged");
+    memory
+}
+
+/// The kernel gives a row that was pushed out to another key at once, also while a program looks at it.
+#[test]
+fn nothing_is_noted_in_a_row_that_has_become_anothers_meanwhile() {
+    let mut memory = connected();
+    memory.epoch += 1;
+    memory.meanwhile.set(Some(|memory| {
+        for way in memory.ways.borrow().values() {
+            way.echo.fetch_xor(1, Relaxed);
+        }
+    }));
+    passes(&memory, &there(ACK));
+    assert!(memory.meanwhile.get().is_none(), "it was judged");
+    for way in memory.ways.borrow().values() {
+        assert_eq!(way.epoch.load(Relaxed), memory.epoch - 1);
+    }
+
+    let memory = answered(|memory| {
+        for plan in memory.plans.borrow().values() {
+            plan.back.echo.fetch_xor(1, Relaxed);
+        }
+    });
+    assert!(memory.ways.borrow().is_empty());
+}
+
+#[test]
+fn two_cpus_with_one_answer_make_two_ways() {
+    let memory = answered(|memory| {
+        for plan in memory.plans.borrow().values() {
+            let way = copy(&plan.way);
+            memory.ways.borrow_mut().insert(plan.key, way.into());
+        }
+    });
+    assert_eq!(memory.ways.borrow().len(), 2);
+    assert!(memory.plans.borrow().is_empty());
 }

@@ -2,18 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
-use weir_common::service::{FrontendKey, Generation, Scope};
+use weir_common::service::{Backend, FrontendKey, Generation, Scope};
 use weir_common::way::Peer;
-use weir_common::{Port, Protocol};
+use weir_common::{DropReason, Port, Protocol};
 use weir_datapath::service::frontend;
-use weir_datapath::{Scratch, Verdict, from_pod};
+use weir_datapath::{Scratch, Verdict, from_net, from_pod};
+use weir_tests::bytes::Bytes;
 use weir_tests::edges::{sent, tcp, udp};
-use weir_tests::frames::{SYN, Transport};
+use weir_tests::frames::{Ip, SYN, Transport};
 use weir_tests::mix::as_sent;
 use weir_tests::tables::Memory;
 use weir_tests::world::{
     BACKEND_PORT, FAMILIES, Family, HOST_PORT, Host, NODE_PORT, OWN_NODE_PORT, SERVICE_PORT,
-    STICKY, world,
+    STICKY, UPLINK, world,
 };
 
 /// Where a pod's packet goes.
@@ -113,5 +114,28 @@ fn packets_of_a_client_go_to_the_backend_that_it_had() {
         memory.random.set(0);
         let peer = goes(&memory, Host::A, STICKY, family, &udp(2001, SERVICE_PORT));
         assert_eq!(peer.addr, Host::Far.addr(family), "and stays there");
+    }
+}
+
+/// A pod in the host network has its node's address. What comes in for one of another node goes there; to one of this node, on
+/// another port, the node cannot pass it itself.
+#[test]
+fn a_port_of_nodes_leads_to_the_host_network_of_another_node() {
+    for family in FAMILIES {
+        for (host, expected) in [
+            (Host::OtherNode, Verdict::Pass),
+            (Host::Node, Verdict::Drop(DropReason::NotTranslatable)),
+        ] {
+            let mut memory = world();
+            let is_remote = |row: &&mut Backend| row.addr == Host::Far.addr(family);
+            for row in memory.backends.values_mut().filter(is_remote) {
+                row.addr = host.addr(family);
+            }
+            let ip = Ip::between(Host::World.ip(family), Host::Node.ip(family));
+            let frame = ip.frame(&tcp(1000, OWN_NODE_PORT, SYN));
+            let mut packet = Bytes::new(UPLINK, frame);
+            let verdict = from_net(&mut packet, &memory, &mut Scratch::default());
+            assert_eq!(verdict, expected, "{family:?}");
+        }
     }
 }

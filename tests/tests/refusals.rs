@@ -1,5 +1,7 @@
 //! Ring 1: what is refused, and the bytes of the answer.
 
+use std::net::IpAddr;
+
 use weir_common::counter::Counter;
 use weir_common::event::Hook;
 use weir_common::service::FrontendFlags;
@@ -102,6 +104,30 @@ fn every_refusal_is_the_answer_of_a_closed_port() {
             assert_eq!(Mark::of(after.mark), Mark::NONE);
             assert_eq!(memory.counted(Counter::Refusals), 1);
             assert!(memory.plans.borrow().is_empty() && memory.ways.borrow().is_empty());
+        }
+    }
+}
+
+/// The checksum covers all of both addresses.
+#[test]
+fn a_stranger_with_an_address_without_zeros_is_refused_too() {
+    let stranger = |family| match family {
+        Family::V4 => IpAddr::from([198, 51, 100, 77]),
+        Family::V6 => IpAddr::from([
+            0x2001, 0x0db8, 0x1234, 0x5678, 0x9abc, 0xdef0, 0x1357, 0x2468,
+        ]),
+    };
+    for family in FAMILIES {
+        let ip = Ip::between(stranger(family), Host::Node.ip(family));
+        for transport in [
+            segment(node_port(EMPTY), SYN, 0),
+            datagram(node_port(EMPTY), 9),
+        ] {
+            let before = Bytes::new(UPLINK, ip.frame(&transport));
+            let (verdict, after) = decided(&world(), Hook::FROM_NET, &before);
+            assert_eq!(verdict, Verdict::Refuse(DropReason::NoBackend));
+            assert_eq!(after.frame, refusal(&before.frame));
+            assert!(checksums_are_right(&after.frame), "{after:02x?}");
         }
     }
 }

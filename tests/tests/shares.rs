@@ -10,8 +10,10 @@ use weir_common::limits::{
     POD_OPENINGS, POD_OPENINGS_PER_SECOND, POD_STREAMS, POD_TCP_WAYS, STREAM_SECONDS,
 };
 use weir_common::nat::PortRange;
+use weir_common::share::{Share, row};
 use weir_common::way::Mark;
-use weir_common::{DropReason, share};
+use weir_common::{DropReason, Protocol};
+use weir_datapath::share;
 use weir_datapath::{Scratch, Verdict};
 use weir_tests::bytes::marked;
 use weir_tests::edges::{received, sent, tcp, udp};
@@ -51,7 +53,7 @@ fn is_answered(who: Host, n: u32, flags: u8) -> Arrival {
 
 fn held(memory: &Memory, who: Host) -> i64 {
     let shares = memory.shares.borrow();
-    let share = &shares[&share::row(who.ifindex().unwrap())];
+    let share = &shares[&row(who.ifindex().unwrap())];
     share.rows.load(Relaxed) as i64
 }
 
@@ -77,7 +79,7 @@ fn a_flood_of_questions_is_the_flooders_own_affair() {
             "{gained}"
         );
         let shares = memory.shares.borrow();
-        let share = &shares[&share::row(Host::B.ifindex().unwrap())];
+        let share = &shares[&row(Host::B.ifindex().unwrap())];
         let refused = 100_001 - POD_OPENINGS as usize - gained - again;
         assert_eq!(share.refused.load(Relaxed) as usize, refused);
         let plans = POD_OPENINGS as usize + gained + 1;
@@ -247,12 +249,89 @@ fn what_was_counted_off_and_never_on_stops_nobody() {
     let memory = world();
     memory.now.set(3_600 * SECOND);
     assert_eq!(of(&memory, &opens(Host::B, 0, SYN)), Verdict::Pass);
-    let row = share::row(Host::B.ifindex().unwrap());
-    let share = memory.shares.borrow()[&row].clone();
+    let of_b = row(Host::B.ifindex().unwrap());
+    let share = memory.shares.borrow()[&of_b].clone();
     let openings = &share.openings;
     openings.store(u64::MAX - 1_000, Relaxed);
     for n in 1..100 {
         assert_eq!(of(&memory, &opens(Host::B, n, SYN)), Verdict::Pass);
     }
     assert!(openings.load(Relaxed) < 3_601 * SECOND);
+}
+
+/// And the pod is a pod like any other from then on.
+#[test]
+fn after_such_a_moment_a_flood_is_a_flood_again() {
+    let memory = world();
+    memory.now.set(3_600 * SECOND);
+    assert_eq!(of(&memory, &asks(Host::B, 0)), Verdict::Pass);
+    let of_b = row(Host::B.ifindex().unwrap());
+    let share = memory.shares.borrow()[&of_b].clone();
+    share.openings.store(u64::MAX - 1_000, Relaxed);
+    let opened = (1..=2 * POD_OPENINGS).filter(|n| of(&memory, &asks(Host::B, *n)) != LIMITED);
+    assert_eq!(opened.count(), POD_OPENINGS as usize);
+}
+
+/// Two CPUs may find the same last room, and both take it.
+#[test]
+fn two_openings_in_one_moment_do_not_empty_the_bucket() {
+    let now = 3_600 * SECOND;
+    let bucket = Share::default();
+    let may_open = || share::may_open(&bucket, Protocol::UDP, now);
+    for _ in 0..2 * POD_OPENINGS {
+        if may_open() {
+            share::open(&bucket, now);
+        }
+    }
+    for _ in 0..3 {
+        share::open(&bucket, now);
+        assert!(!may_open());
+    }
+}
+
+/// Each keeps its row from others, while the pod may have no more streams.
+#[test]
+fn each_datagram_that_stays_a_plan_counts_and_a_syn_sent_again_does_not() {
+    let memory = world();
+    memory.now.set(3_600 * SECOND);
+    for _ in 0..2 * POD_OPENINGS {
+        assert_eq!(of(&memory, &opens(Host::B, 0, SYN)), Verdict::Pass);
+    }
+    for n in 1..POD_OPENINGS {
+        assert_eq!(of(&memory, &opens(Host::B, n, SYN)), Verdict::Pass);
+    }
+    assert_eq!(of(&memory, &opens(Host::B, POD_OPENINGS, SYN)), LIMITED);
+
+    let memory = world();
+    memory.now.set(3_600 * SECOND);
+    assert_eq!(of(&memory, &asks(Host::B, 0)), Verdict::Pass);
+    let of_b = row(Host::B.ifindex().unwrap());
+    let share = memory.shares.borrow()[&of_b].clone();
+    for _ in 0..2 * POD_STREAMS {
+        share::stream(&share, memory.now.get());
+    }
+    let passed = (0..2 * POD_OPENINGS).filter(|_| of(&memory, &asks(Host::B, 0)) != LIMITED);
+    assert_eq!(passed.count(), POD_OPENINGS as usize - 1);
+}
+
+#[test]
+fn a_datagrams_ways_are_not_rows_of_connections() {
+    let mut memory = world();
+    let asks = || sent(Host::B, REMOTE, Family::V6, &udp(1000, SERVICE_PORT));
+    for _ in 0..3 {
+        assert_eq!(of(&memory, &asks()), Verdict::Pass);
+        assert_eq!(of(&memory, &opens(Host::B, 1, SYN)), Verdict::Pass);
+    }
+    assert_eq!(memory.ways.borrow().len(), 2);
+    assert_eq!(held(&memory, Host::B), 0);
+    let answer = is_answered(Host::B, 1, SYN | ACK);
+    assert_eq!(of(&memory, &answer), Verdict::Pass);
+    assert_eq!(held(&memory, Host::B), 2);
+    // The backend goes, and both ways with it.
+    let live = memory.live.get_mut(&12).unwrap();
+    *live = live.gone();
+    let nothing = Verdict::Refuse(DropReason::NoBackend);
+    assert_eq!(of(&memory, &asks()), nothing);
+    assert_eq!(memory.ways.borrow().len(), 2);
+    assert_eq!(held(&memory, Host::B), 2);
 }

@@ -203,6 +203,32 @@ fn an_answer_has_the_name_that_was_asked_last() {
     }
 }
 
+/// Two ports of one service may lead to one port of its pods.
+#[test]
+fn an_answer_has_the_port_that_was_asked_last() {
+    for family in FAMILIES {
+        let mut memory = world();
+        let addr = NEAR.addr(family);
+        let mut of = FrontendKey {
+            addr,
+            port: Port::from(SERVICE_PORT),
+            protocol: Protocol::UDP,
+            scope: Scope::INTERNAL,
+            pad: [0; 4],
+        };
+        let frontend = memory.frontends[&of];
+        of.port = Port::from(SERVICE_PORT + 1);
+        memory.frontends.insert(of, frontend);
+        for port in [0, 1, 0, 0, 1].map(|more| SERVICE_PORT + more) {
+            let mut call = paper(1, Protocol::UDP, addr, port);
+            assert_eq!(sendmsg(&mut call, &memory), Call::Proceed);
+            assert_eq!(call.peer.addr, Host::B.addr(family));
+            name(&mut call, &memory);
+            assert_eq!(call.peer.port, Port::from(port));
+        }
+    }
+}
+
 #[test]
 fn a_socket_call_to_a_service_without_backends_is_refused_and_others_are_left_alone() {
     let memory = world();

@@ -92,6 +92,38 @@ fn a_backend_that_drains_keeps_its_connections_and_gets_nothing_new() {
     }
 }
 
+/// What an earlier program has let a pod send goes as the conversation goes: with the node's address if the pod began it, and as
+/// it is if somebody outside has asked the pod itself.
+#[test]
+fn what_an_earlier_program_has_passed_goes_the_way_of_its_conversation() {
+    for family in FAMILIES {
+        for is_asked in [false, true] {
+            let memory = world();
+            let (pod, outside) = (Host::B.ip(family), Host::World.ip(family));
+            let there = sent(Host::B, Host::World, family, &udp(4000, 53));
+            let ip = Ip::between(outside, pod).frame(&udp(53, 4000));
+            let back = Bytes {
+                received_by: UPLINK,
+                ..Bytes::new(Host::B.ifindex().unwrap(), ip)
+            };
+            let back = (Hook::TO_POD, back);
+            let there = (there.hook, there.packet);
+            let first = if is_asked { &back } else { &there };
+            for (hook, packet) in [first, &there, &back, &there] {
+                let mut packet = packet.clone();
+                let verdict = decide(*hook, &mut packet, &memory, &mut Scratch::default());
+                assert_eq!(verdict, Verdict::Pass);
+            }
+            assert_eq!(memory.ways.borrow().len(), 2);
+            let frame = Ip::between(pod, outside).frame(&udp(4000, 53));
+            let mut packet = marked(UPLINK, frame.clone(), Mark::FORMER);
+            let verdict = decide(Hook::TO_NET, &mut packet, &memory, &mut Scratch::default());
+            assert_eq!(verdict, Verdict::Pass);
+            assert_eq!(packet.frame == frame, is_asked, "{family:?}");
+        }
+    }
+}
+
 #[test]
 fn what_an_earlier_program_has_passed_does_not_leave_with_a_pods_address() {
     for family in FAMILIES {

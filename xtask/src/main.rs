@@ -6,6 +6,7 @@ mod census;
 mod check;
 mod command;
 mod image;
+mod mutants;
 mod run;
 mod setup;
 mod test;
@@ -72,6 +73,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Change `datapath` in small ways, one at a time, and say which of them no test of the host notices.
+    Mutants {
+        /// Passed on to cargo-mutants, for example `--file datapath/src/nat.rs`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Load every program in the kernels of the virtual machine ring, with its output shown.
     Vm,
 }
@@ -123,6 +130,7 @@ fn start(task: Task) -> anyhow::Result<ExitCode> {
         Task::Bench { arguments } => return run::bench(&workspace, arguments),
         Task::Image(options) => drop(image::run(&workspace, options)?),
         Task::Cluster { arguments } => return run::cluster(&workspace, arguments),
+        Task::Mutants { arguments } => return mutants::run(&workspace, arguments),
         Task::Vm => return run::vm(&workspace),
     }
     Ok(ExitCode::SUCCESS)

@@ -4,7 +4,7 @@
 mod packages;
 mod toolchain;
 
-pub(crate) use toolchain::{bpf_toolchain, cargo_deny};
+pub(crate) use toolchain::{bpf_toolchain, cargo_deny, cargo_mutants};
 
 use std::path::Path;
 

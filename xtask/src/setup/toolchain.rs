@@ -10,6 +10,7 @@ use crate::command::{printed, run, step};
 
 const LINKER: &str = "0.13.0";
 const DENY: &str = "0.20.2";
+const MUTANTS: &str = "27.1.0";
 
 /// A nightly compiler and the LLVM it was built with, which bpf-linker has to share: the linker
 /// reads the compiler's bitcode.
@@ -153,10 +154,21 @@ impl Linker {
 /// Brings cargo-deny, which only `check` uses and which takes minutes to compile: neither `demo`
 /// nor `build` should wait for it.
 pub(crate) fn cargo_deny() -> anyhow::Result<()> {
-    if printed(Command::new("cargo-deny").arg("--version")).is_some() {
+    cargo_program("deny", DENY)
+}
+
+/// Brings cargo-mutants, which only `mutants` uses.
+pub(crate) fn cargo_mutants() -> anyhow::Result<()> {
+    cargo_program("mutants", MUTANTS)
+}
+
+/// A command of cargo's that it does not come with.
+fn cargo_program(command: &str, version: &str) -> anyhow::Result<()> {
+    if printed(Command::new("cargo").args([command, "--version"])).is_some() {
         return Ok(());
     }
-    step("install cargo-deny (compiles it: minutes)", || {
+    let name = format!("cargo-{command}");
+    step(&format!("install {name} (compiles it: minutes)"), || {
         let mut cargo = Command::new("cargo");
         // It runs for seconds; compiling it optimised would cost more than it could ever save.
         cargo
@@ -165,9 +177,9 @@ pub(crate) fn cargo_deny() -> anyhow::Result<()> {
         cargo.env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
         run(cargo.args([
             "install",
-            "cargo-deny",
+            &name,
             "--version",
-            DENY,
+            version,
             "--locked",
             "--quiet",
         ]))
