@@ -387,7 +387,6 @@ fn syns_in_anybodys_name_hold_no_port_for_long() {
         (Host::A, Mark::LEAVING, false, true),
     ] {
         let mut memory = world();
-        memory.room.ways = false;
         let sends = |memory: &Memory, host: Host, number, flags, mark| {
             let ip = Ip::between(host.ip(Family::V4), Host::Far.ip(Family::V4));
             let frame = ip.frame(&tcp(number, BACKEND_PORT, flags));
@@ -396,6 +395,7 @@ fn syns_in_anybodys_name_hold_no_port_for_long() {
         };
         // There is one port.
         assert_eq!(sends(&memory, client, 1, SYN, mark), Verdict::Pass);
+        memory.room = Room::Full;
         let none = Verdict::Drop(DropReason::NoNatPort);
         for seconds in [0, 2, 3] {
             memory.now.set(seconds * SECOND);
@@ -416,6 +416,7 @@ fn syns_in_anybodys_name_hold_no_port_for_long() {
             }
         }
         memory.now.set(3 * SECOND + 1);
+        memory.room = Room::Plenty;
         let other = sends(&memory, Host::World, 2, SYN, Mark::TRANSLATED);
         assert_eq!(other == none, is_held, "{client:?} {is_proven}");
     }

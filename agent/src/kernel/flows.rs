@@ -377,6 +377,8 @@ mod tests {
     use std::collections::HashMap;
     use std::sync::atomic::{AtomicU32, AtomicU64};
 
+    use weir_common::way::Rewrite;
+
     use super::*;
 
     fn peer(last: u8) -> Peer {
