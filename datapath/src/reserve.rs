@@ -106,6 +106,7 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
         // What is put in the place of another costs whoever was used longest ago its row.
         let is_the_same = reserved == Reserved::Again
             && held.way.step.is(&plan.way.step)
+            && held.back.step.is(&plan.back.step)
             && held.way.backend == plan.way.backend
             && held.way.generation.0 == plan.way.generation.0
             && held.back.is_of(back.echo());

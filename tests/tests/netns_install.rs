@@ -9,9 +9,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use aya::maps::{Array, Map, MapData};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use weir_agent::kernel::pin_path;
+use weir_common::limits;
+use weir_common::table::TABLES;
 use weir_dns::privilege::USER;
 use weir_tests::node::{Family, Node, NodeOptions, binary};
 use weir_tests::traffic::is_echoed;
@@ -105,6 +109,43 @@ fn the_agents_capabilities_suffice_from_install_to_cleanup() {
     let links = String::from_utf8(links.unwrap().stdout).unwrap();
     assert!(!links.contains("weir"), "{links}");
     assert_eq!(output(&mut cleanup), "", "nothing is left to remove");
+}
+
+/// What sockets were given is remembered over restarts of the agent, and is not believed once other programs had them: as if an
+/// older agent had been there, which notes nothing. Seen failing when the agent asked for the maps of the programs, which
+/// takes a capability that it does not have.
+#[test]
+fn unused_ports_are_known_as_long_as_the_same_agent_has_the_sockets() {
+    let mut node = Node::prepare(NodeOptions::named("ports")).unwrap();
+    node.options.agent = confined(node.machine().dir());
+    let table = TABLES.iter().find(|it| it.name == "UNUSED_PORTS").unwrap();
+    let pin = pin_path(&node.machine().bpffs().path().join("weir"), table);
+    let rows = || -> Array<MapData, u64> {
+        Map::Array(MapData::from_pin(&pin).unwrap())
+            .try_into()
+            .unwrap()
+    };
+    let ports = || {
+        let rows = rows();
+        (0..limits::UNUSED_PORTS).map(move |row| rows.get(&row, 0).unwrap())
+    };
+    let mut start = || {
+        node.start_agent().unwrap();
+        node.wait_ready().unwrap();
+        node.kill_agent().unwrap();
+    };
+    start();
+    assert!(ports().all(|row| row == u64::MAX), "new");
+    rows().set(1, 7, 0).unwrap();
+    start();
+    assert_eq!(rows().get(&1, 0).unwrap(), 7, "kept");
+    assert_eq!(ports().filter(|row| *row == u64::MAX).count(), 1_023);
+    // The number of another program.
+    rows().set(limits::UNUSED_PORTS + 3, 1, 0).unwrap();
+    start();
+    assert!(ports().all(|row| row == 0), "each may have been used");
+    start();
+    assert!(ports().all(|row| row == 0), "nobody knows better");
 }
 
 /// With the capability that `cargo xtask image` gives the file, on a copy; under the parent that its

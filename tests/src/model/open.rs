@@ -161,12 +161,17 @@ impl Oracle {
         };
         let mut outcomes = Vec::new();
         for start in starts {
+            self.fallen.borrow_mut().clear();
             let outcome = self.backend_from(cluster, at, from, run, start);
-            let agrees = match (&outcome, seen.verdict) {
-                (Err(reason), Verdict::Drop(seen) | Verdict::Refuse(seen)) => *reason == seen,
-                (Err(_), _) | (_, Verdict::Drop(_) | Verdict::Refuse(_)) => false,
-                (Ok((planned, _)), _) => planned.goes == seen.packet.tuple,
-            };
+            // Two searches may find the same, and only one of them meets a plan on its way.
+            let mut fallen = self.fallen.take().into_iter();
+            let is_fallen = fallen.all(|index| self.is_fallen(cluster, index));
+            let agrees = is_fallen
+                && match (&outcome, seen.verdict) {
+                    (Err(reason), Verdict::Drop(seen) | Verdict::Refuse(seen)) => *reason == seen,
+                    (Err(_), _) | (_, Verdict::Drop(_) | Verdict::Refuse(_)) => false,
+                    (Ok((planned, _)), _) => planned.goes == seen.packet.tuple,
+                };
             outcomes.push((start, outcome, agrees));
         }
         let agreeing: Vec<usize> = outcomes.iter().filter(|it| it.2).map(|it| it.0).collect();
@@ -196,6 +201,15 @@ impl Oracle {
                 Ok(self.commit(cluster, at, planned, place))
             }
         }
+    }
+
+    /// Was the plan of a conversation taken out?
+    fn is_fallen(&self, cluster: &Cluster, index: usize) -> bool {
+        let it = &self.conversations[index];
+        let answer = it.arrives(BACK).row(it.hooks[BACK]);
+        let plans = cluster.memory.plans.borrow();
+        let plan = plans.get(&answer);
+        plan.is_none_or(|plan| plan.key != it.asked.row(it.hooks[THERE]))
     }
 
     /// Those whose plans were taken out during a search that found nothing.

@@ -427,7 +427,11 @@ impl Node {
         };
         if let Some(client) = client {
             // A pod that is its own backend answers to the address that it asked, at its own port.
-            let itself = SocketAddr::new(tuple.from.ip(), client.port());
+            let pod = match says {
+                Says::Error(_) => tuple.to.ip(),
+                _ => tuple.from.ip(),
+            };
+            let itself = SocketAddr::new(pod, client.port());
             let gone = |client| self.oracle.gone.get(&client);
             let Some(why) = gone(client).or_else(|| gone(itself)) else {
                 return Err(format!("{client} cannot make sense of {packet:?}"));
