@@ -190,11 +190,11 @@ fn a_rolling_update_to_another_layout_and_back_loses_nothing() {
         Client::download(&cluster, "upgrade", &name, node, HELD, &words).unwrap()
     };
     let target = depot.service().unwrap().to_string();
+    // The first download ends SECONDS from here at the soonest.
+    let begin = Instant::now();
     let served = ["n1", "n2"].map(|node| download("served", node, &target));
     let masqueraded = ["n1", "n2"].map(|node| download("masqueraded", node, WORLD));
     let held = depot.download(DOWNLOADS, SECONDS).unwrap();
-
-    let begin = Instant::now();
     let clients = ["n1", "n2"].map(|node| client("http", node, &http));
     let askers = ["n1", "n2"].map(|node| client("dns", node, &dns));
     let there = roll(&kubectl, second_name);

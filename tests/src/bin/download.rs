@@ -79,9 +79,10 @@ async fn main() -> Result<()> {
     }
 }
 
-/// The byte of a body at this place. No two bodies are alike, nor two places of one.
+/// The byte of a body at this place: of a stream of SplitMix64, which begins far from that of the next seed.
 fn byte(seed: u64, place: u64) -> u8 {
-    let mut word = seed.wrapping_add(place / 8).wrapping_add(1);
+    let start = seed.wrapping_mul(0x2545_f491_4f6c_dd1d);
+    let mut word = start.wrapping_add(place / 8).wrapping_add(1);
     word = word.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
