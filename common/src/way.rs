@@ -95,7 +95,8 @@ pub struct Way {
     /// [`WayKey::echo`] of its key: tables give the memory of a row to another key at once, and a reader
     /// that was interrupted would follow a stranger's way. Before the step, which is then as old or older.
     pub echo: AtomicU32,
-    /// TCP, once the other side has said goodbye: the acknowledgement of that goodbye, in the order of the machine.
+    /// TCP: what acknowledges the first answer (of who has opened it, until either says goodbye), then the other side's goodbye; in the
+    /// order of the machine. 0 before.
     pub others_end: AtomicU32,
     pub step: Step,
 }
@@ -199,7 +200,8 @@ impl WayState {
     /// Either side has sent RST, and neither anything else since: what goes on talking was not ended by
     /// it, and who sent it may be somebody else.
     pub const RESET: u32 = 1 << 5;
-    /// Of a plan: who has opened it, elsewhere, has acknowledged what only the first answer said; there was no room for ways.
+    /// Of a plan: it was found worth ways, of a connection from elsewhere since its opener has acknowledged the first answer; but
+    /// there was no room for them, or another one has their place.
     pub const PROVEN: u32 = 1 << 7;
     /// Whoever sends this way has acknowledged the other side's goodbye.
     pub const FIN_ACKNOWLEDGED: u32 = 1 << 6;

@@ -110,11 +110,13 @@ pub(crate) fn is_settled(plan: &Plan, arrival: &Arrival, is_of_opener: bool) -> 
         let packets = plan.way.packets.load(Relaxed) + answers;
         return packets > FEW || (packets > 2 && (answers > 0 || plan.way.owner != 0));
     }
-    // What the first answer says nobody guesses who has not had it. A refusal says nothing.
+    // A refusal says nothing. What the first answer says nobody guesses who has not had it: an acknowledgement is of that, or of
+    // what was said since, and a sequence number stands for no more than a byte of what has passed here (RFC 9293 section 3.4).
     let said = plan.way.others_end.load(Relaxed);
-    let has_heard = said != 0 && arrival.acknowledges.wrapping_sub(said) as i32 >= 0;
-    let is_openers = is_of_opener && !segment.is_answer() && has_heard;
-    answers > 0 && !segment.is_syn() && (plan.way.owner != 0 || is_openers)
+    let beyond = u64::from(arrival.acknowledges.wrapping_sub(said));
+    let has_heard = beyond <= plan.back.bytes.load(Relaxed);
+    let is_openers = is_of_opener && !segment.is_answer() && arrival.has_transport() && has_heard;
+    said != 0 && !segment.is_syn() && (plan.way.owner != 0 || is_openers)
 }
 
 /// Makes two ways of the plan at hand. Without room for them it stays what it is, and its packets go the cold path.
@@ -143,14 +145,14 @@ fn make_ways<T: Tables + ?Sized>(tables: &T, back: &WayKey, plan: &Plan) {
             if tables
                 .way(&plan.key)
                 .is_some_and(|held| held.step.is(&plan.way.step)) => {}
-        _ => return prove(tables, back),
+        _ => return prove(tables, back, plan),
     }
     if way::add(tables, back, &plan.back).is_err() {
         // What was there before is somebody's.
         if added == Ok(Added::New) {
             way::remove(tables, &plan.key, owner);
         }
-        return prove(tables, back);
+        return prove(tables, back, plan);
     }
     tables.remove_plan(back);
     if is_tcp
@@ -162,10 +164,12 @@ fn make_ways<T: Tables + ?Sized>(tables: &T, back: &WayKey, plan: &Plan) {
     }
 }
 
-/// A plan that stays one has been found worth ways.
+/// A plan that stays one was found worth ways.
 #[inline(always)]
-fn prove<T: Tables + ?Sized>(tables: &T, back: &WayKey) {
-    if let Some(held) = tables.plan(back) {
+fn prove<T: Tables + ?Sized>(tables: &T, back: &WayKey, plan: &Plan) {
+    if let Some(held) = tables.plan(back)
+        && held.key.is(&plan.key)
+    {
         held.way.state.fetch_or(WayState::PROVEN, Relaxed);
     }
 }

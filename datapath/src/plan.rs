@@ -7,7 +7,7 @@ use weir_common::counter::Counter;
 use weir_common::event::Hook;
 use weir_common::policy::Class;
 use weir_common::service::{FrontendFlags, FrontendKey, NodeFlags};
-use weir_common::way::{Mark, Plan, Rewrite, Step, Way, WayKey, WayState};
+use weir_common::way::{Mark, Plan, Rewrite, Step, Way, WayState};
 use weir_common::{Addr, DropReason, Port};
 
 use crate::answer;
@@ -119,7 +119,7 @@ fn choose<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
         // Who is its own backend would receive a packet from itself, which its kernel refuses.
         let ([a, b, _], [c, d, ..]) = (*backend.words(), *scratch.trace.tuple.words());
         let is_hairpin = [a, b] == [c, d];
-        if is_hairpin && !may_turn(tables, &scratch.trace.tuple) {
+        if is_hairpin && scratch.trace.tuple.hook != Hook::FROM_POD {
             continue;
         }
         // Read before judging: a change in between makes the next packet ask again.
@@ -165,13 +165,6 @@ fn choose<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
         return Ok(());
     }
     Err(DropReason::NatCollision)
-}
-
-/// May a packet go back to who has sent it, as from the address that he asked? Not from that of a node, which may itself
-/// speak to that pod.
-#[inline(always)]
-fn may_turn<T: Tables + ?Sized>(tables: &T, asked: &WayKey) -> bool {
-    asked.hook == Hook::FROM_POD && tables.node(&asked.destination).is_none()
 }
 
 /// Judges the conversation that is planned, says how its packets go on, and reserves its answers.

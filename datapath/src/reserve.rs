@@ -13,13 +13,14 @@ use crate::verdict::{Outcome, Scratch};
 use crate::way::{self, is_over};
 use crate::words::same;
 
-/// How long a plan without an answer keeps its place from others, in nanoseconds: for TCP what `SYN` is sent again
+/// How long a plan keeps its place from others, in nanoseconds: for TCP what `SYN` is sent again
 /// within (Linux sends it until 63 s, `nf_conntrack_tcp_timeout_syn_sent` is 120 s), else what Linux grants a datagram
 /// that nobody answers (`nf_conntrack_udp_timeout`).
 const TCP_PATIENCE: u64 = 60_000_000_000;
 const OTHER_PATIENCE: u64 = 30_000_000_000;
 /// TCP whose opener is elsewhere and has not acknowledged, since what that one has sent: anybody may write such a SYN, and would
-/// hold every port of the node towards a backend elsewhere with some hundreds a second. A SYN is sent again within it.
+/// hold every port of the node towards a backend elsewhere with some hundreds a second. The first repetitions of a SYN, 1 and
+/// 2 s apart, come within it.
 const STRANGERS_PATIENCE: u64 = 3_000_000_000;
 /// The same against who has made it: somebody who asks from new ports without an answer runs out of them by itself.
 const OWN_PATIENCE: u64 = 2_000_000_000;

@@ -344,7 +344,8 @@ fn a_guessed_acknowledgement_makes_no_ways() {
     let mut answer = sent(Host::B, Host::Far, Family::V6, &tcp(80, 9, SYN | ACK));
     answer.packet.frame[L3 + 40 + 4..L3 + 40 + 8].copy_from_slice(&70_000_u32.to_be_bytes());
     passes(&memory, &answer);
-    for guess in [1, 60_000, 70_000] {
+    // The answer, of 60 bytes, ends with 70,001.
+    for guess in [1, 60_000, 70_000, 70_062, 0x8000_0000, u32::MAX] {
         passes(&memory, &acknowledging(guess));
         assert!(memory.ways.borrow().is_empty(), "{guess}");
     }
@@ -360,6 +361,14 @@ fn what_is_refused_makes_no_ways() {
     let refusal = sent(Host::B, Host::Far, Family::V6, &tcp(80, 9, RST));
     for flags in [ACK, ACK, SYN, ACK] {
         passes(&memory, &guess(flags));
+        passes(&memory, &refusal);
+        assert!(memory.ways.borrow().is_empty());
+    }
+    // A pod's own connection neither.
+    let guess_of_pod = sent(Host::B, Host::Far, Family::V6, &tcp(11, 80, ACK));
+    let refusal = received(Host::Far, Host::B, Family::V6, &tcp(80, 11, RST));
+    for _ in 0..3 {
+        passes(&memory, &guess_of_pod);
         passes(&memory, &refusal);
         assert!(memory.ways.borrow().is_empty());
     }

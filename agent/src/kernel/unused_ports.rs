@@ -14,6 +14,8 @@ use super::mapped::MappedRows;
 /// The rows behind those of ports: the kernel's number of the program at each socket hook that keeps the table.
 const KEEPERS: usize = limits::UNUSED_PORTS as usize;
 
+const _: () = assert!(SOCKET_HOOKS.len() == limits::SOCKET_HOOKS as usize);
+
 /// The table in our own address space.
 #[derive(Debug)]
 pub(super) struct Ports(MappedRows);

@@ -233,11 +233,6 @@ impl Cluster {
         self.uplinks.iter().any(|(_, own)| *own == ip) || ip == Host::Node.ip(self.family)
     }
 
-    /// Is it an address of any node?
-    pub fn is_node(&self, ip: IpAddr) -> bool {
-        self.is_own(ip) || ip == Host::OtherNode.ip(self.family)
-    }
-
     /// The node's address at an uplink.
     pub fn address(&self, uplink: u32) -> Option<IpAddr> {
         let found = self.uplinks.iter().find(|(ifindex, _)| *ifindex == uplink);

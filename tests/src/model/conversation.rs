@@ -181,9 +181,10 @@ impl Conversation {
             return packets >= 17 || (packets >= 3 && (is_of_pod || self.packets[BACK] > 0));
         };
         let said = self.others_end[THERE];
-        let has_heard = said != 0 && segment.acknowledges.wrapping_sub(said) < 1 << 31;
+        let beyond = u64::from(segment.acknowledges.wrapping_sub(said));
+        let has_heard = beyond <= self.bytes[BACK];
         let is_elsewheres = direction == THERE && !packet.answers() && has_heard;
-        self.packets[BACK] > 0 && !packet.opens_tcp() && (is_of_pod || is_elsewheres)
+        said != 0 && !packet.opens_tcp() && (is_of_pod || is_elsewheres)
     }
 
     /// Has a pod of this node opened it?
