@@ -200,11 +200,11 @@ impl WayState {
     /// Either side has sent RST, and neither anything else since: what goes on talking was not ended by
     /// it, and who sent it may be somebody else.
     pub const RESET: u32 = 1 << 5;
+    /// Whoever sends this way has acknowledged the other side's goodbye.
+    pub const FIN_ACKNOWLEDGED: u32 = 1 << 6;
     /// Of a plan: it was found worth ways, of a connection from elsewhere since its opener has acknowledged the first answer; but
     /// there was no room for them, or another one has their place.
     pub const PROVEN: u32 = 1 << 7;
-    /// Whoever sends this way has acknowledged the other side's goodbye.
-    pub const FIN_ACKNOWLEDGED: u32 = 1 << 6;
 
     const BOTH_FIN: u32 = Self::FIN | Self::OTHER_FIN;
     /// Whatever has to do with an end: the hot path leaves such packets to the cold one.
