@@ -20,6 +20,8 @@ pub const SOCKETS: u32 = 65_536;
 /// `UNUSED_PORTS`: a bit for each port, and behind them a number for each program at a socket hook. 1,032 × 8 = 8 KB.
 pub const UNUSED_PORTS: u32 = 65_536 / 64;
 pub const SOCKET_HOOKS: u32 = 8;
+/// `HOST_NETWORK_PORTS`: a bit for each port. 1,024 × 8 = 8 KB.
+pub const HOST_NETWORK_PORTS: u32 = 65_536 / 64;
 /// `DEVICES` and `PODS`: pods of one node, two addresses each. Kubernetes' own limit is 110 pods.
 pub const DEVICES: u32 = 4_096;
 pub const PODS: u32 = 2 * DEVICES;

@@ -1,6 +1,8 @@
 //! Services: frontends, their runs of backends, what a socket remembers. Which backend is chosen is
 //! `datapath`'s; which rows exist is the agent's compiler's.
 
+use core::sync::atomic::Ordering::Relaxed;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, transmute_mut, transmute_ref};
 
 use crate::shared::AtomicU64;
@@ -371,20 +373,30 @@ pub struct SocketPeer {
     pub generation: Generation,
 }
 
-/// Row of `UNUSED_PORTS`: a bit for each of 64 ports, in the order of the machine, the lowest port first; 1 if no socket was ever given
-/// a backend with that port. Whoever asks for the name of another side mostly has accepted a connection from a port that no
-/// backend has, and need not look into `SOCKETS`, where each socket has a place of its own in memory. A row of zeros says nothing,
-/// so that a table that is new beside an older `SOCKETS` is right.
+/// Row of `UNUSED_PORTS` and of `HOST_NETWORK_PORTS`: a bit for each of 64 ports, in the order of the machine, the lowest port first.
+///
+/// `UNUSED_PORTS`: 1 if no socket was ever given a backend with that port. Whoever asks for the name of another side mostly has
+/// accepted a connection from a port that no backend has, and need not look into `SOCKETS`, where each socket has a place of its
+/// own in memory. A row of zeros says nothing, so that a table that is new beside an older `SOCKETS` is right.
+///
+/// `HOST_NETWORK_PORTS`: 1 if something from outside was ever led to a backend in this node's host network with that port. What the
+/// node itself sends mostly comes from another one, and no way of it is looked for.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(transparent)]
-pub struct UnusedPorts(pub AtomicU64);
+pub struct PortBits(pub AtomicU64);
 
-impl UnusedPorts {
+impl PortBits {
     /// The row of a port, and its bit there.
     #[inline(always)]
     pub fn place(port: Port) -> (u32, u64) {
         let port = u16::from(port);
         (u32::from(port / 64), 1 << (port % 64))
+    }
+
+    /// Is one of its bits 1?
+    #[inline(always)]
+    pub fn has(&self, bit: u64) -> bool {
+        self.0.load(Relaxed) & bit != 0
     }
 }
 

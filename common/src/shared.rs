@@ -19,7 +19,7 @@ mod bpf {
     use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
     macro_rules! shared {
-        ($name:ident, $int:ty) => {
+        ($name:ident, $int:ty, $or:literal, $and:literal) => {
             /// An integer in shared memory. Every operation is relaxed, whatever it is asked for.
             #[derive(Default, FromBytes, IntoBytes, KnownLayout)]
             #[repr(transparent)]
@@ -45,6 +45,29 @@ mod bpf {
                     // SAFETY: the cell is valid and aligned.
                     unsafe { self.0.get().write_volatile(value) }
                 }
+
+                #[inline(always)]
+                pub fn fetch_or(&self, value: $int, _: Ordering) {
+                    self.change::<true>(value);
+                }
+
+                #[inline(always)]
+                pub fn fetch_and(&self, value: $int, _: Ordering) {
+                    self.change::<false>(value);
+                }
+
+                #[inline(always)]
+                fn change<const OR: bool>(&self, value: $int) {
+                    let (cell, value) = (self.0.get(), u64::from(value));
+                    // SAFETY: the cell is valid and aligned.
+                    unsafe {
+                        if OR {
+                            asm!($or, in("r1") cell, in("r2") value, options(nostack, preserves_flags));
+                        } else {
+                            asm!($and, in("r1") cell, in("r2") value, options(nostack, preserves_flags));
+                        }
+                    }
+                }
             }
 
             impl Debug for $name {
@@ -55,8 +78,18 @@ mod bpf {
         };
     }
 
-    shared!(AtomicU32, u32);
-    shared!(AtomicU64, u64);
+    shared!(
+        AtomicU32,
+        u32,
+        "lock *(u32 *)(r1 + 0) |= w2",
+        "lock *(u32 *)(r1 + 0) &= w2"
+    );
+    shared!(
+        AtomicU64,
+        u64,
+        "lock *(u64 *)(r1 + 0) |= r2",
+        "lock *(u64 *)(r1 + 0) &= r2"
+    );
 
     impl AtomicU64 {
         #[inline(always)]
@@ -67,47 +100,6 @@ mod bpf {
                     "lock *(u64 *)({cell} + 0) += {value}",
                     cell = in(reg) self.0.get(),
                     value = in(reg) value,
-                    options(nostack, preserves_flags),
-                );
-            }
-        }
-
-        #[inline(always)]
-        pub fn fetch_and(&self, value: u64, _: Ordering) {
-            // SAFETY: the cell is valid and aligned.
-            unsafe {
-                asm!(
-                    "lock *(u64 *)(r1 + 0) &= r2",
-                    in("r1") self.0.get(),
-                    in("r2") value,
-                    options(nostack, preserves_flags),
-                );
-            }
-        }
-    }
-
-    impl AtomicU32 {
-        #[inline(always)]
-        pub fn fetch_or(&self, value: u32, _: Ordering) {
-            // SAFETY: the cell is valid and aligned.
-            unsafe {
-                asm!(
-                    "lock *(u32 *)(r1 + 0) |= w2",
-                    in("r1") self.0.get(),
-                    in("r2") u64::from(value),
-                    options(nostack, preserves_flags),
-                );
-            }
-        }
-
-        #[inline(always)]
-        pub fn fetch_and(&self, value: u32, _: Ordering) {
-            // SAFETY: the cell is valid and aligned.
-            unsafe {
-                asm!(
-                    "lock *(u32 *)(r1 + 0) &= w2",
-                    in("r1") self.0.get(),
-                    in("r2") u64::from(value),
                     options(nostack, preserves_flags),
                 );
             }

@@ -64,6 +64,11 @@ pub const TABLES: &[Table] = &[
         owner: Owner::Kernel,
     },
     Table {
+        name: "HOST_NETWORK_PORTS",
+        version: 1,
+        owner: Owner::Kernel,
+    },
+    Table {
         name: "DEVICES",
         version: 1 + OTHER,
         owner: Owner::Agent,

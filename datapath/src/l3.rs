@@ -6,7 +6,7 @@ mod unfold;
 use weir_common::device::Device;
 use weir_common::nat::Uplink;
 use weir_common::way::WayKey;
-use weir_common::{Addr, DropReason, Protocol};
+use weir_common::{Addr, DropReason, Port, Protocol};
 
 use crate::packet::{Changed, Delta, Packet, Zero};
 
@@ -334,6 +334,27 @@ impl Family {
         };
         let byte = |at| packet.load::<1>(OFFSET + at).map_or(0, |[byte]| byte);
         byte(protocol) == self.icmp_numbers().0.0 && matches!(self.icmp(byte(size)), Icmp::Error)
+    }
+
+    /// Is a packet of TCP or UDP from one of some ports? A fragment may be. As a kernel makes them: IPv6 without extension headers.
+    #[inline(always)]
+    pub fn is_from(self, packet: &impl Packet, is_one: impl FnOnce(Port) -> bool) -> bool {
+        let (protocol, is_fragment, size) = match self {
+            Self::V4 => match packet.load::<10>(OFFSET) {
+                Ok([version, _, _, _, _, _, f0, f1, _, protocol]) => {
+                    let is_fragment = u16::from_be_bytes([f0, f1]) & 0x3fff != 0;
+                    (protocol, is_fragment, (version & 0x0f) as usize * 4)
+                }
+                Err(_) => return false,
+            },
+            Self::V6 => match packet.load::<1>(OFFSET + 6) {
+                Ok([protocol]) => (protocol, protocol == FRAGMENT, 40),
+                Err(_) => return false,
+            },
+        };
+        let has_ports = matches!(Protocol(protocol), Protocol::TCP | Protocol::UDP);
+        let port = || packet.load::<2>(OFFSET + size).ok().map(Port);
+        is_fragment || (has_ports && port().is_some_and(is_one))
     }
 
     /// Replaces an address, which is there in words too, and corrects the header's own checksum and the transport's, which is at an

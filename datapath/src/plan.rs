@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use weir_common::counter::Counter;
 use weir_common::event::Hook;
 use weir_common::policy::Class;
-use weir_common::service::{FrontendFlags, FrontendKey, NodeFlags};
+use weir_common::service::{FrontendFlags, FrontendKey, NodeFlags, PortBits};
 use weir_common::way::{Mark, Plan, Rewrite, Step, Way, WayState};
 use weir_common::{Addr, DropReason, Port};
 
@@ -247,14 +247,20 @@ fn of_net<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
 #[inline(always)]
 fn enter<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reserved, DropReason> {
     let Plan { way, back, .. } = &mut scratch.plan;
-    // A node cannot pass itself what it should answer with another port.
+    way.step.mark = Mark::TRANSLATED;
+    back.step.mark = Mark::NONE;
+    // A process in the host network. What it answers has no mark: `to_net` finds it by its port.
     if let Some(node) = tables.node(&way.step.addr)
         && node.flags & NodeFlags::OWN != 0
     {
-        return Err(DropReason::NotTranslatable);
+        way.step.mark = Mark::NONE;
+        let (row, bit) = PortBits::place(way.step.port);
+        let row = tables.host_network_ports(row);
+        let row = row.ok_or(DropReason::TableFull)?;
+        if !row.has(bit) {
+            row.0.fetch_or(bit, Relaxed);
+        }
     }
-    way.step.mark = Mark::TRANSLATED;
-    back.step.mark = Mark::NONE;
     seal(scratch, Hook::TO_NET);
     Reserved::of(tables.reserve(scratch))
 }

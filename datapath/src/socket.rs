@@ -6,8 +6,8 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use weir_common::counter::Counter;
 use weir_common::service::{
-    Affinity, BackendId, FrontendFlags, FrontendKey, Generation, Scope, SocketKey, SocketPeer,
-    SocketSide, UnusedPorts,
+    Affinity, BackendId, FrontendFlags, FrontendKey, Generation, PortBits, Scope, SocketKey,
+    SocketPeer, SocketSide,
 };
 use weir_common::way::Peer;
 use weir_common::{Addr, Port, Protocol};
@@ -160,17 +160,17 @@ fn translate<A: Address, T: Sockets>(address: &mut A, tables: &T, lifetime: Life
 /// Was no socket ever given a backend with this port?
 #[inline(always)]
 fn is_unused<T: Sockets>(tables: &T, port: Port) -> bool {
-    let (row, bit) = UnusedPorts::place(port);
+    let (row, bit) = PortBits::place(port);
     let row = tables.unused_ports(row);
-    row.is_some_and(|row| row.0.load(Relaxed) & bit != 0)
+    row.is_some_and(|row| row.has(bit))
 }
 
 /// Notes that a socket is given a backend with this port, before it has it.
 #[inline(always)]
 fn use_port<T: Sockets>(tables: &T, port: Port) {
-    let (row, bit) = UnusedPorts::place(port);
+    let (row, bit) = PortBits::place(port);
     if let Some(row) = tables.unused_ports(row)
-        && row.0.load(Relaxed) & bit != 0
+        && row.has(bit)
     {
         row.0.fetch_and(!bit, Relaxed);
     }

@@ -9,7 +9,7 @@ use weir_common::nat::{PortRange, Uplink};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{
     Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress,
-    SocketKey, SocketPeer, UnusedPorts,
+    PortBits, SocketKey, SocketPeer,
 };
 use weir_common::share::Share;
 use weir_common::way::{Plan, Way, WayKey};
@@ -29,6 +29,8 @@ pub trait Tables {
     type DeviceRef: Deref<Target = Device>;
     /// An uplink's row.
     type UplinkRef: Deref<Target = Uplink>;
+    /// A row of bits for ports.
+    type PortBitsRef: Deref<Target = PortBits>;
 
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
     fn backend(&self, index: u32) -> Option<Backend>;
@@ -43,6 +45,8 @@ pub trait Tables {
     fn usable(&self, start: u32, len: u32, index: u32) -> u32 {
         service::usable(self, start, len, index)
     }
+    /// A row of `HOST_NETWORK_PORTS`.
+    fn host_network_ports(&self, row: u32) -> Option<Self::PortBitsRef>;
     /// Whose address, if it is a node's.
     fn node(&self, addr: &Addr) -> Option<NodeAddress>;
 
@@ -184,12 +188,10 @@ pub enum Added {
 
 /// What the socket hooks remember: the `SOCKETS` table.
 pub trait Sockets: Tables {
-    type UnusedPortsRef: Deref<Target = UnusedPorts>;
-
     /// The cookie of the node's network namespace, [`weir_common::node::NodeConfig::network`].
     fn own_network(&self) -> u64;
     /// A row of `UNUSED_PORTS`.
-    fn unused_ports(&self, row: u32) -> Option<Self::UnusedPortsRef>;
+    fn unused_ports(&self, row: u32) -> Option<Self::PortBitsRef>;
     fn socket(&self, key: &SocketKey) -> Option<SocketPeer>;
     /// Best effort: a row that finds no room costs the socket its stickiness, or a name its disguise.
     fn remember(&self, key: &SocketKey, peer: &SocketPeer);

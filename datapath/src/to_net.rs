@@ -4,6 +4,7 @@
 
 use weir_common::DropReason;
 use weir_common::event::Hook;
+use weir_common::service::PortBits;
 use weir_common::way::Mark;
 
 use crate::l3::Family;
@@ -14,12 +15,20 @@ use crate::words::same;
 use crate::{arrive, icmp, nat, way};
 
 /// Is there anything to decide about a packet that leaves the node? What is the node's own, and what a pod sends to the
-/// cluster, goes as it is; but an error of the node may be about what has come in translated.
+/// cluster, goes as it is; but an error of the node may be about what has come in translated, and a process in the host network
+/// may answer such a thing.
 #[inline(always)]
-pub fn concerns<P: Packet>(packet: &P) -> bool {
+pub fn concerns<P: Packet, T: Tables>(packet: &P, tables: &T) -> bool {
     match packet.mark() {
         Mark::LEAVING | Mark::REPLY | Mark::TRANSLATED | Mark::FORMER => true,
-        Mark::NONE => packet.is_local() && Family::of(packet).is_ok_and(|it| it.is_error(packet)),
+        Mark::NONE if packet.is_local() => {
+            let is_asked = |port| {
+                let (row, bit) = PortBits::place(port);
+                let row = tables.host_network_ports(row);
+                row.is_some_and(|row| row.has(bit))
+            };
+            Family::of(packet).is_ok_and(|it| it.is_error(packet) || it.is_from(packet, is_asked))
+        }
         _ => false,
     }
 }
@@ -27,7 +36,7 @@ pub fn concerns<P: Packet>(packet: &P) -> bool {
 /// Decides about a packet that leaves the node.
 #[inline(always)]
 pub fn to_net<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> Verdict {
-    if !concerns(packet) {
+    if !concerns(packet, tables) {
         return Verdict::Pass;
     }
     match decide(packet, tables, scratch) {
@@ -49,6 +58,7 @@ fn decide<P: Packet, T: Tables>(
     if let Err(reason) = arrive::rest(packet, tables, scratch, family, &header) {
         // The kernel can be told to mark what answers a marked packet (`net.ipv4.fwmark_reflect`).
         return match tables.uplink(packet.ifindex()) {
+            Some(_) if packet.mark() == Mark::NONE => Ok(()),
             Some(uplink) if !same(family.uplink(&uplink), &scratch.trace.tuple.source) => {
                 Err(reason)
             }
@@ -58,10 +68,10 @@ fn decide<P: Packet, T: Tables>(
     if scratch.arrival.segment.is_error() {
         return error(packet, tables, scratch);
     }
-    if scratch.arrival.mark == Mark::NONE {
-        return Ok(());
-    }
     if !way::is_known(tables, scratch)? && !tables.answer(scratch).is_known()? {
+        if scratch.arrival.mark == Mark::NONE {
+            return Ok(());
+        }
         tables.plan_to_net(scratch).is_known()?;
     }
     tables.settle(scratch);

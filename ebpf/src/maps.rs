@@ -17,7 +17,7 @@ use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::reason::REASONS;
 use weir_common::service::{
     Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress,
-    SocketKey, SocketPeer, UnusedPorts,
+    PortBits, SocketKey, SocketPeer,
 };
 use weir_common::share::{self, Share};
 use weir_common::way::{Plan, Way, WayKey};
@@ -45,8 +45,10 @@ static SOCKETS: LruHashMap<SocketKey, SocketPeer> =
     LruHashMap::with_max_entries(limits::SOCKETS, 0);
 // What it says at a start is the agent's, who also notes behind the ports which programs keep it.
 #[map]
-static UNUSED_PORTS: Array<UnusedPorts> =
+static UNUSED_PORTS: Array<PortBits> =
     Array::with_max_entries(limits::UNUSED_PORTS + limits::SOCKET_HOOKS, BPF_F_MMAPABLE);
+#[map]
+static HOST_NETWORK_PORTS: Array<PortBits> = Array::with_max_entries(limits::HOST_NETWORK_PORTS, 0);
 #[map]
 static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(limits::DEVICES, 0);
 #[map]
@@ -154,6 +156,7 @@ impl Tables for Maps {
     type ShareRef = &'static Share;
     type DeviceRef = &'static Device;
     type UplinkRef = &'static Uplink;
+    type PortBitsRef = &'static PortBits;
 
     #[inline(always)]
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
@@ -169,6 +172,11 @@ impl Tables for Maps {
     #[inline(always)]
     fn generation(&self, backend: BackendId) -> Option<Generation> {
         LIVE.get(backend).copied()
+    }
+
+    #[inline(always)]
+    fn host_network_ports(&self, row: u32) -> Option<&'static PortBits> {
+        HOST_NETWORK_PORTS.get(row)
     }
 
     #[inline(always)]
@@ -430,10 +438,8 @@ impl Tables for Maps {
 }
 
 impl Sockets for Maps {
-    type UnusedPortsRef = &'static UnusedPorts;
-
     #[inline(always)]
-    fn unused_ports(&self, row: u32) -> Option<&'static UnusedPorts> {
+    fn unused_ports(&self, row: u32) -> Option<&'static PortBits> {
         UNUSED_PORTS.get(row)
     }
 

@@ -14,7 +14,7 @@ use weir_common::node::{Features, NodeConfig};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{
     Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress,
-    SocketKey, SocketPeer, UnusedPorts,
+    PortBits, SocketKey, SocketPeer,
 };
 use weir_common::share::{self, Share};
 use weir_common::way::{Plan, Way, WayKey};
@@ -43,7 +43,8 @@ pub struct Memory {
     pub affinity: RefCell<HashMap<AffinityKey, Affinity>>,
     pub sockets: RefCell<HashMap<SocketKey, SocketPeer>>,
     /// As the agent makes it: what is not in here is a row without a used port.
-    pub unused_ports: RefCell<HashMap<u32, Rc<UnusedPorts>>>,
+    pub unused_ports: RefCell<HashMap<u32, Rc<PortBits>>>,
+    pub host_network_ports: RefCell<HashMap<u32, Rc<PortBits>>>,
     pub uplinks: HashMap<u32, Rc<Uplink>>,
     pub cluster: Vec<ClusterKey>,
     /// What the programs are told when they are loaded.
@@ -131,6 +132,7 @@ impl Tables for Memory {
     type ShareRef = Rc<Share>;
     type DeviceRef = Rc<Device>;
     type UplinkRef = Rc<Uplink>;
+    type PortBitsRef = Rc<PortBits>;
 
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.look();
@@ -143,6 +145,11 @@ impl Tables for Memory {
 
     fn generation(&self, backend: BackendId) -> Option<Generation> {
         self.live.get(&backend).copied()
+    }
+
+    fn host_network_ports(&self, row: u32) -> Option<Rc<PortBits>> {
+        let mut rows = self.host_network_ports.borrow_mut();
+        Some(rows.entry(row).or_default().clone())
     }
 
     fn node(&self, addr: &Addr) -> Option<NodeAddress> {
@@ -288,15 +295,13 @@ impl Tables for Memory {
 }
 
 impl Sockets for Memory {
-    type UnusedPortsRef = Rc<UnusedPorts>;
-
     fn own_network(&self) -> u64 {
         self.network
     }
 
-    fn unused_ports(&self, row: u32) -> Option<Rc<UnusedPorts>> {
+    fn unused_ports(&self, row: u32) -> Option<Rc<PortBits>> {
         let mut rows = self.unused_ports.borrow_mut();
-        let new = || Rc::new(UnusedPorts(u64::MAX.into()));
+        let new = || Rc::new(PortBits(u64::MAX.into()));
         Some(rows.entry(row).or_insert_with(new).clone())
     }
 

@@ -57,7 +57,6 @@ fn the_same_histories_as_always() {
         DropReason::NatCollision,
         DropReason::NotForPod,
         DropReason::NoNatPort,
-        DropReason::NotTranslatable,
     ];
     for reason in reasons {
         let label = reason.label();

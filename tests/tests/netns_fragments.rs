@@ -193,24 +193,27 @@ fn a_node_port_takes_datagrams_of_every_size() {
     echo(pod.netns(), 9000);
     echo(&site.world, 9000);
     site.serve("web", 30_081, "selector: {app: web}");
-    // The backend is the world's server; the service selects nothing.
-    site.serve("far", 30_091, "");
-    for (family, ip) in ["IPv4", "IPv6"].iter().zip(WORLD) {
-        let slice = format!(
-            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: far-{}, \
-             namespace: shop, labels: {{kubernetes.io/service-name: far}}}}\naddressType: {family}\n\
-             endpoints:\n- {{addresses: ['{ip}'], conditions: {{ready: true}}}}\nports:\n\
-             - {{port: 9000, protocol: UDP}}\n",
-            family.to_lowercase()
-        );
-        let file = format!("far-{family}.yaml");
-        site.node.write_manifest(&file, &slice).unwrap();
+    echo(site.node.machine().netns(), 9000);
+    // The backend is the world's server, or the node's own; these services select nothing.
+    for (name, port, addresses) in [("far", 30_091, WORLD), ("host", 30_101, NODE)] {
+        site.serve(name, port, "");
+        for (family, ip) in ["IPv4", "IPv6"].iter().zip(addresses) {
+            let slice = format!(
+                "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}-{}, \
+                 namespace: shop, labels: {{kubernetes.io/service-name: {name}}}}}\naddressType: {family}\n\
+                 endpoints:\n- {{addresses: ['{ip}'], conditions: {{ready: true}}}}\nports:\n\
+                 - {{port: 9000, protocol: UDP}}\n",
+                family.to_lowercase()
+            );
+            let file = format!("{name}-{family}.yaml");
+            site.node.write_manifest(&file, &slice).unwrap();
+        }
     }
-    for name in ["shop/web", "shop/far"] {
+    for name in ["shop/web", "shop/far", "shop/host"] {
         site.node.wait_for_service(name, 1, PATIENCE).unwrap();
     }
     for ours in NODE {
-        for port in [30_081, 30_091] {
+        for port in [30_081, 30_091, 30_101] {
             let target = at(ours, port);
             let ask = || comes_back(&speak(&site.beyond, target, SILENCE), 8);
             eventually("the backend is known", PATIENCE, ask, |is_there| *is_there).unwrap();

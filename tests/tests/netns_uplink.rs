@@ -106,6 +106,14 @@ impl Site {
         self.node.run_pod(pod).unwrap()
     }
 
+    /// A server of the node itself.
+    fn serve(&self, words: &str) -> Process {
+        let launch = self.node.machine().launch("own", binary("weir-echo"));
+        let mut server = launch.args(words.split(' ')).spawn().unwrap();
+        server.wait_for_log("ready", PATIENCE).unwrap();
+        server
+    }
+
     /// The hooks of the uplink that hold their program.
     fn hooks(&self) -> Vec<String> {
         let verify = self.node.ask("verify").unwrap();
@@ -232,16 +240,7 @@ fn nothing_is_lost_when_the_agent_is_killed() {
 fn the_nodes_own_traffic_is_as_it_was() {
     let site = Site::new("own", &[]);
     // Also a server on a port that could stand for a pod.
-    let server = site
-        .node
-        .machine()
-        .launch("own-server", binary("weir-echo"))
-        .args([
-            "--name", "node", "--tcp", "20000", "--tcp", "7000", "--udp", "20000",
-        ])
-        .spawn();
-    let mut server = server.unwrap();
-    server.wait_for_log("ready", PATIENCE).unwrap();
+    let mut server = site.serve("--name node --tcp 20000 --tcp 7000 --udp 20000");
     for (ours, theirs) in NODE.iter().zip(WORLD) {
         let said = curl(
             site.node.machine().netns().command("curl"),
@@ -389,6 +388,25 @@ fn service(name: &str, tcp: u16, udp: u16, more: &str) -> String {
     )
 }
 
+/// A service that selects nothing, with node ports for TCP and, the next one, UDP, and a backend at an address of each family.
+fn serve_at(node: &Node, name: &str, node_port: u16, addresses: [&str; 2]) {
+    node.write_manifest("far.yaml", &service(name, node_port, node_port + 1, ""))
+        .unwrap();
+    for (family, ip) in ["IPv4", "IPv6"].iter().zip(addresses) {
+        let slice = format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}-{}, \
+             namespace: shop, labels: {{kubernetes.io/service-name: {name}}}}}\naddressType: {family}\n\
+             endpoints:\n- {{addresses: ['{ip}'], conditions: {{ready: true}}}}\nports:\n\
+             - {{name: web, port: 8080, protocol: TCP}}\n- {{name: feed, port: 8081, protocol: UDP}}\n",
+            family.to_lowercase()
+        );
+        let file = format!("{name}-{family}.yaml");
+        node.write_manifest(&file, &slice).unwrap();
+    }
+    let name = format!("shop/{name}");
+    node.wait_for_service(&name, 1, PATIENCE).unwrap();
+}
+
 #[test]
 fn a_node_port_leads_to_a_pod_which_sees_the_client() {
     for policy in ["Cluster", "Local"] {
@@ -454,22 +472,8 @@ fn a_node_port_leads_to_a_backend_elsewhere_with_the_nodes_address() {
     for via in ["203.0.113.1", "2001:db8:2::1"] {
         beyond.add_route("default", via.parse().unwrap()).unwrap();
     }
-    // The backend is the world's server; the service selects nothing.
-    site.node
-        .write_manifest("far.yaml", &service("far", 30_090, 30_091, ""))
-        .unwrap();
-    for (family, ip) in ["IPv4", "IPv6"].iter().zip(WORLD) {
-        let slice = format!(
-            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: far-{}, \
-             namespace: shop, labels: {{kubernetes.io/service-name: far}}}}\naddressType: {family}\n\
-             endpoints:\n- {{addresses: ['{ip}'], conditions: {{ready: true}}}}\nports:\n\
-             - {{name: web, port: 8080, protocol: TCP}}\n- {{name: feed, port: 8081, protocol: UDP}}\n",
-            family.to_lowercase()
-        );
-        let file = format!("far-{family}.yaml");
-        site.node.write_manifest(&file, &slice).unwrap();
-    }
-    site.node.wait_for_service("shop/far", 1, PATIENCE).unwrap();
+    // The backend is the world's server.
+    serve_at(&site.node, "far", 30_090, WORLD);
     for ours in NODE {
         let target = at(ours, 30_090);
         let is_there = |answer: &Answer| *answer == Answer::By("world".into());
@@ -486,6 +490,48 @@ fn a_node_port_leads_to_a_backend_elsewhere_with_the_nodes_address() {
             for conversation in &mut open {
                 assert_eq!(conversation.ask().unwrap(), "world");
             }
+        }
+    }
+}
+
+/// A pod in the host network, on the node that was asked.
+#[test]
+fn a_node_port_leads_to_a_process_of_the_node_which_sees_the_client() {
+    let site = Site::new("host", &[]);
+    let mut server = site.serve("--name host --tcp 8080 --udp 8081");
+    serve_at(&site.node, "host", 30_100, NODE);
+    for (ours, theirs) in NODE.iter().zip(WORLD) {
+        let (tcp, udp) = (at(ours, 30_100), at(ours, 30_101));
+        let is_there = |answer: &Answer| *answer == Answer::By("host".into());
+        let ask = || ask_tcp(&site.world, tcp, PATIENCE);
+        eventually("the backend is known", PATIENCE, ask, is_there).unwrap();
+        let by_host = format!("host {theirs}");
+        assert_eq!(curl(site.world.command("curl"), tcp), by_host);
+        // A connected socket takes answers from the node port alone.
+        let host = Answer::By("host".into());
+        assert_eq!(ask_udp(&site.world, udp, PATIENCE), host);
+        let mut open: Vec<_> = (0..50)
+            .map(|_| Conversation::open_in(&site.world, tcp, PATIENCE).unwrap())
+            .collect();
+        // Who asks the process itself is answered by it itself, beside them.
+        for port in [8080, 30_100] {
+            assert_eq!(curl(site.world.command("curl"), at(ours, port)), by_host);
+        }
+        assert_eq!(ask_udp(&site.world, at(ours, 8081), PATIENCE), host);
+        for _ in 0..2 {
+            for conversation in &mut open {
+                assert_eq!(conversation.ask().unwrap(), "host");
+            }
+        }
+    }
+    // What the kernel refuses for nobody comes from the node port, too: RST, and an error about the datagram.
+    server.kill().unwrap();
+    for ours in NODE {
+        for is_refused in [
+            ask_tcp(&site.world, at(ours, 30_100), PATIENCE),
+            ask_udp(&site.world, at(ours, 30_101), PATIENCE),
+        ] {
+            assert_eq!(is_refused, Answer::Refused, "{ours}");
         }
     }
 }

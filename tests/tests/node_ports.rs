@@ -3,14 +3,15 @@
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
 use weir_common::service::{Backend, FrontendKey, Generation, Scope};
-use weir_common::way::Peer;
-use weir_common::{DropReason, Port, Protocol};
+use weir_common::way::{Mark, Peer};
+use weir_common::{Port, Protocol};
 use weir_datapath::service::frontend;
-use weir_datapath::{Scratch, Verdict, from_net, from_pod};
+use weir_datapath::{Scratch, Verdict, from_net, from_pod, to_net};
 use weir_tests::bytes::Bytes;
 use weir_tests::edges::{sent, tcp, udp};
-use weir_tests::frames::{Ip, SYN, Transport};
+use weir_tests::frames::{ACK, Ip, SYN, Transport};
 use weir_tests::mix::as_sent;
+use weir_tests::model::wire::Packet;
 use weir_tests::tables::Memory;
 use weir_tests::world::{
     BACKEND_PORT, FAMILIES, Family, HOST_PORT, Host, NODE_PORT, OWN_NODE_PORT, SERVICE_PORT,
@@ -117,25 +118,47 @@ fn packets_of_a_client_go_to_the_backend_that_it_had() {
     }
 }
 
-/// A pod in the host network has its node's address. What comes in for one of another node goes there; to one of this node, on
-/// another port, the node cannot pass it itself.
+/// A pod in the host network has its node's address. What comes in for it goes there, with a mark if it leaves again; this
+/// node's own answers without one, and is found by its port.
 #[test]
-fn a_port_of_nodes_leads_to_the_host_network_of_another_node() {
+fn a_port_of_nodes_leads_to_the_host_network() {
     for family in FAMILIES {
-        for (host, expected) in [
-            (Host::OtherNode, Verdict::Pass),
-            (Host::Node, Verdict::Drop(DropReason::NotTranslatable)),
+        for (host, mark) in [
+            (Host::OtherNode, Mark::TRANSLATED),
+            (Host::Node, Mark::NONE),
         ] {
             let mut memory = world();
             let is_remote = |row: &&mut Backend| row.addr == Host::Far.addr(family);
             for row in memory.backends.values_mut().filter(is_remote) {
                 row.addr = host.addr(family);
             }
-            let ip = Ip::between(Host::World.ip(family), Host::Node.ip(family));
-            let frame = ip.frame(&tcp(1000, OWN_NODE_PORT, SYN));
+            let answers = |memory: &Memory, to, port| {
+                let ip = Ip::between(host.ip(family), to);
+                let frame = ip.frame(&tcp(BACKEND_PORT, port, SYN | ACK));
+                let mut packet = Bytes {
+                    received_by: 0,
+                    ..Bytes::new(UPLINK, frame.clone())
+                };
+                let verdict = to_net(&mut packet, memory, &mut Scratch::default());
+                assert_eq!(verdict, Verdict::Pass, "{family:?}");
+                (packet.frame != frame).then(|| Packet::read(&packet.frame).unwrap().tuple)
+            };
+            let (client, node) = (Host::World.ip(family), Host::Node.ip(family));
+            assert_eq!(answers(&memory, client, 1000), None, "nobody has asked");
+            let frame = Ip::between(client, node).frame(&tcp(1000, OWN_NODE_PORT, SYN));
             let mut packet = Bytes::new(UPLINK, frame);
             let verdict = from_net(&mut packet, &memory, &mut Scratch::default());
-            assert_eq!(verdict, expected, "{family:?}");
+            assert_eq!(verdict, Verdict::Pass, "{family:?}");
+            assert_eq!(Mark::of(packet.mark), mark);
+            let tuple = Packet::read(&packet.frame).unwrap().tuple;
+            assert_eq!(tuple.to, (host.ip(family), BACKEND_PORT).into());
+            if host == Host::Node {
+                let answer = answers(&memory, client, 1000).unwrap();
+                assert_eq!(answer.from, (node, OWN_NODE_PORT).into());
+                assert_eq!(answer.to, (client, 1000).into());
+                // What the process says to others is its own.
+                assert_eq!(answers(&memory, client, 1001), None);
+            }
         }
     }
 }

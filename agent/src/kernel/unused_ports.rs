@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsFd as _;
 
 use weir_common::limits;
-use weir_common::service::UnusedPorts;
+use weir_common::service::PortBits;
 
 use super::SOCKET_HOOKS;
 use super::links::Links;
@@ -32,7 +32,7 @@ impl Ports {
         let ports = Self(MappedRows::writable(
             table.as_fd(),
             rows,
-            size_of::<UnusedPorts>(),
+            size_of::<PortBits>(),
         )?);
         let is_new = loaded.is_created("SOCKETS") && loaded.is_created("UNUSED_PORTS");
         if is_new || !ports.is_kept(links) {

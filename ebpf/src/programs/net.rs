@@ -16,7 +16,7 @@ use crate::skb::Skb;
 #[classifier]
 pub fn weir_to_net(context: TcContext) -> i32 {
     let mut skb = Skb(context);
-    if !concerns_to_net(&skb) {
+    if !concerns_to_net(&skb, &Maps) {
         return TC_ACT_UNSPEC;
     }
     // The node's own traffic does not depend on us.

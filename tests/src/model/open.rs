@@ -252,12 +252,12 @@ impl Oracle {
             let (mut planned, found) = if from == From::Pod {
                 self.plan_at_pod(cluster, at, goes)?
             } else {
-                if cluster.is_own(backend.at.ip()) {
-                    return Err(DropReason::NotTranslatable);
-                }
                 let hooks = [Hook::FROM_NET, Hook::TO_NET];
                 let mut planned = Conversation::new(cluster, hooks, at.packet, goes, at.length);
-                planned.marks = [Mark::TRANSLATED, Mark::NONE];
+                // The node's own processes, too, which mark nothing that they send.
+                let is_nodes = cluster.is_own(backend.at.ip());
+                let mark = [Mark::TRANSLATED, Mark::NONE][usize::from(is_nodes)];
+                planned.marks = [mark, Mark::NONE];
                 let answer = (Hook::TO_NET, goes.back());
                 (planned, self.place(cluster, (at.hook, asked), answer))
             };

@@ -205,8 +205,9 @@ impl Oracle {
             return Ok(Fate::Drop(reason));
         }
         let is_ours = matches!(at.mark, Mark::LEAVING | Mark::REPLY | Mark::TRANSLATED);
-        let is_nodes_error = at.is_local && at.mark == Mark::NONE && packet.is_error();
-        if hook == Hook::TO_NET && !is_ours && !is_nodes_error {
+        // What the node's own processes send is theirs, unless it answers what a service has led to them.
+        let is_nodes = at.is_local && at.mark == Mark::NONE;
+        if hook == Hook::TO_NET && !is_ours && !is_nodes {
             return Ok(untouched);
         }
         if let Says::Error(about) = &packet.says {
@@ -225,6 +226,9 @@ impl Oracle {
         });
         if let Some(index) = asked {
             return Ok(self.answer(cluster, at, index));
+        }
+        if hook == Hook::TO_NET && is_nodes {
+            return Ok(untouched);
         }
         self.open(cluster, at, seen, untouched)
     }
