@@ -20,8 +20,8 @@ pub const SOCKETS: u32 = 65_536;
 /// `UNUSED_PORTS`: a bit for each port, and behind them a number for each program at a socket hook. 1,032 × 8 = 8 KB.
 pub const UNUSED_PORTS: u32 = 65_536 / 64;
 pub const SOCKET_HOOKS: u32 = 8;
-/// `HOST_NETWORK_PORTS`: a bit for each port. 1,024 × 8 = 8 KB.
-pub const HOST_NETWORK_PORTS: u32 = 65_536 / 64;
+/// `HOSTNET_PORTS`: a bit for each port. 1,024 × 8 = 8 KB.
+pub const HOSTNET_PORTS: u32 = 65_536 / 64;
 /// `DEVICES` and `PODS`: pods of one node, two addresses each. Kubernetes' own limit is 110 pods.
 pub const DEVICES: u32 = 4_096;
 pub const PODS: u32 = 2 * DEVICES;
@@ -42,6 +42,8 @@ pub const OTHER_WAYS: u32 = 131_072;
 pub const PLANS: u32 = 32_768;
 /// `SHARES`: four times as many as Kubernetes' pods of a node, so that two hardly ever have one. 4,096 × 32 = 128 KB.
 pub const SHARES: u32 = DEVICES;
+/// `CHOICES`: connections from elsewhere between the first answer and its acknowledgement. 32,768 × (40 + 40 + 48) = 4 MB.
+pub const CHOICES: u32 = PLANS;
 /// `FRAGMENTS`: packets whose fragments are under way, at each program that they meet. An eighth of the identifications of
 /// IPv4: where a sender's come round within the life of a row, it has been pushed out. 8,192 × (48 + 16 + 48) = 1 MB.
 pub const FRAGMENTS: u32 = 8_192;

@@ -373,13 +373,13 @@ pub struct SocketPeer {
     pub generation: Generation,
 }
 
-/// Row of `UNUSED_PORTS` and of `HOST_NETWORK_PORTS`: a bit for each of 64 ports, in the order of the machine, the lowest port first.
+/// Row of `UNUSED_PORTS` and of `HOSTNET_PORTS`: a bit for each of 64 ports, in the order of the machine, the lowest port first.
 ///
 /// `UNUSED_PORTS`: 1 if no socket was ever given a backend with that port. Whoever asks for the name of another side mostly has
 /// accepted a connection from a port that no backend has, and need not look into `SOCKETS`, where each socket has a place of its
 /// own in memory. A row of zeros says nothing, so that a table that is new beside an older `SOCKETS` is right.
 ///
-/// `HOST_NETWORK_PORTS`: 1 if something from outside was ever led to a backend in this node's host network with that port. What the
+/// `HOSTNET_PORTS`: 1 if something from outside was ever led to a backend in this node's host network with that port. What the
 /// node itself sends mostly comes from another one, and no way of it is looked for.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(transparent)]

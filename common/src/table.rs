@@ -26,6 +26,14 @@ pub enum Owner {
     Kernel,
 }
 
+const _: () = {
+    let mut at = 0;
+    while at < TABLES.len() {
+        assert!(TABLES[at].name.len() <= 15);
+        at += 1;
+    }
+};
+
 /// Every table that is pinned.
 pub const TABLES: &[Table] = &[
     Table {
@@ -64,7 +72,7 @@ pub const TABLES: &[Table] = &[
         owner: Owner::Kernel,
     },
     Table {
-        name: "HOST_NETWORK_PORTS",
+        name: "HOSTNET_PORTS",
         version: 1,
         owner: Owner::Kernel,
     },
@@ -115,6 +123,11 @@ pub const TABLES: &[Table] = &[
     },
     Table {
         name: "OTHER_PLANS",
+        version: 1,
+        owner: Owner::Kernel,
+    },
+    Table {
+        name: "CHOICES",
         version: 1,
         owner: Owner::Kernel,
     },

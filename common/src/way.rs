@@ -206,14 +206,21 @@ impl WayState {
     /// there was no room for them, or another one has their place.
     pub const PROVEN: u32 = 1 << 7;
 
-    const BOTH_FIN: u32 = Self::FIN | Self::OTHER_FIN;
+    /// Both sides have said goodbye.
+    pub const BOTH_FIN: u32 = Self::FIN | Self::OTHER_FIN;
     /// Whatever has to do with an end: the hot path leaves such packets to the cold one.
     pub const ENDING: u32 = Self::BOTH_FIN | Self::RESET;
+
+    /// [`Self::BOTH_FIN`]?
+    #[inline(always)]
+    pub const fn is_finished(state: u32) -> bool {
+        state & Self::BOTH_FIN == Self::BOTH_FIN
+    }
 
     /// Have both sides said goodbye, or has one broken off?
     #[inline(always)]
     pub const fn is_closed(state: u32) -> bool {
-        state & Self::RESET != 0 || state & Self::BOTH_FIN == Self::BOTH_FIN
+        state & Self::RESET != 0 || Self::is_finished(state)
     }
 
     /// Has one side said goodbye, and the other not?

@@ -4,7 +4,8 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use weir_common::counter::Counter;
 use weir_common::event::Hook;
-use weir_common::way::{Plan, WayKey, WayState};
+use weir_common::service::Affinity;
+use weir_common::way::{Mark, Plan, WayKey, WayState};
 use weir_common::{DropReason, Protocol};
 
 use crate::arrive::Arrival;
@@ -37,6 +38,14 @@ fn take_answer<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<
         return Ok(false);
     }
     let segment = scratch.arrival.segment;
+    // Who opens something to the node answers nobody, whatever ports a pod has asked from: they may be those of a server.
+    let opens = hook == Hook::FROM_NET && segment.is_syn();
+    // A process of the node has answered nothing before it has said so: its ends may be those of a conversation without us.
+    let is_nodes = hook == Hook::TO_NET && scratch.arrival.mark == Mark::NONE;
+    let is_unsaid = is_nodes && plan.way.others_end.load(Relaxed) == 0 && !segment.is_answer();
+    if opens || (protocol == Protocol::TCP && is_unsaid) {
+        return Ok(false);
+    }
     let epoch = tables.epoch();
     let is_at_pod = matches!(hook, Hook::FROM_POD | Hook::TO_POD);
     if is_at_pod && (segment.is_syn() || plan.back.epoch.load(Relaxed) != epoch) {
@@ -57,23 +66,25 @@ fn take_answer<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<
         }
     }
     scratch.device = plan.back.device.load(Relaxed);
+    // A refusal is no answer: it would let a flood of SYNs to a closed port fill the table of the answered.
+    if segment.is_rst() {
+        plan.back.state.fetch_or(WayState::RESET, Relaxed);
+        return Ok(true);
+    }
     let is_first = plan.back.packets.load(Relaxed) == 0;
     account(tables, scratch, &plan.back);
     fragment::remember(tables, scratch);
-    // A refusal is no answer: it would let a flood of SYNs to a closed port fill the table of the answered.
-    if segment.is_rst() || segment.is_syn() {
-        if segment.is_rst() {
-            plan.back.state.fetch_or(WayState::RESET, Relaxed);
-        }
+    if segment.is_syn() {
         return Ok(true);
     }
     // What the first one says somebody elsewhere has to acknowledge: the SYN|ACK, or in midstream whatever comes first.
     let is_said = segment.is_answer() || plan.way.others_end.load(Relaxed) == 0;
-    if is_said && protocol == Protocol::TCP {
+    let is_whole = scratch.arrival.has_transport() && !segment.is_first();
+    if is_said && protocol == Protocol::TCP && is_whole {
         let end = scratch.arrival.end;
         plan.way.others_end.store(end, Relaxed);
     }
-    if segment.is_fin() {
+    if segment.is_fin() && is_whole {
         plan.back.state.fetch_or(WayState::FIN, Relaxed);
         plan.way.state.fetch_or(WayState::OTHER_FIN, Relaxed);
         plan.way.others_end.store(scratch.arrival.end, Relaxed);
@@ -96,7 +107,21 @@ fn take_answer<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<
     if is_ours && is_settled(copy, arrival, false) {
         return tables.establish(scratch).is_known();
     }
+    if is_ours && protocol == Protocol::TCP {
+        remember(tables, copy, &mut scratch.last);
+    }
     Ok(true)
+}
+
+/// Keeps what was drawn for a connection that stays a plan though it was answered: its opener finds no row under its own key.
+#[inline(always)]
+fn remember<T: Tables + ?Sized>(tables: &T, plan: &Plan, row: &mut Affinity) {
+    let is_masquerade = plan.way.state.load(Relaxed) & WayState::MASQUERADE != 0;
+    if plan.way.backend != 0 || is_masquerade {
+        (row.backend, row.generation) = (plan.way.backend, plan.way.generation);
+        (row.addr, row.port) = (plan.way.step.addr, plan.way.step.port);
+        tables.keep_choice(&plan.key, row);
+    }
 }
 
 /// Does a packet make ways of a plan? Of a conversation other than TCP the third does: most are a question and its answer,
@@ -121,13 +146,24 @@ pub(crate) fn is_settled(plan: &Plan, arrival: &Arrival, is_of_opener: bool) -> 
 
 /// Makes two ways of the plan at hand. Without room for them it stays what it is, and its packets go the cold path.
 pub fn establish<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Outcome {
-    let Scratch { plan, back, .. } = scratch;
-    make_ways(tables, back, plan);
+    let Scratch {
+        plan, back, last, ..
+    } = scratch;
+    let is_tcp = back.protocol == Protocol::TCP;
+    if !make_ways(tables, back, plan) {
+        prove(tables, back, plan);
+        if is_tcp {
+            remember(tables, plan, last);
+        }
+    } else if is_tcp && plan.way.owner == 0 {
+        tables.forget_choice(&plan.key);
+    }
     Outcome::KNOWN
 }
 
+/// False without room, or if they are somebody else's.
 #[inline(always)]
-fn make_ways<T: Tables + ?Sized>(tables: &T, back: &WayKey, plan: &Plan) {
+fn make_ways<T: Tables + ?Sized>(tables: &T, back: &WayKey, plan: &Plan) -> bool {
     let owner = plan.way.owner;
     let is_tcp = back.protocol == Protocol::TCP;
     if owner != 0
@@ -135,7 +171,7 @@ fn make_ways<T: Tables + ?Sized>(tables: &T, back: &WayKey, plan: &Plan) {
         && let Some(share) = tables.share(owner)
         && !share::stream(&share, tables.now())
     {
-        return;
+        return true;
     }
     let added = way::add(tables, &plan.key, &plan.way);
     match added {
@@ -145,14 +181,14 @@ fn make_ways<T: Tables + ?Sized>(tables: &T, back: &WayKey, plan: &Plan) {
             if tables
                 .way(&plan.key)
                 .is_some_and(|held| held.step.is(&plan.way.step)) => {}
-        _ => return prove(tables, back, plan),
+        _ => return false,
     }
     if way::add(tables, back, &plan.back).is_err() {
         // What was there before is somebody's.
         if added == Ok(Added::New) {
             way::remove(tables, &plan.key, owner);
         }
-        return prove(tables, back, plan);
+        return false;
     }
     tables.remove_plan(back);
     if is_tcp
@@ -162,6 +198,7 @@ fn make_ways<T: Tables + ?Sized>(tables: &T, back: &WayKey, plan: &Plan) {
     {
         share::close(&share);
     }
+    true
 }
 
 /// A plan that stays one was found worth ways.

@@ -325,20 +325,10 @@ impl Family {
         }
     }
 
-    /// Is a frame of the family an ICMP error, as a kernel makes them: without options or extension headers?
+    /// Looks into a frame that a kernel has made, without extension headers: is it an ICMP error, or of TCP or UDP and from one of some
+    /// ports? A fragment may be.
     #[inline(always)]
-    pub fn is_error(self, packet: &impl Packet) -> bool {
-        let (protocol, size) = match self {
-            Self::V4 => (9, 20),
-            Self::V6 => (6, 40),
-        };
-        let byte = |at| packet.load::<1>(OFFSET + at).map_or(0, |[byte]| byte);
-        byte(protocol) == self.icmp_numbers().0.0 && matches!(self.icmp(byte(size)), Icmp::Error)
-    }
-
-    /// Is a packet of TCP or UDP from one of some ports? A fragment may be. As a kernel makes them: IPv6 without extension headers.
-    #[inline(always)]
-    pub fn is_from(self, packet: &impl Packet, is_one: impl FnOnce(Port) -> bool) -> bool {
+    pub fn may_be(self, packet: &impl Packet, is_one: impl FnOnce(Port) -> bool) -> bool {
         let (protocol, is_fragment, size) = match self {
             Self::V4 => match packet.load::<10>(OFFSET) {
                 Ok([version, _, _, _, _, _, f0, f1, _, protocol]) => {
@@ -352,9 +342,14 @@ impl Family {
                 Err(_) => return false,
             },
         };
-        let has_ports = matches!(Protocol(protocol), Protocol::TCP | Protocol::UDP);
-        let port = || packet.load::<2>(OFFSET + size).ok().map(Port);
-        is_fragment || (has_ports && port().is_some_and(is_one))
+        let Ok([a, b]) = packet.load::<2>(OFFSET + size) else {
+            return false;
+        };
+        match Protocol(protocol) {
+            _ if is_fragment => true,
+            Protocol::TCP | Protocol::UDP => is_one(Port([a, b])),
+            other => other == self.icmp_numbers().0 && matches!(self.icmp(a), Icmp::Error),
+        }
     }
 
     /// Replaces an address, which is there in words too, and corrects the header's own checksum and the transport's, which is at an

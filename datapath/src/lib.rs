@@ -48,6 +48,6 @@ pub use from_net::from_net;
 pub use from_pod::from_pod;
 pub use packet::Packet;
 pub use tables::Tables;
-pub use to_net::{concerns as concerns_to_net, to_net};
+pub use to_net::to_net;
 pub use to_pod::to_pod;
 pub use verdict::{Outcome, Scratch, Trace, Verdict};

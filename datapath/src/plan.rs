@@ -6,16 +6,16 @@ use core::sync::atomic::Ordering::Relaxed;
 use weir_common::counter::Counter;
 use weir_common::event::Hook;
 use weir_common::policy::Class;
-use weir_common::service::{FrontendFlags, FrontendKey, NodeFlags, PortBits};
+use weir_common::service::{Affinity, FrontendFlags, FrontendKey, NodeFlags, PortBits};
 use weir_common::way::{Mark, Plan, Rewrite, Step, Way, WayState};
-use weir_common::{Addr, DropReason, Port};
+use weir_common::{Addr, DropReason, Port, Protocol};
 
 use crate::answer;
 use crate::arrive::Origin;
 use crate::fragment;
 use crate::l4::Layout;
 use crate::reserve::Reserved;
-use crate::service::{self, Candidates};
+use crate::service::{self, Asks, Candidates};
 use crate::tables::Tables;
 use crate::verdict::{Outcome, Scratch};
 use crate::way::NO_BACKEND;
@@ -80,7 +80,13 @@ fn to_pod<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
     if !is_of_pod && (key.is_to_itself() || tables.local_pod(&key.source).is_some()) {
         return Err(DropReason::SpoofedAddress);
     }
-    if arrival.segment.is_answer() {
+    let segment = arrival.segment;
+    scratch.back.set_reversed(key, Hook::FROM_POD);
+    let is_own = |plan: &Plan| plan.key.is(key);
+    // A RST may be of an opener that wants no more of what was answered.
+    if segment.is_answer()
+        && !(segment.is_rst() && tables.plan(&scratch.back).is_some_and(|it| is_own(&it)))
+    {
         return Err(DropReason::NoFlow);
     }
     direct(tables, scratch)
@@ -106,8 +112,22 @@ fn direct<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
 fn choose<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), DropReason> {
     let first = tables.first(scratch);
     let mut candidates = Candidates::from(&scratch.frontend, first);
+    let is_chosen = remembers(tables, scratch);
     for _ in 0..BACKEND_TRIES {
-        let Some((backend, generation)) = candidates.next(tables) else {
+        if is_chosen {
+            let Affinity {
+                backend,
+                generation,
+                ..
+            } = scratch.last;
+            if !service::is_current(tables, backend, generation, Asks::ToGoOn) {
+                return Err(DropReason::BackendGone);
+            }
+        } else if let Some((backend, generation)) = candidates.next(tables) {
+            let last = &mut scratch.last;
+            (last.backend, last.generation) = (backend.id, generation);
+            (last.addr, last.port) = (backend.addr, backend.port);
+        } else {
             // As kube-proxy does: other nodes' endpoints would serve.
             let is_silent = scratch.frontend.flags & FrontendFlags::DROP_WHEN_EMPTY != 0;
             return Err(if is_silent {
@@ -115,25 +135,26 @@ fn choose<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
             } else {
                 DropReason::NoBackend
             });
-        };
+        }
         // Who is its own backend would receive a packet from itself, which its kernel refuses.
-        let ([a, b, _], [c, d, ..]) = (*backend.words(), *scratch.trace.tuple.words());
-        let is_hairpin = [a, b] == [c, d];
+        let is_hairpin = same(&scratch.last.addr, &scratch.trace.tuple.source);
         if is_hairpin && scratch.trace.tuple.hook != Hook::FROM_POD {
             continue;
         }
         // Read before judging: a change in between makes the next packet ask again.
         let epoch = tables.epoch();
         begin(tables, scratch, epoch, 0);
-        let Scratch { plan, trace, .. } = scratch;
+        let Scratch {
+            plan, trace, last, ..
+        } = scratch;
         let step = &mut plan.way.step;
         step.rewrite = if is_hairpin {
             Rewrite::HAIRPIN_DESTINATION
         } else {
             Rewrite::DESTINATION
         };
-        (step.addr, step.port) = (backend.addr, backend.port);
-        (plan.way.backend, plan.way.generation) = (backend.id, generation);
+        (step.addr, step.port) = (last.addr, last.port);
+        (plan.way.backend, plan.way.generation) = (last.backend, last.generation);
         let step = &mut plan.back.step;
         step.rewrite = plan.way.step.rewrite.back();
         (step.addr, step.port) = (trace.tuple.destination, trace.tuple.destination_port);
@@ -148,6 +169,9 @@ fn choose<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
         } else {
             enter(tables, scratch)?
         };
+        if reserved == Reserved::Taken && is_chosen {
+            break;
+        }
         if reserved == Reserved::Taken {
             continue;
         }
@@ -155,16 +179,28 @@ fn choose<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
             frontend,
             client,
             last,
-            plan: Plan { way, .. },
             ..
         } = scratch;
-        (last.backend, last.generation) = (way.backend, way.generation);
-        (last.addr, last.port) = (way.step.addr, way.step.port);
         service::stick(tables, frontend, client, last);
         go(tables, scratch, reserved);
         return Ok(());
     }
     Err(DropReason::NatCollision)
+}
+
+/// Has the connection at hand been answered, and something been drawn for it? It is then in the scratch: a segment goes on to
+/// whom the SYN went, whoever has come or gone since.
+#[inline(always)]
+fn remembers<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> bool {
+    let key = &scratch.trace.tuple;
+    if key.protocol != Protocol::TCP || scratch.arrival.segment.is_syn() {
+        return false;
+    }
+    let Some(choice) = tables.choice(key) else {
+        return false;
+    };
+    scratch.last = choice;
+    true
 }
 
 /// Judges the conversation that is planned, says how its packets go on, and reserves its answers.
@@ -237,7 +273,9 @@ fn of_net<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
         scratch.pass(Mark::NONE);
         return Ok(());
     }
-    if scratch.arrival.segment.is_answer() {
+    // A RST may be of an opener that wants no more of what was answered.
+    let segment = scratch.arrival.segment;
+    if segment.is_answer() && !(segment.is_rst() && tables.choice(&scratch.trace.tuple).is_some()) {
         return Err(DropReason::NoFlow);
     }
     choose(tables, scratch)
@@ -255,7 +293,7 @@ fn enter<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reserv
     {
         way.step.mark = Mark::NONE;
         let (row, bit) = PortBits::place(way.step.port);
-        let row = tables.host_network_ports(row);
+        let row = tables.hostnet_ports(row);
         let row = row.ok_or(DropReason::TableFull)?;
         if !row.has(bit) {
             row.0.fetch_or(bit, Relaxed);
@@ -280,7 +318,10 @@ fn leave<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), Dr
     scratch.pass(arrival.mark);
     // Without an address to leave with there is nothing to do.
     let Some(uplink) = tables.uplink(arrival.ifindex) else {
-        return Ok(());
+        return match arrival.mark {
+            Mark::LEAVING => Err(DropReason::NotTranslatable),
+            _ => Ok(()),
+        };
     };
     let node = *arrival.family().uplink(&uplink);
     let key = &scratch.trace.tuple;
@@ -295,7 +336,9 @@ fn leave<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), Dr
         }
         mark = Mark::LEAVING;
     }
-    if mark == Mark::REPLY || arrival.segment.is_answer() {
+    let is_chosen = remembers(tables, scratch) && same(&scratch.last.addr, &node);
+    let segment = arrival.segment;
+    if mark == Mark::REPLY || (segment.is_answer() && !(segment.is_rst() && is_chosen)) {
         return Err(DropReason::NoFlow);
     }
     let key = &scratch.trace.tuple;
@@ -346,8 +389,15 @@ fn leave<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), Dr
         if has_half {
             number = 2 * number + (mixed(seed ^ number) >> 31);
         }
-        scratch.plan.way.step.port = ((first + number) as u16).into();
+        scratch.plan.way.step.port = if is_chosen {
+            scratch.last.port
+        } else {
+            ((first + number) as u16).into()
+        };
         found = Reserved::of(tables.reserve(scratch))?;
+        if is_chosen {
+            break;
+        }
     }
     tables.settle(scratch);
     match found {

@@ -99,6 +99,8 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
             plan.way.bytes.fetch_add(bytes, Relaxed);
             let said = held.way.others_end.load(Relaxed);
             plan.way.others_end.store(said, Relaxed);
+            let goodbye = held.way.state.load(Relaxed) & WayState::BOTH_FIN;
+            plan.way.state.fetch_or(goodbye, Relaxed);
             keep(&mut plan.back, &held.back);
             reserved = Reserved::Again;
         } else if !is_moved(&plan.key, &held.key) && !is_forgotten(tables, plan, &held) {
@@ -120,8 +122,17 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
             way.state.fetch_or(plan.way.state.load(Relaxed), Relaxed);
             refresh(&held.back, &plan.back);
             held.back.state.fetch_and(!WayState::RESET, Relaxed);
+            held.back
+                .state
+                .fetch_or(plan.back.state.load(Relaxed), Relaxed);
+            let end = plan.back.others_end.load(Relaxed);
+            held.back.others_end.store(end, Relaxed);
         } else {
-            tables.replace_plan(back, plan)?;
+            tables.remove_plan(back);
+            // Another CPU may have found the same, and been sooner.
+            if tables.add_plan(back, plan)? == Added::Already && reserved == Reserved::New {
+                return Ok(Reserved::Taken);
+            }
         }
     }
     if let Some(way) = tables.way(back) {
@@ -185,8 +196,8 @@ fn keep(back: &mut Way, held: &Way) {
     back.packets.store(held.packets.load(Relaxed), Relaxed);
     back.bytes.store(held.bytes.load(Relaxed), Relaxed);
     // Who asks again was not refused for good.
-    back.state
-        .store(held.state.load(Relaxed) & !WayState::RESET, Relaxed);
+    let state = held.state.load(Relaxed) & !WayState::RESET;
+    back.state.fetch_or(state, Relaxed);
     if held.packets.load(Relaxed) > 0 {
         back.seen.store(held.seen.load(Relaxed), Relaxed);
     }

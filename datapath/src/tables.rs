@@ -45,8 +45,8 @@ pub trait Tables {
     fn usable(&self, start: u32, len: u32, index: u32) -> u32 {
         service::usable(self, start, len, index)
     }
-    /// A row of `HOST_NETWORK_PORTS`.
-    fn host_network_ports(&self, row: u32) -> Option<Self::PortBitsRef>;
+    /// A row of `HOSTNET_PORTS`.
+    fn hostnet_ports(&self, row: u32) -> Option<Self::PortBitsRef>;
     /// Whose address, if it is a node's.
     fn node(&self, addr: &Addr) -> Option<NodeAddress>;
 
@@ -85,13 +85,13 @@ pub trait Tables {
     /// [`DropReason::TableFull`].
     fn add_plan(&self, answer: &WayKey, plan: &Plan) -> Result<Added, DropReason>;
 
-    /// Puts a plan in the place of another.
-    ///
-    /// # Errors
-    /// [`DropReason::TableFull`].
-    fn replace_plan(&self, answer: &WayKey, plan: &Plan) -> Result<(), DropReason>;
-
     fn remove_plan(&self, answer: &WayKey);
+
+    /// What was drawn for a connection, by its opener's key. Its time is nobody's.
+    fn choice(&self, key: &WayKey) -> Option<Affinity>;
+    /// Best effort: a row that finds no room costs a connection its draw if that comes out otherwise by now.
+    fn keep_choice(&self, key: &WayKey, row: &Affinity);
+    fn forget_choice(&self, key: &WayKey);
 
     /// What the pod behind an interface index holds.
     fn share(&self, ifindex: u32) -> Option<Self::ShareRef>;

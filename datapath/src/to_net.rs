@@ -18,16 +18,16 @@ use crate::{arrive, icmp, nat, way};
 /// cluster, goes as it is; but an error of the node may be about what has come in translated, and a process in the host network
 /// may answer such a thing.
 #[inline(always)]
-pub fn concerns<P: Packet, T: Tables>(packet: &P, tables: &T) -> bool {
+fn concerns<P: Packet, T: Tables>(packet: &P, tables: &T) -> bool {
     match packet.mark() {
         Mark::LEAVING | Mark::REPLY | Mark::TRANSLATED | Mark::FORMER => true,
         Mark::NONE if packet.is_local() => {
             let is_asked = |port| {
                 let (row, bit) = PortBits::place(port);
-                let row = tables.host_network_ports(row);
+                let row = tables.hostnet_ports(row);
                 row.is_some_and(|row| row.has(bit))
             };
-            Family::of(packet).is_ok_and(|it| it.is_error(packet) || it.is_from(packet, is_asked))
+            Family::of(packet).is_ok_and(|it| it.may_be(packet, is_asked))
         }
         _ => false,
     }

@@ -132,10 +132,17 @@ fn go_on<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<bool, 
     let is_opener = state & WayState::OPENER != 0;
     let is_tcp = scratch.trace.tuple.protocol == Protocol::TCP;
     scratch.other.set_other(&scratch.trace.tuple, &way.step);
+    let opens = segment.is_syn() && is_closed(tables, way);
     if way.backend != 0 {
-        let asks = Asks::of(scratch.trace.tuple.protocol, segment.is_syn());
+        // A SYN of a connection that goes on is an old one, or forged (RFC 5961 section 4).
+        let asks = Asks::of(scratch.trace.tuple.protocol, opens);
         if !service::is_current(tables, way.backend, way.generation, asks) {
             if is_tcp && !segment.is_syn() {
+                // Its opener is told so, and asks no more.
+                way.state.fetch_or(WayState::RESET, Relaxed);
+                if let Some(other) = tables.way(&scratch.other) {
+                    other.state.fetch_or(WayState::RESET, Relaxed);
+                }
                 return Err(DropReason::BackendGone);
             }
             forget(tables, scratch, way.owner);
@@ -147,7 +154,7 @@ fn go_on<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<bool, 
     let is_alone = !is_tcp && is_opener && !leads_back(tables, scratch);
     // A service may have come, or gone, since a stream began.
     let is_misled = !is_tcp && is_opener && asks_otherwise(tables, scratch, way);
-    if is_alone || is_misled || (segment.is_syn() && WayState::is_closed(state)) {
+    if is_alone || is_misled || opens {
         if is_alone {
             tables.count(Counter::WaysLost);
         }
@@ -251,17 +258,17 @@ fn end<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch, way: &Way, state: 
         return;
     }
     let (mut news, mut others) = (0, 0);
+    let other = tables.way(&scratch.other);
     if segment.is_rst() {
         (news, others) = (WayState::RESET, WayState::RESET);
     } else if state & WayState::RESET != 0 {
         // What goes on talking was not ended by it.
         way.state.fetch_and(!WayState::RESET, Relaxed);
-        if let Some(other) = tables.way(&scratch.other) {
+        if let Some(other) = &other {
             other.state.fetch_and(!WayState::RESET, Relaxed);
         }
     }
     let end = scratch.arrival.end;
-    let other = tables.way(&scratch.other);
     if segment.is_fin() {
         news |= WayState::FIN;
         others |= WayState::OTHER_FIN;
@@ -372,6 +379,17 @@ pub(crate) fn remove<T: Tables + ?Sized>(tables: &T, key: &WayKey, owner: u32) {
     }
 }
 
+/// Is a connection closed, as far as one of its ways shows? A RST is believed when that has been silent since, in the direction
+/// in which it is asked about: anybody may write one, and whose it is goes on (RFC 5961 section 3).
+#[inline(always)]
+fn is_closed<T: Tables + ?Sized>(tables: &T, way: &Way) -> bool {
+    const PATIENCE: u64 = 3_000_000_000;
+    let state = way.state.load(Relaxed);
+    WayState::is_finished(state)
+        || (WayState::is_closed(state)
+            && tables.now().saturating_sub(way.seen.load(Relaxed)) > PATIENCE)
+}
+
 /// Is a conversation over, so that its ends can serve another one?
 #[inline(always)]
 pub(crate) fn is_over<T: Tables + ?Sized>(
@@ -381,7 +399,7 @@ pub(crate) fn is_over<T: Tables + ?Sized>(
     other: &WayKey,
 ) -> bool {
     if key.protocol == Protocol::TCP {
-        return WayState::is_closed(way.state.load(Relaxed));
+        return is_closed(tables, way);
     }
     let now = tables.now();
     let is_silent = |way: &Way| now.saturating_sub(way.seen.load(Relaxed)) > IDLE;

@@ -48,7 +48,7 @@ static SOCKETS: LruHashMap<SocketKey, SocketPeer> =
 static UNUSED_PORTS: Array<PortBits> =
     Array::with_max_entries(limits::UNUSED_PORTS + limits::SOCKET_HOOKS, BPF_F_MMAPABLE);
 #[map]
-static HOST_NETWORK_PORTS: Array<PortBits> = Array::with_max_entries(limits::HOST_NETWORK_PORTS, 0);
+static HOSTNET_PORTS: Array<PortBits> = Array::with_max_entries(limits::HOSTNET_PORTS, 0);
 #[map]
 static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(limits::DEVICES, 0);
 #[map]
@@ -73,6 +73,8 @@ static OTHER_WAYS: LruHashMap<WayKey, Way> = LruHashMap::with_max_entries(limits
 static TCP_PLANS: LruHashMap<WayKey, Plan> = LruHashMap::with_max_entries(limits::PLANS, 0);
 #[map]
 static OTHER_PLANS: LruHashMap<WayKey, Plan> = LruHashMap::with_max_entries(limits::PLANS, 0);
+#[map]
+static CHOICES: LruHashMap<WayKey, Affinity> = LruHashMap::with_max_entries(limits::CHOICES, 0);
 // The agent takes off what it sweeps, while programs count.
 #[map]
 static SHARES: Array<Share> = Array::with_max_entries(limits::SHARES, BPF_F_MMAPABLE);
@@ -175,8 +177,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn host_network_ports(&self, row: u32) -> Option<&'static PortBits> {
-        HOST_NETWORK_PORTS.get(row)
+    fn hostnet_ports(&self, row: u32) -> Option<&'static PortBits> {
+        HOSTNET_PORTS.get(row)
     }
 
     #[inline(always)]
@@ -287,17 +289,28 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn replace_plan(&self, answer: &WayKey, plan: &Plan) -> Result<(), DropReason> {
-        put_plan(answer, plan, 0).map_err(|_| DropReason::TableFull)
-    }
-
-    #[inline(always)]
     fn remove_plan(&self, answer: &WayKey) {
         discard(if answer.protocol == Protocol::TCP {
             TCP_PLANS.remove(answer)
         } else {
             OTHER_PLANS.remove(answer)
         });
+    }
+
+    #[inline(always)]
+    fn choice(&self, key: &WayKey) -> Option<Affinity> {
+        // SAFETY: see `row`.
+        CHOICES.get_ptr(key).map(|found| *unsafe { row(found) })
+    }
+
+    #[inline(always)]
+    fn keep_choice(&self, key: &WayKey, row: &Affinity) {
+        discard(CHOICES.insert(key, row, 0));
+    }
+
+    #[inline(always)]
+    fn forget_choice(&self, key: &WayKey) {
+        discard(CHOICES.remove(key));
     }
 
     #[inline(always)]

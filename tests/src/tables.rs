@@ -38,13 +38,14 @@ pub struct Memory {
     pub epoch: u32,
     pub ways: RefCell<HashMap<WayKey, Rc<Way>>>,
     pub plans: RefCell<HashMap<WayKey, Rc<Plan>>>,
+    pub choices: RefCell<HashMap<WayKey, Affinity>>,
     pub shares: RefCell<HashMap<u32, Rc<Share>>>,
     pub fragments: RefCell<HashMap<FragmentKey, Fragment>>,
     pub affinity: RefCell<HashMap<AffinityKey, Affinity>>,
     pub sockets: RefCell<HashMap<SocketKey, SocketPeer>>,
     /// As the agent makes it: what is not in here is a row without a used port.
     pub unused_ports: RefCell<HashMap<u32, Rc<PortBits>>>,
-    pub host_network_ports: RefCell<HashMap<u32, Rc<PortBits>>>,
+    pub hostnet_ports: RefCell<HashMap<u32, Rc<PortBits>>>,
     pub uplinks: HashMap<u32, Rc<Uplink>>,
     pub cluster: Vec<ClusterKey>,
     /// What the programs are told when they are loaded.
@@ -53,6 +54,8 @@ pub struct Memory {
     pub network: u64,
     /// Rows that the tables of conversations take.
     pub room: Room,
+    /// Whose place of a plan was given up last: the kernel's table gives what is free again next.
+    vacated: Cell<Option<WayKey>>,
     /// How many each of them takes, where that matters.
     pub most: Option<usize>,
     pub now: Cell<u64>,
@@ -147,8 +150,8 @@ impl Tables for Memory {
         self.live.get(&backend).copied()
     }
 
-    fn host_network_ports(&self, row: u32) -> Option<Rc<PortBits>> {
-        let mut rows = self.host_network_ports.borrow_mut();
+    fn hostnet_ports(&self, row: u32) -> Option<Rc<PortBits>> {
+        let mut rows = self.hostnet_ports.borrow_mut();
         Some(rows.entry(row).or_default().clone())
     }
 
@@ -220,21 +223,35 @@ impl Tables for Memory {
 
     fn plan(&self, answer: &WayKey) -> Option<Rc<Plan>> {
         self.look();
+        self.vacated.set(None);
         self.plans.borrow().get(answer).cloned()
     }
 
     fn add_plan(&self, answer: &WayKey, plan: &Plan) -> Result<Added, DropReason> {
+        if self.vacated.take() == Some(*answer) {
+            let plan = Rc::new(copy_plan(plan));
+            let there = self.plans.borrow_mut().insert(*answer, plan);
+            return Ok(there.map_or(Added::New, |_| Added::Already));
+        }
         self.add(&self.plans, answer, || copy_plan(plan))
     }
 
-    fn replace_plan(&self, answer: &WayKey, plan: &Plan) -> Result<(), DropReason> {
-        let plan = Rc::new(copy_plan(plan));
-        self.plans.borrow_mut().insert(*answer, plan);
-        Ok(())
+    fn remove_plan(&self, answer: &WayKey) {
+        let there = self.plans.borrow_mut().remove(answer);
+        self.vacated.set(there.map(|_| *answer));
     }
 
-    fn remove_plan(&self, answer: &WayKey) {
-        self.plans.borrow_mut().remove(answer);
+    fn choice(&self, key: &WayKey) -> Option<Affinity> {
+        self.look();
+        self.choices.borrow().get(key).copied()
+    }
+
+    fn keep_choice(&self, key: &WayKey, row: &Affinity) {
+        self.choices.borrow_mut().insert(*key, *row);
+    }
+
+    fn forget_choice(&self, key: &WayKey) {
+        self.choices.borrow_mut().remove(key);
     }
 
     fn share(&self, ifindex: u32) -> Option<Rc<Share>> {

@@ -80,6 +80,7 @@ fn every_limit_is_the_one_of_the_source() {
         ("TCP_WAYS", limits::TCP_WAYS),
         ("OTHER_WAYS", limits::OTHER_WAYS),
         ("PLANS", limits::PLANS),
+        ("CHOICES", limits::CHOICES),
         ("POD_OPENINGS", limits::POD_OPENINGS),
         ("POD_OPENINGS_PER_SECOND", limits::POD_OPENINGS_PER_SECOND),
         ("POD_TCP_WAYS", limits::POD_TCP_WAYS),

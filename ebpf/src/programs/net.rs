@@ -5,7 +5,7 @@ use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use weir_common::event::Hook;
-use weir_datapath::{Packet as _, Verdict, concerns_to_net, from_net, to_net};
+use weir_datapath::{Packet as _, Verdict, from_net, to_net};
 
 use crate::events;
 use crate::maps::{self, Maps};
@@ -16,9 +16,6 @@ use crate::skb::Skb;
 #[classifier]
 pub fn weir_to_net(context: TcContext) -> i32 {
     let mut skb = Skb(context);
-    if !concerns_to_net(&skb, &Maps) {
-        return TC_ACT_UNSPEC;
-    }
     // The node's own traffic does not depend on us.
     let Some(scratch) = maps::scratch() else {
         return TC_ACT_UNSPEC;

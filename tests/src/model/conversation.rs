@@ -141,9 +141,11 @@ impl Conversation {
         self.asked.talk == Talk::Tcp
     }
 
-    /// RFC 9293 section 3.6: both have said goodbye; or one has broken off (section 3.5.2).
-    pub fn is_closed(&self, direction: usize) -> bool {
-        self.reset[direction] || self.fin[direction] == [true; 2]
+    /// RFC 9293 section 3.6: both have said goodbye; or one has broken off (section 3.5.2), and nothing has come for three seconds:
+    /// anybody may claim that (RFC 5961).
+    pub fn is_closed(&self, direction: usize, now: u64) -> bool {
+        let is_silent = now.saturating_sub(self.seen[direction]) > 3 * SECOND;
+        self.fin[direction] == [true; 2] || (self.reset[direction] && is_silent)
     }
 
     /// Has nothing come in a direction for two minutes (RFC 4787 REQ-5)?
@@ -188,7 +190,7 @@ impl Conversation {
     }
 
     /// Has a pod of this node opened it?
-    fn is_of_pod(&self, cluster: &Cluster) -> bool {
+    pub(super) fn is_of_pod(&self, cluster: &Cluster) -> bool {
         match self.hooks[THERE] {
             Hook::FROM_POD => true,
             Hook::TO_NET => cluster.pod(self.asked.from.ip()).is_some(),
@@ -202,8 +204,7 @@ impl Conversation {
         (self.goes_on(direction), mark, other)
     }
 
-    /// Its opener asks again: what is known of the answers stays. Named exception `AskedAgain`: what was said of goodbyes is
-    /// kept with the answers, and not with what the opener sends.
+    /// Its opener asks again: what is known of the answers stays, and of goodbyes.
     pub fn take_over(&mut self, was: &Self) {
         self.packets[THERE] += was.packets[THERE];
         self.bytes[THERE] += was.bytes[THERE];
@@ -211,7 +212,10 @@ impl Conversation {
         if was.packets[BACK] > 0 {
             self.seen[BACK] = was.seen[BACK];
         }
-        self.fin[BACK] = was.fin[BACK];
+        for direction in [THERE, BACK] {
+            let both = self.fin[direction].iter_mut().zip(was.fin[direction]);
+            both.for_each(|(fin, was)| *fin |= was);
+        }
         // Who asks again was not refused for good.
         self.reset[BACK] = false;
         self.others_end[THERE] = was.others_end[THERE];
@@ -222,7 +226,7 @@ impl Conversation {
         let last = self.seen[THERE].max(self.seen[BACK]);
         let is_answered = self.stage == Stage::Known && self.rows[BACK] && self.packets[BACK] > 0;
         let seconds = match (self.is_tcp(), is_answered) {
-            (true, _) if self.is_closed(THERE) => 30,
+            (true, _) if self.reset[THERE] || self.fin[THERE] == [true; 2] => 30,
             (true, false) => 60,
             (true, true) if self.fin[THERE] != [false; 2] => {
                 if self.heard == [false; 2] {

@@ -31,7 +31,6 @@
 //! | exception | what |
 //! |---|---|
 //! | `Finished` | the same section: who acknowledged last waits, since that may be lost. The datapath has forgotten the connection, and a goodbye that is sent again comes untranslated |
-//! | `AskedAgain` | of a connection that has one row its opener's next segment forgets what the opener has said of a goodbye or heard of one, and the answers' direction keeps it, and a refusal |
 //! | `STRANGER` | whose row of the answers is lost may find another conversation's at its place: that is forgotten with its own, and a plan there is taken out |
 //! | `OneRow` | ICMP errors about answers find nothing as long as a conversation has one row: a pod's are dropped, and at the uplink they are not translated |
 

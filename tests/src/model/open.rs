@@ -10,8 +10,8 @@ use weir_datapath::Verdict;
 
 use super::cluster::{Cluster, From, Health};
 use super::conversation::{BACK, Conversation, SECOND, Stage, THERE};
-use super::oracle::{Arrival, Fate, Oracle, Place, Seen, Why, goes};
-use super::wire::Tuple;
+use super::oracle::{Arrival, Drawn, Fate, Oracle, Place, Seen, Why, goes};
+use super::wire::{Segment, Tuple};
 
 /// How many backends are tried before there counts as being none.
 const BACKEND_TRIES: usize = 3;
@@ -26,6 +26,8 @@ impl Oracle {
     ) -> Result<Fate, String> {
         let tuple = at.packet.tuple;
         let answers = at.packet.answers();
+        let resets = at.packet.segment().is_some_and(Segment::resets);
+        let drawn = self.drawn(at);
         let no_flow = Ok(Fate::Drop(DropReason::NoFlow));
         match at.hook {
             Hook::FROM_POD => {
@@ -61,29 +63,44 @@ impl Oracle {
                 if cluster.pod(tuple.from.ip()).is_some() {
                     return Ok(Fate::Drop(DropReason::SpoofedAddress));
                 }
-                if answers {
+                // A RST may be of an opener that wants no more of what was answered.
+                let key = (at.hook, tuple);
+                let mut asked = self.conversations.iter();
+                let is_own = asked.any(|it| it.stage == Stage::Asked && it.key() == key);
+                if answers && !(resets && is_own) {
                     return no_flow;
                 }
                 Ok(self.direct(cluster, at))
             }
             Hook::FROM_NET => match cluster.service(From::Outside, tuple.talk, tuple.to) {
                 None => Ok(untouched),
-                Some(_) if answers => no_flow,
+                Some(_) if answers && !(resets && drawn.is_some()) => no_flow,
                 Some(service) => self.choose(cluster, at, seen, From::Outside, service),
             },
             _ => {
                 let Some(address) = cluster.address(at.ifindex) else {
-                    return Ok(untouched);
+                    return Ok(match at.mark {
+                        Mark::LEAVING => Fate::Drop(DropReason::NotTranslatable),
+                        _ => untouched,
+                    });
                 };
                 if tuple.from.ip() == address {
                     return Ok(untouched);
                 }
-                if at.mark == Mark::REPLY || answers {
+                let is_drawn = drawn.is_some_and(|(_, goes)| goes.from.ip() == address);
+                if at.mark == Mark::REPLY || (answers && !(resets && is_drawn)) {
                     return no_flow;
                 }
                 self.masquerade(cluster, at, seen)
             }
         }
+    }
+
+    /// What was drawn for the connection that a segment goes on with.
+    fn drawn(&self, at: &Arrival) -> Option<Drawn> {
+        let goes_on = at.packet.segment().is_some() && !at.packet.opens_tcp();
+        let found = self.drawn.get(&(at.hook, at.packet.tuple));
+        found.copied().filter(|_| goes_on)
     }
 
     /// A conversation with whom the packet names.
@@ -138,6 +155,16 @@ impl Oracle {
         service: usize,
     ) -> Result<Fate, String> {
         let asked = at.packet.tuple;
+        // A segment goes on to whom the SYN went, as long as that one is there.
+        if let Some((Some((index, which)), _)) = self.drawn(at) {
+            let backend = cluster.backends[index];
+            if backend.incarnation != which || backend.health == Health::Gone {
+                return Ok(Fate::Drop(DropReason::BackendGone));
+            }
+            self.fallen.borrow_mut().clear();
+            let outcome = self.with(cluster, at, from, index);
+            return Ok(self.take(cluster, at, service, outcome));
+        }
         let run = &cluster.services[service].run;
         if run.is_empty() {
             return Ok(Fate::Drop(DropReason::NoBackend));
@@ -187,18 +214,31 @@ impl Oracle {
         }
         self.fallen.borrow_mut().clear();
         let outcome = self.backend_from(cluster, at, from, run, outcomes[found].0);
+        Ok(self.take(cluster, at, service, outcome))
+    }
+
+    /// What was found for a service is taken.
+    fn take(
+        &mut self,
+        cluster: &Cluster,
+        at: &Arrival,
+        service: usize,
+        outcome: Result<(Conversation, Place), DropReason>,
+    ) -> Fate {
+        let asked = at.packet.tuple;
         match outcome {
             Err(reason) => {
                 self.fall();
-                Ok(Fate::Drop(reason))
+                Fate::Drop(reason)
             }
             Ok((planned, place)) => {
-                if affinity != 0
+                if cluster.services[service].affinity != 0
                     && let Some((index, which)) = planned.backend
                 {
+                    let client = (asked.from.ip(), service, asked.talk);
                     self.sticky.insert(client, (index, which, cluster.now()));
                 }
-                Ok(self.commit(cluster, at, planned, place))
+                self.commit(cluster, at, planned, place)
             }
         }
     }
@@ -239,37 +279,54 @@ impl Oracle {
             let place = around.into_iter().find(usable);
             let place = place.ok_or(DropReason::NoBackend)?;
             next = (place + 1) % run.len();
-            let backend = cluster.backends[run[place]];
-            let is_hairpin = backend.at.ip() == asked.from.ip();
+            let index = run[place];
+            let is_hairpin = cluster.backends[index].at.ip() == asked.from.ip();
             if is_hairpin && from != From::Pod {
                 continue;
             }
-            let mut client = asked.from;
-            if is_hairpin {
-                client.set_ip(asked.to.ip());
-            }
-            let goes = Tuple::new(asked.talk, client, backend.at);
-            let (mut planned, found) = if from == From::Pod {
-                self.plan_at_pod(cluster, at, goes)?
-            } else {
-                let hooks = [Hook::FROM_NET, Hook::TO_NET];
-                let mut planned = Conversation::new(cluster, hooks, at.packet, goes, at.length);
-                // The node's own processes, too, which mark nothing that they send.
-                let is_nodes = cluster.is_own(backend.at.ip());
-                let mark = [Mark::TRANSLATED, Mark::NONE][usize::from(is_nodes)];
-                planned.marks = [mark, Mark::NONE];
-                let answer = (Hook::TO_NET, goes.back());
-                (planned, self.place(cluster, (at.hook, asked), answer))
-            };
-            if found == Place::Full {
-                return Err(DropReason::TableFull);
-            }
-            if found != Place::Taken {
-                planned.backend = Some((run[place], backend.incarnation));
-                return Ok((planned, found));
+            match self.with(cluster, at, from, index) {
+                Err(DropReason::NatCollision) => {}
+                outcome => return outcome,
             }
         }
         Err(DropReason::NatCollision)
+    }
+
+    /// With one backend.
+    fn with(
+        &self,
+        cluster: &Cluster,
+        at: &Arrival,
+        from: From,
+        index: usize,
+    ) -> Result<(Conversation, Place), DropReason> {
+        let asked = at.packet.tuple;
+        let backend = cluster.backends[index];
+        let mut client = asked.from;
+        if backend.at.ip() == asked.from.ip() {
+            client.set_ip(asked.to.ip());
+        }
+        let goes = Tuple::new(asked.talk, client, backend.at);
+        let (mut planned, found) = if from == From::Pod {
+            self.plan_at_pod(cluster, at, goes)?
+        } else {
+            let hooks = [Hook::FROM_NET, Hook::TO_NET];
+            let mut planned = Conversation::new(cluster, hooks, at.packet, goes, at.length);
+            // The node's own processes, too, which mark nothing that they send.
+            let is_nodes = cluster.is_own(backend.at.ip());
+            let mark = [Mark::TRANSLATED, Mark::NONE][usize::from(is_nodes)];
+            planned.marks = [mark, Mark::NONE];
+            let answer = (Hook::TO_NET, goes.back());
+            (planned, self.place(cluster, (at.hook, asked), answer))
+        };
+        match found {
+            Place::Full => Err(DropReason::TableFull),
+            Place::Taken => Err(DropReason::NatCollision),
+            _ => {
+                planned.backend = Some((index, backend.incarnation));
+                Ok((planned, found))
+            }
+        }
     }
 
     /// A conversation that leaves with the node's address.
@@ -290,9 +347,13 @@ impl Oracle {
             .collect();
         // Of a port of the node nobody has a row but who it stands for.
         self.fallen.borrow_mut().clear();
+        let drawn = self.drawn(at).map(|(_, goes)| goes.from);
+        let drawn = drawn.filter(|end| end.ip() == address);
+        let drawn = drawn.map(|end| end.port().wrapping_sub(config.first_port));
         let is_pods = cluster.pod(asked.from.ip()).is_some();
         let end = (asked.talk, asked.from);
         let number = match seen.verdict {
+            _ if drawn.is_some() => drawn.unwrap_or_default(),
             Verdict::Drop(DropReason::NoNatPort) => {
                 self.ports.none(end, is_pods, &places)?;
                 return Ok(Fate::Drop(DropReason::NoNatPort));
@@ -308,7 +369,12 @@ impl Oracle {
                 .port()
                 .wrapping_sub(config.first_port),
         };
-        self.ports.choose(end, is_pods, &places, number)?;
+        match places[usize::from(number)] {
+            _ if drawn.is_none() => self.ports.choose(end, is_pods, &places, number)?,
+            Place::Taken => return Ok(Fate::Drop(DropReason::NoNatPort)),
+            Place::Full => return Ok(Fate::Drop(DropReason::TableFull)),
+            _ => {}
+        }
         let goes = goes(number);
         let place = places[usize::from(number)];
         let hooks = [Hook::TO_NET, Hook::FROM_NET];
@@ -428,7 +494,7 @@ impl Oracle {
         let is_same = was.step(THERE) == planned.step(THERE)
             && was.step(BACK) == planned.step(BACK)
             && was.backend == planned.backend;
-        let kept = (was.others_end, was.seen[BACK], was.fin[THERE]);
+        let seen = was.seen[BACK];
         planned.is_proven = is_same && was.is_proven;
         self.conversations[index] = planned;
         if self.conversations[index].is_settled(cluster, at.packet, THERE) {
@@ -436,9 +502,7 @@ impl Oracle {
         }
         let it = &mut self.conversations[index];
         if it.stage == Stage::Asked && is_same {
-            (it.others_end, it.seen[BACK]) = (kept.0, kept.1);
-            let [there, back] = kept.2;
-            it.fin[THERE] = [it.fin[THERE][0] | there, it.fin[THERE][1] | back];
+            it.seen[BACK] = seen;
         }
     }
 

@@ -44,6 +44,8 @@ pub enum Why {
     NoRoom,
     /// Another one has a row at the place of one of its own.
     Stranger,
+    /// A process of the node has said something other than SYN|ACK first: it speaks to somebody of its own.
+    Unsaid,
 }
 
 /// A packet before a program.
@@ -109,6 +111,9 @@ pub(super) enum Place {
     Full,
 }
 
+/// A backend, by its index and incarnation, and where the connection goes.
+pub(super) type Drawn = (Option<(usize, u32)>, Tuple);
+
 #[derive(Debug, Default)]
 pub struct Oracle {
     pub conversations: Vec<Conversation>,
@@ -122,6 +127,8 @@ pub struct Oracle {
     pub(super) ports: Ports,
     /// Session affinity: backend, incarnation, and when it was used.
     pub(super) sticky: HashMap<(IpAddr, usize, Talk), (usize, u32, u64)>,
+    /// What was drawn for a connection that was answered, by its opener's key: backend, and where it goes.
+    pub(super) drawn: HashMap<(Hook, Tuple), Drawn>,
     /// Whose plans the datapath took out while it searched.
     pub(super) fallen: RefCell<Vec<usize>>,
     /// Must the policy be asked about the packet at hand, if that is certain?
@@ -222,8 +229,22 @@ impl Oracle {
             return Ok(untouched);
         }
         let asked = self.conversations.iter().position(|it| {
-            it.stage == Stage::Asked && it.hooks[BACK] == hook && it.arrives(BACK) == packet.tuple
+            // Who opens something to the node answers nobody.
+            let opens = hook == Hook::FROM_NET && packet.opens_tcp();
+            let is_it = it.hooks[BACK] == hook && it.arrives(BACK) == packet.tuple;
+            it.stage == Stage::Asked && is_it && !opens
         });
+        if let Some(index) = asked
+            && hook == Hook::TO_NET
+            && is_nodes
+            && let it = &self.conversations[index]
+            && it.is_tcp()
+            && it.others_end[THERE] == 0
+            && !packet.answers()
+        {
+            self.miss(it.asked.from, Why::Unsaid);
+            return Ok(untouched);
+        }
         if let Some(index) = asked {
             return Ok(self.answer(cluster, at, index));
         }
@@ -231,45 +252,6 @@ impl Oracle {
             return Ok(untouched);
         }
         self.open(cluster, at, seen, untouched)
-    }
-
-    /// How many rows there are of conversations that are known.
-    pub fn ways(&self) -> usize {
-        let known = self.conversations.iter();
-        known
-            .filter(|it| it.stage == Stage::Known)
-            .map(|it| it.rows.iter().filter(|row| **row).count())
-            .sum()
-    }
-
-    /// A conversation gets a row for each direction, if there is room for both, and nobody else goes another way from the place
-    /// of the first. Whose row is at a place already stays as it is.
-    pub(super) fn settle(&mut self, cluster: &Cluster, index: usize) {
-        let it = &self.conversations[index];
-        let others = [THERE, BACK].map(|direction| {
-            let found = self.known(it.hooks[direction], &it.arrives(direction));
-            found.map(|(of, other)| self.conversations[of].step(other))
-        });
-        if others[THERE].is_some_and(|step| step != it.step(THERE)) {
-            self.conversations[index].is_proven = true;
-            return;
-        }
-        let rows = others.map(|other| other.is_none());
-        let new = rows.iter().filter(|row| **row).count();
-        let most = cluster.memory.most.unwrap_or(usize::MAX);
-        if new > 0 && self.ways() + new > most {
-            self.lacks_room();
-            self.conversations[index].is_proven = true;
-            return;
-        }
-        let it = &mut self.conversations[index];
-        it.stage = Stage::Known;
-        it.rows = rows;
-    }
-
-    /// There is no room for rows of a conversation: it works from the one that it has.
-    pub(super) fn lacks_room(&mut self) {
-        *self.lost.entry(Why::NoRoom).or_default() += 1;
     }
 
     /// A client may see strange things from now on.
@@ -335,6 +317,7 @@ impl Oracle {
         let it = &self.conversations[index];
         let (is_tcp, opens) = (it.is_tcp(), packet.opens_tcp());
         let is_established = is_tcp && !opens;
+        let is_closed = it.is_closed(direction, cluster.now());
         // Established TCP goes on while its endpoint exists; what is new, and datagrams, go to one that takes them
         // (Kubernetes, EndpointSlice conditions; kube-proxy deletes UDP entries of endpoints that are gone).
         if direction == THERE
@@ -344,11 +327,13 @@ impl Oracle {
             let serves = backend.incarnation == incarnation
                 && match backend.health {
                     Health::Usable => true,
-                    Health::Draining => is_established,
+                    Health::Draining => is_tcp && !(opens && is_closed),
                     Health::Gone => false,
                 };
             if !serves {
                 if is_established {
+                    // Its opener hears of it.
+                    self.conversations[index].reset = [true; 2];
                     return Some(Fate::Drop(DropReason::BackendGone));
                 }
                 self.lose(index, Why::Moved);
@@ -379,7 +364,7 @@ impl Oracle {
         } else if is_streams && is_asking && asks.is_some() != has_backend {
             Some(Why::Misled)
         } else {
-            (opens && it.is_closed(direction)).then_some(Why::Replaced)
+            (opens && is_closed).then_some(Why::Replaced)
         };
         if let Some(why) = why {
             self.lose(index, why);
@@ -483,7 +468,9 @@ impl Oracle {
         let it = &mut self.conversations[index];
         self.touched = Some((it.hooks[THERE], it.asked));
         let is_first = it.packets[BACK] == 0;
-        it.account(BACK, cluster.now(), at.length);
+        if !packet.segment().is_some_and(Segment::resets) {
+            it.account(BACK, cluster.now(), at.length);
+        }
         let fate = goes(cluster, at, it, BACK);
         if it.asked.from != it.goes.from || it.asked.to != it.goes.to {
             self.counts.rewrote(it.is_masqueraded);
@@ -505,6 +492,8 @@ impl Oracle {
             self.counts.answered += u64::from(is_first);
             if is_settled {
                 self.settle(cluster, index);
+            } else {
+                self.keep_drawn(index);
             }
         }
         fate

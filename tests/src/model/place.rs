@@ -1,10 +1,10 @@
-//! Whose a place is: of the answers of a conversation that somebody opens.
+//! Whose a place is: of the answers of a conversation that somebody opens; and whether there is room for its rows.
 
 use weir_common::event::Hook;
 
 use super::cluster::Cluster;
 use super::conversation::{BACK, Stage, THERE};
-use super::oracle::{Oracle, Place};
+use super::oracle::{Oracle, Place, Why};
 use super::wire::Tuple;
 
 impl Oracle {
@@ -72,10 +72,61 @@ impl Oracle {
     fn is_over(&self, index: usize, direction: usize, now: u64) -> bool {
         let it = &self.conversations[index];
         if it.is_tcp() {
-            return it.is_closed(direction);
+            return it.is_closed(direction, now);
         }
         let other = self.known(it.hooks[1 - direction], &it.arrives(1 - direction));
         let is_silent = |(of, at): (usize, usize)| self.conversations[of].is_silent(at, now);
         is_silent((index, direction)) && other.is_none_or(is_silent)
+    }
+
+    /// How many rows there are of conversations that are known.
+    pub fn ways(&self) -> usize {
+        let known = self.conversations.iter();
+        known
+            .filter(|it| it.stage == Stage::Known)
+            .map(|it| it.rows.iter().filter(|row| **row).count())
+            .sum()
+    }
+
+    /// A conversation gets a row for each direction, if there is room for both, and nobody else goes another way from the place
+    /// of the first. Whose row is at a place already stays as it is.
+    pub(super) fn settle(&mut self, cluster: &Cluster, index: usize) {
+        let it = &self.conversations[index];
+        let others = [THERE, BACK].map(|direction| {
+            let found = self.known(it.hooks[direction], &it.arrives(direction));
+            found.map(|(of, other)| self.conversations[of].step(other))
+        });
+        if others[THERE].is_some_and(|step| step != it.step(THERE)) {
+            self.conversations[index].is_proven = true;
+            return self.keep_drawn(index);
+        }
+        let rows = others.map(|other| other.is_none());
+        let new = rows.iter().filter(|row| **row).count();
+        let most = cluster.memory.most.unwrap_or(usize::MAX);
+        if new > 0 && self.ways() + new > most {
+            self.lacks_room();
+            self.conversations[index].is_proven = true;
+            return self.keep_drawn(index);
+        }
+        if !it.is_of_pod(cluster) {
+            let key = it.key();
+            self.drawn.remove(&key);
+        }
+        let it = &mut self.conversations[index];
+        it.stage = Stage::Known;
+        it.rows = rows;
+    }
+
+    /// What was drawn for a connection stays so.
+    pub(super) fn keep_drawn(&mut self, index: usize) {
+        let it = &self.conversations[index];
+        if it.is_tcp() && (it.backend.is_some() || it.is_masqueraded) {
+            self.drawn.insert(it.key(), (it.backend, it.goes));
+        }
+    }
+
+    /// There is no room for rows of a conversation: it works from the one that it has.
+    pub(super) fn lacks_room(&mut self) {
+        *self.lost.entry(Why::NoRoom).or_default() += 1;
     }
 }

@@ -1,0 +1,325 @@
+//! Ring 1: what is promised to a connection between its SYN and the acknowledgement of the first answer, and what nobody may
+//! do to one who does not know its numbers, on the host.
+
+#![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
+
+use std::net::IpAddr;
+use std::sync::atomic::Ordering::Relaxed;
+
+use weir_common::event::Hook;
+use weir_common::service::{FrontendKey, Generation, Scope};
+use weir_common::way::{Mark, WayState};
+use weir_common::{DropReason, Port, Protocol};
+use weir_datapath::{Scratch, Verdict};
+use weir_tests::bytes::{Bytes, marked};
+use weir_tests::edges::{received, sent, tcp, udp};
+use weir_tests::frames::{ACK, FIN, Ip, RST, SYN, Transport};
+use weir_tests::model::wire::{Packet, Tuple};
+use weir_tests::stories::decide;
+use weir_tests::tables::Memory;
+use weir_tests::world;
+use weir_tests::world::{
+    BACKEND_PORT, FAMILIES, Family, Host, NAT_PORT, REMOTE, SERVICE_PORT, SHARED, UPLINK, node_port,
+};
+
+const CLIENT: u16 = 5000;
+
+/// A node where the service with a choice has a port, too.
+fn world() -> Memory {
+    let mut memory = world::world();
+    for family in FAMILIES {
+        let inside = FrontendKey {
+            addr: SHARED.addr(family),
+            port: Port::from(SERVICE_PORT),
+            protocol: Protocol::TCP,
+            ..FrontendKey::default()
+        };
+        let frontend = memory.frontends[&inside];
+        let outside = FrontendKey {
+            addr: Host::Node.addr(family),
+            port: Port::from(node_port(SHARED)),
+            scope: Scope::EXTERNAL,
+            ..inside
+        };
+        memory.frontends.insert(outside.of_nodes(), frontend);
+    }
+    memory
+}
+
+/// A packet meets a program: the verdict, and its ends after it.
+fn meet(memory: &Memory, hook: Hook, packet: &Bytes) -> (Verdict, Tuple) {
+    let mut packet = packet.clone();
+    let verdict = decide(hook, &mut packet, memory, &mut Scratch::default());
+    (verdict, Packet::read(&packet.frame).unwrap().tuple)
+}
+
+/// The client outside sends to a port of the node.
+fn asks(memory: &Memory, family: Family, transport: &Transport) -> (Verdict, Tuple) {
+    let ip = Ip::between(Host::World.ip(family), Host::Node.ip(family));
+    meet(
+        memory,
+        Hook::FROM_NET,
+        &Bytes::new(UPLINK, ip.frame(transport)),
+    )
+}
+
+/// A backend answers it.
+fn answers(memory: &Memory, backend: IpAddr, family: Family, flags: u8) -> (Verdict, Tuple) {
+    let ip = Ip::between(backend, Host::World.ip(family));
+    let frame = ip.frame(&tcp(BACKEND_PORT, CLIENT, flags));
+    meet(memory, Hook::TO_NET, &marked(UPLINK, frame, Mark::REPLY))
+}
+
+/// The number of the backend that a client was given.
+fn number(memory: &Memory, family: Family, given: IpAddr) -> u32 {
+    let of = |host: Host| {
+        memory
+            .backends
+            .values()
+            .filter(move |row| row.addr == host.addr(family))
+    };
+    let host = [Host::A, Host::C]
+        .into_iter()
+        .find(|host| host.ip(family) == given);
+    of(host.unwrap()).next().unwrap().id
+}
+
+/// A backend changes its state.
+fn turn(memory: &mut Memory, id: u32, into: fn(Generation) -> Generation) {
+    let now = memory.live.get_mut(&id).unwrap();
+    *now = into(*now);
+}
+
+#[test]
+fn a_handshake_goes_on_with_whom_its_syn_has_reached() {
+    let port = node_port(SHARED);
+    for family in FAMILIES {
+        let mut memory = world();
+        let (verdict, tuple) = asks(&memory, family, &tcp(CLIENT, port, SYN));
+        assert_eq!(verdict, Verdict::Pass);
+        let id = number(&memory, family, tuple.to.ip());
+        let given = tuple.to;
+        let (verdict, tuple) = answers(&memory, given.ip(), family, SYN | ACK);
+        assert_eq!((verdict, tuple.from.port()), (Verdict::Pass, port));
+        // It drains now: new connections go to the other one.
+        turn(&mut memory, id, Generation::drained);
+        let (verdict, tuple) = asks(&memory, family, &tcp(CLIENT + 1, port, SYN));
+        assert_eq!(verdict, Verdict::Pass);
+        assert_ne!(tuple.to, given, "a new one");
+        for flags in [ACK, ACK, FIN | ACK] {
+            let (verdict, tuple) = asks(&memory, family, &tcp(CLIENT, port, flags));
+            assert_eq!((verdict, tuple.to), (Verdict::Pass, given), "{flags}");
+        }
+        // What was drawn is needed no more.
+        assert!(memory.choices.borrow().is_empty());
+    }
+}
+
+#[test]
+fn a_handshake_whose_backend_is_gone_is_refused() {
+    let port = node_port(SHARED);
+    for family in FAMILIES {
+        let mut memory = world();
+        let (_, tuple) = asks(&memory, family, &tcp(CLIENT, port, SYN));
+        let id = number(&memory, family, tuple.to.ip());
+        assert_eq!(
+            answers(&memory, tuple.to.ip(), family, SYN | ACK).0,
+            Verdict::Pass
+        );
+        turn(&mut memory, id, Generation::gone);
+        let (verdict, _) = asks(&memory, family, &tcp(CLIENT, port, ACK));
+        assert_eq!(verdict, Verdict::Refuse(DropReason::BackendGone));
+    }
+}
+
+/// With the node's address: it keeps the port that it has, also when it would be given another one by now.
+#[test]
+fn a_handshake_keeps_its_port_of_the_node() {
+    for family in FAMILIES {
+        let mut memory = world();
+        let port = node_port(REMOTE);
+        let leaves = |memory: &Memory, flags| {
+            let ip = Ip::between(Host::World.ip(family), Host::Far.ip(family));
+            let frame = ip.frame(&tcp(CLIENT, BACKEND_PORT, flags));
+            meet(
+                memory,
+                Hook::TO_NET,
+                &marked(UPLINK, frame, Mark::TRANSLATED),
+            )
+        };
+        let returns = |memory: &Memory, flags| {
+            let ip = Ip::between(Host::Far.ip(family), Host::Node.ip(family));
+            let frame = ip.frame(&tcp(BACKEND_PORT, NAT_PORT, flags));
+            meet(memory, Hook::FROM_NET, &Bytes::new(UPLINK, frame))
+        };
+        assert_eq!(
+            asks(&memory, family, &tcp(CLIENT, port, SYN)).0,
+            Verdict::Pass
+        );
+        assert_eq!(
+            leaves(&memory, SYN).1.from,
+            (Host::Node.ip(family), NAT_PORT).into()
+        );
+        let (verdict, tuple) = returns(&memory, SYN | ACK);
+        assert_eq!((verdict, tuple.to.port()), (Verdict::Pass, CLIENT));
+        let choices = memory.choices.borrow().clone();
+        let choice = choices.values().next().unwrap();
+        assert_eq!((choices.len(), u16::from(choice.port)), (1, NAT_PORT));
+        memory.config.last_port = NAT_PORT + 999;
+        assert_eq!(leaves(&memory, ACK).1.from.port(), NAT_PORT);
+        assert!(memory.choices.borrow().is_empty());
+    }
+}
+
+/// A pod has asked from every port that there is: whoever opens something to a server of the node is nobody's answer.
+#[test]
+fn a_syn_from_outside_answers_no_pod() {
+    for family in FAMILIES {
+        let memory = world();
+        let ip = Ip::between(Host::A.ip(family), Host::World.ip(family));
+        let frame = ip.frame(&tcp(1000, 80, SYN));
+        let left = meet(&memory, Hook::TO_NET, &marked(UPLINK, frame, Mark::LEAVING));
+        assert_eq!(left.1.from.port(), NAT_PORT);
+        let returns = |flags| {
+            let ip = Ip::between(Host::World.ip(family), Host::Node.ip(family));
+            let frame = ip.frame(&tcp(80, NAT_PORT, flags));
+            meet(&memory, Hook::FROM_NET, &Bytes::new(UPLINK, frame))
+                .1
+                .to
+        };
+        let (node, pod) = (Host::Node.ip(family), Host::A.ip(family));
+        assert_eq!(returns(SYN), (node, NAT_PORT).into());
+        assert_eq!(returns(SYN | ACK), (pod, 1000).into());
+    }
+}
+
+/// Whoever wants no more of what was answered says so to whom it was sent.
+#[test]
+fn an_opener_elsewhere_may_break_off() {
+    let no_flow = Verdict::Drop(DropReason::NoFlow);
+    for family in FAMILIES {
+        let memory = world();
+        let port = node_port(SHARED);
+        let rst = tcp(CLIENT, port, RST);
+        assert_eq!(asks(&memory, family, &rst).0, no_flow, "of nothing");
+        let given = asks(&memory, family, &tcp(CLIENT, port, SYN)).1.to;
+        assert_eq!(
+            answers(&memory, given.ip(), family, SYN | ACK).0,
+            Verdict::Pass
+        );
+        let (verdict, tuple) = asks(&memory, family, &rst);
+        assert_eq!((verdict, tuple.to), (Verdict::Pass, given));
+        assert!(memory.ways.borrow().is_empty(), "nothing is made of it");
+        // The same at the pod itself.
+        let memory = world();
+        let asks = |flags| received(Host::Far, Host::A, family, &tcp(CLIENT, 80, flags));
+        let answer = sent(Host::A, Host::Far, family, &tcp(80, CLIENT, SYN | ACK));
+        assert_eq!(meet(&memory, Hook::TO_POD, &asks(RST).packet).0, no_flow);
+        for (hook, arrival) in [
+            (Hook::TO_POD, asks(SYN)),
+            (Hook::FROM_POD, answer),
+            (Hook::TO_POD, asks(RST)),
+        ] {
+            assert_eq!(meet(&memory, hook, &arrival.packet).0, Verdict::Pass);
+        }
+        assert!(memory.ways.borrow().is_empty(), "nothing is made of it");
+    }
+}
+
+/// A process of the node has a connection without us, and somebody writes a SYN of its client to the node port that leads to it.
+#[test]
+fn a_process_of_the_node_answers_a_node_port_once_it_has_said_so() {
+    for family in FAMILIES {
+        let mut memory = world();
+        let far = Host::Far.addr(family);
+        for row in memory.backends.values_mut().filter(|row| row.addr == far) {
+            row.addr = Host::Node.addr(family);
+        }
+        let port = node_port(REMOTE);
+        let says = |memory: &Memory, flags| {
+            let ip = Ip::between(Host::Node.ip(family), Host::World.ip(family));
+            let packet = Bytes {
+                received_by: 0,
+                ..Bytes::new(UPLINK, ip.frame(&tcp(BACKEND_PORT, CLIENT, flags)))
+            };
+            meet(memory, Hook::TO_NET, &packet).1.from.port()
+        };
+        assert_eq!(
+            asks(&memory, family, &tcp(CLIENT, port, SYN)).0,
+            Verdict::Pass
+        );
+        for flags in [ACK, FIN | ACK, ACK] {
+            assert_eq!(says(&memory, flags), BACKEND_PORT, "{flags}");
+        }
+        assert_eq!(says(&memory, SYN | ACK), port);
+        assert_eq!(says(&memory, ACK), port);
+    }
+}
+
+/// A client that is established, of the way that its packets go.
+fn established(memory: &Memory, family: Family) -> Tuple {
+    let port = node_port(SHARED);
+    let given = asks(memory, family, &tcp(CLIENT, port, SYN)).1;
+    assert_eq!(
+        answers(memory, given.to.ip(), family, SYN | ACK).0,
+        Verdict::Pass
+    );
+    assert_eq!(asks(memory, family, &tcp(CLIENT, port, ACK)).1, given);
+    assert_eq!(memory.ways.borrow().len(), 2);
+    given
+}
+
+/// Anybody may write a RST and a SYN. A connection that goes on is the same after them, whatever has become of its service.
+#[test]
+fn a_reset_and_a_syn_end_nothing_that_goes_on() {
+    let port = node_port(SHARED);
+    for family in FAMILIES {
+        for is_reset in [false, true] {
+            let mut memory = world();
+            let given = established(&memory, family);
+            let id = number(&memory, family, given.to.ip());
+            turn(&mut memory, id, Generation::drained);
+            if is_reset {
+                assert_eq!(asks(&memory, family, &tcp(CLIENT, port, RST)).1, given);
+                memory.now.set(memory.now.get() + 1_000_000_000);
+            }
+            for flags in [SYN, ACK] {
+                assert_eq!(asks(&memory, family, &tcp(CLIENT, port, flags)).1, given);
+            }
+            // What stays silent was ended by it.
+            memory.now.set(memory.now.get() + 1_000_000_000);
+            assert_eq!(asks(&memory, family, &tcp(CLIENT, port, RST)).1, given);
+            memory.now.set(memory.now.get() + 3_100_000_000);
+            assert_ne!(asks(&memory, family, &tcp(CLIENT, port, SYN)).1, given);
+        }
+    }
+}
+
+/// Its rows need not wait for three hours: its opener has heard that it is over.
+#[test]
+fn a_connection_that_is_refused_is_over() {
+    for family in FAMILIES {
+        let mut memory = world();
+        let given = established(&memory, family);
+        let id = number(&memory, family, given.to.ip());
+        turn(&mut memory, id, Generation::gone);
+        let (verdict, _) = asks(&memory, family, &tcp(CLIENT, node_port(SHARED), ACK));
+        assert_eq!(verdict, Verdict::Refuse(DropReason::BackendGone));
+        let ways = memory.ways.borrow();
+        let mut states = ways.values().map(|way| way.state.load(Relaxed));
+        assert!(states.all(|state| state & WayState::RESET != 0));
+    }
+}
+
+#[test]
+fn nothing_leaves_untranslated_by_a_device_that_is_no_uplink_any_more() {
+    for family in FAMILIES {
+        let mut memory = world();
+        memory.uplinks.clear();
+        for transport in [tcp(1000, 80, SYN), udp(1000, 53)] {
+            let frame = Ip::between(Host::A.ip(family), Host::World.ip(family)).frame(&transport);
+            let (verdict, _) = meet(&memory, Hook::TO_NET, &marked(UPLINK, frame, Mark::LEAVING));
+            assert_eq!(verdict, Verdict::Drop(DropReason::NotTranslatable));
+        }
+    }
+}
