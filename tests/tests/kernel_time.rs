@@ -23,6 +23,12 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Who speaks to whom outside, where the node has one port.
 const DNS: (Host, u16) = (Host::World, 53);
 
+/// The clock of the programs as it was, in nanoseconds.
+fn ago(by: Duration) -> Result<u64> {
+    let then = clock().checked_sub(by.as_nanos() as u64);
+    then.with_context(|| format!("this machine is not up for {by:?} yet"))
+}
+
 /// The programs with the tables of the world, in which one port stands for whoever leaves.
 struct Kernel {
     ebpf: Ebpf,
@@ -82,7 +88,7 @@ impl Kernel {
 
     /// Sets back when a packet was seen last on the ways of a table that are as asked for; says how many that were.
     fn age_ways(&mut self, by: Duration, is_meant: impl Fn(&WayKey) -> bool) -> Result<usize> {
-        let seen = clock() - by.as_nanos() as u64;
+        let seen = ago(by)?;
         let mut changed = 0;
         for (key, way) in self.ways()?.into_iter().filter(|(key, _)| is_meant(key)) {
             way.seen.store(seen, Relaxed);
@@ -95,7 +101,7 @@ impl Kernel {
 
     /// As [`Self::age_ways`], for the only plan of a table.
     fn age_plan(&mut self, table: &str, by: Duration) -> Result<()> {
-        let seen = clock() - by.as_nanos() as u64;
+        let seen = ago(by)?;
         let plans = rows::<Plan, { size_of::<Plan>() }>(&mut self.ebpf, table)?;
         ensure!(plans.len() == 1, "{plans:?}");
         for (key, plan) in plans {
@@ -114,7 +120,7 @@ impl Kernel {
         let all: Vec<_> = table.iter().collect::<Result<_, _>>()?;
         for (key, row) in all {
             let row: Affinity = transmute!(row);
-            let used = clock() - by.as_nanos() as u64;
+            let used = ago(by)?;
             let row: [u8; 40] = transmute!(Affinity { used, ..row });
             table.insert(key, row, 0)?;
         }
