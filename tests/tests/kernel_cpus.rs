@@ -23,6 +23,8 @@ use weir_tests::world::{
 const CONVERSATIONS: u16 = 1_500;
 /// How many packets each CPU sends on a conversation that is known.
 const PACKETS: u64 = 20_000;
+/// How often each CPU sends a SYN.
+const ASKED: u64 = 5;
 /// What the first thread and the second one run on.
 const CPUS: [usize; 2] = [0, 1];
 
@@ -163,6 +165,12 @@ fn a_first_packet_on_two_cpus_opens_one_conversation() -> Result<()> {
                     ensure!(first.1 != rounds[round][0].frame, "it is translated");
                     backends.insert(destination(family, &first.1).to_vec());
                 }
+                if kind == Kind::Tcp {
+                    // Nobody answers, and the pod asks again.
+                    for _ in 1..ASKED {
+                        at_once(&ebpf, hook, &rounds)?;
+                    }
+                }
                 let many = if hook == Hook::FROM_POD { 2 } else { 1 };
                 ensure!(backends.len() == many, "{backends:?}");
                 opened += u64::from(CONVERSATIONS);
@@ -175,6 +183,12 @@ fn a_first_packet_on_two_cpus_opens_one_conversation() -> Result<()> {
             .collect();
         ensure!(counts? == [opened, 0], "{opened} were opened");
         ensure!(held(&mut ebpf)? == [opened as usize, 0]);
+        for (name, asked) in [("TCP_PLANS", ASKED), ("OTHER_PLANS", 1)] {
+            for (key, plan) in rows::<Plan, { size_of::<Plan>() }>(&mut ebpf, name)? {
+                let counted = plan.way.packets.load(Ordering::Relaxed);
+                ensure!(counted == 2 * asked, "{key:?}: {counted} of {}", 2 * asked);
+            }
+        }
         let dropped = dropped(&mut ebpf)?;
         ensure!(dropped.is_empty(), "{dropped:?}");
         Ok(())
