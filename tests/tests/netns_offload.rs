@@ -6,8 +6,6 @@
 use std::io::IoSliceMut;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nix::sys::socket::{
@@ -184,7 +182,13 @@ fn what_comes_in_pieces_is_translated_and_delivered() {
         .run_pod(Workload::named("shop", "client"))
         .unwrap();
     let cable = site.cable.as_ref().unwrap();
-    for (family, (ours, theirs)) in FAMILIES.into_iter().zip(NODE.iter().zip(WORLD)) {
+    let each_family = || FAMILIES.into_iter().zip(NODE.iter().zip(WORLD));
+    let merging = ["off", "on"].into_iter();
+    for (merging, (family, (ours, theirs))) in
+        merging.flat_map(|it| each_family().map(move |of| (it, of)))
+    {
+        let netns = site.node.machine().netns();
+        set_features(netns, "eth0", &format!("gro {merging}"));
         for (client, target) in [
             (&site.world, at(ours, NODE_PORT)),
             (&site.world, site.server(family)),
@@ -267,44 +271,37 @@ fn what_a_pod_sends_in_pieces_is_translated_and_delivered() {
 /// `PACKET_HOST`.
 const HOST: u8 = 0;
 
-/// The length of the longest frame that a device in a namespace has received since.
-struct Longest {
-    seen: Arc<AtomicUsize>,
-}
+/// What the devices of a namespace receive, to be looked at afterwards.
+struct Watched(OwnedFd);
 
-impl Longest {
-    fn watch(netns: &Netns) -> Self {
+impl Watched {
+    fn new(netns: &Netns) -> Self {
         let watch = || {
             let (family, kind) = (AddressFamily::Packet, SockType::Raw);
             socket(family, kind, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)
         };
-        let watched: OwnedFd = netns.run(watch).unwrap().unwrap();
-        let seen = Arc::new(AtomicUsize::new(0));
-        let told = Arc::downgrade(&seen);
-        let patience = nix::sys::time::TimeVal::new(0, 100_000);
-        setsockopt(&watched, sockopt::ReceiveTimeout, &patience).unwrap();
-        std::thread::spawn(move || {
-            while let Some(seen) = told.upgrade() {
-                // Its whole length, however much of it there is room for. What is sent is seen here, too.
-                let watched = watched.as_raw_fd();
-                let (mut start, flags) = ([0; 16], MsgFlags::MSG_TRUNC);
-                let mut start = [IoSliceMut::new(&mut start)];
-                let Ok(frame) = recvmsg::<LinkAddr>(watched, &mut start, None, flags) else {
-                    continue;
-                };
-                if frame.address.is_some_and(|it| it.pkttype() == HOST) {
-                    seen.fetch_max(frame.bytes, Ordering::Relaxed);
-                }
-            }
-        });
-        Self { seen }
+        let watched = netns.run(watch).unwrap().unwrap();
+        // For everything that comes until somebody looks.
+        setsockopt(&watched, sockopt::RcvBufForce, &(64 << 20)).unwrap();
+        Self(watched)
     }
 
-    /// What was seen since the last time.
-    fn take(&self) -> usize {
-        // What was received has been seen within that.
-        std::thread::sleep(Duration::from_millis(5));
-        self.seen.swap(0, Ordering::Relaxed)
+    /// The length of the longest frame.
+    fn longest(self) -> usize {
+        let mut longest = 0;
+        loop {
+            let mut start = [0; 16];
+            let mut start = [IoSliceMut::new(&mut start)];
+            // Its whole length, however much of it there is room for. What was sent is there, too.
+            let flags = MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT;
+            match recvmsg::<LinkAddr>(self.0.as_raw_fd(), &mut start, None, flags) {
+                Ok(frame) if frame.address.is_some_and(|it| it.pkttype() == HOST) => {
+                    longest = frame.bytes.max(longest);
+                }
+                Ok(_) => {}
+                Err(_) => return longest,
+            }
+        }
     }
 }
 
@@ -407,10 +404,10 @@ fn take_more(netns: &Netns, device: &str, most: u32) {
 impl Path<'_> {
     /// Sends so many bytes there and back, and returns the length of the longest frame on each way.
     fn stream(&self, length: usize) -> [usize; 2] {
-        let watched = [self.server, self.client].map(Longest::watch);
+        let watched = [self.server, self.client].map(Watched::new);
         let target = SocketAddr::new(self.target, self.ports[0]);
         stream_comes_back(self.client, target, length, PATIENCE).unwrap();
-        let longest = watched.map(|longest| longest.take());
+        let longest = watched.map(Watched::longest);
         println!("TCP, {target}: {longest:?} bytes in one frame");
         longest
     }
@@ -513,11 +510,11 @@ fn runs_of_datagrams_pass_in_one_piece() {
     }
     for number in 0..2 {
         for path in site.paths(&pod, number) {
-            let longest = Longest::watch(node);
+            let watched = Watched::new(node);
             for received in [Received::OneByOne, Received::AtOnce] {
                 path.run(received);
             }
-            let longest = longest.take();
+            let longest = watched.longest();
             println!("UDP, {}: {longest} bytes in one frame", path.target);
             assert!(longest > 10 * SEGMENT, "{longest}");
             path.stream(500_001);
