@@ -22,7 +22,7 @@ use weir_tests::world::{
 /// How many conversations of each kind are begun twice at once.
 const CONVERSATIONS: u16 = 1_500;
 /// How many packets each CPU sends on a conversation that is known.
-const PACKETS: u64 = 20_000;
+const PACKETS: u64 = 10_000;
 /// How often each CPU sends a SYN.
 const ASKED: u64 = 5;
 /// What the first thread and the second one run on.
@@ -41,7 +41,7 @@ impl Start {
         while self.arrived.load(Ordering::SeqCst) < 2 * (round + 1) {
             tries += 1;
             // The other one may want this CPU's time, where a machine is busy.
-            if tries.is_multiple_of(10_000) {
+            if tries.is_multiple_of(500) {
                 std::thread::yield_now();
             }
             std::hint::spin_loop();
