@@ -76,6 +76,8 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
     back.set_other(&plan.key, &plan.way.step);
     plan.back.echo.store(back.echo(), Relaxed);
     let mut reserved = Reserved::New;
+    // What the packet at hand counts, where its plan is there already.
+    let mut now = (0, 0);
     let is_of_pod = plan.key.hook == Hook::FROM_POD;
     let is_tcp = back.protocol == Protocol::TCP;
     let owner = plan.way.owner;
@@ -93,6 +95,7 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
     {
         if held.key.is(&plan.key) {
             plan.way.created = held.way.created;
+            now = (plan.way.packets.load(Relaxed), plan.way.bytes.load(Relaxed));
             let packets = held.way.packets.load(Relaxed);
             plan.way.packets.fetch_add(packets, Relaxed);
             let bytes = held.way.bytes.load(Relaxed);
@@ -117,8 +120,9 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
             refresh(&held.way, &plan.way);
             let way = &held.way;
             way.seen.store(plan.way.seen.load(Relaxed), Relaxed);
-            way.packets.store(plan.way.packets.load(Relaxed), Relaxed);
-            way.bytes.store(plan.way.bytes.load(Relaxed), Relaxed);
+            // Another CPU may count in this moment.
+            way.packets.fetch_add(now.0, Relaxed);
+            way.bytes.fetch_add(now.1, Relaxed);
             way.state.fetch_or(plan.way.state.load(Relaxed), Relaxed);
             refresh(&held.back, &plan.back);
             held.back.state.fetch_and(!WayState::RESET, Relaxed);

@@ -21,6 +21,8 @@ pub mod documents;
 #[cfg(feature = "full")]
 pub mod downloads;
 #[cfg(feature = "full")]
+pub mod echoes;
+#[cfg(feature = "full")]
 pub mod edges;
 #[cfg(feature = "full")]
 pub mod former;
@@ -69,6 +71,8 @@ pub mod shop;
 pub mod stories;
 #[cfg(feature = "full")]
 pub mod tables;
+#[cfg(feature = "full")]
+pub mod tap;
 #[cfg(feature = "full")]
 pub mod targets;
 #[cfg(feature = "full")]

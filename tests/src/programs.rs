@@ -1,13 +1,36 @@
 //! The programs in the running kernel with maps of their own, filled from the tables of a test.
 
+use std::process::Command;
+
 use anyhow::{Context as _, Result, anyhow, ensure};
-use aya::maps::{Array, HashMap, Map, lpm_trie};
+use aya::maps::{Array, HashMap, Map, PerCpuArray, lpm_trie};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use weir_agent::kernel::object::OBJECT;
+use weir_common::DropReason;
+use weir_common::counter::Counter;
+use weir_common::event::Hook;
 use weir_common::node::NodeConfig;
-use zerocopy::{Immutable, IntoBytes};
+use weir_common::way::WayKey;
+use zerocopy::{FromBytes, Immutable, IntoBytes, transmute};
 
+use crate::bytes::Bytes;
 use crate::tables::Memory;
+use crate::world::{PODS, UPLINK};
+
+/// Programs by the number of their hook, less one.
+const HOOKS: [&str; 4] = [
+    "weir_from_pod",
+    "weir_to_pod",
+    "weir_to_net",
+    "weir_from_net",
+];
+
+/// `struct __sk_buff`, and where its fields are that matter here.
+const CONTEXT: usize = 192;
+const MARK: usize = 8;
+const INGRESS_IFINDEX: usize = 36;
+const IFINDEX: usize = 40;
 
 /// Loads the object, its programs not yet.
 ///
@@ -29,6 +52,108 @@ pub fn load_with(config: NodeConfig) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     loader.override_global("NODE", config.as_bytes(), true);
     loader.load(OBJECT).context("load the object")
+}
+
+/// As [`load_with`], with the programs of the packet path.
+///
+/// # Errors
+/// As [`load_with`]; the kernel refuses a program.
+pub fn load_hooks(config: NodeConfig) -> Result<Ebpf> {
+    let mut ebpf = load_with(config)?;
+    for name in HOOKS {
+        let program: &mut SchedClassifier = ebpf.program_mut(name).context(name)?.try_into()?;
+        program.load()?;
+    }
+    Ok(ebpf)
+}
+
+/// Makes the devices that packets of [`crate::world`] arrive by, in the namespace of the caller's thread.
+///
+/// # Errors
+/// Not root; a device is there already.
+pub fn make_devices() -> Result<()> {
+    let of_pods = PODS.map(|(_, ifindex)| ifindex);
+    for ifindex in of_pods.into_iter().chain([UPLINK, UPLINK + 1]) {
+        let (name, index) = (format!("pod{ifindex}"), ifindex.to_string());
+        let status = Command::new("ip")
+            .args(["link", "add", &name, "index", &index])
+            .args(["type", "veth", "peer", "name", &format!("in{ifindex}")])
+            .status()
+            .context("run ip")?;
+        ensure!(status.success(), "make device {name}");
+    }
+    Ok(())
+}
+
+/// Runs the program of a hook on a packet: what it answers, and the frame and the mark after it.
+///
+/// # Errors
+/// The kernel takes no such frame, or knows no such device.
+pub fn run(ebpf: &Ebpf, hook: Hook, packet: &Bytes) -> Result<(i32, Vec<u8>, u32)> {
+    let name = HOOKS[usize::from(hook.0) - 1];
+    let program: &SchedClassifier = ebpf.program(name).context(name)?.try_into()?;
+    let mut context = [0; CONTEXT];
+    context[MARK..MARK + 4].copy_from_slice(&packet.mark.to_ne_bytes());
+    context[IFINDEX..IFINDEX + 4].copy_from_slice(&packet.ifindex.to_ne_bytes());
+    let received = packet.received_by.to_ne_bytes();
+    context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&received);
+    let mut context_after = [0; CONTEXT];
+    // An answer may be longer than what it refuses.
+    let mut frame = vec![0; packet.frame.len() + 64];
+    let result = program
+        .test_run(TestRunOptions {
+            data_in: Some(&packet.frame),
+            data_out: Some(&mut frame),
+            ctx_in: Some(&context),
+            ctx_out: Some(&mut context_after),
+            ..TestRunOptions::default()
+        })
+        .with_context(|| format!("run {name} on {packet:02x?}"))?;
+    frame.truncate(result.data_size_out as usize);
+    let mut mark = [0; 4];
+    mark.copy_from_slice(&context_after[MARK..MARK + 4]);
+    Ok((result.return_value as i32, frame, u32::from_ne_bytes(mark)))
+}
+
+/// How often a counter was raised, on all CPUs together.
+///
+/// # Errors
+/// The kernel refuses to read.
+pub fn counted(ebpf: &mut Ebpf, counter: Counter) -> Result<u64> {
+    let counters: PerCpuArray<_, u64> = map(ebpf, "COUNTERS")?.try_into()?;
+    Ok(counters.get(&(counter as u32), 0)?.iter().sum())
+}
+
+/// How many packets were dropped for each reason, those for which none was left out.
+///
+/// # Errors
+/// The kernel refuses to read.
+pub fn dropped(ebpf: &mut Ebpf) -> Result<Vec<(DropReason, u64)>> {
+    let drops: PerCpuArray<_, [u64; 2]> = map(ebpf, "DROPS")?.try_into()?;
+    let mut all = Vec::new();
+    for reason in DropReason::ALL {
+        let rows = drops.get(&u32::from(*reason as u8), 0)?;
+        let packets = rows.iter().map(|[packets, _]| packets).sum();
+        if packets > 0 {
+            all.push((*reason, packets));
+        }
+    }
+    Ok(all)
+}
+
+/// The rows of a table of ways or plans, of `N` bytes each.
+///
+/// # Errors
+/// The kernel refuses to read.
+pub fn rows<V: FromBytes, const N: usize>(ebpf: &mut Ebpf, name: &str) -> Result<Vec<(WayKey, V)>> {
+    let table: HashMap<_, [u8; 40], [u8; N]> = map(ebpf, name)?.try_into()?;
+    let mut rows = Vec::new();
+    for row in table.iter() {
+        let (key, row) = row?;
+        let row = V::read_from_bytes(&row).map_err(|_| anyhow!("{name} has other rows"))?;
+        rows.push((transmute!(key), row));
+    }
+    Ok(rows)
 }
 
 /// Runs something in a network namespace that ends with it.

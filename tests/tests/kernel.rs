@@ -3,14 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
-use std::process::Command;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData, PerCpuArray, PerCpuValues};
-use aya::programs::{CgroupAttachMode, Program, SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::{CgroupAttachMode, Program};
 use weir_agent::kernel::object::OBJECT;
 use weir_common::DropReason;
 use weir_common::Protocol;
@@ -27,7 +26,7 @@ use weir_tests::mix::{Arrival, Mix};
 use weir_tests::programs::{self, in_own_namespace};
 use weir_tests::stories::{Story, decide, stories};
 use weir_tests::tables::{Memory, copy, copy_plan};
-use weir_tests::world::{FAMILIES, PODS, SHARED, UPLINK, world};
+use weir_tests::world::{FAMILIES, SHARED, world};
 use zerocopy::transmute;
 
 #[test]
@@ -354,69 +353,17 @@ struct Kernel {
     ebpf: Ebpf,
 }
 
-/// Programs by the number of their hook, less one.
-const PROGRAMS: [&str; 4] = [
-    "weir_from_pod",
-    "weir_to_pod",
-    "weir_to_net",
-    "weir_from_net",
-];
-
-/// `struct __sk_buff`, and where its fields are that matter here.
-const CONTEXT: usize = 192;
-const MARK: usize = 8;
-const INGRESS_IFINDEX: usize = 36;
-const IFINDEX: usize = 40;
-
 impl Kernel {
     fn new() -> Result<Self> {
-        for ifindex in PODS
-            .map(|(_, ifindex)| ifindex)
-            .into_iter()
-            .chain([UPLINK, UPLINK + 1])
-        {
-            let (name, index) = (format!("pod{ifindex}"), ifindex.to_string());
-            let status = Command::new("ip")
-                .args(["link", "add", &name, "index", &index])
-                .args(["type", "veth", "peer", "name", &format!("in{ifindex}")])
-                .status()
-                .context("run ip")?;
-            ensure!(status.success(), "make device {name}");
-        }
-        let mut ebpf = programs::load_with(world().config)?;
-        for name in PROGRAMS {
-            let program: &mut SchedClassifier = ebpf.program_mut(name).context(name)?.try_into()?;
-            program.load()?;
-        }
+        programs::make_devices()?;
+        let ebpf = programs::load_hooks(world().config)?;
         let mut kernel = Self { ebpf };
         kernel.allow_refusals(u32::MAX)?;
         Ok(kernel)
     }
 
     fn run(&self, hook: Hook, packet: &Bytes) -> Result<(i32, Vec<u8>, u32)> {
-        let name = PROGRAMS[usize::from(hook.0) - 1];
-        let program: &SchedClassifier = self.ebpf.program(name).context(name)?.try_into()?;
-        let mut context = [0; CONTEXT];
-        context[MARK..MARK + 4].copy_from_slice(&packet.mark.to_ne_bytes());
-        context[IFINDEX..IFINDEX + 4].copy_from_slice(&packet.ifindex.to_ne_bytes());
-        let received = packet.received_by.to_ne_bytes();
-        context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&received);
-        let mut context_after = [0; CONTEXT];
-        // An answer may be longer than what it refuses.
-        let mut frame = vec![0; packet.frame.len() + 64];
-        let result = program
-            .test_run(TestRunOptions {
-                data_in: Some(&packet.frame),
-                data_out: Some(&mut frame),
-                ctx_in: Some(&context),
-                ctx_out: Some(&mut context_after),
-                ..TestRunOptions::default()
-            })
-            .with_context(|| format!("run {name} on {packet:02x?}"))?;
-        frame.truncate(result.data_size_out as usize);
-        let mut mark = [0; 4];
-        mark.copy_from_slice(&context_after[MARK..MARK + 4]);
-        Ok((result.return_value as i32, frame, u32::from_ne_bytes(mark)))
+        programs::run(&self.ebpf, hook, packet)
     }
 
     /// So many packets may be refused with an answer on each CPU, and never more: no time is after that of the last filling.
