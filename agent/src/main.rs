@@ -161,6 +161,10 @@ fn doctor(bpffs: &std::path::Path, cgroup: &std::path::Path) -> ExitCode {
             }
         }
     }
+    if let Err(error) = kernel::connected::probe() {
+        let left = "those of the node's own processes stay with a backend that is gone";
+        println!("LOOK     {:32} {left}: {error}", "connected UDP sockets");
+    }
     for finding in install::surroundings::look() {
         println!("LOOK     {:32} {}", finding.what, finding.text);
     }

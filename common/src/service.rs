@@ -188,7 +188,7 @@ impl FrontendFlags {
     /// Only if the address is one of this node, by `NODES`. Another node is asked itself, since only it
     /// knows what its own endpoints are (`externalTrafficPolicy: Local`, host ports).
     pub const OWN_NODE_ONLY: u32 = 1 << 1;
-    /// Its backend is the node's own server of names, which stays.
+    /// Its backend is the node's own server of names, at an address of the node that stays when the server is replaced.
     pub const OWN_DNS: u32 = 1 << 2;
 }
 

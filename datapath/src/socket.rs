@@ -38,7 +38,8 @@ pub enum Call {
     Refuse,
 }
 
-/// `connect` of TCP, and of UDP by the node's own processes: a backend for the life of the connection.
+/// `connect` of TCP, and of UDP by the node's own processes: a backend for the life of the connection. When datagrams may go to it
+/// no more, the agent ends such a socket of UDP.
 #[inline(always)]
 pub fn connect<A: Address, T: Sockets>(address: &mut A, tables: &T) -> Call {
     translate(address, tables, Lifetime::Connection)

@@ -6,6 +6,7 @@ mod block;
 pub mod census;
 mod cleanup;
 pub mod clock;
+pub mod connected;
 mod counters;
 pub mod features;
 mod flows;
@@ -54,6 +55,7 @@ use self::unused_ports::Ports;
 
 pub use self::block::{DeviceFault, DeviceProblem};
 pub use self::cleanup::{Cleaned, cleanup};
+pub use self::connected::Connected;
 pub use self::counters::Counters;
 pub use self::flows::{Conversation, Flows};
 pub use self::links::{LinkError, Placed};
@@ -368,6 +370,14 @@ impl Kernel {
             pair("TCP_PLANS", "OTHER_PLANS")?,
             Shares::new(&self.loaded.table("SHARES")?)?,
         ))
+    }
+
+    /// Connected UDP sockets of the node's own processes, in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// As [`Self::service_tables`]; `Unsupported` when the kernel cannot end such a socket.
+    pub fn connected(&self) -> io::Result<Connected> {
+        Connected::open(self.loaded.table("SOCKETS")?, self.loaded.table("LIVE")?)
     }
 
     /// Takes over the conversations that an earlier agent's programs know, if those had other tables, and that were used

@@ -13,6 +13,7 @@ use rtnetlink::packet_route::tc::{
     TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption, TcHandle, TcHeader, TcMessage,
     TcOption, TcU32OptionFlags,
 };
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
 
 use super::netlink::request::Requests;
 
@@ -100,7 +101,7 @@ pub(super) struct Tc {
 impl Tc {
     pub(super) fn open() -> io::Result<Self> {
         Ok(Self {
-            requests: Requests::open()?,
+            requests: Requests::open(NETLINK_ROUTE)?,
         })
     }
 
@@ -233,7 +234,7 @@ impl Tc {
 pub(super) fn delete_device(name: &str) -> io::Result<()> {
     let mut message = LinkMessage::default();
     message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
-    let requests = Requests::open()?;
+    let requests = Requests::open(NETLINK_ROUTE)?;
     let deleted = requests.ask(RouteNetlinkMessage::DelLink(message), 0);
     absent_is_done(deleted.map(drop))
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use tokio::sync::oneshot::{self, error::TryRecvError};
-use tracing::warn;
+use tracing::{info, warn};
 use weir_common::device::{Device, LocalPod};
 use weir_common::nat::{ClusterKey, InCluster, Uplink};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
@@ -18,8 +18,8 @@ use weir_common::way::{Way, WayKey};
 use weir_common::{Addr, Protocol};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::apply::{KernelTable, Origin};
-use crate::kernel::{Flows, Hooks, Kernel, MapTable, clock};
+use crate::apply::{Departed, KernelTable, Origin};
+use crate::kernel::{Connected, Flows, Hooks, Kernel, MapTable, clock};
 
 /// What keys and rows of a table are: plain bytes that can be compared.
 pub trait Plain: FromBytes + IntoBytes + Immutable + Copy + Debug + Send + 'static {}
@@ -101,6 +101,13 @@ pub trait Machine: Debug + Send + Sized + 'static {
     /// Forgets the flows of these addresses and those that have expired. Says what it found the last time, if it has not
     /// said that before; gives the addresses back if it is busy with earlier ones.
     fn sweep(&mut self, gone: BTreeSet<Addr>) -> Result<Option<Swept>, BTreeSet<Addr>>;
+
+    /// Is it still busy with ending sockets? Then more have to wait.
+    fn is_disconnecting(&mut self) -> bool;
+
+    /// Ends the UDP sockets of the node's own processes that programs have connected to such a backend, and to which no
+    /// datagrams may go any more. Their processes hear of it, and connect anew.
+    fn disconnect(&mut self, departed: Departed);
 }
 
 /// What is known of flows after they were all looked at.
@@ -139,16 +146,31 @@ pub struct KernelMachine {
     kernel: Arc<Kernel>,
     flows: Arc<Flows>,
     sweep: Option<oneshot::Receiver<Option<Swept>>>,
+    /// None where the kernel cannot end sockets.
+    connected: Option<Arc<Connected>>,
+    disconnecting: Option<oneshot::Receiver<()>>,
 }
 
 impl KernelMachine {
     /// # Errors
     /// The tables of flows cannot be opened.
     pub fn new(kernel: Arc<Kernel>) -> io::Result<Self> {
+        let connected = match kernel.connected() {
+            Ok(connected) => Some(Arc::new(connected)),
+            Err(error) => {
+                warn!(
+                    %error,
+                    "connected UDP sockets of the node's own processes stay with backends that are gone"
+                );
+                None
+            }
+        };
         Ok(Self {
             flows: Arc::new(kernel.flows()?),
             kernel,
             sweep: None,
+            connected,
+            disconnecting: None,
         })
     }
 }
@@ -260,5 +282,31 @@ impl Machine for KernelMachine {
             tell.send(swept).unwrap_or_default();
         });
         Ok(last)
+    }
+
+    fn is_disconnecting(&mut self) -> bool {
+        let ended = self.disconnecting.as_mut().map(oneshot::Receiver::try_recv);
+        matches!(ended, Some(Err(TryRecvError::Empty)))
+    }
+
+    fn disconnect(&mut self, departed: Departed) {
+        let Some(connected) = self.connected.clone() else {
+            return;
+        };
+        let (tell, told) = oneshot::channel();
+        self.disconnecting = Some(told);
+        tokio::task::spawn_blocking(move || {
+            match connected.end(&departed) {
+                Ok(0) => {}
+                Ok(sockets) => info!(
+                    sockets,
+                    "connected UDP sockets were ended, as their backends are gone"
+                ),
+                Err(error) => {
+                    warn!(%error, "connected UDP sockets cannot be ended, though their backends are gone");
+                }
+            }
+            tell.send(()).unwrap_or_default();
+        });
     }
 }

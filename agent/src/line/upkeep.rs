@@ -130,6 +130,11 @@ impl<M: Machine> Line<M> {
                 Err(gone) => self.pods.closed = gone,
             }
         }
+        if !self.machine.is_disconnecting()
+            && let Some(departed) = self.services.tables.take_departed(now)
+        {
+            self.machine.disconnect(departed);
+        }
         // All nodes are looked at, so only if something is to be tried again.
         if !self.nodes.problems.is_empty() {
             self.pass_uplinks();

@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
+use weir_common::Protocol;
 use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation};
 
 use super::ids::Identity;
@@ -108,8 +109,13 @@ where
     /// One use of a backend less. Without any it drains, and whether it goes on with that is seen when the pass is
     /// nearly over: [`Self::end_unnamed`].
     pub(super) fn release(&mut self, id: BackendId) {
-        let drains = self.ids.release(id, &mut self.live);
-        self.undecided.extend(drains);
+        let Some(drains) = self.ids.release(id, &mut self.live) else {
+            return;
+        };
+        self.undecided.insert(drains.service);
+        if drains.protocol == Protocol::UDP {
+            self.departures.insert(id, drains.addr);
+        }
     }
 
     /// A Service that has no address here is given no number. What drains of it may have one all the same, from when it

@@ -182,12 +182,12 @@ impl BackendIds {
         self.uses.insert(id, Use { identity, runs: 1 });
     }
 
-    /// One use less. A backend without any drains; the number of its service is returned then.
+    /// One use less. A backend without any drains; which it is is returned then.
     pub(super) fn release<T: KernelTable<BackendId, Generation>>(
         &mut self,
         id: BackendId,
         live: &mut Table<BackendId, Generation, T>,
-    ) -> Option<u32> {
+    ) -> Option<Identity> {
         let used = self.uses.get_mut(&id)?;
         used.runs -= 1;
         if used.runs > 0 {
@@ -197,7 +197,7 @@ impl BackendIds {
         self.uses.remove(&id);
         self.draining.insert(id, Some(identity));
         live.desire(id, live.desired(&id).unwrap_or_default().drained());
-        Some(identity.service)
+        Some(identity)
     }
 
     /// A backend that drains is gone, for everything that remembers it.

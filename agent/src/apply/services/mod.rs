@@ -6,6 +6,7 @@
 //! `FRONTENDS`. A process that dies between any two writes leaves tables that are right, and the next
 //! one resumes from them: all numbers are read back, so what has not changed is not written.
 
+mod departed;
 mod draining;
 mod ids;
 #[cfg(test)]
@@ -22,6 +23,8 @@ use std::time::{Duration, Instant};
 
 use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation, Segment};
 
+pub use self::departed::Departed;
+use self::departed::Departures;
 use self::ids::{BackendIds, Identity};
 use self::runs::Runs;
 use super::status::{Deletes, Fill, Status, Statuses};
@@ -54,6 +57,7 @@ pub struct Services<F, B, L> {
     undecided: BTreeSet<u32>,
     /// Since when numbers drain for nobody knows whom, if any do.
     unknown_since: Option<Instant>,
+    departures: Departures,
 
     /// What rows of `FRONTENDS` point to.
     installed: BTreeMap<FrontendKey, Run>,

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation, Segment};
 
+use super::departed::Departures;
 use super::ids::{BackendIds, Identity, NO_BACKEND};
 use super::runs::Runs;
 use super::{Deletes, KernelTable, Run, RunKind, Services, Statuses, Table, TableError};
@@ -36,6 +37,7 @@ where
             ids: BackendIds::new(u32::try_from(ids).unwrap_or(u32::MAX)),
             undecided: BTreeSet::new(),
             unknown_since: None,
+            departures: Departures::default(),
             installed: BTreeMap::new(),
             prepared: BTreeMap::new(),
             retired: VecDeque::new(),
@@ -65,8 +67,10 @@ where
         live: Origin,
         first: Generation,
     ) -> Self {
-        if live == Origin::Made {
-            self.ids.begin_with(first);
+        match live {
+            Origin::Made => self.ids.begin_with(first),
+            // Otherwise sockets remember generations of a table that nobody has.
+            Origin::Kept => self.departures.look_back(),
         }
         if frontends == Origin::Made {
             let rows = self.unexplained.iter().filter_map(|segment| {

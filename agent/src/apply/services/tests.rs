@@ -1,6 +1,7 @@
 //! Histories of Services against a naive model, with the invariants checked after every single write.
 
 mod cases;
+mod departed;
 mod draining;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};

@@ -15,7 +15,7 @@ use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation
 
 use super::super::machine::{Machine, Plain, Swept, Tables};
 use crate::apply::fake::FakeTable;
-use crate::apply::{KernelTable, Origin, Stopped, TableError};
+use crate::apply::{Departed, KernelTable, Origin, Stopped, TableError};
 use crate::kernel::{DeviceFault, DeviceProblem, Hooks};
 
 /// What tables refuse in a key, as bytes, and devices that are gone. Shared by everything of a node.
@@ -242,4 +242,10 @@ impl Machine for Memory {
     fn sweep(&mut self, _gone: BTreeSet<Addr>) -> Result<Option<Swept>, BTreeSet<Addr>> {
         Ok(None)
     }
+
+    fn is_disconnecting(&mut self) -> bool {
+        false
+    }
+
+    fn disconnect(&mut self, _departed: Departed) {}
 }
