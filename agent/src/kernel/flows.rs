@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use weir_common::event::Hook;
@@ -13,6 +14,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::map::for_each;
 use super::shares::{Held, Shares};
 use super::sys;
+use super::tally::{Counting, Tally};
 
 /// Tables of ways or of plans: TCP's, and everything else's.
 #[derive(Debug)]
@@ -27,6 +29,8 @@ pub struct Flows {
     ways: Pair,
     plans: Pair,
     shares: Shares,
+    /// What the last sweep has left.
+    tally: Mutex<Option<Arc<Tally>>>,
 }
 
 /// A conversation.
@@ -70,12 +74,19 @@ impl Flows {
             ways,
             plans,
             shares,
+            tally: Mutex::default(),
         }
     }
 
     /// What each pod holds of them.
     pub fn shares(&self) -> &Shares {
         &self.shares
+    }
+
+    /// What the last sweep has left; nothing before the first.
+    pub fn tally(&self) -> Option<Arc<Tally>> {
+        let tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        tally.clone()
     }
 
     pub(super) fn ways(&self) -> &Pair {
@@ -180,7 +191,7 @@ impl Flows {
 
     /// Removes conversations that have ended, and those of addresses that are no longer anybody's; `look` sees every way,
     /// also those of plans. Returns how many rows were removed. It reads the tables as a whole, so ask for it rarely, and not
-    /// where somebody waits; what it holds of them at a time is a batch.
+    /// where somebody waits; what it holds of them at a time is a batch. What stays is in [`Self::tally`].
     ///
     /// # Errors
     /// The kernel refuses to read or to remove.
@@ -190,7 +201,7 @@ impl Flows {
         is_gone: &dyn Fn(&Addr) -> bool,
         look: &mut dyn FnMut(&WayKey, &Way),
     ) -> io::Result<usize> {
-        let mut removed = 0;
+        let (mut removed, mut counting) = (0, Counting::default());
         // Plans before ways: what is answered meanwhile is then seen at least once.
         for table in [&self.plans.tcp, &self.plans.other] {
             each(table, |key: WayKey, plan: Plan| {
@@ -198,8 +209,13 @@ impl Flows {
                 look(&key, &plan.back);
                 let age = now.saturating_sub(Duration::from_nanos(plan_seen(&plan)));
                 let is_gone = is_about(&key, is_gone) || is_about(&plan.key, is_gone);
+                let mut rows = 0;
                 if is_gone || age > patience(key.protocol, false, 0) {
-                    removed += self.end_plan(table, &key, &plan, is_gone)?;
+                    rows = self.end_plan(table, &key, &plan, is_gone)?;
+                    removed += rows;
+                }
+                if rows == 0 {
+                    counting.plan(&plan);
                 }
                 Ok(())
             })?;
@@ -222,10 +238,15 @@ impl Flows {
                 } else if key.protocol == Protocol::TCP && is_there {
                     held.count(way.owner);
                 }
+                if is_there {
+                    counting.way(&key, &way);
+                }
                 Ok(())
             })?;
         }
         self.shares.correct(&held);
+        let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        *tally = Some(Arc::new(counting.end()));
         Ok(removed)
     }
 

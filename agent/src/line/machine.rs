@@ -142,14 +142,12 @@ pub struct KernelMachine {
 }
 
 impl KernelMachine {
-    /// # Errors
-    /// The tables of flows cannot be opened.
-    pub fn new(kernel: Arc<Kernel>) -> io::Result<Self> {
-        Ok(Self {
-            flows: Arc::new(kernel.flows()?),
+    pub fn new(kernel: Arc<Kernel>, flows: Arc<Flows>) -> Self {
+        Self {
             kernel,
+            flows,
             sweep: None,
-        })
+        }
     }
 }
 
