@@ -272,18 +272,26 @@ impl Site {
         self.node.run_pod(pod).unwrap()
     }
 
-    /// What the page says of conversations, where that is not 0; by protocol, kind and state.
-    fn conversations(&self) -> BTreeMap<String, u64> {
+    /// What the page says of conversations, where that is not 0; by protocol, kind and state. Nothing before the first sweep.
+    fn conversations(&self) -> Option<BTreeMap<String, u64>> {
         let page = self.node.metrics().unwrap();
         let lines = page
             .lines()
             .filter_map(|line| line.strip_prefix("weir_conversations{"));
-        let samples = lines.map(|line| {
-            let (labels, count) = line.split_once("} ").unwrap();
-            let words: Vec<_> = labels.split('"').skip(1).step_by(2).collect();
-            (words.join(" "), count.parse().unwrap())
-        });
-        samples.filter(|(_, count)| *count > 0).collect()
+        let samples: Vec<(String, u64)> = lines
+            .map(|line| {
+                let (labels, count) = line.split_once("} ").unwrap();
+                let words: Vec<_> = labels.split('"').skip(1).step_by(2).collect();
+                (words.join(" "), count.parse().unwrap())
+            })
+            .collect();
+        let is_swept = !samples.is_empty();
+        is_swept.then(|| {
+            samples
+                .into_iter()
+                .filter(|(_, count)| *count > 0)
+                .collect()
+        })
     }
 
     /// A pod goes, so that the agent sweeps at once; waits until it counts these.
@@ -296,9 +304,9 @@ impl Site {
             .collect();
         let found = eventually(
             "they are counted",
-            PATIENCE,
+            4 * PATIENCE,
             || self.conversations(),
-            |found| *found == expected,
+            |found| found.as_ref() == Some(&expected),
         );
         found.unwrap_or_else(|error| panic!("{error:#}\nexpected: {expected:?}"));
     }

@@ -12,11 +12,16 @@ use crate::line;
 /// How full the tables of conversations are.
 pub(super) fn fills(tally: &Tally) -> impl Iterator<Item = TableFill> {
     tally.tables().map(|(table, rows, capacity)| {
-        line::filled(&Fill {
+        let mut fill = line::filled(&Fill {
             table,
             rows,
             capacity,
-        })
+        });
+        // A thousand questions a second fill it, as it is meant: those that were answered long ago go first.
+        if table == "OTHER_PLANS" {
+            fill.problem = None;
+        }
+        fill
     })
 }
 

@@ -32,7 +32,7 @@ pub(super) fn encode(to: &mut DescriptorEncoder<'_>, tally: &Tally) -> fmt::Resu
         ),
         (
             "connections_evictable",
-            "Open TCP connections that found no room among TCP_WAYS, at the last sweep: the table where they are pushes out \
+            "Open TCP connections without room among TCP_WAYS, or whose place another has, at the last sweep: TCP_PLANS, where they are, pushes out \
              what was not used for long, and does not say so. All others are never pushed out.",
             tally.evictable,
         ),

@@ -332,8 +332,8 @@ fn what_must_not_be_is_counted_all_the_same() {
 fn ports_are_counted_by_peer_and_by_pod() {
     let mut counting = Counting::default();
     let (tcp, udp) = (Protocol::TCP, Protocol::UDP);
-    // Towards port 80: 30 of one pod, 12 of another, 5 of a client behind a node port.
-    for (many, source, owner) in [(30, POD, 7), (12, POD + 2, 8), (5, OTHER + 2, 0)] {
+    // Towards port 80: 30 of one pod, 12 of another, 35 of a client behind a node port.
+    for (many, source, owner) in [(30, POD, 7), (12, POD + 2, 8), (35, OTHER + 2, 0)] {
         for n in 0..many {
             let port = 20_000 + 100 * u16::from(source) + n;
             ways(&mut counting, &leaving(tcp, source, owner, 80, port));
@@ -349,11 +349,11 @@ fn ports_are_counted_by_peer_and_by_pod() {
     own.way.state = WayState::OPENER.into();
     ways(&mut counting, &own);
     let ports = counting.end().ports;
-    assert_eq!((ports.used, ports.peer_max, ports.pod_max), (68, 47, 30));
+    assert_eq!((ports.used, ports.peer_max, ports.pod_max), (98, 77, 30));
     assert_eq!(ports.error, 0);
     assert_eq!(ports.peers.len(), NAMED);
     let first = ports.peers[0];
     assert_eq!((first.peer, first.protocol), (peer(OTHER, 80), tcp));
-    assert_eq!(first.ports, 47);
+    assert_eq!(first.ports, 77);
     assert_eq!(first.pod, Some((30, peer(POD, 0).addr)));
 }
