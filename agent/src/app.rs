@@ -3,6 +3,7 @@
 mod beside;
 mod datapath;
 mod drops;
+mod room;
 mod source;
 mod tasks;
 mod told;
@@ -137,6 +138,7 @@ async fn run_until(settings: Settings, stop: CancellationToken) -> Result<()> {
     }
     let ring = kernel.ring().context("open the ring of events")?;
     let kernel = Arc::new(kernel);
+    let flows = Arc::new(kernel.flows().context("open the tables of flows")?);
 
     // compile → apply → kernel: one thread writes.
     let zone = ZoneFeed::new(settings.dns.domain.as_str());
@@ -148,7 +150,7 @@ async fn run_until(settings: Settings, stop: CancellationToken) -> Result<()> {
     let ranges = leases.ranges();
     let resumed = Line::resume(Parts {
         settings: settings.clone(),
-        machine: KernelMachine::new(kernel.clone()).context("open the tables of flows")?,
+        machine: KernelMachine::new(kernel.clone(), flows.clone()),
         health,
         node_addresses: netlink::node_addresses().await?,
         ranges: ranges.borrow().clone(),
@@ -285,7 +287,8 @@ async fn run_until(settings: Settings, stop: CancellationToken) -> Result<()> {
     tasks.spawn("zone", served);
     let told = Arc::new(Told {
         counters: kernel.counters().context("open the counters")?,
-        flows: Arc::new(kernel.flows().context("open the tables of flows")?),
+        flows,
+        nat_ports: usize::from(ports.last.saturating_sub(ports.first)) + 1,
         line,
         board,
         names,

@@ -54,6 +54,28 @@ pub(crate) fn status(status: &Status) -> String {
         ]);
     }
     out.push_str(&format!("{tables}\n\n"));
+    if let Some(nat) = status.nat.as_ref().filter(|nat| !nat.peers.is_empty()) {
+        let mut peers = table(&[
+            "NAT PORTS TOWARDS",
+            "PROTO",
+            "PORTS",
+            "FULL",
+            "MOST BY",
+            "PORTS",
+        ]);
+        for it in &nat.peers {
+            let percent = 100.0 * it.ports as f64 / nat.capacity.max(1) as f64;
+            peers.add_row([
+                end(&it.peer).as_str(),
+                &it.protocol,
+                &it.ports.to_string(),
+                &format!("{percent:.1} %"),
+                it.pod.as_deref().unwrap_or(""),
+                &it.pod_ports.to_string(),
+            ]);
+        }
+        out.push_str(&format!("{peers}\n\n"));
+    }
     let mut programs = table(&["PROGRAM", "ID", "HOOKS", "VERIFIED INSTRUCTIONS"]);
     for p in &status.programs {
         programs.add_row([

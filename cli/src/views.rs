@@ -28,6 +28,33 @@ pub struct Status {
     /// Everything that is wrong, what has the greatest effect first.
     #[serde(default)]
     pub conditions: Vec<ConditionView>,
+    /// Absent until conversations were counted for the first time, half a minute after the agent's start.
+    #[serde(default)]
+    pub nat: Option<NatPorts>,
+}
+
+/// Ports of the node's addresses that stand for pods, and for clients of backends elsewhere.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct NatPorts {
+    /// How many there are towards each peer. A pod may have half of them.
+    pub capacity: usize,
+    /// All that are taken; a port that leads to two peers counts for each.
+    pub used: u64,
+    /// By how much the numbers of a peer and of a pod may be too low.
+    pub error: u64,
+    /// The ten with the most ports, the first first.
+    pub peers: Vec<NatPeer>,
+}
+
+/// Ports of the node that lead to one peer.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct NatPeer {
+    pub peer: FlowEnd,
+    pub protocol: String,
+    pub ports: u64,
+    /// The pod of this node that has the most of them: `namespace/name`, or its address. Absent when no pod has any.
+    pub pod: Option<String>,
+    pub pod_ports: u64,
 }
 
 /// Something that is wrong. docs/operations.md says of each fault what it means and what to do.

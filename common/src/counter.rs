@@ -45,7 +45,7 @@ counters! {
     8 EventsLimited "events_limited" "Events left out by the rate limit; their drops are counted all the same."
     9 PacketsMasqueraded "packet_masquerades" "Packets that left with the node's address, or came back to whom it stood for."
     10 NatPortsTaken "nat_ports_taken" "Ports of the node reserved for flows that leave it."
-    11 WaysLost "ways_lost" "Ways of live conversations that had been pushed out, and were made again."
+    11 WaysLost "ways_lost" "Ways found missing beside those of the other direction, and made again: of datagrams, since TCP's are never pushed out. Nothing says when both directions or a plan were pushed out."
     12 Refusals "refusals" "Packets answered with a RST or an ICMP error; their drops are counted, too."
 }
 

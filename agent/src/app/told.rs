@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 use weir_cli::views::{self, DropTotal};
 use weir_common::counter::Drops;
 
+use super::room;
 use crate::admin::{JsonList, Local, Pieces, Probes, Refusal};
 use crate::conditions::Board;
 use crate::events::{Names, Recent};
@@ -26,6 +27,8 @@ pub(super) struct Told {
     pub(super) recent: Arc<Recent>,
     pub(super) counters: Counters,
     pub(super) flows: Arc<Flows>,
+    /// How many ports of a node's address may stand for others towards one peer.
+    pub(super) nat_ports: usize,
     /// Packets that the second lock has dropped, when it was last looked at.
     pub(super) lock_drops: AtomicU64,
 }
@@ -53,7 +56,11 @@ impl Probes for Told {
         if let Ok(Ok(Some(drops))) = drops {
             self.lock_drops.store(drops, Ordering::Relaxed);
         }
-        let sample = self.ask(Question::Sample).await?;
+        let mut sample = self.ask(Question::Sample).await?;
+        let tally = self.flows.tally();
+        sample
+            .fills
+            .extend(tally.iter().flat_map(|it| room::fills(it)));
         let shares = self.flows.shares();
         let limited = sample
             .devices
@@ -67,6 +74,8 @@ impl Probes for Told {
             conditions: self.board.counts(),
             not_ready: self.board.node().unready.len(),
             second_lock_drops: self.lock_drops.load(Ordering::Relaxed),
+            tally,
+            nat_ports: self.nat_ports,
         };
         export::encode(page).map_err(|e| e.to_string())
     }
@@ -74,7 +83,12 @@ impl Probes for Told {
 
 impl Local for Told {
     async fn status(&self) -> Result<views::Status, Refusal> {
-        self.ask(Question::Status).await
+        let mut status = self.ask(Question::Status).await?;
+        if let Some(tally) = self.flows.tally() {
+            status.tables.extend(room::fills(&tally));
+            status.nat = Some(room::nat(&tally, self.nat_ports, &self.names));
+        }
+        Ok(status)
     }
 
     async fn services(&self) -> Result<Vec<views::ServiceView>, Refusal> {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -13,6 +14,8 @@ use prometheus_client::registry::Registry;
 use weir_common::DropReason;
 use weir_common::counter::{Counter, Drops};
 
+use super::conversations;
+use crate::kernel::Tally;
 use crate::line::Sample;
 use crate::model::ObjectName;
 
@@ -27,6 +30,10 @@ pub struct Page {
     /// How many of them make the node unready.
     pub not_ready: usize,
     pub second_lock_drops: u64,
+    /// What the last sweep has left; nothing before the first.
+    pub tally: Option<Arc<Tally>>,
+    /// How many ports of a node's address may stand for others towards one peer.
+    pub nat_ports: usize,
     /// Pods that have opened more than one may, with the packets that were dropped for it.
     pub limited: Vec<(ObjectName, u64)>,
 }
@@ -110,6 +117,9 @@ impl Collector for Page {
             "table",
             capacity,
         )?;
+        if let Some(tally) = &self.tally {
+            conversations::encode(&mut to, tally)?;
+        }
         let mut family = to.encode_descriptor(
             "conditions",
             "What is wrong: conditions that hold, by whom they are about and by fault.",
@@ -169,6 +179,11 @@ impl Collector for Page {
                 sample.dns_clients,
             ),
             (
+                "nat_ports_capacity",
+                "Ports of the node's address that may stand for others towards one peer; one pod may have half of them.",
+                self.nat_ports,
+            ),
+            (
                 "policy_epoch",
                 "Grows whenever flows are judged again.",
                 sample.epoch as usize,
@@ -207,7 +222,7 @@ impl Collector for Page {
     }
 }
 
-fn one<M: EncodeMetric + TypedMetric>(
+pub(super) fn one<M: EncodeMetric + TypedMetric>(
     to: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,

@@ -1,5 +1,6 @@
 //! What happened, for machines: Prometheus.
 
+mod conversations;
 mod metrics;
 mod text;
 

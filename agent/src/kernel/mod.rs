@@ -11,6 +11,7 @@ mod counters;
 pub mod features;
 mod flows;
 mod former;
+mod heaviest;
 mod links;
 mod load;
 pub mod lock;
@@ -24,6 +25,7 @@ pub mod second_lock;
 mod shares;
 mod sys;
 pub mod sysctl;
+mod tally;
 mod tc;
 mod unused_ports;
 mod uplinks;
@@ -63,6 +65,7 @@ pub use self::load::{Capacities, LoadError, Loaded, pin_path};
 pub use self::map::{MapTable, Shape};
 pub use self::ring::Ring;
 pub use self::shares::Shares;
+pub use self::tally::Tally;
 
 /// The socket hooks: program, and where it sits.
 const SOCKET_HOOKS: [(&str, AttachType); 8] = [

@@ -152,9 +152,7 @@ pub struct KernelMachine {
 }
 
 impl KernelMachine {
-    /// # Errors
-    /// The tables of flows cannot be opened.
-    pub fn new(kernel: Arc<Kernel>) -> io::Result<Self> {
+    pub fn new(kernel: Arc<Kernel>, flows: Arc<Flows>) -> Self {
         let connected = match kernel.connected() {
             Ok(connected) => Some(Arc::new(connected)),
             Err(error) => {
@@ -165,13 +163,13 @@ impl KernelMachine {
                 None
             }
         };
-        Ok(Self {
-            flows: Arc::new(kernel.flows()?),
+        Self {
             kernel,
+            flows,
             sweep: None,
             connected,
             disconnecting: None,
-        })
+        }
     }
 }
 

@@ -47,7 +47,7 @@ use nodes::Nodes;
 use pods::Pods;
 use policy::Policy;
 use services::Services;
-pub use views::{Sample, flows};
+pub use views::{Sample, filled, flows};
 
 /// The port at which weir-dns listens, host order.
 const DNS_PORT: u16 = 53;

@@ -80,6 +80,7 @@ impl<M: Machine> Line<M> {
             policies: snapshot.policies.len(),
             quarantined: held.iter().filter_map(quarantined).collect(),
             conditions: held.iter().map(condition).collect(),
+            nat: None,
         }
     }
 
@@ -91,14 +92,7 @@ impl<M: Machine> Line<M> {
             .chain(self.policy.tables.fills())
             .chain(self.pods.devices.fills())
             .chain(self.nodes.uplinks.fills());
-        fills
-            .map(|fill| TableFill {
-                table: fill.table.to_owned(),
-                rows: fill.rows,
-                capacity: fill.capacity,
-                problem: (fill.ratio() > 0.9).then(|| "more than 90 % full".to_owned()),
-            })
-            .collect()
+        fills.map(|fill| filled(&fill)).collect()
     }
 
     fn programs(&self) -> Vec<ProgramInfo> {
@@ -317,6 +311,16 @@ impl<M: Machine> Line<M> {
                 .filter_map(|lease| device(lease))
                 .collect(),
         }
+    }
+}
+
+/// How full a table is, and whether that is too much.
+pub fn filled(fill: &apply::Fill) -> TableFill {
+    TableFill {
+        table: fill.table.to_owned(),
+        rows: fill.rows,
+        capacity: fill.capacity,
+        problem: (fill.ratio() > 0.9).then(|| "more than 90 % full".to_owned()),
     }
 }
 
