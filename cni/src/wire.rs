@@ -9,6 +9,7 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use weir_common::device;
 
 use crate::attachment::Attachment;
 
@@ -20,8 +21,8 @@ pub const ADD_DEADLINE_MS: u64 = 2_000;
 pub const MAX_FRAME: usize = 1 << 20;
 
 /// The gateway of every pod, which no device carries: a fixed neighbour entry stands for it.
-pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
-pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::from_bits(u32::from_be_bytes(device::GATEWAY_V4));
+pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::from_bits(u128::from_be_bytes(device::GATEWAY_V6));
 
 /// The gateway for traffic of the family of `address`.
 pub fn gateway(address: IpAddr) -> IpAddr {

@@ -6,6 +6,11 @@ use crate::policy::RulesId;
 use crate::table::OTHER_BYTES;
 use crate::{Addr, Mac};
 
+/// The gateway of every pod, which no device carries: in the pod a fixed neighbour entry stands for it.
+pub const GATEWAY_V4: [u8; 4] = [169, 254, 1, 1];
+/// That of IPv6, `fe80::1`.
+pub const GATEWAY_V6: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+
 /// Value of `DEVICES`, keyed by the interface index (`u32`) of the host's end of a pod's veth pair: the
 /// lease, and the policy that holds for the pod. A device without a row passes nothing.
 #[derive(

@@ -41,7 +41,7 @@ macro_rules! reasons {
 
 reasons! {
     1 Malformed "malformed" "A header is cut short or contradicts itself."
-    2 NotIp "not_ip" "The frame is neither IPv4 nor IPv6; a pod needs no ARP, its neighbour entries are fixed."
+    2 NotIp "not_ip" "The frame is neither IPv4 nor IPv6; of ARP the question for a pod's own gateway alone is answered."
     3 VlanTagged "vlan_tagged" "The frame carries a VLAN tag, which no pod may send."
     4 MappedAddress "mapped_address" "An IPv6 packet carries an IPv4-mapped address."
     5 Martian "martian" "The source or destination is loopback, multicast, broadcast or unspecified."

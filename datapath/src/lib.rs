@@ -29,6 +29,7 @@ pub mod l3;
 pub mod l4;
 pub mod limit;
 pub mod nat;
+pub mod neighbour;
 pub mod packet;
 pub mod plan;
 pub mod policy;

@@ -200,23 +200,23 @@ const fn words(addr: &Addr) -> [u32; 4] {
 }
 
 #[inline(always)]
-fn load<P: Packet>(packet: &P, at: usize) -> Result<u32, DropReason> {
+pub(crate) fn load<P: Packet>(packet: &P, at: usize) -> Result<u32, DropReason> {
     Ok(u32::from_be_bytes(packet.load(at)?))
 }
 
 #[inline(always)]
-fn store<P: Packet>(packet: &mut P, at: usize, word: u32) -> Result<(), DropReason> {
+pub(crate) fn store<P: Packet>(packet: &mut P, at: usize, word: u32) -> Result<(), DropReason> {
     packet.store(at, &Aligned(word.to_be_bytes()).0)
 }
 
 /// The one's complement sum (RFC 1071) of a word, not yet folded.
 #[inline(always)]
-const fn halves(word: u32) -> u32 {
+pub(crate) const fn halves(word: u32) -> u32 {
     (word >> 16) + (word & 0xffff)
 }
 
 #[inline(always)]
-const fn fold(sum: u32) -> u16 {
+pub(crate) const fn fold(sum: u32) -> u16 {
     let sum = halves(sum);
     halves(sum) as u16
 }

@@ -1,7 +1,6 @@
 //! Telling user space about drops: exact counters, and events as far as their rate limit allows.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use weir_common::DropReason;
 use weir_common::counter::Counter;
 use weir_common::event::{DropEvent, EventKind, Hook};
 use weir_datapath::tables::Tables as _;
@@ -10,10 +9,10 @@ use weir_datapath::{Packet as _, Scratch, limit};
 use crate::maps::{DROPS, EVENT_LIMITS, EVENTS, Maps};
 use crate::skb::Skb;
 
-/// Counts a drop and, unless it is noise or there were too many, sends an event.
+/// Counts a drop for the reason of this number and, unless it is noise or there were too many, sends an event.
 #[inline(always)]
-pub(crate) fn dropped(skb: &Skb, scratch: &Scratch, hook: Hook, reason: DropReason) {
-    let index = u32::from(reason as u8);
+pub(crate) fn dropped(skb: &Skb, scratch: &Scratch, hook: Hook, reason: u8) {
+    let index = u32::from(reason);
     let trace = &scratch.trace;
     if let Some(drops) = DROPS.get_ptr_mut(index) {
         // SAFETY: a live row of this CPU, which one packet program at a time uses.
@@ -42,7 +41,7 @@ pub(crate) fn dropped(skb: &Skb, scratch: &Scratch, hook: Hook, reason: DropReas
     let tuple = &trace.tuple;
     entry.write(DropEvent {
         kind: EventKind::DROP,
-        reason: index as u8,
+        reason,
         protocol: tuple.protocol,
         hook,
         ifindex: skb.ifindex(),

@@ -11,6 +11,7 @@
 mod cold;
 mod events;
 mod maps;
+mod neighbours;
 mod programs;
 mod refusals;
 mod skb;

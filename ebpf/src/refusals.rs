@@ -17,7 +17,7 @@ use crate::skb::Skb;
 /// Counts and tells a drop. True if the packet has become its own answer, which is to go back where it came from.
 #[inline(always)]
 pub(crate) fn refused(skb: &Skb, scratch: &mut Scratch, hook: Hook, reason: DropReason) -> bool {
-    events::dropped(skb, scratch, hook, reason);
+    events::dropped(skb, scratch, hook, reason as u8);
     settle(scratch);
     weir_refuse(skb.0.skb.skb) != 0
 }

@@ -56,7 +56,7 @@ impl Lan {
         // What forwards between nodes has to pass the strictest filter that distributions set.
         machine
             .netns()
-            .set_sysctl(&format!("net.ipv4.conf.{DEVICE}.rp_filter"), "1")?;
+            .set_sysctl("net.ipv4.conf.all.rp_filter", "1")?;
         self.switch.ip(&format!("link set {port} master br0"))?;
         Ok(())
     }

@@ -147,6 +147,8 @@ impl Node {
         netns.ip("-6 addr add 2001:db8::1/128 dev lo nodad")?;
         netns.ip("route add default dev lo src 192.0.2.1")?;
         netns.ip("-6 route add default dev lo src 2001:db8::1")?;
+        // The strictest that distributions set.
+        netns.set_sysctl("net.ipv4.conf.all.rp_filter", "1")?;
         let node = Self {
             options,
             agent: None,

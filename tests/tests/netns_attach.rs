@@ -374,7 +374,7 @@ fn settings_of_a_pods_device_are_put_back() {
     let pod = node.run_pod(Workload::named("shop", "a")).unwrap();
     let devices = node.machine().netns().ip("-o link").unwrap();
     let device = devices.split([' ', '@']).find(|it| it.starts_with("weir"));
-    let path = format!("/proc/sys/net/ipv4/conf/{}/rp_filter", device.unwrap());
+    let path = format!("/proc/sys/net/ipv6/conf/{}/accept_ra", device.unwrap());
     let inside = node.machine().netns();
     let read = || {
         inside

@@ -20,37 +20,74 @@ use weir_tests::traffic::{PATIENCE, eventually};
 const DEVICE: &str = "weir0000000001";
 
 #[test]
-fn reverse_paths_are_filtered_everywhere_but_on_pods_devices() {
+fn a_pod_configures_no_node_and_reverse_paths_stay_as_they_are() {
     let netns = Netns::new("paths").unwrap();
     let folder = tempfile::tempdir().unwrap();
-    netns.ip("link add eth0 type veth peer name eth1").unwrap();
-    netns
-        .set_sysctl("net.ipv4.conf.all.rp_filter", "1")
-        .unwrap();
-    netns
-        .set_sysctl("net.ipv4.conf.eth0.rp_filter", "2")
-        .unwrap();
+    for (key, value) in [
+        ("net.ipv4.conf.all.rp_filter", "1"),
+        ("net.ipv6.conf.default.accept_ra", "2"),
+    ] {
+        netns.set_sysctl(key, value).unwrap();
+    }
+    let of_before = filters(&netns);
     set_node(&netns, folder.path());
+    assert_eq!(filters(&netns), of_before);
     netns
         .ip(&format!("link add {DEVICE} type veth peer name far"))
         .unwrap();
-    netns
-        .run(|| sysctl::set_pod_device(DEVICE))
-        .unwrap()
-        .unwrap();
-    for (device, expected) in [
-        ("all", "0"),
-        ("lo", "1"),
-        ("eth0", "2"),
-        ("default", "1"),
-        (DEVICE, "0"),
-    ] {
-        let path = format!("/proc/sys/net/ipv4/conf/{device}/rp_filter");
-        let found = netns
-            .run(|| std::fs::read_to_string(&path).unwrap())
-            .unwrap();
-        assert_eq!(found.trim(), expected, "{device}");
+    let ipv6 = [("accept_ra", "2"), ("accept_redirects", "1")];
+    for (key, value) in ipv6 {
+        let key = format!("net.ipv6.conf.{DEVICE}.{key}");
+        netns.set_sysctl(&key, value).unwrap();
     }
+    let of_before = filters(&netns);
+    let set = || netns.run(|| sysctl::set_pod_device(DEVICE)).unwrap();
+    assert!(set().unwrap());
+    assert_eq!(filters(&netns), of_before);
+    for (key, _) in ipv6 {
+        let path = format!("/proc/sys/net/ipv6/conf/{DEVICE}/{key}");
+        assert_eq!(settings(&netns)[&path], "0", "{key}");
+    }
+    assert!(!set().unwrap());
+}
+
+/// What is said of reverse paths and addresses of the node's own, by path.
+fn filters(netns: &Netns) -> BTreeMap<String, String> {
+    let mut found = settings(netns);
+    found.retain(|path, _| path.ends_with("/rp_filter") || path.ends_with("/accept_local"));
+    assert!(found.len() >= 6, "{found:?}");
+    found
+}
+
+/// Agents up to 60a8515 have moved the filter of `all` to every device but pods'.
+#[test]
+fn filters_of_reverse_paths_that_an_earlier_agent_has_moved_are_put_back() {
+    let netns = unusual();
+    let folder = tempfile::tempdir().unwrap();
+    let before = settings(&netns);
+    let moved = [
+        ("default", "0", "1"),
+        ("eth0", "0", "1"),
+        ("lo", "0", "1"),
+        ("all", "1", "0"),
+    ];
+    let path = |device| format!("/proc/sys/net/ipv4/conf/{device}/rp_filter");
+    let record = moved.map(|(device, before, ours)| {
+        let key = format!("net.ipv4.conf.{device}.rp_filter");
+        netns.set_sysctl(&key, ours).unwrap();
+        json!({"path": path(device), "before": before, "ours": ours})
+    });
+    fs::write(
+        folder.path().join("sysctls.json"),
+        json!(record).to_string(),
+    )
+    .unwrap();
+    let of_earlier = filters(&netns);
+    set_node(&netns, folder.path());
+    assert_eq!(filters(&netns), of_earlier);
+    let (restored, left) = restore(&netns, folder.path());
+    assert_eq!(left, [""; 0]);
+    assert_eq!(settings(&netns), before, "{restored:#?}");
 }
 
 #[test]
@@ -88,7 +125,6 @@ fn unusual() -> Netns {
         ("net.ipv4.conf.eth0.forwarding", "1"),
         ("net.ipv4.conf.all.accept_redirects", "0"),
         ("net.ipv4.conf.all.rp_filter", "1"),
-        ("net.ipv4.conf.eth1.rp_filter", "2"),
         ("net.ipv6.conf.all.forwarding", "0"),
         ("net.ipv6.conf.eth1.forwarding", "1"),
         ("net.ipv6.conf.default.accept_ra", "1"),
@@ -111,7 +147,7 @@ fn every_setting_is_put_back_after_any_number_of_agents() {
             .into_iter()
             .filter(|it| before[&it.0] != it.1);
         // Of each family what is changed, and what comes along: see `unusual`.
-        assert!(changed.count() >= 12, "agent {agent}");
+        assert!(changed.count() >= 8, "agent {agent}");
         // Somebody else's change, which the next agent undoes.
         netns.set_sysctl("net.ipv4.ip_forward", "0").unwrap();
     }
@@ -132,7 +168,7 @@ fn what_somebody_else_changed_since_stays() {
     let mut expected = settings(&netns);
     set_node(&netns, folder.path());
     for (key, value) in [
-        ("net.ipv4.conf.all.rp_filter", "2"),
+        ("net.ipv6.conf.default.accept_ra", "2"),
         ("net.ipv6.conf.eth0.accept_ra", "0"),
     ] {
         netns.set_sysctl(key, value).unwrap();

@@ -89,6 +89,15 @@ for target in 10.96.0.20:80 [fd00:10:96::20]:80; do
   echo "a pod reaches a Service: $(asks $client http $target)"
   load $stranger http $target | grep '"outcomes":{"timeout":5}' || fail "policy lets the stranger reach $target"
 done
+# A pod that has forgotten its gateway asks for it.
+in_pod $client ip neigh flush dev eth0 nud permanent
+for target in 10.96.0.20:80 [fd00:10:96::20]:80; do
+  until_true asks $client http $target
+done
+in_pod $client ip neigh show dev eth0 >/neighbours
+for gateway in 169.254.1.1 fe80::1; do
+  grep "$gateway .*REACHABLE" /neighbours || { cat /neighbours; fail "the pod does not know $gateway"; }
+done
 until_true asks $client dns 10.96.0.10:53
 echo "DNS answers: $(asks $client dns 10.96.0.10:53)"
 weir-agent doctor --bpffs /sys/fs/bpf/weir --cgroup /sys/fs/cgroup || fail doctor

@@ -143,8 +143,8 @@ faults! {
         NotWritten: "see which table is full in `weir status`",
         /// A program is not on its device and cannot be put back: the device is closed, or gone.
         HookLost: "restart the pod, and see who changes its device",
-        /// A setting of its device is another and cannot be put back: replies of Services may be dropped.
-        DeviceSettings: "see who writes net.ipv4.conf.* on the node, and whether the agent may",
+        /// A setting of its device is another and cannot be put back: the pod may configure the node.
+        DeviceSettings: "see who writes net.ipv6.conf.* on the node, and whether the agent may",
         /// Its host ports lead nowhere.
         HostPort: "give it another host port",
         /// Its address is outside of the node's ranges: other nodes have no route to it.

@@ -51,7 +51,7 @@ pub fn set_node(run_dir: &Path) -> Result<()> {
         let path = Path::new(IPV6_DEVICES).join("default/accept_ra");
         change(&mut record, &path, "0", &[])?;
     }
-    move_reverse_path_filter(&mut record)
+    Ok(())
 }
 
 /// Puts back what agents have changed since the last boot ([`set_node`], [`reserve_ports`]), except what somebody else has
@@ -102,36 +102,27 @@ pub fn restore(run_dir: &Path) -> (Vec<String>, Vec<String>) {
     (restored, left)
 }
 
-/// Settings of the node's end of a pod's pair. The filter of reverse paths is off there: the reply of a
-/// backend carries the Service's address already when the filter sees it, and no route to that leads
-/// back to the pod, so that a strict filter drops it; and if the Service was asked at a node port, that address is the node's
-/// own, which no packet may come in with unless the device accepts it. What a pod may send from is compared with its lease
-/// before, by `weir_from_pod`. Nor may a pod configure the node by router advertisements or redirects of IPv6.
+/// Settings of the node's end of a pod's pair: no pod may configure the node by router advertisements or redirects of IPv6.
+/// Of IPv4 nothing is to be set, whatever the node says of reverse paths (`rp_filter`, `accept_local`): what the stack gets
+/// of a pod has the pod's own address, which `weir_from_pod` compares with its lease and which is replaced where it leaves.
+/// What an earlier agent has set, whose programs needed it (0 and 1), stays so: it may come back.
 ///
 /// Says whether one was another: whoever applies the node's settings to every new device (udev does, with
-/// `net.ipv4.conf.*` of sysctl.d) may come after us.
+/// `net.ipv6.conf.*` of sysctl.d) may come after us.
 ///
 /// # Errors
 /// The device is not there, or a setting cannot be read or written.
 pub fn set_pod_device(device: &str) -> Result<bool> {
-    let ipv4 = Path::new(IPV4_DEVICES).join(device);
-    let ipv6 = Path::new(IPV6_DEVICES).join(device);
+    let folder = Path::new(IPV6_DEVICES).join(device);
     // A kernel without IPv6, or a device too small for it, has neither the settings nor the danger.
-    let has_ipv6 = at(&ipv6).exists();
-    let settings = [
-        (&ipv4, "rp_filter", "0"),
-        (&ipv4, "accept_local", "1"),
-        (&ipv6, "accept_ra", "0"),
-        (&ipv6, "accept_redirects", "0"),
-    ];
+    if !at(&folder).exists() {
+        return Ok(false);
+    }
     let mut was_another = false;
-    for (folder, key, value) in settings {
-        if folder == &ipv6 && !has_ipv6 {
-            continue;
-        }
+    for key in ["accept_ra", "accept_redirects"] {
         let path = folder.join(key);
-        if text(&path)? != value {
-            write(&path, value)?;
+        if text(&path)? != "0" {
+            write(&path, "0")?;
             was_another = true;
         }
     }
@@ -168,31 +159,6 @@ fn keep_listening_to_routers(record: &mut Record) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The kernel takes the larger of a device's value and that of `all`. So that pods' devices can be
-/// without, the value of `all` moves to every other device and to those that are still to come.
-fn move_reverse_path_filter(record: &mut Record) -> Result<()> {
-    let all = read(&reverse_path_filter("all"))?;
-    if all == 0 {
-        return Ok(());
-    }
-    for name in devices(IPV4_DEVICES)?
-        .into_iter()
-        .chain(["default".to_owned()])
-    {
-        let path = reverse_path_filter(&name);
-        match read(&path) {
-            Ok(own) if own < all => change(record, &path, &all.to_string(), &[])?,
-            // A device that went meanwhile needs no filter.
-            _ => {}
-        }
-    }
-    change(record, &reverse_path_filter("all"), "0", &[])
-}
-
-fn reverse_path_filter(device: &str) -> PathBuf {
-    Path::new(IPV4_DEVICES).join(device).join("rp_filter")
 }
 
 /// The devices that have settings in this folder, without those of pods.

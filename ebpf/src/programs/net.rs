@@ -23,7 +23,7 @@ pub fn weir_to_net(context: TcContext) -> i32 {
     match to_net(&mut skb, &Maps, scratch) {
         Verdict::Pass | Verdict::Redirect(_) => TC_ACT_UNSPEC,
         Verdict::Drop(reason) | Verdict::Refuse(reason) => {
-            events::dropped(&skb, scratch, Hook::TO_NET, reason);
+            events::dropped(&skb, scratch, Hook::TO_NET, reason as u8);
             TC_ACT_SHOT
         }
     }
@@ -39,7 +39,7 @@ pub fn weir_from_net(context: TcContext) -> i32 {
     match from_net(&mut skb, &Maps, scratch) {
         Verdict::Pass | Verdict::Redirect(_) => TC_ACT_UNSPEC,
         Verdict::Drop(reason) => {
-            events::dropped(&skb, scratch, Hook::FROM_NET, reason);
+            events::dropped(&skb, scratch, Hook::FROM_NET, reason as u8);
             TC_ACT_SHOT
         }
         // Out again by the uplink, to whoever has handed it to us.

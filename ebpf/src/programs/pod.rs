@@ -10,6 +10,7 @@ use weir_datapath::{Packet as _, Verdict, from_pod, to_pod};
 
 use crate::events;
 use crate::maps::{self, Maps};
+use crate::neighbours::answered;
 use crate::refusals::refused;
 use crate::skb::Skb;
 
@@ -29,10 +30,12 @@ pub fn weir_from_pod(context: TcContext) -> i32 {
         // SAFETY: a helper without pointers. It answers TC_ACT_REDIRECT; a device that has gone by then
         // is a drop of the kernel's.
         Verdict::Redirect(ifindex) => unsafe { bpf_redirect_peer(ifindex, 0) as i32 },
-        Verdict::Drop(reason) => {
-            events::dropped(&skb, scratch, Hook::FROM_POD, reason);
-            TC_ACT_SHOT
-        }
+        // As below.
+        Verdict::Drop(reason) => match answered(&skb, scratch, reason) {
+            // SAFETY: as above.
+            true => unsafe { bpf_redirect_peer(skb.ifindex(), 0) as i32 },
+            false => TC_ACT_SHOT,
+        },
         // Back into the pod, past the program that looks at what comes to it.
         Verdict::Refuse(reason) => match refused(&skb, scratch, Hook::FROM_POD, reason) {
             // SAFETY: as above.
@@ -52,7 +55,7 @@ pub fn weir_to_pod(context: TcContext) -> i32 {
     match to_pod(&mut skb, &Maps, scratch) {
         Verdict::Pass | Verdict::Redirect(_) => PASS,
         Verdict::Drop(reason) | Verdict::Refuse(reason) => {
-            events::dropped(&skb, scratch, Hook::TO_POD, reason);
+            events::dropped(&skb, scratch, Hook::TO_POD, reason as u8);
             TC_ACT_SHOT
         }
     }
