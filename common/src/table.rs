@@ -34,143 +34,53 @@ const _: () = {
     }
 };
 
+const fn agent(name: &'static str, version: u32) -> Table {
+    let owner = Owner::Agent;
+    Table {
+        name,
+        version,
+        owner,
+    }
+}
+
+const fn kernel(name: &'static str, version: u32) -> Table {
+    let owner = Owner::Kernel;
+    Table {
+        name,
+        version,
+        owner,
+    }
+}
+
 /// Every table that is pinned.
 pub const TABLES: &[Table] = &[
-    Table {
-        name: "FRONTENDS",
-        version: 4 + OTHER,
-        owner: Owner::Agent,
-    },
-    Table {
-        name: "BACKENDS",
-        version: 3,
-        owner: Owner::Agent,
-    },
-    Table {
-        name: "LIVE",
-        version: 3,
-        owner: Owner::Agent,
-    },
-    Table {
-        name: "NODES",
-        version: 1,
-        owner: Owner::Agent,
-    },
-    Table {
-        name: "AFFINITY",
-        version: 1,
-        owner: Owner::Kernel,
-    },
-    Table {
-        name: "SOCKETS",
-        version: 1,
-        owner: Owner::Kernel,
-    },
-    Table {
-        name: "UNUSED_PORTS",
-        version: 1,
-        owner: Owner::Kernel,
-    },
-    Table {
-        name: "HOSTNET_PORTS",
-        version: 1,
-        owner: Owner::Kernel,
-    },
-    Table {
-        name: "DEVICES",
-        version: 1 + OTHER,
-        owner: Owner::Agent,
-    },
-    Table {
-        name: "PODS",
-        version: 1,
-        owner: Owner::Agent,
-    },
-    Table {
-        name: "CLASSES",
-        version: 1,
-        owner: Owner::Agent,
-    },
-    Table {
-        name: "VERDICTS",
-        version: 1 + OTHER,
-        owner: Owner::Agent,
-    },
-    Table {
-        name: "PORTS",
-        version: 1,
-        owner: Owner::Agent,
-    },
-    Table {
-        name: "EPOCH",
-        version: 1,
-        owner: Owner::Agent,
-    },
-    Table {
-        name: "TCP_WAYS",
-        version: 1,
-        owner: Owner::Kernel,
-    },
-    Table {
-        name: "OTHER_WAYS",
-        version: 1,
-        owner: Owner::Kernel,
-    },
-    Table {
-        name: "TCP_PLANS",
-        version: 1,
-        owner: Owner::Kernel,
-    },
-    Table {
-        name: "OTHER_PLANS",
-        version: 1,
-        owner: Owner::Kernel,
-    },
-    Table {
-        name: "CHOICES",
-        version: 1,
-        owner: Owner::Kernel,
-    },
-    Table {
-        name: "SHARES",
-        version: 1,
-        owner: Owner::Kernel,
-    },
-    Table {
-        name: "FRAGMENTS",
-        version: 1,
-        owner: Owner::Kernel,
-    },
-    Table {
-        name: "UPLINKS",
-        version: 1,
-        owner: Owner::Agent,
-    },
-    Table {
-        name: "CLUSTER",
-        version: 1,
-        owner: Owner::Agent,
-    },
-    Table {
-        name: "COUNTERS",
-        version: 1,
-        owner: Owner::Kernel,
-    },
-    Table {
-        name: "DROPS",
-        version: 1,
-        owner: Owner::Kernel,
-    },
-    Table {
-        name: "EVENTS",
-        version: 1,
-        owner: Owner::Kernel,
-    },
-    Table {
-        name: "EVENT_LIMITS",
-        version: 1,
-        owner: Owner::Kernel,
-    },
+    agent("FRONTENDS", 4 + OTHER),
+    agent("BACKENDS", 3),
+    agent("LIVE", 3),
+    agent("NODES", 1),
+    kernel("AFFINITY", 1),
+    kernel("SOCKETS", 1),
+    kernel("UNUSED_PORTS", 1),
+    kernel("HOSTNET_PORTS", 1),
+    agent("DEVICES", 1 + OTHER),
+    agent("PODS", 1),
+    agent("CLASSES", 1),
+    agent("VERDICTS", 1 + OTHER),
+    agent("PORTS", 1),
+    agent("EPOCH", 1),
+    kernel("TCP_WAYS", 1),
+    kernel("OTHER_WAYS", 1),
+    kernel("TCP_PLANS", 1),
+    kernel("OTHER_PLANS", 1),
+    kernel("CHOICES", 1),
+    kernel("SHARES", 1),
+    kernel("FRAGMENTS", 1),
+    agent("UPLINKS", 1),
+    agent("CLUSTER", 1),
+    kernel("COUNTERS", 1),
+    kernel("DROPS", 1),
+    kernel("EVENTS", 1),
+    kernel("EVENT_LIMITS", 1),
 ];
 
 /// Index of the policy epoch in `EPOCH`, an array of one `u32`.

@@ -205,6 +205,14 @@ fn each_shape_can_fail() {
         };
         assert_eq!(shapes(&document(), &[source]).len(), expected);
     }
+    let of = |lines: usize| {
+        let text = format!("//! A.\n\n{}", "// b\nfn c() {}\n".repeat(lines));
+        let text = text + "#[cfg(test)]\n" + &"mod d {}\n".repeat(20);
+        let path = "ebpf/src/a.rs".to_owned();
+        let found = shapes(&document(), &[Source { path, text }]);
+        found.iter().any(|it| it.starts_with("lines of code"))
+    };
+    assert_eq!([of(7000), of(7001)], [false, true]);
 }
 
 #[test]
@@ -297,7 +305,26 @@ fn shapes(document: &str, sources: &[Source]) -> Vec<String> {
             ));
         }
     }
+    const KERNEL: &str = "lines of code in `common`, `datapath` and `ebpf` together at most, without comments, blank lines and tests";
+    let most = value(KERNEL).parse::<usize>().unwrap();
+    let in_kernel = |source: &&Source| {
+        let folders = ["common/", "datapath/", "ebpf/"];
+        folders.iter().any(|it| source.path.starts_with(it))
+    };
+    let sizes = sources.iter().filter(in_kernel).map(size);
+    let all: usize = sizes.sum();
+    if all > most {
+        violations.push(format!("{KERNEL}: {all}, at most {most}"));
+    }
     violations
+}
+
+/// Lines of code of a file, up to its tests.
+fn size(source: &Source) -> usize {
+    let lines = source.text.lines().map(str::trim);
+    let code = lines.take_while(|line| *line != "#[cfg(test)]");
+    code.filter(|line| !line.is_empty() && !line.starts_with("//"))
+        .count()
 }
 
 fn folders(document: &str, exists: impl Fn(&str) -> bool) -> Vec<String> {

@@ -20,6 +20,8 @@ const TESTS: &[&str] = &[
     "documents",
     "fragments",
     "hairpin",
+    "handshakes",
+    "neighbours",
     "node_ports",
     "properties",
     "refusals",
