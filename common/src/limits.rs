@@ -20,6 +20,8 @@ pub const SOCKETS: u32 = 65_536;
 /// `UNUSED_PORTS`: a bit for each port, and behind them a number for each program at a socket hook. 1,032 × 8 = 8 KB.
 pub const UNUSED_PORTS: u32 = 65_536 / 64;
 pub const SOCKET_HOOKS: u32 = 8;
+/// `CONNECTED`: connected UDP sockets of the node's own processes. 16,384 × (8 + 28 + 48) = 1 MB.
+pub const CONNECTED: u32 = 16_384;
 /// `HOSTNET_PORTS`: a bit for each port. 1,024 × 8 = 8 KB.
 pub const HOSTNET_PORTS: u32 = 65_536 / 64;
 /// `DEVICES` and `PODS`: pods of one node, two addresses each. Kubernetes' own limit is 110 pods.

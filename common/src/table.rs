@@ -60,6 +60,7 @@ pub const TABLES: &[Table] = &[
     agent("NODES", 1),
     kernel("AFFINITY", 1),
     kernel("SOCKETS", 1),
+    kernel("CONNECTED", 1),
     kernel("UNUSED_PORTS", 1),
     kernel("HOSTNET_PORTS", 1),
     agent("DEVICES", 1 + OTHER),

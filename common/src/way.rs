@@ -208,6 +208,8 @@ impl WayState {
 
     /// Both sides have said goodbye.
     pub const BOTH_FIN: u32 = Self::FIN | Self::OTHER_FIN;
+    /// Whatever is known of goodbyes.
+    pub const GOODBYES: u32 = Self::BOTH_FIN | Self::FIN_HEARD | Self::FIN_ACKNOWLEDGED;
     /// Whatever has to do with an end: the hot path leaves such packets to the cold one.
     pub const ENDING: u32 = Self::BOTH_FIN | Self::RESET;
 

@@ -40,10 +40,14 @@ fn take_answer<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<
     let segment = scratch.arrival.segment;
     // Who opens something to the node answers nobody, whatever ports a pod has asked from: they may be those of a server.
     let opens = hook == Hook::FROM_NET && segment.is_syn();
-    // A process of the node has answered nothing before it has said so: its ends may be those of a conversation without us.
+    // A process of the node has answered when it has acknowledged the SYN: its ends may be those of a conversation without us.
     let is_nodes = hook == Hook::TO_NET && scratch.arrival.mark == Mark::NONE;
-    let is_unsaid = is_nodes && plan.way.others_end.load(Relaxed) == 0 && !segment.is_answer();
-    if opens || (protocol == Protocol::TCP && is_unsaid) {
+    let is_said = if segment.is_answer() {
+        scratch.arrival.acknowledges == plan.back.others_end.load(Relaxed)
+    } else {
+        plan.way.others_end.load(Relaxed) != 0
+    };
+    if opens || (protocol == Protocol::TCP && is_nodes && !is_said) {
         return Ok(false);
     }
     let epoch = tables.epoch();
@@ -120,6 +124,7 @@ fn remember<T: Tables + ?Sized>(tables: &T, plan: &Plan, row: &mut Affinity) {
     if plan.way.backend != 0 || is_masquerade {
         (row.backend, row.generation) = (plan.way.backend, plan.way.generation);
         (row.addr, row.port) = (plan.way.step.addr, plan.way.step.port);
+        row.used = plan.key.echo().into();
         tables.keep_choice(&plan.key, row);
     }
 }

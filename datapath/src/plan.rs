@@ -200,7 +200,8 @@ fn remembers<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> bool {
         return false;
     };
     scratch.last = choice;
-    true
+    // The row may have become another's while it was read.
+    scratch.last.used == u64::from(scratch.trace.tuple.echo())
 }
 
 /// Judges the conversation that is planned, says how its packets go on, and reserves its answers.
@@ -270,6 +271,15 @@ pub fn from_net<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Outcom
 #[inline(always)]
 fn of_net<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), DropReason> {
     if tables.asks_service(scratch) == 0 {
+        let key = &scratch.trace.tuple;
+        // Who asks a process of the node itself is answered by it, and not as he was when he asked a node port.
+        if scratch.arrival.segment.is_syn() && is_asked(tables, key.destination_port) {
+            scratch.back.set_reversed(key, Hook::TO_NET);
+            let is_its = |plan: &Plan| plan.way.step.mark == Mark::NONE;
+            if tables.plan(&scratch.back).is_some_and(|plan| is_its(&plan)) {
+                tables.remove_plan(&scratch.back);
+            }
+        }
         scratch.pass(Mark::NONE);
         return Ok(());
     }
@@ -279,6 +289,14 @@ fn of_net<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
         return Err(DropReason::NoFlow);
     }
     choose(tables, scratch)
+}
+
+/// Was something from outside ever led to a process of the node with this port?
+#[inline(always)]
+pub(crate) fn is_asked<T: Tables + ?Sized>(tables: &T, port: Port) -> bool {
+    let (row, bit) = PortBits::place(port);
+    let row = tables.hostnet_ports(row);
+    row.is_some_and(|row| row.has(bit))
 }
 
 /// Reserves the answers of the conversation that is planned, from outside.
@@ -319,7 +337,7 @@ fn leave<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), Dr
     // Without an address to leave with there is nothing to do.
     let Some(uplink) = tables.uplink(arrival.ifindex) else {
         return match arrival.mark {
-            Mark::LEAVING => Err(DropReason::NotTranslatable),
+            Mark::LEAVING | Mark::TRANSLATED => Err(DropReason::NotTranslatable),
             _ => Ok(()),
         };
     };
@@ -437,7 +455,8 @@ fn begin<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch, epoch: u32, stat
     let now = tables.now();
     plan.key = trace.tuple;
     let (mut there, mut back) = (state | WayState::OPENER, state);
-    if arrival.segment.is_fin() {
+    // One that opens ends nothing.
+    if arrival.segment.is_fin() && !arrival.segment.is_syn() {
         there |= WayState::FIN;
         back |= WayState::OTHER_FIN;
     }

@@ -134,7 +134,9 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
         } else {
             tables.remove_plan(back);
             // Another CPU may have found the same, and been sooner.
-            if tables.add_plan(back, plan)? == Added::Already && reserved == Reserved::New {
+            if tables.add_plan(back, plan)? == Added::Already
+                && tables.plan(back).is_none_or(|held| !held.key.is(&plan.key))
+            {
                 return Ok(Reserved::Taken);
             }
         }

@@ -94,7 +94,14 @@ fn translate<A: Address, T: Sockets>(address: &mut A, tables: &T, lifetime: Life
         scope: Scope::INTERNAL,
         pad: [0; 4],
     };
+    // The agent ends these when their backend takes no datagrams any more.
+    let is_kept = lifetime == Lifetime::Connection
+        && protocol == Protocol::UDP
+        && !is_of_pod(address, tables);
     let Some(frontend) = service::frontend(tables, &key_asked, &asked.addr) else {
+        if is_kept {
+            tables.forget_connected(address.cookie());
+        }
         return Call::Proceed;
     };
     let forward = key(address, asked, SocketSide::FORWARD);
@@ -150,6 +157,9 @@ fn translate<A: Address, T: Sockets>(address: &mut A, tables: &T, lifetime: Life
     let reverse = key(address, chosen, SocketSide::REVERSE);
     use_port(tables, chosen.port);
     tables.remember(&reverse, &row(asked, backend.id, generation));
+    if is_kept {
+        tables.keep_connected(address.cookie(), &row(chosen, backend.id, generation));
+    }
     if lifetime == Lifetime::Socket {
         tables.remember(&forward, &row(chosen, backend.id, generation));
     }

@@ -195,4 +195,7 @@ pub trait Sockets: Tables {
     fn socket(&self, key: &SocketKey) -> Option<SocketPeer>;
     /// Best effort: a row that finds no room costs the socket its stickiness, or a name its disguise.
     fn remember(&self, key: &SocketKey, peer: &SocketPeer);
+    /// Keeps the backend of a connected UDP socket of the node's own processes, by the socket's cookie. Best effort, as above.
+    fn keep_connected(&self, cookie: u64, backend: &SocketPeer);
+    fn forget_connected(&self, cookie: u64);
 }

@@ -4,7 +4,6 @@
 
 use weir_common::DropReason;
 use weir_common::event::Hook;
-use weir_common::service::PortBits;
 use weir_common::way::Mark;
 
 use crate::l3::Family;
@@ -12,7 +11,7 @@ use crate::packet::Packet;
 use crate::tables::Tables;
 use crate::verdict::{Scratch, Verdict};
 use crate::words::same;
-use crate::{arrive, icmp, nat, way};
+use crate::{arrive, icmp, nat, plan, way};
 
 /// Is there anything to decide about a packet that leaves the node? What is the node's own, and what a pod sends to the
 /// cluster, goes as it is; but an error of the node may be about what has come in translated, and a process in the host network
@@ -21,14 +20,8 @@ use crate::{arrive, icmp, nat, way};
 fn concerns<P: Packet, T: Tables>(packet: &P, tables: &T) -> bool {
     match packet.mark() {
         Mark::LEAVING | Mark::REPLY | Mark::TRANSLATED | Mark::FORMER => true,
-        Mark::NONE if packet.is_local() => {
-            let is_asked = |port| {
-                let (row, bit) = PortBits::place(port);
-                let row = tables.hostnet_ports(row);
-                row.is_some_and(|row| row.has(bit))
-            };
-            Family::of(packet).is_ok_and(|it| it.may_be(packet, is_asked))
-        }
+        Mark::NONE if packet.is_local() => Family::of(packet)
+            .is_ok_and(|it| it.may_be(packet, |port| plan::is_asked(tables, port))),
         _ => false,
     }
 }

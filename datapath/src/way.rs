@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use weir_common::counter::Counter;
 use weir_common::event::Hook;
 use weir_common::service::{BackendId, Generation};
-use weir_common::way::{Way, WayKey, WayState};
+use weir_common::way::{Mark, Way, WayKey, WayState};
 use weir_common::{DropReason, Protocol, limits};
 
 use crate::fragment;
@@ -195,11 +195,12 @@ fn go_on<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<bool, 
         forget(tables, scratch, way.owner);
         return Ok(false);
     }
+    let seen = way.seen.load(Relaxed);
     account(tables, scratch, way);
     fragment::remember(tables, scratch);
     // Of a packet in parts nobody knows where it ends.
     if is_tcp && scratch.arrival.has_transport() && !segment.is_first() {
-        end(tables, scratch, way, state);
+        end(tables, scratch, way, state, seen);
     }
     Ok(true)
 }
@@ -250,10 +251,41 @@ fn is_still_there<T: Tables + ?Sized>(
     true
 }
 
-/// Notes what a segment says about the end of its connection.
+/// Does it lead from outside to a process of the node? What that says to others has no rows: those of a connection that is over are
+/// left to the sweep, so that whoever repeats a goodbye is answered by the node port, too.
 #[inline(always)]
-fn end<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch, way: &Way, state: u32) {
+fn is_of_hostnet(scratch: &Scratch, way: &Way) -> bool {
+    let is_opener = scratch.state & WayState::OPENER != 0;
+    match scratch.trace.tuple.hook {
+        Hook::TO_NET => !is_opener && scratch.arrival.mark == Mark::NONE,
+        Hook::FROM_NET => is_opener && way.step.mark == Mark::NONE,
+        _ => false,
+    }
+}
+
+/// Who asks again after a RST: whatever was said goodbye to before, this is not; and the silence after which the RST is believed
+/// is no shorter for it.
+#[inline(always)]
+fn begin_again<T: Tables + ?Sized>(tables: &T, scratch: &Scratch, way: &Way, seen: u64) {
+    way.seen.store(seen, Relaxed);
+    if scratch.state & WayState::OPENER != 0 {
+        way.state.fetch_and(!WayState::GOODBYES, Relaxed);
+        if let Some(other) = tables.way(&scratch.other) {
+            other.state.fetch_and(!WayState::GOODBYES, Relaxed);
+        }
+    }
+}
+
+/// Notes what a segment says about the end of its connection. When the last one came before it is in `seen`.
+#[inline(always)]
+fn end<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch, way: &Way, state: u32, seen: u64) {
     let segment = scratch.arrival.segment;
+    if segment.is_syn() {
+        if state & WayState::RESET != 0 {
+            begin_again(tables, scratch, way, seen);
+        }
+        return;
+    }
     if !segment.is_special() && state & WayState::ENDING == 0 {
         return;
     }
@@ -297,6 +329,7 @@ fn end<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch, way: &Way, state: 
                 && !segment.is_special()
                 && let Some(other) = &other
                 && other.state.load(Relaxed) & WayState::FIN_ACKNOWLEDGED != 0
+                && !is_of_hostnet(scratch, way)
             {
                 // Both have heard everything: the connection is over, and nobody has to sweep it up.
                 forget(tables, scratch, way.owner);

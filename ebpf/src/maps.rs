@@ -43,12 +43,15 @@ static AFFINITY: LruHashMap<AffinityKey, Affinity> =
 #[map]
 static SOCKETS: LruHashMap<SocketKey, SocketPeer> =
     LruHashMap::with_max_entries(limits::SOCKETS, 0);
+#[map]
+static CONNECTED: LruHashMap<u64, SocketPeer> = LruHashMap::with_max_entries(limits::CONNECTED, 0);
 // What it says at a start is the agent's, who also notes behind the ports which programs keep it.
 #[map]
 static UNUSED_PORTS: Array<PortBits> =
     Array::with_max_entries(limits::UNUSED_PORTS + limits::SOCKET_HOOKS, BPF_F_MMAPABLE);
 #[map]
-static HOSTNET_PORTS: Array<PortBits> = Array::with_max_entries(limits::HOSTNET_PORTS, 0);
+static HOSTNET_PORTS: Array<PortBits> =
+    Array::with_max_entries(limits::HOSTNET_PORTS, BPF_F_MMAPABLE);
 #[map]
 static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(limits::DEVICES, 0);
 #[map]
@@ -465,6 +468,16 @@ impl Sockets for Maps {
     fn socket(&self, key: &SocketKey) -> Option<SocketPeer> {
         // SAFETY: see `row`.
         SOCKETS.get_ptr(key).map(|found| *unsafe { row(found) })
+    }
+
+    #[inline(always)]
+    fn keep_connected(&self, cookie: u64, backend: &SocketPeer) {
+        discard(CONNECTED.insert(&cookie, backend, 0));
+    }
+
+    #[inline(always)]
+    fn forget_connected(&self, cookie: u64) {
+        discard(CONNECTED.remove(&cookie));
     }
 
     #[inline(always)]

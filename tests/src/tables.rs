@@ -43,6 +43,7 @@ pub struct Memory {
     pub fragments: RefCell<HashMap<FragmentKey, Fragment>>,
     pub affinity: RefCell<HashMap<AffinityKey, Affinity>>,
     pub sockets: RefCell<HashMap<SocketKey, SocketPeer>>,
+    pub connected: RefCell<HashMap<u64, SocketPeer>>,
     /// As the agent makes it: what is not in here is a row without a used port.
     pub unused_ports: RefCell<HashMap<u32, Rc<PortBits>>>,
     pub hostnet_ports: RefCell<HashMap<u32, Rc<PortBits>>>,
@@ -329,5 +330,13 @@ impl Sockets for Memory {
 
     fn remember(&self, key: &SocketKey, peer: &SocketPeer) {
         self.sockets.borrow_mut().insert(*key, *peer);
+    }
+
+    fn keep_connected(&self, cookie: u64, backend: &SocketPeer) {
+        self.connected.borrow_mut().insert(cookie, *backend);
+    }
+
+    fn forget_connected(&self, cookie: u64) {
+        self.connected.borrow_mut().remove(&cookie);
     }
 }

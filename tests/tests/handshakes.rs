@@ -13,7 +13,7 @@ use weir_common::{DropReason, Port, Protocol};
 use weir_datapath::{Scratch, Verdict};
 use weir_tests::bytes::{Bytes, marked};
 use weir_tests::edges::{received, sent, tcp, udp};
-use weir_tests::frames::{ACK, FIN, Ip, RST, SYN, Transport};
+use weir_tests::frames::{ACK, FIN, Ip, L3, RST, SYN, Transport};
 use weir_tests::model::wire::{Packet, Tuple};
 use weir_tests::stories::decide;
 use weir_tests::tables::Memory;
@@ -230,20 +230,9 @@ fn an_opener_elsewhere_may_break_off() {
 #[test]
 fn a_process_of_the_node_answers_a_node_port_once_it_has_said_so() {
     for family in FAMILIES {
-        let mut memory = world();
-        let far = Host::Far.addr(family);
-        for row in memory.backends.values_mut().filter(|row| row.addr == far) {
-            row.addr = Host::Node.addr(family);
-        }
+        let memory = hostnet(family);
         let port = node_port(REMOTE);
-        let says = |memory: &Memory, flags| {
-            let ip = Ip::between(Host::Node.ip(family), Host::World.ip(family));
-            let packet = Bytes {
-                received_by: 0,
-                ..Bytes::new(UPLINK, ip.frame(&tcp(BACKEND_PORT, CLIENT, flags)))
-            };
-            meet(memory, Hook::TO_NET, &packet).1.from.port()
-        };
+        let says = |memory: &Memory, flags| process_says(memory, family, flags, 2);
         assert_eq!(
             asks(&memory, family, &tcp(CLIENT, port, SYN)).0,
             Verdict::Pass
@@ -253,6 +242,132 @@ fn a_process_of_the_node_answers_a_node_port_once_it_has_said_so() {
         }
         assert_eq!(says(&memory, SYN | ACK), port);
         assert_eq!(says(&memory, ACK), port);
+    }
+}
+
+/// A node whose own process, in its host network, is the backend of [`REMOTE`].
+fn hostnet(family: Family) -> Memory {
+    let mut memory = world();
+    let far = Host::Far.addr(family);
+    for row in memory.backends.values_mut().filter(|row| row.addr == far) {
+        row.addr = Host::Node.addr(family);
+    }
+    memory
+}
+
+/// What the process sends to the client, which acknowledges up to a number: from which port it leaves.
+fn process_says(memory: &Memory, family: Family, flags: u8, acknowledges: u8) -> u16 {
+    let ip = Ip::between(Host::Node.ip(family), Host::World.ip(family));
+    let mut frame = ip.frame(&tcp(BACKEND_PORT, CLIENT, flags));
+    let tcp = L3 + if family == Family::V4 { 20 } else { 40 };
+    frame[tcp + 11] = acknowledges;
+    let packet = Bytes {
+        received_by: 0,
+        ..Bytes::new(UPLINK, frame)
+    };
+    meet(memory, Hook::TO_NET, &packet).1.from.port()
+}
+
+/// Of a connection that is over the last acknowledgement may be lost behind us.
+#[test]
+fn a_repeated_goodbye_to_a_process_of_the_node_is_answered_by_the_node_port() {
+    let port = node_port(REMOTE);
+    for family in FAMILIES {
+        let memory = hostnet(family);
+        let asks = |flags| asks(&memory, family, &tcp(CLIENT, port, flags)).0;
+        assert_eq!(asks(SYN), Verdict::Pass);
+        assert_eq!(process_says(&memory, family, SYN | ACK, 2), port);
+        assert_eq!(asks(ACK), Verdict::Pass);
+        assert_eq!(process_says(&memory, family, FIN | ACK, 2), port);
+        for _ in 0..3 {
+            assert_eq!(asks(FIN | ACK), Verdict::Pass);
+            assert_eq!(process_says(&memory, family, ACK, 2), port);
+        }
+    }
+}
+
+/// The client asks the process at its own address, from the port from which it, or somebody in its name, has asked the node port.
+#[test]
+fn who_asks_a_process_of_the_node_itself_is_answered_by_it() {
+    let port = node_port(REMOTE);
+    for family in FAMILIES {
+        let memory = hostnet(family);
+        let syn = tcp(CLIENT, port, SYN);
+        assert_eq!(asks(&memory, family, &syn).0, Verdict::Pass);
+        // Not to this SYN.
+        for flags in [SYN | ACK, RST | ACK] {
+            assert_eq!(process_says(&memory, family, flags, 9), BACKEND_PORT);
+        }
+        assert_eq!(process_says(&memory, family, SYN | ACK, 2), port);
+        let (verdict, tuple) = asks(&memory, family, &tcp(CLIENT, BACKEND_PORT, SYN));
+        assert_eq!((verdict, tuple.to.port()), (Verdict::Pass, BACKEND_PORT));
+        for flags in [SYN | ACK, ACK] {
+            assert_eq!(process_says(&memory, family, flags, 2), BACKEND_PORT);
+        }
+    }
+}
+
+/// Who asks again does not put off the moment from which the RST is believed.
+#[test]
+fn a_client_that_asks_again_after_a_reset_comes_to_another_backend() {
+    let port = node_port(SHARED);
+    for family in FAMILIES {
+        let mut memory = world();
+        let given = established(&memory, family);
+        let id = number(&memory, family, given.to.ip());
+        turn(&mut memory, id, Generation::drained);
+        let asks = |flags| asks(&memory, family, &tcp(CLIENT, port, flags)).1;
+        assert_eq!(asks(RST), given);
+        for (after, is_the_same) in [(1.0, true), (1.0, true), (0.9, true), (0.2, false)] {
+            let passed = (after * 1e9) as u64;
+            memory.now.set(memory.now.get() + passed);
+            assert_eq!(asks(SYN) == given, is_the_same, "{after}");
+        }
+    }
+}
+
+/// A goodbye of before a RST and a SYN is none of the connection that begins with them.
+#[test]
+fn a_connection_that_begins_again_has_said_no_goodbye() {
+    let port = node_port(SHARED);
+    for family in FAMILIES {
+        let memory = world();
+        let given = established(&memory, family);
+        let states = || {
+            let ways = memory.ways.borrow();
+            let all = ways.values().map(|way| way.state.load(Relaxed));
+            all.fold(0, |all, state| all | state)
+        };
+        let (verdict, _) = answers(&memory, given.to.ip(), family, FIN | ACK);
+        assert_eq!(verdict, Verdict::Pass);
+        assert_ne!(states() & WayState::GOODBYES, 0);
+        for flags in [RST, SYN] {
+            assert_eq!(asks(&memory, family, &tcp(CLIENT, port, flags)).1, given);
+        }
+        assert_eq!(states() & WayState::GOODBYES, 0);
+        assert_eq!(asks(&memory, family, &tcp(CLIENT, port, ACK)).1, given);
+        assert_eq!(states() & WayState::ENDING, 0);
+    }
+}
+
+/// The table gives the memory of a row that it has pushed out to the next one at once.
+#[test]
+fn what_was_drawn_for_another_one_is_not_believed() {
+    let port = node_port(SHARED);
+    for family in FAMILIES {
+        let mut memory = world();
+        let given = asks(&memory, family, &tcp(CLIENT, port, SYN)).1;
+        assert_eq!(
+            answers(&memory, given.to.ip(), family, SYN | ACK).0,
+            Verdict::Pass
+        );
+        let id = number(&memory, family, given.to.ip());
+        turn(&mut memory, id, Generation::drained);
+        let ack = tcp(CLIENT, port, ACK);
+        for row in memory.choices.borrow_mut().values_mut() {
+            row.used ^= 1;
+        }
+        assert_ne!(asks(&memory, family, &ack).1, given);
     }
 }
 
@@ -317,9 +432,12 @@ fn nothing_leaves_untranslated_by_a_device_that_is_no_uplink_any_more() {
         let mut memory = world();
         memory.uplinks.clear();
         for transport in [tcp(1000, 80, SYN), udp(1000, 53)] {
-            let frame = Ip::between(Host::A.ip(family), Host::World.ip(family)).frame(&transport);
-            let (verdict, _) = meet(&memory, Hook::TO_NET, &marked(UPLINK, frame, Mark::LEAVING));
-            assert_eq!(verdict, Verdict::Drop(DropReason::NotTranslatable));
+            for mark in [Mark::LEAVING, Mark::TRANSLATED] {
+                let ip = Ip::between(Host::A.ip(family), Host::World.ip(family));
+                let packet = marked(UPLINK, ip.frame(&transport), mark);
+                let (verdict, _) = meet(&memory, Hook::TO_NET, &packet);
+                assert_eq!(verdict, Verdict::Drop(DropReason::NotTranslatable));
+            }
         }
     }
 }

@@ -72,6 +72,38 @@ fn a_socket_reaches_a_backend_and_sees_the_service() {
     }
 }
 
+/// A connected UDP socket of the node's own processes is one that the agent ends when its backend goes, as long as it leads there.
+#[test]
+fn what_a_process_of_the_node_is_connected_to_is_kept() {
+    for family in FAMILIES {
+        let mut memory = world();
+        memory.network = 7;
+        let kept = |memory: &Memory| -> Vec<(u64, Addr, u16)> {
+            let rows = memory.connected.borrow();
+            let rows = rows.iter();
+            rows.map(|(cookie, row)| (*cookie, row.addr, row.port.into()))
+                .collect()
+        };
+        let (service, pod) = (NEAR.addr(family), Host::B.addr(family));
+        // Of another network namespace, of TCP, and one that is not connected.
+        let mut of_pod = paper(2, Protocol::UDP, service, SERVICE_PORT);
+        of_pod.network = 8;
+        let mut of_tcp = paper(3, Protocol::TCP, service, SERVICE_PORT);
+        let mut sends = paper(4, Protocol::UDP, service, SERVICE_PORT);
+        assert_eq!(connect(&mut of_pod, &memory), Call::Proceed);
+        assert_eq!(connect(&mut of_tcp, &memory), Call::Proceed);
+        assert_eq!(sendmsg(&mut sends, &memory), Call::Proceed);
+        assert_eq!(kept(&memory), []);
+        let mut call = paper(1, Protocol::UDP, service, SERVICE_PORT);
+        assert_eq!(connect(&mut call, &memory), Call::Proceed);
+        assert_eq!(kept(&memory), [(1, pod, BACKEND_PORT)]);
+        // To the pod itself: whatever becomes of the service is nothing to it.
+        let mut call = paper(1, Protocol::UDP, pod, BACKEND_PORT);
+        assert_eq!(connect(&mut call, &memory), Call::Proceed);
+        assert_eq!(kept(&memory), []);
+    }
+}
+
 /// Whoever accepts connections asks for the name of each, and none of them is ours.
 #[test]
 fn a_name_costs_no_look_up_at_a_port_that_no_backend_has() {

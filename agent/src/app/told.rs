@@ -74,6 +74,7 @@ impl Probes for Told {
             conditions: self.board.counts(),
             not_ready: self.board.node().unready.len(),
             second_lock_drops: self.lock_drops.load(Ordering::Relaxed),
+            sweep_age: self.flows.sweep_age(),
             tally,
             nat_ports: self.nat_ports,
         };

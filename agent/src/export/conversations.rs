@@ -26,13 +26,8 @@ pub(super) fn encode(to: &mut DescriptorEncoder<'_>, tally: &Tally) -> fmt::Resu
     }
     for (name, help, value) in [
         (
-            "sweep_age_seconds",
-            "Seconds since the last sweep of conversations, which comes every 30.",
-            tally.age().as_secs(),
-        ),
-        (
             "connections_evictable",
-            "Open TCP connections without room among TCP_WAYS, or whose place another has, at the last sweep: TCP_PLANS, where they are, pushes out \
+            "Rows of open TCP connections without room among TCP_WAYS, or whose place another has, at the last sweep: TCP_PLANS, where they are, pushes out \
              what was not used for long, and does not say so. All others are never pushed out.",
             tally.evictable,
         ),

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -32,6 +33,7 @@ pub struct Page {
     pub second_lock_drops: u64,
     /// What the last sweep has left; nothing before the first.
     pub tally: Option<Arc<Tally>>,
+    pub sweep_age: Duration,
     /// How many ports of a node's address may stand for others towards one peer.
     pub nat_ports: usize,
     /// Pods that have opened more than one may, with the packets that were dropped for it.
@@ -116,6 +118,12 @@ impl Collector for Page {
             "Rows that a table can hold.",
             "table",
             capacity,
+        )?;
+        one(
+            &mut to,
+            "sweep_age_seconds",
+            "Seconds since the last sweep of conversations, which comes every 30; since the start of the agent before the first.",
+            &ConstGauge::new(self.sweep_age.as_secs() as i64),
         )?;
         if let Some(tally) = &self.tally {
             conversations::encode(&mut to, tally)?;

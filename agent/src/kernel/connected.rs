@@ -1,19 +1,18 @@
 //! Connected UDP sockets of the node's own processes, and their end. Programs translate such a socket once, when it is
 //! connected, and it hears of no change any more. When datagrams go to its backend no more it is ended: its process gets
 //! `ECONNABORTED` once, connects anew and has another backend. A socket that its process has connected to a backend's
-//! address itself is nobody's business. Who has departed is `apply`'s.
+//! address itself is nobody's business: programs keep those of a service in `CONNECTED`, where no pod writes. Who has departed is `apply`'s.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use libc::{ENOENT, ESTALE, IPPROTO_UDP};
+use libc::{ENOENT, EOPNOTSUPP, EPERM, EPROTONOSUPPORT, ESTALE, IPPROTO_UDP};
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6};
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use netlink_packet_sock_diag::{SockDiagDestroy, SockDiagMessage};
 use rtnetlink::sys::protocols::NETLINK_SOCK_DIAG;
-use weir_common::Protocol;
-use weir_common::service::{BackendId, Generation, SocketKey, SocketPeer, SocketSide};
+use weir_common::service::{BackendId, Generation, SocketPeer};
 
 use super::map::Plain;
 use super::netlink::request::Requests;
@@ -39,15 +38,22 @@ struct Socket {
 /// Whether this kernel can end a connected UDP socket.
 ///
 /// # Errors
-/// `Unsupported`, with what it lacks.
+/// `Unsupported`, with what it lacks; or the kernel does not say.
 pub fn probe() -> io::Result<()> {
     open().map(drop)
 }
 
 fn open() -> io::Result<Requests> {
-    let lacks = |error: io::Error, what: &str| {
-        let text = format!("{error}; use a kernel with {what}");
-        io::Error::new(io::ErrorKind::Unsupported, text)
+    let lacks = |error: io::Error, what: &str| match error.raw_os_error() {
+        Some(ENOENT | EOPNOTSUPP | EPROTONOSUPPORT) => {
+            let text = format!("{error}; use a kernel with {what}");
+            io::Error::new(io::ErrorKind::Unsupported, text)
+        }
+        Some(EPERM) => {
+            let text = format!("{error}; it needs CAP_NET_ADMIN");
+            io::Error::new(error.kind(), text)
+        }
+        _ => error,
     };
     let diag = |error| lacks(error, "CONFIG_INET_DIAG and CONFIG_INET_UDP_DIAG");
     let requests = Requests::open(NETLINK_SOCK_DIAG).map_err(diag)?;
@@ -98,14 +104,29 @@ impl Connected {
                     Err(error) => failed = Some(error),
                 }
             });
-            failed = dumped.err().or(failed);
+            failed = match dumped {
+                Ok(0) => failed,
+                Ok(many) => Some(io::Error::other(format!("{many} sockets cannot be read"))),
+                Err(error) => Some(error),
+            };
         }
         let mut ended = 0;
-        for socket in &left {
-            match end(&self.requests, socket) {
-                Ok(true) => ended += 1,
-                Ok(false) => {}
-                Err(error) => failed = Some(error),
+        // The kernel looks by the ends: of sockets that share them it finds one, and the others when that is gone.
+        loop {
+            let before = ended;
+            left.retain(|socket| match end(&self.requests, socket) {
+                Ok(true) => {
+                    ended += 1;
+                    false
+                }
+                Ok(false) => true,
+                Err(error) => {
+                    failed = Some(error);
+                    false
+                }
+            });
+            if left.is_empty() || ended == before {
+                break;
             }
         }
         failed.map_or(Ok(ended), Err)
@@ -122,20 +143,15 @@ impl Connected {
         {
             return Ok(false);
         }
-        let key = SocketKey {
-            // Two words, the low one first; so has a machine of ours a long one.
-            cookie: u64::from_le_bytes(id.cookie),
-            addr: backend.addr,
-            port: backend.port,
-            protocol: Protocol::UDP,
-            side: SocketSide::REVERSE,
-            pad: [0; 4],
-        };
-        let Some(service) = row::<SocketKey, SocketPeer>(&self.sockets, &key)? else {
+        // Two words, the low one first; so has a machine of ours a long one.
+        let cookie = u64::from_le_bytes(id.cookie);
+        let kept = row::<u64, SocketPeer>(&self.sockets, &cookie)?;
+        let is_it = |it: &SocketPeer| it.addr == backend.addr && it.port == backend.port;
+        let Some(kept) = kept.filter(is_it) else {
             return Ok(false);
         };
-        let now = row::<BackendId, Generation>(&self.live, &service.backend)?.unwrap_or_default();
-        Ok(!(now.is_usable() && now.is_same_backend(service.generation)))
+        let now = row::<BackendId, Generation>(&self.live, &kept.backend)?.unwrap_or_default();
+        Ok(!(now.is_usable() && now.is_same_backend(kept.generation)))
     }
 }
 

@@ -11,6 +11,7 @@ use weir_common::way::{Mark, Peer, Plan, Step, Way, WayKey, WayState};
 use weir_common::{Addr, Protocol};
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::clock;
 use super::map::for_each;
 use super::shares::{Held, Shares};
 use super::sys;
@@ -31,6 +32,7 @@ pub struct Flows {
     shares: Shares,
     /// What the last sweep has left.
     tally: Mutex<Option<Arc<Tally>>>,
+    opened: Duration,
 }
 
 /// A conversation.
@@ -68,6 +70,13 @@ fn patience(protocol: Protocol, is_answered: bool, state: u32) -> Duration {
     Duration::from_secs(seconds)
 }
 
+/// [`patience`] with what is planned. A connection that is open all the same found no room for ways.
+fn patience_of_plan(protocol: Protocol, plan: &Plan) -> Duration {
+    let state = plan.way.state.load(Relaxed) | plan.back.state.load(Relaxed);
+    let is_open = protocol == Protocol::TCP && state & WayState::PROVEN != 0;
+    patience(protocol, is_open, if is_open { state } else { 0 })
+}
+
 impl Flows {
     pub(super) fn new(ways: Pair, plans: Pair, shares: Shares) -> Self {
         Self {
@@ -75,6 +84,7 @@ impl Flows {
             plans,
             shares,
             tally: Mutex::default(),
+            opened: clock::monotonic(),
         }
     }
 
@@ -87,6 +97,12 @@ impl Flows {
     pub fn tally(&self) -> Option<Arc<Tally>> {
         let tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
         tally.clone()
+    }
+
+    /// How long ago the last sweep was, or before the first these tables were opened.
+    pub fn sweep_age(&self) -> Duration {
+        let at = self.tally().map_or(self.opened, |tally| tally.at());
+        clock::monotonic().saturating_sub(at)
     }
 
     pub(super) fn ways(&self) -> &Pair {
@@ -210,7 +226,7 @@ impl Flows {
                 let age = now.saturating_sub(Duration::from_nanos(plan_seen(&plan)));
                 let is_gone = is_about(&key, is_gone) || is_about(&plan.key, is_gone);
                 let mut rows = 0;
-                if is_gone || age > patience(key.protocol, false, 0) {
+                if is_gone || age > patience_of_plan(key.protocol, &plan) {
                     rows = self.end_plan(table, &key, &plan, is_gone)?;
                     removed += rows;
                 }

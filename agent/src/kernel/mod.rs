@@ -12,6 +12,7 @@ pub mod features;
 mod flows;
 mod former;
 mod heaviest;
+mod hostnet_ports;
 mod links;
 mod load;
 pub mod lock;
@@ -209,6 +210,7 @@ impl Kernel {
         let loaded = load::load(object, bpffs, config, capacities)?;
         let links = Links::open(bpffs)
             .with_context(|| format!("make the folder of links in {}", bpffs.display()))?;
+        hostnet_ports::begin(&loaded).context("begin HOSTNET_PORTS")?;
         let unused_ports = Ports::begin(&loaded, &links).context("begin UNUSED_PORTS")?;
         Ok(Self {
             unused_ports,
@@ -380,7 +382,7 @@ impl Kernel {
     /// # Errors
     /// As [`Self::service_tables`]; `Unsupported` when the kernel cannot end such a socket.
     pub fn connected(&self) -> io::Result<Connected> {
-        Connected::open(self.loaded.table("SOCKETS")?, self.loaded.table("LIVE")?)
+        Connected::open(self.loaded.table("CONNECTED")?, self.loaded.table("LIVE")?)
     }
 
     /// Takes over the conversations that an earlier agent's programs know, if those had other tables, and that were used

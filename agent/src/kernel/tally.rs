@@ -228,7 +228,8 @@ impl Counting {
         let state = State::of_plan(plan);
         self.count(plan.key.protocol, kind, state);
         let is_proven = plan.way.state.load(Relaxed) & WayState::PROVEN != 0;
-        if !is_other && is_proven && state != State::Close {
+        let is_open = !matches!(state, State::Close | State::LastAck);
+        if !is_other && is_proven && is_open {
             self.evictable += 1;
         }
         self.port(&plan.key, &plan.way);
@@ -308,7 +309,8 @@ pub struct Tally {
     /// When it ended.
     at: Duration,
     conversations: [[[u64; State::ALL.len()]; Kind::ALL.len()]; Transport::ALL.len()],
-    /// Open connections that live in the table of plans, which pushes out: `TCP_WAYS` had no room.
+    /// Rows of open connections that live in the table of plans, which pushes out: `TCP_WAYS` had no room. One that is translated
+    /// at an uplink, too, has two.
     pub evictable: u64,
     rows: [usize; TABLES.len()],
     pub ports: Ports,
@@ -340,9 +342,9 @@ pub struct PeerPorts {
 }
 
 impl Tally {
-    /// How long ago it was made.
-    pub fn age(&self) -> Duration {
-        clock::monotonic().saturating_sub(self.at)
+    /// When it was made, by the monotonic clock.
+    pub(super) const fn at(&self) -> Duration {
+        self.at
     }
 
     /// Every number of conversations that may be other than 0: each counted once, however many rows it takes.

@@ -102,12 +102,22 @@ pub trait Machine: Debug + Send + Sized + 'static {
     /// said that before; gives the addresses back if it is busy with earlier ones.
     fn sweep(&mut self, gone: BTreeSet<Addr>) -> Result<Option<Swept>, BTreeSet<Addr>>;
 
-    /// Is it still busy with ending sockets? Then more have to wait.
-    fn is_disconnecting(&mut self) -> bool;
+    /// What has become of the sockets that were to be ended.
+    fn disconnecting(&mut self) -> Disconnecting;
 
     /// Ends the UDP sockets of the node's own processes that programs have connected to such a backend, and to which no
     /// datagrams may go any more. Their processes hear of it, and connect anew.
     fn disconnect(&mut self, departed: Departed);
+}
+
+/// What has become of sockets that were to be ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Disconnecting {
+    /// It is still under way: more have to wait.
+    Busy,
+    Done,
+    /// Not all may have been ended. Said once.
+    Failed,
 }
 
 /// What is known of flows after they were all looked at.
@@ -148,7 +158,7 @@ pub struct KernelMachine {
     sweep: Option<oneshot::Receiver<Option<Swept>>>,
     /// None where the kernel cannot end sockets.
     connected: Option<Arc<Connected>>,
-    disconnecting: Option<oneshot::Receiver<()>>,
+    disconnecting: Option<oneshot::Receiver<bool>>,
 }
 
 impl KernelMachine {
@@ -282,9 +292,18 @@ impl Machine for KernelMachine {
         Ok(last)
     }
 
-    fn is_disconnecting(&mut self) -> bool {
+    fn disconnecting(&mut self) -> Disconnecting {
         let ended = self.disconnecting.as_mut().map(oneshot::Receiver::try_recv);
-        matches!(ended, Some(Err(TryRecvError::Empty)))
+        match ended {
+            Some(Err(TryRecvError::Empty)) => return Disconnecting::Busy,
+            None | Some(Ok(true)) => {}
+            Some(Ok(false) | Err(TryRecvError::Closed)) => {
+                self.disconnecting = None;
+                return Disconnecting::Failed;
+            }
+        }
+        self.disconnecting = None;
+        Disconnecting::Done
     }
 
     fn disconnect(&mut self, departed: Departed) {
@@ -294,7 +313,9 @@ impl Machine for KernelMachine {
         let (tell, told) = oneshot::channel();
         self.disconnecting = Some(told);
         tokio::task::spawn_blocking(move || {
-            match connected.end(&departed) {
+            let ended = connected.end(&departed);
+            let is_done = ended.is_ok();
+            match ended {
                 Ok(0) => {}
                 Ok(sockets) => info!(
                     sockets,
@@ -304,7 +325,7 @@ impl Machine for KernelMachine {
                     warn!(%error, "connected UDP sockets cannot be ended, though their backends are gone");
                 }
             }
-            tell.send(()).unwrap_or_default();
+            tell.send(is_done).unwrap_or_default();
         });
     }
 }

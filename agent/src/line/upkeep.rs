@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tracing::warn;
 
-use super::machine::{Machine, Swept};
+use super::machine::{Disconnecting, Machine, Swept};
 use super::pods::subject;
 use super::{Line, Programs, QUIET, TICK};
 use crate::apply::TableError;
@@ -130,7 +130,11 @@ impl<M: Machine> Line<M> {
                 Err(gone) => self.pods.closed = gone,
             }
         }
-        if !self.machine.is_disconnecting()
+        let disconnecting = self.machine.disconnecting();
+        if disconnecting == Disconnecting::Failed {
+            self.services.tables.look_for_departed_later(now);
+        }
+        if disconnecting != Disconnecting::Busy
             && let Some(departed) = self.services.tables.take_departed(now)
         {
             self.machine.disconnect(departed);

@@ -72,7 +72,7 @@ impl Conversation {
         goes: Tuple,
         length: u64,
     ) -> Self {
-        let is_fin = packet.segment().is_some_and(Segment::ends);
+        let is_fin = !packet.opens_tcp() && packet.segment().is_some_and(Segment::ends);
         Self {
             stage: Stage::Asked,
             hooks,
@@ -124,6 +124,11 @@ impl Conversation {
     /// Is a pod its own backend? It then is sent what it sends, from the address that it asked.
     pub fn is_hairpin(&self) -> bool {
         self.goes.to.ip() == self.asked.from.ip()
+    }
+
+    /// Does it lead from outside to a process in the node's own host network?
+    pub(super) fn is_of_hostnet(&self) -> bool {
+        self.hooks == [Hook::FROM_NET, Hook::TO_NET] && self.marks[THERE] == Mark::NONE
     }
 
     /// What policy says about it. A pod may always reach itself (Kubernetes, "Network Policies": a pod cannot block access to itself).
@@ -261,6 +266,14 @@ impl Conversation {
         let other = 1 - direction;
         let (was_fin, was_reset) = (self.fin[direction], self.reset[direction]);
         let is_plain = !segment.opens() && !segment.ends() && !segment.resets();
+        if segment.opens() {
+            // Who asks again after a RST has not said goodbye, and neither has who answers.
+            if was_reset && self.claims[direction] {
+                self.fin = [[false; 2]; 2];
+                (self.heard, self.acknowledged) = ([false; 2], [false; 2]);
+            }
+            return false;
+        }
         if segment.resets() {
             self.reset = [true; 2];
         } else if was_reset {
@@ -289,7 +302,9 @@ impl Conversation {
             return false;
         }
         self.acknowledged[direction] = true;
-        was_fin[direction] && is_plain && self.acknowledged[other]
+        // Of what a process of the node has in its host network the rows are left to the sweep: whoever repeats a goodbye is
+        // answered by the node port, too.
+        was_fin[direction] && is_plain && self.acknowledged[other] && !self.is_of_hostnet()
     }
 
     /// Compares with the rows of the datapath. Whose own row was lost may find another one's at its place.

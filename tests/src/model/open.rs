@@ -73,14 +73,27 @@ impl Oracle {
                 Ok(self.direct(cluster, at))
             }
             Hook::FROM_NET => match cluster.service(From::Outside, tuple.talk, tuple.to) {
-                None => Ok(untouched),
+                None => {
+                    // Who asks a process of the node itself is answered by it, and not as he was when he asked a node port.
+                    let index = self.conversations.iter().position(|it| {
+                        it.stage == Stage::Asked
+                            && it.is_of_hostnet()
+                            && it.arrives(BACK) == tuple.back()
+                    });
+                    if at.packet.opens_tcp()
+                        && let Some(index) = index
+                    {
+                        self.remove(index, Why::AskedOtherwise);
+                    }
+                    Ok(untouched)
+                }
                 Some(_) if answers && !(resets && drawn.is_some()) => no_flow,
                 Some(service) => self.choose(cluster, at, seen, From::Outside, service),
             },
             _ => {
                 let Some(address) = cluster.address(at.ifindex) else {
                     return Ok(match at.mark {
-                        Mark::LEAVING => Fate::Drop(DropReason::NotTranslatable),
+                        Mark::LEAVING | Mark::TRANSLATED => Fate::Drop(DropReason::NotTranslatable),
                         _ => untouched,
                     });
                 };

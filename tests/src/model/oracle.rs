@@ -239,8 +239,13 @@ impl Oracle {
             && is_nodes
             && let it = &self.conversations[index]
             && it.is_tcp()
-            && it.others_end[THERE] == 0
-            && !packet.answers()
+            && !packet.segment().is_some_and(|segment| {
+                if packet.answers() {
+                    segment.acknowledges == it.others_end[BACK]
+                } else {
+                    it.others_end[THERE] != 0
+                }
+            })
         {
             self.miss(it.asked.from, Why::Unsaid);
             return Ok(untouched);
@@ -420,7 +425,12 @@ impl Oracle {
         }
         let it = &mut self.conversations[index];
         self.touched = Some((it.hooks[THERE], it.asked));
+        let seen = it.seen[direction];
         it.account(direction, cluster.now(), at.length);
+        // Who asks again does not make the silence shorter after which a RST is believed.
+        if opens && it.reset[direction] {
+            it.seen[direction] = seen;
+        }
         let fate = goes(cluster, at, it, direction);
         let (is_rewritten, is_masqueraded) = (
             it.asked.from != it.goes.from || it.asked.to != it.goes.to,

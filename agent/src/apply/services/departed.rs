@@ -2,7 +2,7 @@
 //! connected ask anew each time; a connected UDP socket of the node's own processes has asked once, and is to be looked for.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation};
 
@@ -18,10 +18,14 @@ pub enum Departed {
     Any,
 }
 
+/// How long after a look that failed the next one is.
+const RETRY: Duration = Duration::from_secs(30);
+
 /// What is still to be looked for.
 #[derive(Debug, Default)]
 pub(super) struct Departures {
-    these: BTreeMap<BackendId, (BackendAddr, Look)>,
+    /// By number and what it was then: a number may be another's before the second look.
+    these: BTreeMap<(BackendId, u32), (BackendAddr, Look)>,
     any: Option<Look>,
 }
 
@@ -51,8 +55,13 @@ impl Look {
 
 impl Departures {
     /// A backend of UDP drains.
-    pub(super) fn insert(&mut self, id: BackendId, addr: BackendAddr) {
-        self.these.insert(id, (addr, Look::First));
+    pub(super) fn insert(&mut self, id: BackendId, drained: Generation, addr: BackendAddr) {
+        self.these.insert((id, drained.0), (addr, Look::First));
+    }
+
+    /// The last look has failed.
+    fn look_later(&mut self, now: Instant) {
+        self.any = Some(Look::Again(now + RETRY));
     }
 
     /// Some may have gone before this start.
@@ -66,8 +75,10 @@ impl Departures {
         live: &Table<BackendId, Generation, T>,
     ) -> Option<Departed> {
         let mut due = BTreeSet::new();
-        self.these.retain(|id, (addr, look)| {
-            if live.desired(id).is_some_and(Generation::is_usable) {
+        self.these.retain(|(id, drained), (addr, look)| {
+            let is_back =
+                |now: Generation| now.is_usable() && now.is_same_backend(Generation(*drained));
+            if live.desired(id).is_some_and(is_back) {
                 return false;
             }
             // Until the row is written, sockets are still given this backend.
@@ -100,5 +111,10 @@ where
             Deletes::Held => None,
             Deletes::Allowed => self.departures.take(now, &self.live),
         }
+    }
+
+    /// The kernel did not say, or did not end all: everything is looked at again, after a while.
+    pub fn look_for_departed_later(&mut self, now: Instant) {
+        self.departures.look_later(now);
     }
 }

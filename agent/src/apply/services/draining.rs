@@ -114,7 +114,8 @@ where
         };
         self.undecided.insert(drains.service);
         if drains.protocol == Protocol::UDP {
-            self.departures.insert(id, drains.addr);
+            let drained = self.live.desired(&id).unwrap_or_default();
+            self.departures.insert(id, drained, drains.addr);
         }
     }
 

@@ -202,3 +202,28 @@ fn both_ways_of_a_conversation_go_together() {
         assert_eq!(left(protocol, there, back, gone), expected, "{case}");
     }
 }
+
+#[test]
+fn an_open_connection_that_found_no_room_has_the_patience_of_an_open_one() {
+    let proven = WayState::PROVEN | WayState::OPENER;
+    let plan = |there, back| {
+        let state = AtomicU32::new;
+        let (mut plan, (there, back)) = (Plan::default(), (state(there), state(back)));
+        (plan.way.state, plan.back.state) = (there, back);
+        plan
+    };
+    // Its bits of each direction; the seconds.
+    let fin = WayState::FIN | WayState::FIN_HEARD;
+    for (there, back, seconds) in [
+        (WayState::OPENER, 0, 60),
+        (proven, 0, 3 * 3600),
+        (proven | fin, 0, 3600),
+        (proven, WayState::RESET, 30),
+        (proven | WayState::BOTH_FIN, 0, 30),
+    ] {
+        let found = patience_of_plan(Protocol::TCP, &plan(there, back));
+        assert_eq!(found, Duration::from_secs(seconds), "{there:b}, {back:b}");
+    }
+    let other = patience_of_plan(Protocol::UDP, &plan(proven, 0));
+    assert_eq!(other, Duration::from_secs(30));
+}

@@ -60,13 +60,14 @@ impl Requests {
         Ok(answers)
     }
 
-    /// Hands over all things of a kind, one after the other. `take` must not ask here for something else.
+    /// Hands over all things of a kind, one after the other, but those that nobody here can read: says how many these
+    /// were. `take` must not ask here for something else.
     pub(in crate::kernel) fn each<M: Message>(
         &self,
         message: M,
         take: impl FnMut(M),
-    ) -> io::Result<()> {
-        self.exchange(message, NLM_F_DUMP, take).map(drop)
+    ) -> io::Result<usize> {
+        self.exchange(message, NLM_F_DUMP, take)
     }
 
     /// Is there anything of a kind, whether it can be read here or not?

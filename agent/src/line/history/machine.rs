@@ -13,7 +13,7 @@ use weir_common::nat::{ClusterKey, InCluster, Uplink};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress};
 
-use super::super::machine::{Machine, Plain, Swept, Tables};
+use super::super::machine::{Disconnecting, Machine, Plain, Swept, Tables};
 use crate::apply::fake::FakeTable;
 use crate::apply::{Departed, KernelTable, Origin, Stopped, TableError};
 use crate::kernel::{DeviceFault, DeviceProblem, Hooks};
@@ -243,8 +243,8 @@ impl Machine for Memory {
         Ok(None)
     }
 
-    fn is_disconnecting(&mut self) -> bool {
-        false
+    fn disconnecting(&mut self) -> Disconnecting {
+        Disconnecting::Done
     }
 
     fn disconnect(&mut self, _departed: Departed) {}
