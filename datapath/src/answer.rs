@@ -43,7 +43,7 @@ fn take_answer<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<
     // A process of the node has answered when it has acknowledged the SYN: its ends may be those of a conversation without us.
     let is_nodes = hook == Hook::TO_NET && scratch.arrival.mark == Mark::NONE;
     let is_said = if segment.is_answer() {
-        scratch.arrival.acknowledges == plan.back.others_end.load(Relaxed)
+        acknowledges(&scratch.arrival, &plan)
     } else {
         plan.way.others_end.load(Relaxed) != 0
     };
@@ -115,6 +115,17 @@ fn take_answer<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<
         remember(tables, copy, &mut scratch.last);
     }
     Ok(true)
+}
+
+/// Is an answer to what the opener of a plan has said last? What it said first may have had data, and come again without, which stands for
+/// no more than its bytes; and a RST of who knows nothing of a connection acknowledges nothing (RFC 9293 section 3.10.7.1).
+#[inline(always)]
+fn acknowledges(arrival: &Arrival, plan: &Plan) -> bool {
+    let end = plan.back.others_end.load(Relaxed);
+    let short = end.wrapping_sub(arrival.acknowledges);
+    let off = short.min(short.wrapping_neg());
+    u64::from(off) <= plan.way.bytes.load(Relaxed)
+        || (arrival.segment.is_rst() && arrival.acknowledges == 0)
 }
 
 /// Keeps what was drawn for a connection that stays a plan though it was answered: its opener finds no row under its own key.

@@ -14,7 +14,7 @@ use crate::answer;
 use crate::arrive::Origin;
 use crate::fragment;
 use crate::l4::Layout;
-use crate::reserve::Reserved;
+use crate::reserve::{Reserved, STRANGERS_PATIENCE};
 use crate::service::{self, Asks, Candidates};
 use crate::tables::Tables;
 use crate::verdict::{Outcome, Scratch};
@@ -275,7 +275,15 @@ fn of_net<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
         // Who asks a process of the node itself is answered by it, and not as he was when he asked a node port.
         if scratch.arrival.segment.is_syn() && is_asked(tables, key.destination_port) {
             scratch.back.set_reversed(key, Hook::TO_NET);
-            let is_its = |plan: &Plan| plan.way.step.mark == Mark::NONE;
+            // But for one that may still go on.
+            let is_its = |plan: &Plan| {
+                let way = &plan.way;
+                let is_unanswered = way.others_end.load(Relaxed) == 0;
+                let age = tables.now().saturating_sub(way.seen.load(Relaxed));
+                way.step.mark == Mark::NONE
+                    && way.state.load(Relaxed) & WayState::PROVEN == 0
+                    && (is_unanswered || age > STRANGERS_PATIENCE)
+            };
             if tables.plan(&scratch.back).is_some_and(|plan| is_its(&plan)) {
                 tables.remove_plan(&scratch.back);
             }

@@ -21,7 +21,7 @@ const OTHER_PATIENCE: u64 = 30_000_000_000;
 /// TCP whose opener is elsewhere and has not acknowledged, since what that one has sent: anybody may write such a SYN, and would
 /// hold every port of the node towards a backend elsewhere with some hundreds a second. The first repetitions of a SYN, 1 and
 /// 2 s apart, come within it.
-const STRANGERS_PATIENCE: u64 = 3_000_000_000;
+pub(crate) const STRANGERS_PATIENCE: u64 = 3_000_000_000;
 /// The same against who has made it: somebody who asks from new ports without an answer runs out of them by itself.
 const OWN_PATIENCE: u64 = 2_000_000_000;
 
@@ -135,7 +135,9 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
             tables.remove_plan(back);
             // Another CPU may have found the same, and been sooner.
             if tables.add_plan(back, plan)? == Added::Already
-                && tables.plan(back).is_none_or(|held| !held.key.is(&plan.key))
+                && tables
+                    .plan(back)
+                    .is_some_and(|held| !held.key.is(&plan.key))
             {
                 return Ok(Reserved::Taken);
             }

@@ -157,7 +157,8 @@ fn translate<A: Address, T: Sockets>(address: &mut A, tables: &T, lifetime: Life
     let reverse = key(address, chosen, SocketSide::REVERSE);
     use_port(tables, chosen.port);
     tables.remember(&reverse, &row(asked, backend.id, generation));
-    if is_kept {
+    // Whose server stays needs no end.
+    if is_kept && frontend.flags & FrontendFlags::OWN_DNS == 0 {
         tables.keep_connected(address.cookie(), &row(chosen, backend.id, generation));
     }
     if lifetime == Lifetime::Socket {

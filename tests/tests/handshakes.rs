@@ -256,11 +256,11 @@ fn hostnet(family: Family) -> Memory {
 }
 
 /// What the process sends to the client, which acknowledges up to a number: from which port it leaves.
-fn process_says(memory: &Memory, family: Family, flags: u8, acknowledges: u8) -> u16 {
+fn process_says(memory: &Memory, family: Family, flags: u8, acknowledges: u32) -> u16 {
     let ip = Ip::between(Host::Node.ip(family), Host::World.ip(family));
     let mut frame = ip.frame(&tcp(BACKEND_PORT, CLIENT, flags));
     let tcp = L3 + if family == Family::V4 { 20 } else { 40 };
-    frame[tcp + 11] = acknowledges;
+    frame[tcp + 8..tcp + 12].copy_from_slice(&acknowledges.to_be_bytes());
     let packet = Bytes {
         received_by: 0,
         ..Bytes::new(UPLINK, frame)
@@ -292,18 +292,34 @@ fn who_asks_a_process_of_the_node_itself_is_answered_by_it() {
     let port = node_port(REMOTE);
     for family in FAMILIES {
         let memory = hostnet(family);
-        let syn = tcp(CLIENT, port, SYN);
-        assert_eq!(asks(&memory, family, &syn).0, Verdict::Pass);
+        let asks = |port, flags| asks(&memory, family, &tcp(CLIENT, port, flags));
+        assert_eq!(asks(port, SYN).0, Verdict::Pass);
         // Not to this SYN.
         for flags in [SYN | ACK, RST | ACK] {
-            assert_eq!(process_says(&memory, family, flags, 9), BACKEND_PORT);
+            assert_eq!(process_says(&memory, family, flags, 2000), BACKEND_PORT);
         }
         assert_eq!(process_says(&memory, family, SYN | ACK, 2), port);
-        let (verdict, tuple) = asks(&memory, family, &tcp(CLIENT, BACKEND_PORT, SYN));
-        assert_eq!((verdict, tuple.to.port()), (Verdict::Pass, BACKEND_PORT));
+        // As long as the client may go on there, nobody takes that away from it.
+        assert_eq!(asks(BACKEND_PORT, SYN).1.to.port(), BACKEND_PORT);
+        assert_eq!(process_says(&memory, family, SYN | ACK, 2), port);
+        memory.now.set(memory.now.get() + 3_100_000_000);
+        assert_eq!(asks(BACKEND_PORT, SYN).1.to.port(), BACKEND_PORT);
         for flags in [SYN | ACK, ACK] {
             assert_eq!(process_says(&memory, family, flags, 2), BACKEND_PORT);
         }
+    }
+}
+
+/// Nothing is known of a connection any more, here as there: its client is told at once, by a RST that acknowledges nothing.
+#[test]
+fn who_goes_on_where_nobody_knows_of_it_is_told() {
+    let port = node_port(REMOTE);
+    for family in FAMILIES {
+        let memory = hostnet(family);
+        let (verdict, _) = asks(&memory, family, &tcp(CLIENT, port, ACK));
+        assert_eq!(verdict, Verdict::Pass);
+        assert_eq!(process_says(&memory, family, ACK, 2), BACKEND_PORT);
+        assert_eq!(process_says(&memory, family, RST, 0), port);
     }
 }
 

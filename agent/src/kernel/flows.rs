@@ -72,7 +72,9 @@ fn patience(protocol: Protocol, is_answered: bool, state: u32) -> Duration {
 
 /// [`patience`] with what is planned. A connection that is open all the same found no room for ways.
 fn patience_of_plan(protocol: Protocol, plan: &Plan) -> Duration {
-    let state = plan.way.state.load(Relaxed) | plan.back.state.load(Relaxed);
+    // Each half knows of both goodbyes.
+    let back = plan.back.state.load(Relaxed) & (WayState::RESET | WayState::FIN_HEARD);
+    let state = plan.way.state.load(Relaxed) | back;
     let is_open = protocol == Protocol::TCP && state & WayState::PROVEN != 0;
     patience(protocol, is_open, if is_open { state } else { 0 })
 }

@@ -78,6 +78,9 @@ impl Oracle {
                     let index = self.conversations.iter().position(|it| {
                         it.stage == Stage::Asked
                             && it.is_of_hostnet()
+                            && !it.is_proven
+                            && (it.others_end[THERE] == 0
+                                || cluster.now() - it.seen[THERE] > 3 * SECOND)
                             && it.arrives(BACK) == tuple.back()
                     });
                     if at.packet.opens_tcp()

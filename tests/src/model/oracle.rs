@@ -241,7 +241,11 @@ impl Oracle {
             && it.is_tcp()
             && !packet.segment().is_some_and(|segment| {
                 if packet.answers() {
-                    segment.acknowledges == it.others_end[BACK]
+                    // What was said first may have had data, and come again without; a RST may acknowledge nothing.
+                    let end =
+                        i64::from(it.others_end[BACK].wrapping_sub(segment.acknowledges) as i32);
+                    end.unsigned_abs() <= it.bytes[THERE]
+                        || (segment.resets() && segment.acknowledges == 0)
                 } else {
                     it.others_end[THERE] != 0
                 }

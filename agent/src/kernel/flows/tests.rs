@@ -213,13 +213,14 @@ fn an_open_connection_that_found_no_room_has_the_patience_of_an_open_one() {
         plan
     };
     // Its bits of each direction; the seconds.
-    let fin = WayState::FIN | WayState::FIN_HEARD;
+    let (fin, other) = (WayState::FIN, WayState::OTHER_FIN);
     for (there, back, seconds) in [
         (WayState::OPENER, 0, 60),
         (proven, 0, 3 * 3600),
-        (proven | fin, 0, 3600),
+        (proven | fin, other, 120),
+        (proven | other, fin, 120),
         (proven, WayState::RESET, 30),
-        (proven | WayState::BOTH_FIN, 0, 30),
+        (proven | fin | other, fin | other, 30),
     ] {
         let found = patience_of_plan(Protocol::TCP, &plan(there, back));
         assert_eq!(found, Duration::from_secs(seconds), "{there:b}, {back:b}");
