@@ -113,7 +113,9 @@ fn choose<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
     let first = tables.first(scratch);
     let mut candidates = Candidates::from(&scratch.frontend, first);
     let is_chosen = remembers(tables, scratch);
-    for _ in 0..BACKEND_TRIES {
+    // Ends at its end: the verifier of kernels before 6.12 wants a branch there.
+    let mut left = BACKEND_TRIES;
+    loop {
         if is_chosen {
             let Affinity {
                 backend,
@@ -136,56 +138,63 @@ fn choose<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
                 DropReason::NoBackend
             });
         }
-        // Who is its own backend would receive a packet from itself, which its kernel refuses.
-        let is_hairpin = same(&scratch.last.addr, &scratch.trace.tuple.source);
-        if is_hairpin && scratch.trace.tuple.hook != Hook::FROM_POD {
-            continue;
+        let reserved = try_backend(tables, scratch)?;
+        if reserved != Reserved::Taken {
+            let Scratch {
+                frontend,
+                client,
+                last,
+                ..
+            } = scratch;
+            service::stick(tables, frontend, client, last);
+            go(tables, scratch, reserved);
+            return Ok(());
         }
-        // Read before judging: a change in between makes the next packet ask again.
-        let epoch = tables.epoch();
-        begin(tables, scratch, epoch, 0);
-        let Scratch {
-            plan, trace, last, ..
-        } = scratch;
-        let step = &mut plan.way.step;
-        step.rewrite = if is_hairpin {
-            Rewrite::HAIRPIN_DESTINATION
-        } else {
-            Rewrite::DESTINATION
-        };
-        (step.addr, step.port) = (last.addr, last.port);
-        (plan.way.backend, plan.way.generation) = (last.backend, last.generation);
-        let step = &mut plan.back.step;
-        step.rewrite = plan.way.step.rewrite.back();
-        (step.addr, step.port) = (trace.tuple.destination, trace.tuple.destination_port);
-        let reserved = if trace.tuple.hook == Hook::FROM_POD {
-            attempt(tables, scratch).inspect_err(|_| {
-                let Scratch { plan, trace, .. } = scratch;
-                // A hairpin's other address is its own.
-                if !plan.way.step.rewrite.is_hairpin() {
-                    trace.tuple.go(&plan.way.step);
-                }
-            })?
-        } else {
-            enter(tables, scratch)?
-        };
-        if reserved == Reserved::Taken && is_chosen {
-            break;
+        left -= 1;
+        if is_chosen || left == 0 {
+            return Err(DropReason::NatCollision);
         }
-        if reserved == Reserved::Taken {
-            continue;
-        }
-        let Scratch {
-            frontend,
-            client,
-            last,
-            ..
-        } = scratch;
-        service::stick(tables, frontend, client, last);
-        go(tables, scratch, reserved);
-        return Ok(());
     }
-    Err(DropReason::NatCollision)
+}
+
+/// Plans the conversation at hand with the backend that was chosen.
+#[inline(always)]
+fn try_backend<T: Tables + ?Sized>(
+    tables: &T,
+    scratch: &mut Scratch,
+) -> Result<Reserved, DropReason> {
+    // Who is its own backend would receive a packet from itself, which its kernel refuses.
+    let is_hairpin = same(&scratch.last.addr, &scratch.trace.tuple.source);
+    if is_hairpin && scratch.trace.tuple.hook != Hook::FROM_POD {
+        return Ok(Reserved::Taken);
+    }
+    // Read before judging: a change in between makes the next packet ask again.
+    let epoch = tables.epoch();
+    begin(tables, scratch, epoch, 0);
+    let Scratch {
+        plan, trace, last, ..
+    } = scratch;
+    let step = &mut plan.way.step;
+    step.rewrite = if is_hairpin {
+        Rewrite::HAIRPIN_DESTINATION
+    } else {
+        Rewrite::DESTINATION
+    };
+    (step.addr, step.port) = (last.addr, last.port);
+    (plan.way.backend, plan.way.generation) = (last.backend, last.generation);
+    let step = &mut plan.back.step;
+    step.rewrite = plan.way.step.rewrite.back();
+    (step.addr, step.port) = (trace.tuple.destination, trace.tuple.destination_port);
+    if trace.tuple.hook != Hook::FROM_POD {
+        return enter(tables, scratch);
+    }
+    attempt(tables, scratch).inspect_err(|_| {
+        let Scratch { plan, trace, .. } = scratch;
+        // A hairpin's other address is its own.
+        if !plan.way.step.rewrite.is_hairpin() {
+            trace.tuple.go(&plan.way.step);
+        }
+    })
 }
 
 /// Has the connection at hand been answered, and something been drawn for it? It is then in the scratch: a segment goes on to

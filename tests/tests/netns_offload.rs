@@ -430,7 +430,14 @@ impl Path<'_> {
     fn run(&self, received: Received) -> usize {
         let target = SocketAddr::new(self.target, self.ports[1]);
         let open = |netns, local| {
-            let socket = udp_socket(netns, local, PATIENCE).unwrap();
+            // The socket of the run before may still be going.
+            let bind = || udp_socket(netns, local, PATIENCE);
+            let is_taken = |it: &std::io::Result<UdpSocket>| {
+                it.as_ref()
+                    .is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
+            };
+            let socket = eventually("the port is free", PATIENCE, bind, |it| !is_taken(it));
+            let socket = socket.unwrap().unwrap();
             setsockopt(&socket, sockopt::UdpGsoSegment, &(SEGMENT as i32)).unwrap();
             // A list of datagrams counts as much more than what is in them.
             setsockopt(&socket, sockopt::RcvBufForce, &(4 << 20)).unwrap();
