@@ -113,7 +113,7 @@ fn choose<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
     let first = tables.first(scratch);
     let mut candidates = Candidates::from(&scratch.frontend, first);
     let is_chosen = remembers(tables, scratch);
-    // Ends at its end: the verifier of kernels before 6.12 wants a branch there.
+    // Ends at its end: the verifiers of Linux 5.15 and 6.1 want a branch there.
     let mut left = BACKEND_TRIES;
     loop {
         if is_chosen {

@@ -375,7 +375,7 @@ fn other(key: &WayKey, way: &Way) -> WayKey {
     other
 }
 
-fn each<V: FromBytes>(
+pub(super) fn each<V: FromBytes>(
     table: &OwnedFd,
     mut row: impl FnMut(WayKey, V) -> io::Result<()>,
 ) -> io::Result<()> {

@@ -9,10 +9,9 @@ use weir_common::event::Hook;
 use weir_common::limits;
 use weir_common::service::PortBits;
 use weir_common::way::{Plan, Way, WayKey, WayState};
-use zerocopy::FromBytes as _;
 
+use super::flows::each;
 use super::load::Loaded;
-use super::map::for_each;
 use super::mapped::MappedRows;
 
 /// Says which ports the conversations that are there lead to, before any program looks.
@@ -25,41 +24,21 @@ pub(super) fn begin(loaded: &Loaded) -> io::Result<()> {
     }
     let mut bits = [0; limits::HOSTNET_PORTS as usize];
     // Answers of backends in pods are among them: their ports cost what the node sends from the same one a look-up.
-    let mut see = |key: &[u8], answers: &Way| {
-        let Ok(key) = WayKey::read_from_bytes(key) else {
-            return;
-        };
+    let mut see = |key: WayKey, answers: &Way| {
         let theirs = WayState::OPENER | WayState::MASQUERADE;
         if key.hook == Hook::TO_NET && answers.state.load(Relaxed) & theirs == 0 {
             let (row, bit) = PortBits::place(key.source_port);
             bits[row as usize] |= bit;
         }
+        Ok(())
     };
     for table in ["TCP_WAYS", "OTHER_WAYS"] {
-        let sizes = (size_of::<WayKey>(), size_of::<Way>());
-        for_each(
-            loaded.table(table)?.as_fd(),
-            sizes.0,
-            sizes.1,
-            |key, way| {
-                if let Ok(way) = Way::read_from_bytes(way) {
-                    see(key, &way);
-                }
-            },
-        )?;
+        each(&loaded.table(table)?, |key, way: Way| see(key, &way))?;
     }
     for table in ["TCP_PLANS", "OTHER_PLANS"] {
-        let sizes = (size_of::<WayKey>(), size_of::<Plan>());
-        for_each(
-            loaded.table(table)?.as_fd(),
-            sizes.0,
-            sizes.1,
-            |key, plan| {
-                if let Ok(plan) = Plan::read_from_bytes(plan) {
-                    see(key, &plan.back);
-                }
-            },
-        )?;
+        each(&loaded.table(table)?, |key, plan: Plan| {
+            see(key, &plan.back)
+        })?;
     }
     let table = loaded.table("HOSTNET_PORTS")?;
     let rows = MappedRows::writable(table.as_fd(), bits.len(), size_of::<PortBits>())?;
