@@ -11,6 +11,7 @@ use std::os::fd::BorrowedFd;
 use anyhow::{Context, Result};
 use tracing::warn;
 
+use super::former::FormerLink;
 use super::tc::{At, Filter, Queue, Side, Tc};
 use super::{Hook, HookOf, Kernel, sysctl};
 
@@ -79,9 +80,7 @@ impl Kernel {
     pub fn adopt(&self, device: &str, ifindex: u32) -> Result<()> {
         // A link's program is the first that a packet meets, and ours has the last word: the filter is met from the
         // moment on when the link goes.
-        let links = self
-            .former
-            .update(device, ifindex, |side| self.pod_program(side))?;
+        let links = self.replace_former(device, ifindex)?;
         self.join(device, ifindex)?;
         links.into_iter().try_for_each(|link| link.remove())
     }
@@ -91,8 +90,16 @@ impl Kernel {
     /// # Errors
     /// The kernel refuses; then a link still holds the earlier agent's program.
     pub fn replace_programs(&self, device: &str, ifindex: u32) -> Result<()> {
-        let program = |side| self.pod_program(side);
-        self.former.update(device, ifindex, program).map(drop)
+        self.replace_former(device, ifindex).map(drop)
+    }
+
+    fn replace_former(&self, device: &str, ifindex: u32) -> Result<Vec<FormerLink>> {
+        let mut links = Vec::new();
+        for side in Side::BOTH {
+            let program = self.pod_program(side)?;
+            links.extend(self.former.update(device, (ifindex, side), program)?);
+        }
+        Ok(links)
     }
 
     /// Runs our programs for every pod, in place of an earlier agent's. Nothing to do without a pod.

@@ -72,34 +72,31 @@ impl Former {
         }
     }
 
-    /// Gives the links of a device, by the name that their pins begin with, other programs. Returns those that are on
-    /// the device; with a stale pin nothing is to be done here.
+    /// Gives the link at one side of a device, by the name that its pin begins with, another program. Returns the link if
+    /// it is on the device; with a stale pin nothing is to be done here.
     ///
     /// # Errors
-    /// The kernel refuses one.
-    pub(super) fn update<'a>(
+    /// The kernel refuses.
+    pub(super) fn update(
         &self,
         name: &str,
-        ifindex: u32,
-        program: impl Fn(Side) -> io::Result<BorrowedFd<'a>>,
-    ) -> Result<Vec<FormerLink>> {
-        let mut links = Vec::new();
-        for side in Side::BOTH {
-            let pin = self.folder.join(format!("{name}{}", side.suffix()));
-            let link = match sys::open_pinned(&pin) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                link => link.with_context(|| format!("open the pin {}", pin.display()))?,
-            };
-            let is_there = sys::kind(link.as_fd())? == Kind::Link
-                && sys::link_info(link.as_fd())?.seat() == Seat::Device(ifindex, hook_at(side));
-            if !is_there {
-                continue;
-            }
-            let replaced = sys::replace(link.as_fd(), program(side)?);
-            replaced.with_context(|| format!("replace the program of {}", pin.display()))?;
-            links.push(FormerLink { pin, link });
+        at: (u32, Side),
+        program: BorrowedFd<'_>,
+    ) -> Result<Option<FormerLink>> {
+        let (ifindex, side) = at;
+        let pin = self.folder.join(format!("{name}{}", side.suffix()));
+        let link = match sys::open_pinned(&pin) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            link => link.with_context(|| format!("open the pin {}", pin.display()))?,
+        };
+        let is_there = sys::kind(link.as_fd())? == Kind::Link
+            && sys::link_info(link.as_fd())?.seat() == Seat::Device(ifindex, hook_at(side));
+        if !is_there {
+            return Ok(None);
         }
-        Ok(links)
+        let replaced = sys::replace(link.as_fd(), program);
+        replaced.with_context(|| format!("replace the program of {}", pin.display()))?;
+        Ok(Some(FormerLink { pin, link }))
     }
 
     /// The uplinks of an earlier agent, by interface index.

@@ -4,17 +4,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use super::former::{self, FormerLink};
 use super::tc::{At, Queue, Side, Tc};
-use super::{Hook, HookOf, Kernel, PROGRAM_PREFIX, former};
+use super::{Hook, HookOf, Kernel, PROGRAM_PREFIX};
 
-/// What leaves the node and what comes into it meets: program, side.
+/// What leaves the node and what comes into it meets: program, side. In the order in which an earlier agent's are replaced:
+/// what our program of one side leaves to that of the other, a program of before where packets leave may let through as it is.
 pub(super) const NET_HOOKS: [(&str, Side); 2] =
-    [("weir_from_net", Side::In), ("weir_to_net", Side::Out)];
+    [("weir_to_net", Side::Out), ("weir_from_net", Side::In)];
 
 impl Kernel {
     /// Puts the programs on the uplinks, and takes them off every other device.
@@ -30,48 +31,48 @@ impl Kernel {
         }
         for (index, name) in self.former.uplinks()? {
             if !uplinks.contains_key(&index) {
-                for link in self
-                    .former
-                    .update(&name, index, |side| self.net_program(side))?
-                {
-                    link.remove()?;
+                for (program, side) in NET_HOOKS {
+                    let program = self.loaded.program(program)?;
+                    if let Some(link) = self.former.update(&name, (index, side), program)? {
+                        link.remove()?;
+                    }
                 }
             }
         }
         placed
     }
 
-    /// Puts the programs where they should be, in place of whatever of ours is there.
+    /// Puts the programs where they should be, in place of whatever of ours is there: one side of all devices, then the
+    /// other.
     ///
     /// # Errors
     /// The kernel refuses one; the others are done.
     pub fn place_net_hooks(&self, uplinks: &BTreeMap<u32, String>) -> Result<()> {
         let mut first = Ok(());
-        for (index, device) in uplinks {
-            let placed = self.place_on_uplink(*index);
-            first = first.and(placed.with_context(|| format!("uplink {device}")));
+        for (program, side) in NET_HOOKS {
+            for (index, device) in uplinks {
+                let placed = self.place_on_uplink(*index, program, side);
+                first = first.and(placed.with_context(|| format!("uplink {device}")));
+            }
         }
         first
     }
 
-    fn place_on_uplink(&self, index: u32) -> Result<()> {
+    fn place_on_uplink(&self, index: u32, program: &str, side: Side) -> Result<()> {
+        let fd = self.loaded.program(program)?;
         // For a moment a packet may meet a program twice: the second time it finds the packet translated.
         let name = former::uplink_name(index);
-        let links = self
-            .former
-            .update(&name, index, |side| self.net_program(side))?;
+        let link = self.former.update(&name, (index, side), fd)?;
         self.see_to_queue(index)?;
-        for (program, side) in NET_HOOKS {
-            let at = At::Device(index, side);
-            let found = self.tc.get(at)?;
-            let id = self.loaded.program_id(program)?;
-            if !found.is_some_and(|it| it.is_in_our_place() && it.program == id) {
-                self.tc
-                    .put(at, self.loaded.program(program)?, program)
-                    .with_context(|| format!("put {program} there"))?;
-            }
+        let at = At::Device(index, side);
+        let found = self.tc.get(at)?;
+        let id = self.loaded.program_id(program)?;
+        if !found.is_some_and(|it| it.is_in_our_place() && it.program == id) {
+            self.tc
+                .put(at, fd, program)
+                .with_context(|| format!("put {program} there"))?;
         }
-        links.into_iter().try_for_each(|link| link.remove())
+        link.map_or(Ok(()), FormerLink::remove)
     }
 
     fn see_to_queue(&self, index: u32) -> Result<()> {
@@ -88,11 +89,6 @@ impl Kernel {
             }
             Err(error) => Err(error).context("give it a clsact queue"),
         }
-    }
-
-    fn net_program(&self, side: Side) -> io::Result<BorrowedFd<'_>> {
-        self.loaded
-            .program(NET_HOOKS[usize::from(side == Side::Out)].0)
     }
 
     /// Every hook of an uplink.

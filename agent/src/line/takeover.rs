@@ -36,8 +36,8 @@ impl<M: Machine> Line<M> {
         for _ in 0..2 {
             (since, is_whole) = self.adopt_conversations(since);
         }
-        // First where packets leave: our program there looks at everything that theirs has passed, while theirs would let
-        // through what ours leaves to it.
+        // First where packets leave the node: our program there looks at everything that theirs have passed, while theirs
+        // there would let through what ours leave to it.
         self.place_net_hooks();
         if let Err(error) = self.machine.place_pod_hooks() {
             warn!(
