@@ -72,6 +72,7 @@ fn take_answer<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<
     scratch.device = plan.back.device.load(Relaxed);
     // A refusal is no answer: it would let a flood of SYNs to a closed port fill the table of the answered.
     if segment.is_rst() {
+        plan.back.seen.store(tables.now(), Relaxed);
         plan.back.state.fetch_or(WayState::RESET, Relaxed);
         return Ok(true);
     }
@@ -87,6 +88,9 @@ fn take_answer<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<
     if is_said && protocol == Protocol::TCP && is_whole {
         let end = scratch.arrival.end;
         plan.way.others_end.store(end, Relaxed);
+    }
+    if plan.back.state.load(Relaxed) & WayState::OTHER_FIN != 0 {
+        plan.back.state.fetch_or(WayState::FIN_HEARD, Relaxed);
     }
     if segment.is_fin() && is_whole {
         plan.back.state.fetch_or(WayState::FIN, Relaxed);

@@ -146,7 +146,10 @@ fn choose<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
                 last,
                 ..
             } = scratch;
-            service::stick(tables, frontend, client, last);
+            // Which backend a client is to have next says what opens, not what goes on.
+            if !is_chosen {
+                service::stick(tables, frontend, client, last);
+            }
             go(tables, scratch, reserved);
             return Ok(());
         }
@@ -355,6 +358,7 @@ fn leave<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), Dr
     let Some(uplink) = tables.uplink(arrival.ifindex) else {
         return match arrival.mark {
             Mark::LEAVING | Mark::TRANSLATED => Err(DropReason::NotTranslatable),
+            Mark::REPLY => Err(DropReason::NoFlow),
             _ => Ok(()),
         };
     };

@@ -102,8 +102,11 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
             plan.way.bytes.fetch_add(bytes, Relaxed);
             let said = held.way.others_end.load(Relaxed);
             plan.way.others_end.store(said, Relaxed);
-            let goodbye = held.way.state.load(Relaxed) & WayState::BOTH_FIN;
-            plan.way.state.fetch_or(goodbye, Relaxed);
+            let mut goodbyes = held.way.state.load(Relaxed) & WayState::BOTH_FIN;
+            if goodbyes & WayState::OTHER_FIN != 0 {
+                goodbyes |= WayState::FIN_HEARD;
+            }
+            plan.way.state.fetch_or(goodbyes, Relaxed);
             keep(&mut plan.back, &held.back);
             reserved = Reserved::Again;
         } else if !is_moved(&plan.key, &held.key) && !is_forgotten(tables, plan, &held) {
@@ -213,10 +216,16 @@ fn keep(back: &mut Way, held: &Way) {
 
 #[inline(always)]
 fn is_forgotten<T: Tables + ?Sized>(tables: &T, plan: &Plan, held: &Plan) -> bool {
+    let state = held.way.state.load(Relaxed);
+    if plan.key.protocol == Protocol::TCP && state & WayState::PROVEN != 0 {
+        // It is open and found no room for ways: nobody takes its place sooner than theirs.
+        let refused = held.back.state.load(Relaxed) & WayState::RESET;
+        let seen = held.way.seen.load(Relaxed);
+        let seen = seen.max(held.back.seen.load(Relaxed));
+        return way::is_closed(tables, state | refused, seen);
+    }
     let is_unanswered = held.back.packets.load(Relaxed) == 0;
-    let is_strangers = plan.key.protocol == Protocol::TCP
-        && held.way.owner == 0
-        && held.way.state.load(Relaxed) & WayState::PROVEN == 0;
+    let is_strangers = plan.key.protocol == Protocol::TCP && held.way.owner == 0;
     let patience = if is_strangers {
         STRANGERS_PATIENCE
     } else if plan.key.protocol == Protocol::TCP {

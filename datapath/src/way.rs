@@ -132,7 +132,7 @@ fn go_on<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<bool, 
     let is_opener = state & WayState::OPENER != 0;
     let is_tcp = scratch.trace.tuple.protocol == Protocol::TCP;
     scratch.other.set_other(&scratch.trace.tuple, &way.step);
-    let opens = segment.is_syn() && is_closed(tables, way);
+    let opens = segment.is_syn() && is_closed(tables, state, way.seen.load(Relaxed));
     if way.backend != 0 {
         // A SYN of a connection that goes on is an old one, or forged (RFC 5961 section 4).
         let asks = Asks::of(scratch.trace.tuple.protocol, opens);
@@ -412,15 +412,13 @@ pub(crate) fn remove<T: Tables + ?Sized>(tables: &T, key: &WayKey, owner: u32) {
     }
 }
 
-/// Is a connection closed, as far as one of its ways shows? A RST is believed when that has been silent since, in the direction
+/// Is a connection closed, as far as the state of one of its ways shows, in which the last packet came at `seen`? A RST is believed when that has been silent since, in the direction
 /// in which it is asked about: anybody may write one, and whose it is goes on (RFC 5961 section 3).
 #[inline(always)]
-fn is_closed<T: Tables + ?Sized>(tables: &T, way: &Way) -> bool {
+pub(crate) fn is_closed<T: Tables + ?Sized>(tables: &T, state: u32, seen: u64) -> bool {
     const PATIENCE: u64 = 3_000_000_000;
-    let state = way.state.load(Relaxed);
     WayState::is_finished(state)
-        || (WayState::is_closed(state)
-            && tables.now().saturating_sub(way.seen.load(Relaxed)) > PATIENCE)
+        || (WayState::is_closed(state) && tables.now().saturating_sub(seen) > PATIENCE)
 }
 
 /// Is a conversation over, so that its ends can serve another one?
@@ -432,7 +430,7 @@ pub(crate) fn is_over<T: Tables + ?Sized>(
     other: &WayKey,
 ) -> bool {
     if key.protocol == Protocol::TCP {
-        return is_closed(tables, way);
+        return is_closed(tables, way.state.load(Relaxed), way.seen.load(Relaxed));
     }
     let now = tables.now();
     let is_silent = |way: &Way| now.saturating_sub(way.seen.load(Relaxed)) > IDLE;

@@ -349,6 +349,30 @@ fn fragments_of_answers_are_answers() {
     }
 }
 
+/// Only the last part of a segment says where it ends, which its receiver is to acknowledge.
+#[test]
+fn an_answer_in_fragments_does_not_say_where_it_ends() {
+    for family in FAMILIES {
+        let memory = world();
+        let asked = sent(Host::A, Host::Far, family, &tcp(1000, 80, SYN));
+        assert_eq!(verdict(&memory, &asked), Verdict::Pass);
+        let end = || {
+            let plans = memory.plans.borrow();
+            assert_eq!(plans.len(), 1);
+            let plan = plans.values().next().unwrap();
+            plan.way.others_end.load(Relaxed)
+        };
+        let whole = received(Host::Far, Host::A, family, &long_tcp((80, 1000), SYN | ACK));
+        for arrival in parts(&whole, 5, 64) {
+            assert_eq!(verdict(&memory, &arrival), Verdict::Pass);
+            assert_eq!(end(), 0);
+        }
+        assert_eq!(memory.ways.borrow().len(), 0);
+        assert_eq!(verdict(&memory, &whole), Verdict::Pass);
+        assert_eq!(memory.ways.borrow().len(), 2);
+    }
+}
+
 #[test]
 fn a_node_and_its_pods_may_send_fragments_to_each_other() {
     for family in FAMILIES {

@@ -205,17 +205,20 @@ fn a_pod_that_floods_harms_itself_alone() {
         ("one", "198.51.100.1:8081", 1, 8080),
         ("a service", "10.96.0.77:8081", 1, 8080),
     ] {
+        // A SYN that the machine's own queues had no room for (`overflowed`) is sent again within this patience. Anything
+        // later than this says that one was lost elsewhere.
+        const LATE: u64 = 1_000;
         let loads: Vec<Load> = [
-            format!("--kind http --target {} --rate 100", to_world(open)),
-            "--kind http --target 10.96.0.77:80 --rate 50".to_owned(),
-            format!("--kind udp --target {} --rate 25", to_world(8081)),
             format!(
-                "--kind udp --target {} --rate 25 --patience 1900",
-                to_world(SLOW)
+                "http --target {} --rate 100 --patience 3500",
+                to_world(open)
             ),
+            "http --target 10.96.0.77:80 --rate 50 --patience 3500".to_owned(),
+            format!("udp --target {} --rate 25", to_world(8081)),
+            format!("udp --target {} --rate 25 --patience 1900", to_world(SLOW)),
         ]
         .into_iter()
-        .map(|words| Load::start(&quiet, &format!("{words} --seconds {seconds}")).unwrap())
+        .map(|words| Load::start(&quiet, &format!("--kind {words} --seconds {seconds}")).unwrap())
         .collect();
         let flood = binary("weir-flood").display().to_string();
         let mut flood = noisy.command(&flood);
@@ -254,7 +257,7 @@ fn a_pod_that_floods_harms_itself_alone() {
             String::from_utf8_lossy(&said.stdout).replace('\n', " ")
         );
         assert!(said.status.success(), "{said:?}");
-        for load in loads {
+        for (n, load) in loads.into_iter().enumerate() {
             let tally = load.finish().unwrap();
             println!(
                 "  {} of {}, slowest {} ms",
@@ -262,7 +265,10 @@ fn a_pod_that_floods_harms_itself_alone() {
                 tally.attempted,
                 tally.slowest_ms
             );
-            if tally.succeeded() != tally.attempted {
+            let is_connections = n < 2;
+            let is_late = is_connections && tally.slowest_ms >= LATE;
+            let is_excused = overflowed() > overflowed_before;
+            if tally.succeeded() != tally.attempted || (is_late && !is_excused) {
                 lost.push(format!("{kind}: {tally:?}"));
             }
         }
@@ -298,14 +304,23 @@ fn a_pod_that_floods_harms_itself_alone() {
         assert_eq!(counted, held as i64);
         assert!(held >= at_least, "{held}");
     }
-    let recent = recent_drops(&node, "pod_limit").unwrap();
-    assert!(!recent.is_empty());
-    assert!(
-        recent
+    assert!(!recent_drops(&node, "pod_limit").unwrap().is_empty());
+    for reason in [
+        "pod_limit",
+        "no_nat_port",
+        "no_flow",
+        "table_full",
+        "nat_collision",
+    ] {
+        let recent = recent_drops(&node, reason).unwrap();
+        println!("{reason}: {} explained", recent.len());
+        let is_others =
+            |end: &serde_json::Value| end["name"] == "shop/quiet" || end["name"] == "shop/busy";
+        let of_others = recent
             .iter()
-            .all(|row| row["source"]["name"] == "shop/noisy"),
-        "{recent:?}"
-    );
+            .find(|row| is_others(&row["source"]) || is_others(&row["destination"]));
+        assert!(of_others.is_none(), "{reason}: {of_others:?}");
+    }
 }
 
 fn service(backend: &Pod) -> String {

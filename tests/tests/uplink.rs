@@ -12,8 +12,8 @@ use weir_common::way::Mark;
 use weir_datapath::{Scratch, Verdict};
 use weir_tests::bytes::{Bytes, marked};
 use weir_tests::edges::{sent, tcp, udp};
-use weir_tests::fragments::is_folded;
-use weir_tests::frames::{ACK, Ip, SYN, Transport, checksums_are_right};
+use weir_tests::fragments::{is_folded, split};
+use weir_tests::frames::{ACK, Echo, Ip, L3, SYN, Transport, checksums_are_right};
 use weir_tests::stories::{Story, decide, stories};
 use weir_tests::tables::Memory;
 use weir_tests::world::{BACKEND_PORT, FAMILIES, Family, Host, REMOTE, UPLINK, node_port, world};
@@ -195,5 +195,62 @@ fn without_masquerading_pods_keep_their_addresses() {
         }
         let plans = memory.plans.borrow();
         assert!(plans.keys().all(|answer| answer.hook == Hook::TO_POD));
+    }
+}
+
+/// What the node itself sends is looked at where it may be an answer to what was asked through a node port: the rest of its
+/// traffic costs nothing more.
+#[test]
+fn of_the_nodes_own_packets_few_are_looked_at() {
+    use weir_datapath::l3::Family as Read;
+    const ASKED: u16 = 9000;
+    for family in FAMILIES {
+        let read = if family == Family::V4 {
+            Read::V4
+        } else {
+            Read::V6
+        };
+        let ip = Ip::between(Host::Node.ip(family), Host::World.ip(family));
+        let may_be = |frame: Vec<u8>| {
+            let packet = Bytes::new(UPLINK, frame);
+            read.may_be(&packet, |port| u16::from(port) == ASKED)
+        };
+        let error = Transport::Unreachable {
+            quoted: vec![0x45; 48],
+        };
+        let echo = |way| Transport::Echo { way, identifier: 9 };
+        for (transport, expected) in [
+            (tcp(ASKED, 80, ACK), true),
+            (tcp(80, ASKED, ACK), false),
+            (udp(ASKED, 80), true),
+            (udp(80, ASKED), false),
+            (error, true),
+            (echo(Echo::Request), false),
+            (echo(Echo::Reply), false),
+            (Transport::Sctp { ports: (ASKED, 80) }, false),
+        ] {
+            let whole = ip.frame(&transport);
+            assert_eq!(may_be(whole.clone()), expected, "{transport:?}");
+            // Where the transport header begins says the header.
+            if family == Family::V4 {
+                let mut ip = ip.clone();
+                ip.options = 8;
+                assert_eq!(may_be(ip.frame(&transport)), expected, "{transport:?}");
+            }
+            assert!(!may_be(whole[..L3 + 5].to_vec()));
+            let body = if family == Family::V4 { 20 } else { 40 };
+            assert!(!may_be(whole[..L3 + body + 1].to_vec()));
+        }
+        for frame in split(&ip.frame(&long(80)), 5, 64) {
+            assert!(may_be(frame));
+        }
+    }
+}
+
+/// More than a fragment of 64 bytes.
+fn long(source: u16) -> Transport {
+    Transport::Udp {
+        ports: (source, 80),
+        payload: vec![7; 100],
     }
 }

@@ -227,10 +227,24 @@ pub(super) fn adopt(bpffs: &Path, flows: &Flows, today: &Today) -> io::Result<us
         }
     })?;
     let count = found.len();
-    for it in found {
+    for mut it in found {
+        if it.plan.key.hook == Hook::TO_POD && is_translated_back(flows, &it.answer)? {
+            it.plan.back.step.mark = Mark::REPLY;
+        }
         add(flows, it)?;
     }
     Ok(count)
+}
+
+/// Do the answers of a conversation with a pod leave in another's name, though its row knows of no service? Our program of the
+/// uplink has led it there, while theirs was the pod's.
+fn is_translated_back(flows: &Flows, answer: &WayKey) -> io::Result<bool> {
+    let key = WayKey {
+        hook: Hook::TO_NET,
+        ..*answer
+    };
+    let asked = flows.asked_by(&key)?;
+    Ok(asked.is_some_and(|asked| asked.hook == Hook::FROM_NET))
 }
 
 fn read<K: FromBytes, V: FromBytes>(path: &Path, mut row: impl FnMut(K, V)) -> io::Result<()> {

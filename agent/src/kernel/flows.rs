@@ -127,6 +127,22 @@ impl Flows {
         Ok(find::<Way>(table, key)?.map(|way| other(key, &way)))
     }
 
+    /// What the opener of a conversation sends whose answers arrive so, answered or not.
+    ///
+    /// # Errors
+    /// The kernel refuses to read.
+    pub(super) fn asked_by(&self, answer: &WayKey) -> io::Result<Option<WayKey>> {
+        let (ways, plans) = match answer.protocol {
+            Protocol::TCP => (&self.ways.tcp, &self.plans.tcp),
+            _ => (&self.ways.other, &self.plans.other),
+        };
+        if let Some(way) = find::<Way>(ways, answer)? {
+            let is_opener = way.state.load(Relaxed) & WayState::OPENER != 0;
+            return Ok((!is_opener).then(|| other(answer, &way)));
+        }
+        Ok(find::<Plan>(plans, answer)?.map(|plan| plan.key))
+    }
+
     /// Hands over every conversation once, answered or not and whatever sides of the node it passes: as the pod's side sees
     /// it, or else as it came in. Only a batch is held at a time.
     ///

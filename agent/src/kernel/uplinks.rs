@@ -46,12 +46,19 @@ impl Kernel {
     /// other.
     ///
     /// # Errors
-    /// The kernel refuses one; the others are done.
+    /// The kernel refuses one; the other devices are done.
     pub fn place_net_hooks(&self, uplinks: &BTreeMap<u32, String>) -> Result<()> {
         let mut first = Ok(());
+        let mut refused = BTreeSet::new();
         for (program, side) in NET_HOOKS {
             for (index, device) in uplinks {
+                if refused.contains(index) {
+                    continue;
+                }
                 let placed = self.place_on_uplink(*index, program, side);
+                if placed.is_err() {
+                    refused.insert(*index);
+                }
                 first = first.and(placed.with_context(|| format!("uplink {device}")));
             }
         }

@@ -143,13 +143,15 @@ impl<M: Machine> Line<M> {
         }
     }
 
-    /// Programs on the uplinks, and on no other device.
-    pub(super) fn place_net_hooks(&self) {
+    /// Programs on the uplinks, and on no other device. Do all hold theirs?
+    pub(super) fn place_net_hooks(&self) -> bool {
         let uplinks = &self.nodes.devices;
         info!(uplinks = ?uplinks.values(), "these devices lead out of the node");
-        if let Err(error) = self.machine.place_net_hooks(uplinks) {
+        let placed = self.machine.place_net_hooks(uplinks);
+        if let Err(error) = &placed {
             warn!(error = format!("{error:#}"), "an uplink has no program yet");
         }
+        placed.is_ok()
     }
 
     /// How many nodes are known, and whose pods are not reached.

@@ -13,6 +13,25 @@ use super::machine::Machine;
 use super::{Line, Programs};
 use crate::kernel::{Hook, clock};
 
+/// How far conversations of an earlier agent's programs are ours.
+#[derive(Debug, Default)]
+struct Adopted {
+    /// All that were used up to then, on the monotonic clock.
+    since: Duration,
+    has_failed: bool,
+}
+
+impl Adopted {
+    /// It was done from the monotonic time `began` on. If it failed, the next time begins where this one did.
+    fn note(&mut self, began: Duration, is_done: bool) {
+        if is_done {
+            // What is coarse about the clock of programs is a tick.
+            self.since = began.saturating_sub(Duration::from_millis(20));
+        }
+        self.has_failed = !is_done;
+    }
+}
+
 impl<M: Machine> Line<M> {
     /// Puts our programs on every hook, if it is time and was not done before. A hook that refuses is repaired like
     /// any other.
@@ -30,15 +49,15 @@ impl<M: Machine> Line<M> {
                 "a socket hook holds no program of ours yet"
             );
         }
-        // Twice, for those that begin meanwhile: an answer to one that `from_net` does not know is refused by the node.
-        let mut since = Duration::ZERO;
-        let mut is_whole = true;
-        for _ in 0..2 {
-            (since, is_whole) = self.adopt_conversations(since);
-        }
+        // Twice, for those that begin meanwhile: an answer to one that `from_net` does not know is refused by the node, and who
+        // was led to a backend may be led to another.
+        let mut adopted = Adopted::default();
+        self.adopt_conversations(&mut adopted);
+        self.adopt_conversations(&mut adopted);
         // First where packets leave the node: our program there looks at everything that theirs have passed, while theirs
         // there would let through what ours leave to it.
-        self.place_net_hooks();
+        let mut is_whole = self.place_net_hooks();
+        self.adopt_conversations(&mut adopted);
         if let Err(error) = self.machine.place_pod_hooks() {
             warn!(
                 error = format!("{error:#}"),
@@ -54,23 +73,27 @@ impl<M: Machine> Line<M> {
                     error = format!("{error:#}"),
                     "its programs stay as they were for now"
                 );
+                is_whole = false;
             }
         }
         // Those that have begun since.
-        is_whole &= self.adopt_conversations(since).1;
+        self.adopt_conversations(&mut adopted);
         let mut pods = 0;
         for (device, ifindex) in self.pods.devices_of_open() {
             match self.machine.adopt(&device, ifindex) {
                 Ok(()) => pods += 1,
-                Err(error) => warn!(
-                    device,
-                    error = format!("{error:#}"),
-                    "its programs stay as they were"
-                ),
+                Err(error) => {
+                    warn!(
+                        device,
+                        error = format!("{error:#}"),
+                        "its programs stay as they were"
+                    );
+                    is_whole = false;
+                }
             }
         }
         // What was not taken over stays where it is, and the next agent tries again.
-        if is_whole {
+        if is_whole && !adopted.has_failed {
             self.machine.end_take_over();
         }
         self.programs = Programs::Ours;
@@ -81,11 +104,11 @@ impl<M: Machine> Line<M> {
         info!(pods, "our programs are on their hooks");
     }
 
-    /// Returns since when others may have begun, and whether all could be taken over.
-    fn adopt_conversations(&self, since: Duration) -> (Duration, bool) {
+    /// Those that have begun, or were used, since the last time that it was done.
+    fn adopt_conversations(&self, before: &mut Adopted) {
         let began = clock::monotonic();
-        let adopted = self.machine.adopt_conversations(since);
-        let is_whole = adopted.is_ok();
+        let adopted = self.machine.adopt_conversations(before.since);
+        before.note(began, adopted.is_ok());
         match adopted {
             Ok(0) => {}
             Ok(found) => info!(
@@ -97,8 +120,6 @@ impl<M: Machine> Line<M> {
                 "conversations of an earlier agent's programs are lost where they are translated"
             ),
         }
-        // What is coarse about the clock of programs is a tick.
-        (began.saturating_sub(Duration::from_millis(20)), is_whole)
     }
 
     /// What keeps our programs from their hooks when every input is known.
@@ -137,5 +158,24 @@ impl<M: Machine> Line<M> {
             return Some("the pods of this node are not known yet");
         }
         self.policy.awaits()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_adopted_is_looked_at_again() {
+        let seconds = Duration::from_secs;
+        let mut adopted = Adopted::default();
+        adopted.note(seconds(5), false);
+        assert_eq!((adopted.since, adopted.has_failed), (Duration::ZERO, true));
+        adopted.note(seconds(6), true);
+        assert!(!adopted.has_failed);
+        let since = adopted.since;
+        assert!(since < seconds(6) && since > seconds(5));
+        adopted.note(seconds(7), false);
+        assert_eq!((adopted.since, adopted.has_failed), (since, true));
     }
 }

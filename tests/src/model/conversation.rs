@@ -163,8 +163,13 @@ impl Conversation {
     /// be anybody's).
     pub fn is_forgotten(&self, cluster: &Cluster, asker: IpAddr) -> bool {
         let now = cluster.now();
+        if self.is_tcp() && self.is_proven {
+            // It is open, though there is no room for its rows.
+            let is_silent = now - self.seen[THERE].max(self.seen[BACK]) > 3 * SECOND;
+            return self.fin[THERE] == [true; 2] || (self.reset != [false; 2] && is_silent);
+        }
         let is_own = self.packets[BACK] == 0 && self.asked.from.ip() == asker;
-        let is_strangers = self.is_tcp() && !self.is_of_pod(cluster) && !self.is_proven;
+        let is_strangers = self.is_tcp() && !self.is_of_pod(cluster);
         let patience = match (self.is_tcp(), is_own) {
             (true, _) if is_strangers => 3,
             (true, _) => 60,
@@ -221,6 +226,8 @@ impl Conversation {
             let both = self.fin[direction].iter_mut().zip(was.fin[direction]);
             both.for_each(|(fin, was)| *fin |= was);
         }
+        // Who speaks after the other's goodbye has heard it.
+        self.heard = [was.fin[THERE][BACK], was.heard[BACK]];
         // Who asks again was not refused for good.
         self.reset[BACK] = false;
         self.others_end[THERE] = was.others_end[THERE];

@@ -97,6 +97,7 @@ impl Oracle {
                 let Some(address) = cluster.address(at.ifindex) else {
                     return Ok(match at.mark {
                         Mark::LEAVING | Mark::TRANSLATED => Fate::Drop(DropReason::NotTranslatable),
+                        Mark::REPLY => Fate::Drop(DropReason::NoFlow),
                         _ => untouched,
                     });
                 };
@@ -179,7 +180,7 @@ impl Oracle {
             }
             self.fallen.borrow_mut().clear();
             let outcome = self.with(cluster, at, from, index);
-            return Ok(self.take(cluster, at, service, outcome));
+            return Ok(self.take(cluster, at, None, outcome));
         }
         let run = &cluster.services[service].run;
         if run.is_empty() {
@@ -230,15 +231,15 @@ impl Oracle {
         }
         self.fallen.borrow_mut().clear();
         let outcome = self.backend_from(cluster, at, from, run, outcomes[found].0);
-        Ok(self.take(cluster, at, service, outcome))
+        Ok(self.take(cluster, at, Some(service), outcome))
     }
 
-    /// What was found for a service is taken.
+    /// What was found is taken; by what opens, for a service, which may remember it.
     fn take(
         &mut self,
         cluster: &Cluster,
         at: &Arrival,
-        service: usize,
+        opens: Option<usize>,
         outcome: Result<(Conversation, Place), DropReason>,
     ) -> Fate {
         let asked = at.packet.tuple;
@@ -248,7 +249,8 @@ impl Oracle {
                 Fate::Drop(reason)
             }
             Ok((planned, place)) => {
-                if cluster.services[service].affinity != 0
+                if let Some(service) = opens
+                    && cluster.services[service].affinity != 0
                     && let Some((index, which)) = planned.backend
                 {
                     let client = (asked.from.ip(), service, asked.talk);

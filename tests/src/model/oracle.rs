@@ -493,7 +493,9 @@ impl Oracle {
         let segment = packet.segment();
         if segment.is_some_and(Segment::resets) {
             it.reset[BACK] = true;
+            it.seen[BACK] = cluster.now();
         } else if !opens {
+            it.heard[BACK] |= it.fin[BACK][THERE];
             let is_first_word = it.others_end[THERE] == 0;
             if let Some(segment) = segment.filter(|it| it.answers() || is_first_word) {
                 it.others_end[THERE] = segment.end();

@@ -422,18 +422,15 @@ impl Node {
                     let mut all = self.oracle.conversations.iter();
                     !all.any(|it| it.stage == Stage::Asked && it.goes_on(BACK) == *inner)
                 })
-                .map(|inner| self.client(inner)),
-            _ => Some(tuple.to).filter(|_| self.is_strange(packet)),
+                .map(|inner| (self.client(inner), [tuple.to.ip(), inner.to.ip()])),
+            _ => Some((tuple.to, [tuple.from.ip(); 2])).filter(|_| self.is_strange(packet)),
         };
-        if let Some(client) = client {
-            // A pod that is its own backend answers to the address that it asked, at its own port.
-            let pod = match says {
-                Says::Error(_) => tuple.to.ip(),
-                _ => tuple.from.ip(),
-            };
-            let itself = SocketAddr::new(pod, client.port());
-            let gone = |client| self.oracle.gone.get(&client);
-            let Some(why) = gone(client).or_else(|| gone(itself)) else {
+        if let Some((client, pods)) = client {
+            // A pod that is its own backend answers to the address that it asked, at its own port; and who is at that address
+            // may refuse it.
+            let itself = pods.map(|pod| SocketAddr::new(pod, client.port()));
+            let mut whose = [client].into_iter().chain(itself);
+            let Some(why) = whose.find_map(|client| self.oracle.gone.get(&client)) else {
                 return Err(format!("{client} cannot make sense of {packet:?}"));
             };
             *self.strange.entry(*why).or_default() += 1;
