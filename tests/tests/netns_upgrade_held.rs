@@ -3,9 +3,9 @@
 //!
 //! Seen failing: `Line::take_over` without `adopt_conversations`; `PASSED` and `FORMER` of `common/src/node.rs` with each
 //! other's bits (pods' addresses leave); `settle` without the exception for `adopt::is_of` (the killed agent); `adopt`
-//! without `is_translated_back`, and 50 ms before the pods' hooks (the killed agent: what begins there ends); `NET_HOOKS` in
-//! the other order with 300 ms between the two (answers of a pod elsewhere leave untranslated). With 300 ms between all steps
-//! of a take-over as they are, nothing was lost.
+//! without `is_translated_back`, and 50 ms before the pods' hooks (the killed agent: what begins there ends);
+//! `place_net_hooks` in the other order with 300 ms between the two (answers of a pod elsewhere leave untranslated). With
+//! 300 ms between all steps of a take-over as they are, nothing was lost.
 
 #![allow(
     clippy::unwrap_used,

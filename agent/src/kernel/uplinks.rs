@@ -12,10 +12,9 @@ use super::former::{self, FormerLink};
 use super::tc::{At, Queue, Side, Tc};
 use super::{Hook, HookOf, Kernel, PROGRAM_PREFIX};
 
-/// What leaves the node and what comes into it meets: program, side. In the order in which an earlier agent's are replaced:
-/// what our program of one side leaves to that of the other, a program of before where packets leave may let through as it is.
+/// What leaves the node and what comes into it meets: program, side.
 pub(super) const NET_HOOKS: [(&str, Side); 2] =
-    [("weir_to_net", Side::Out), ("weir_from_net", Side::In)];
+    [("weir_from_net", Side::In), ("weir_to_net", Side::Out)];
 
 impl Kernel {
     /// Puts the programs on the uplinks, and takes them off every other device.
@@ -42,15 +41,16 @@ impl Kernel {
         placed
     }
 
-    /// Puts the programs where they should be, in place of whatever of ours is there: one side of all devices, then the
-    /// other.
+    /// Puts the programs where they should be, in place of whatever of ours is there: where packets leave, on all devices,
+    /// then where they come in. What our program there leaves to the one that they leave by, an earlier agent's would let
+    /// through as it is.
     ///
     /// # Errors
     /// The kernel refuses one; the other devices are done.
     pub fn place_net_hooks(&self, uplinks: &BTreeMap<u32, String>) -> Result<()> {
         let mut first = Ok(());
         let mut refused = BTreeSet::new();
-        for (program, side) in NET_HOOKS {
+        for (program, side) in NET_HOOKS.into_iter().rev() {
             for (index, device) in uplinks {
                 if refused.contains(index) {
                     continue;
