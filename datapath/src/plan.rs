@@ -481,6 +481,9 @@ fn begin<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch, epoch: u32, stat
         there |= WayState::FIN;
         back |= WayState::OTHER_FIN;
     }
+    if arrival.segment.is_rst() {
+        there |= WayState::RESET;
+    }
     let end = arrival.end;
     fresh(&mut plan.way, now, epoch, there);
     plan.way.packets.store(1, Relaxed);

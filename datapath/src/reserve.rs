@@ -71,7 +71,11 @@ pub fn reserve<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Outcome
 #[inline(always)]
 fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reserved, DropReason> {
     let Scratch {
-        plan, back, other, ..
+        plan,
+        back,
+        other,
+        arrival,
+        ..
     } = scratch;
     back.set_other(&plan.key, &plan.way.step);
     plan.back.echo.store(back.echo(), Relaxed);
@@ -90,6 +94,14 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
         share.refused.fetch_add(1, Relaxed);
         return Err(DropReason::PodLimit);
     }
+    // What the packet at hand takes back: who asks again was not refused for good, and who opens anew has said no goodbye.
+    let over = if arrival.segment.is_syn() {
+        WayState::GOODBYES | WayState::RESET
+    } else if arrival.segment.is_rst() {
+        0
+    } else {
+        WayState::RESET
+    };
     if tables.add_plan(back, plan)? == Added::Already
         && let Some(held) = tables.plan(back)
     {
@@ -102,12 +114,12 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
             plan.way.bytes.fetch_add(bytes, Relaxed);
             let said = held.way.others_end.load(Relaxed);
             plan.way.others_end.store(said, Relaxed);
-            let mut goodbyes = held.way.state.load(Relaxed) & WayState::BOTH_FIN;
+            let mut goodbyes = held.way.state.load(Relaxed) & WayState::BOTH_FIN & !over;
             if goodbyes & WayState::OTHER_FIN != 0 {
                 goodbyes |= WayState::FIN_HEARD;
             }
             plan.way.state.fetch_or(goodbyes, Relaxed);
-            keep(&mut plan.back, &held.back);
+            keep(&mut plan.back, &held.back, over);
             reserved = Reserved::Again;
         } else if !is_moved(&plan.key, &held.key) && !is_forgotten(tables, plan, &held) {
             return Ok(Reserved::Taken);
@@ -126,9 +138,10 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
             // Another CPU may count in this moment.
             way.packets.fetch_add(now.0, Relaxed);
             way.bytes.fetch_add(now.1, Relaxed);
+            way.state.fetch_and(!over, Relaxed);
             way.state.fetch_or(plan.way.state.load(Relaxed), Relaxed);
             refresh(&held.back, &plan.back);
-            held.back.state.fetch_and(!WayState::RESET, Relaxed);
+            held.back.state.fetch_and(!over, Relaxed);
             held.back
                 .state
                 .fetch_or(plan.back.state.load(Relaxed), Relaxed);
@@ -201,13 +214,12 @@ fn refresh(held: &Way, now: &Way) {
     held.ingress_rule.store(rules.1, Relaxed);
 }
 
-/// What is known of the answers that have come.
+/// What is known of the answers that have come, but for some bits of their state.
 #[inline(always)]
-fn keep(back: &mut Way, held: &Way) {
+fn keep(back: &mut Way, held: &Way, over: u32) {
     back.packets.store(held.packets.load(Relaxed), Relaxed);
     back.bytes.store(held.bytes.load(Relaxed), Relaxed);
-    // Who asks again was not refused for good.
-    let state = held.state.load(Relaxed) & !WayState::RESET;
+    let state = held.state.load(Relaxed) & !over;
     back.state.fetch_or(state, Relaxed);
     if held.packets.load(Relaxed) > 0 {
         back.seen.store(held.seen.load(Relaxed), Relaxed);
@@ -218,11 +230,13 @@ fn keep(back: &mut Way, held: &Way) {
 fn is_forgotten<T: Tables + ?Sized>(tables: &T, plan: &Plan, held: &Plan) -> bool {
     let state = held.way.state.load(Relaxed);
     if plan.key.protocol == Protocol::TCP && state & WayState::PROVEN != 0 {
-        // It is open and found no room for ways: nobody takes its place sooner than theirs.
+        // It is open and found no room for ways. Nobody takes its place before it is closed, and silent: what is said of its end
+        // was compared with no number.
         let refused = held.back.state.load(Relaxed) & WayState::RESET;
         let seen = held.way.seen.load(Relaxed);
         let seen = seen.max(held.back.seen.load(Relaxed));
-        return way::is_closed(tables, state | refused, seen);
+        let is_silent = tables.now().saturating_sub(seen) > way::CLOSED_PATIENCE;
+        return is_silent && WayState::is_closed(state | refused);
     }
     let is_unanswered = held.back.packets.load(Relaxed) == 0;
     let is_strangers = plan.key.protocol == Protocol::TCP && held.way.owner == 0;

@@ -51,10 +51,12 @@ fn decide<P: Packet, T: Tables>(
     if let Err(reason) = arrive::rest(packet, tables, scratch, family, &header) {
         // The kernel can be told to mark what answers a marked packet (`net.ipv4.fwmark_reflect`).
         return match tables.uplink(packet.ifindex()) {
-            Some(_) if packet.mark() == Mark::NONE => Ok(()),
+            _ if packet.mark() == Mark::NONE => Ok(()),
             Some(uplink) if !same(family.uplink(&uplink), &scratch.trace.tuple.source) => {
                 Err(reason)
             }
+            // There is no address to leave with.
+            None if packet.mark() != Mark::FORMER => Err(reason),
             _ => Ok(()),
         };
     }

@@ -291,6 +291,18 @@ fn a_denial_names_its_rule_and_leaves_no_flow() {
     assert!(memory.plans.borrow().is_empty());
 }
 
+/// Who reads of a drop reads whom the packet would have reached, not which service it asked.
+#[test]
+fn what_is_denied_behind_a_service_is_named() {
+    for family in FAMILIES {
+        let arrival = sent(Host::C, NEAR, family, &tcp(1000, SERVICE_PORT, SYN));
+        let (verdict, trace, _) = run(&world(), &arrival);
+        assert_eq!(verdict, dropped(DropReason::EgressDenied));
+        let went = (trace.tuple.destination, trace.tuple.destination_port);
+        assert_eq!(went, (Host::B.addr(family), BACKEND_PORT.into()));
+    }
+}
+
 #[test]
 fn a_new_epoch_judges_a_known_flow_in_its_openers_direction() {
     for family in FAMILIES {

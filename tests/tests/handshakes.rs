@@ -13,10 +13,11 @@ use weir_common::{DropReason, Port, Protocol};
 use weir_datapath::{Scratch, Verdict};
 use weir_tests::bytes::{Bytes, marked};
 use weir_tests::edges::{received, sent, tcp, udp};
+use weir_tests::fragments::split;
 use weir_tests::frames::{ACK, FIN, Ip, L3, RST, SYN, Transport};
 use weir_tests::model::wire::{Packet, Tuple};
 use weir_tests::stories::decide;
-use weir_tests::tables::{Memory, Room};
+use weir_tests::tables::Memory;
 use weir_tests::world;
 use weir_tests::world::{
     BACKEND_PORT, FAMILIES, Family, Host, NAT_PORT, NEAR, REMOTE, SERVICE_PORT, SHARED, UPLINK,
@@ -476,96 +477,14 @@ fn nothing_leaves_untranslated_by_a_device_that_is_no_uplink_any_more() {
                 let packet = marked(UPLINK, ip.frame(&transport), mark);
                 let (verdict, _) = meet(&memory, Hook::TO_NET, &packet);
                 assert_eq!(verdict, Verdict::Drop(reason));
+                // Nor any part of it.
+                for part in split(&ip.frame(&transport), 5, 8) {
+                    let mut packet = marked(UPLINK, part, mark);
+                    let verdict =
+                        decide(Hook::TO_NET, &mut packet, &memory, &mut Scratch::default());
+                    assert!(matches!(verdict, Verdict::Drop(_)), "{mark:?}");
+                }
             }
-        }
-    }
-}
-
-/// A connection that found no room for ways, with the one port of the node that there is.
-fn proven(family: Family) -> Memory {
-    let mut memory = world();
-    let masquerades = |memory: &Memory, number, flags| {
-        let ip = Ip::between(Host::World.ip(family), Host::Far.ip(family));
-        let frame = ip.frame(&tcp(number, BACKEND_PORT, flags));
-        let packet = marked(UPLINK, frame, Mark::TRANSLATED);
-        meet(memory, Hook::TO_NET, &packet).0
-    };
-    assert_eq!(masquerades(&memory, CLIENT, SYN), Verdict::Pass);
-    memory.room = Room::Full;
-    far_answers(&memory, family, SYN | ACK);
-    assert_eq!(masquerades(&memory, CLIENT, ACK), Verdict::Pass);
-    memory.room = Room::Plenty;
-    memory
-}
-
-/// The server outside answers to the port of the node.
-fn far_answers(memory: &Memory, family: Family, flags: u8) {
-    let ip = Ip::between(Host::Far.ip(family), Host::Node.ip(family));
-    let frame = ip.frame(&tcp(BACKEND_PORT, memory.config.first_port, flags));
-    let (verdict, _) = meet(memory, Hook::FROM_NET, &Bytes::new(UPLINK, frame));
-    assert_eq!(verdict, Verdict::Pass);
-}
-
-#[test]
-fn an_open_connection_without_room_keeps_its_place() {
-    const SECOND: u64 = 1_000_000_000;
-    let others_get_it = |memory: &Memory, family| {
-        let ip = Ip::between(Host::World.ip(family), Host::Far.ip(family));
-        let frame = ip.frame(&tcp(CLIENT + 1, BACKEND_PORT, SYN));
-        let packet = marked(UPLINK, frame, Mark::TRANSLATED);
-        match meet(memory, Hook::TO_NET, &packet).0 {
-            Verdict::Pass => true,
-            verdict => {
-                assert_eq!(verdict, Verdict::Drop(DropReason::NoNatPort));
-                false
-            }
-        }
-    };
-    for family in FAMILIES {
-        // Silence is none of the others' affair; the sweep ends it after three hours.
-        let memory = proven(family);
-        memory.now.set(7_200 * SECOND);
-        assert!(!others_get_it(&memory, family));
-        // Anybody may write a RST: it ends what stays silent.
-        far_answers(&memory, family, RST);
-        assert!(!others_get_it(&memory, family));
-        memory.now.set(7_203 * SECOND);
-        assert!(!others_get_it(&memory, family));
-        memory.now.set(7_203 * SECOND + 1);
-        assert!(others_get_it(&memory, family));
-    }
-}
-
-/// Who hears a goodbye and goes on talking has an hour, where there was no room for ways, too.
-#[test]
-fn a_goodbye_that_was_heard_is_known_without_room() {
-    for family in FAMILIES {
-        let heard = |memory: &Memory| {
-            let plans = memory.plans.borrow();
-            let state = |way: &weir_common::way::Way| way.state.load(Relaxed);
-            let mut states = plans
-                .values()
-                .map(|plan| state(&plan.way) | state(&plan.back));
-            states.any(|state| state & WayState::FIN_HEARD != 0)
-        };
-        for openers in [false, true] {
-            let mut memory = proven(family);
-            memory.room = Room::Full;
-            let opener_sends = |flags| {
-                let ip = Ip::between(Host::World.ip(family), Host::Far.ip(family));
-                let frame = ip.frame(&tcp(CLIENT, BACKEND_PORT, flags));
-                let packet = marked(UPLINK, frame, Mark::TRANSLATED);
-                assert_eq!(meet(&memory, Hook::TO_NET, &packet).0, Verdict::Pass);
-            };
-            let far_sends = |flags| far_answers(&memory, family, flags);
-            opener_sends(ACK);
-            far_sends(ACK);
-            let sends: [&dyn Fn(u8); 2] = [&opener_sends, &far_sends];
-            let (says, hears) = (sends[usize::from(!openers)], sends[usize::from(openers)]);
-            says(FIN | ACK);
-            assert!(!heard(&memory));
-            hears(ACK);
-            assert!(heard(&memory), "{openers}");
         }
     }
 }

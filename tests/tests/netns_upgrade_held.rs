@@ -459,6 +459,7 @@ fn an_agent_that_is_killed_while_it_takes_over_is_finished_by_the_next() {
     }
     println!("{kills} were killed before they had ended");
     assert!(kills > 0);
+    assert!(held.iter().any(|it| it.name.starts_with("begun")));
     node.start_agent().unwrap();
     node.wait_ready().unwrap();
     thread::sleep(Duration::from_secs(2));

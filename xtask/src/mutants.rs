@@ -25,6 +25,7 @@ const TESTS: &[&str] = &[
     "node_ports",
     "properties",
     "refusals",
+    "room",
     "shares",
     "sockets",
     "uplink",
@@ -98,7 +99,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: Vec<OsString>) -> anyhow::Re
         step("test what is not changed", || {
             command::run_quietly(cargo().args(["test", "--workspace"]))
         })?;
-        mutants.args(["--baseline=skip", "--test-workspace=true", "--timeout=300"]);
+        mutants.args(["--baseline=skip", "--test-workspace=true", "--timeout=60"]);
     }
     let status = command::status(mutants.args(arguments))?;
     let code = status.code().unwrap_or(1);

@@ -136,11 +136,13 @@ impl Flows {
             Protocol::TCP => (&self.ways.tcp, &self.plans.tcp),
             _ => (&self.ways.other, &self.plans.other),
         };
-        if let Some(way) = find::<Way>(ways, answer)? {
-            let is_opener = way.state.load(Relaxed) & WayState::OPENER != 0;
-            return Ok((!is_opener).then(|| other(answer, &way)));
+        // In this order: a program adds ways before it removes their plan.
+        if let Some(plan) = find::<Plan>(plans, answer)? {
+            return Ok(Some(plan.key));
         }
-        Ok(find::<Plan>(plans, answer)?.map(|plan| plan.key))
+        let way = find::<Way>(ways, answer)?;
+        let is_answer = |way: &Way| way.state.load(Relaxed) & WayState::OPENER == 0;
+        Ok(way.filter(is_answer).map(|way| other(answer, &way)))
     }
 
     /// Hands over every conversation once, answered or not and whatever sides of the node it passes: as the pod's side sees

@@ -417,7 +417,7 @@ impl Kernel {
         Ok(adopt::adopt(bpffs, &self.flows()?, &today)?)
     }
 
-    /// Says that our programs are on every hook, and know what those of an earlier agent knew.
+    /// Says that our programs meet every packet of pods and uplinks, and know what those of an earlier agent knew.
     pub fn end_take_over(&self) {
         self.has_taken_over.store(true, Ordering::Relaxed);
     }

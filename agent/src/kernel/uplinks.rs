@@ -55,8 +55,9 @@ impl Kernel {
                 if refused.contains(index) {
                     continue;
                 }
-                let placed = self.place_on_uplink(*index, program, side);
-                if placed.is_err() {
+                let mut holds = false;
+                let placed = self.place_on_uplink(*index, program, side, &mut holds);
+                if !holds {
                     refused.insert(*index);
                 }
                 first = first.and(placed.with_context(|| format!("uplink {device}")));
@@ -65,11 +66,19 @@ impl Kernel {
         first
     }
 
-    fn place_on_uplink(&self, index: u32, program: &str, side: Side) -> Result<()> {
+    /// Says in `holds` whether packets meet our program there, also when not everything could be done.
+    fn place_on_uplink(
+        &self,
+        index: u32,
+        program: &str,
+        side: Side,
+        holds: &mut bool,
+    ) -> Result<()> {
         let fd = self.loaded.program(program)?;
         // For a moment a packet may meet a program twice: the second time it finds the packet translated.
         let name = former::uplink_name(index);
         let link = self.former.update(&name, (index, side), fd)?;
+        *holds = link.is_some();
         self.see_to_queue(index)?;
         let at = At::Device(index, side);
         let found = self.tc.get(at)?;
@@ -79,6 +88,7 @@ impl Kernel {
                 .put(at, fd, program)
                 .with_context(|| format!("put {program} there"))?;
         }
+        *holds = true;
         link.map_or(Ok(()), FormerLink::remove)
     }
 

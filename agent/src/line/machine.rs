@@ -45,7 +45,7 @@ pub trait Machine: Debug + Send + Sized + 'static {
     /// Puts the programs on these uplinks, and takes them off every other device.
     ///
     /// # Errors
-    /// The kernel refuses one; the others are done.
+    /// The kernel refuses one; the other devices are done.
     fn place_net_hooks(&self, uplinks: &BTreeMap<u32, String>) -> Result<()>;
 
     /// Puts the programs into the filters of all pods, in place of older ones.
@@ -61,7 +61,7 @@ pub trait Machine: Debug + Send + Sized + 'static {
     /// The kernel refuses to read or to write.
     fn adopt_conversations(&self, since: Duration) -> Result<usize>;
 
-    /// Says that our programs are on every hook, and know what those of an earlier agent knew: what that one left is of
+    /// Says that our programs meet every packet of pods and uplinks, and know what those of an earlier agent knew: what that one left is of
     /// no use any more.
     fn end_take_over(&self);
 

@@ -82,14 +82,12 @@ impl<M: Machine> Line<M> {
         for (device, ifindex) in self.pods.devices_of_open() {
             match self.machine.adopt(&device, ifindex) {
                 Ok(()) => pods += 1,
-                Err(error) => {
-                    warn!(
-                        device,
-                        error = format!("{error:#}"),
-                        "its programs stay as they were"
-                    );
-                    is_whole = false;
-                }
+                // Ours, if a link held them; or the device is gone, and nobody has said so yet.
+                Err(error) => warn!(
+                    device,
+                    error = format!("{error:#}"),
+                    "its programs stay as they were"
+                ),
             }
         }
         // What was not taken over stays where it is, and the next agent tries again.

@@ -73,6 +73,7 @@ impl Conversation {
         length: u64,
     ) -> Self {
         let is_fin = !packet.opens_tcp() && packet.segment().is_some_and(Segment::ends);
+        let resets = packet.segment().is_some_and(Segment::resets);
         Self {
             stage: Stage::Asked,
             hooks,
@@ -94,7 +95,7 @@ impl Conversation {
             heard: [false; 2],
             acknowledged: [false; 2],
             is_proven: false,
-            reset: [false; 2],
+            reset: [resets, false],
         }
     }
 
@@ -166,7 +167,8 @@ impl Conversation {
         if self.is_tcp() && self.is_proven {
             // It is open, though there is no room for its rows.
             let is_silent = now - self.seen[THERE].max(self.seen[BACK]) > 3 * SECOND;
-            return self.fin[THERE] == [true; 2] || (self.reset != [false; 2] && is_silent);
+            let is_closed = self.fin[THERE] == [true; 2] || self.reset != [false; 2];
+            return is_closed && is_silent;
         }
         let is_own = self.packets[BACK] == 0 && self.asked.from.ip() == asker;
         let is_strangers = self.is_tcp() && !self.is_of_pod(cluster);
@@ -215,28 +217,36 @@ impl Conversation {
     }
 
     /// Its opener asks again: what is known of the answers stays, and of goodbyes.
-    pub fn take_over(&mut self, was: &Self) {
+    pub fn take_over(&mut self, was: &Self, packet: &Packet) {
+        let segment = packet.segment();
         self.packets[THERE] += was.packets[THERE];
         self.bytes[THERE] += was.bytes[THERE];
         (self.packets[BACK], self.bytes[BACK]) = (was.packets[BACK], was.bytes[BACK]);
         if was.packets[BACK] > 0 {
             self.seen[BACK] = was.seen[BACK];
         }
-        for direction in [THERE, BACK] {
-            let both = self.fin[direction].iter_mut().zip(was.fin[direction]);
-            both.for_each(|(fin, was)| *fin |= was);
+        // Who opens anew has said no goodbye, and nor has the other one yet.
+        if !segment.is_some_and(Segment::opens) {
+            for direction in [THERE, BACK] {
+                let both = self.fin[direction].iter_mut().zip(was.fin[direction]);
+                both.for_each(|(fin, was)| *fin |= was);
+            }
+            // Who speaks after the other's goodbye has heard it.
+            self.heard = [was.fin[THERE][BACK], was.heard[BACK]];
         }
-        // Who speaks after the other's goodbye has heard it.
-        self.heard = [was.fin[THERE][BACK], was.heard[BACK]];
-        // Who asks again was not refused for good.
-        self.reset[BACK] = false;
+        // Who asks again was not refused for good; who breaks off does not ask.
+        let resets = segment.is_some_and(Segment::resets);
+        self.reset = [resets, resets && was.reset[BACK]];
         self.others_end[THERE] = was.others_end[THERE];
     }
 
     /// May the agent's sweep remove it (docs/architecture.md; the durations are those of Linux and kube-proxy)?
     pub fn is_stale(&self, now: u64) -> bool {
         let last = self.seen[THERE].max(self.seen[BACK]);
-        let is_answered = self.stage == Stage::Known && self.rows[BACK] && self.packets[BACK] > 0;
+        let is_known = self.stage == Stage::Known && self.rows[BACK] && self.packets[BACK] > 0;
+        // An open connection without room.
+        let is_proven = self.stage == Stage::Asked && self.is_tcp() && self.is_proven;
+        let is_answered = is_known || is_proven;
         let seconds = match (self.is_tcp(), is_answered) {
             (true, _) if self.reset[THERE] || self.fin[THERE] == [true; 2] => 30,
             (true, false) => 60,

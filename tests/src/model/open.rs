@@ -11,7 +11,7 @@ use weir_datapath::Verdict;
 use super::cluster::{Cluster, From, Health};
 use super::conversation::{BACK, Conversation, SECOND, Stage, THERE};
 use super::oracle::{Arrival, Drawn, Fate, Oracle, Place, Seen, Why, goes};
-use super::wire::{Segment, Tuple};
+use super::wire::{Packet, Segment, Tuple};
 
 /// How many backends are tried before there counts as being none.
 const BACKEND_TRIES: usize = 3;
@@ -444,7 +444,7 @@ impl Oracle {
                 let most = cluster.memory.most.unwrap_or(usize::MAX);
                 if self.ways() < most {
                     self.counts.lost += 1;
-                    self.mend(cluster, planned, torn, direction, plan)
+                    self.mend(cluster, planned, torn, direction, plan, at.packet)
                 } else {
                     // Without room there is a plan as well.
                     self.lacks_room();
@@ -508,7 +508,7 @@ impl Oracle {
         index: usize,
     ) {
         let was = &self.conversations[index];
-        planned.take_over(was);
+        planned.take_over(was, at.packet);
         let is_same = was.step(THERE) == planned.step(THERE)
             && was.step(BACK) == planned.step(BACK)
             && was.backend == planned.backend;
@@ -532,11 +532,12 @@ impl Oracle {
         index: usize,
         direction: usize,
         plan: Option<usize>,
+        packet: &Packet,
     ) -> usize {
         if let Some(plan) = plan
             && self.conversations[plan].key() == planned.key()
         {
-            planned.take_over(&self.conversations[plan]);
+            planned.take_over(&self.conversations[plan], packet);
         }
         let it = &mut self.conversations[index];
         it.rows[direction] = true;

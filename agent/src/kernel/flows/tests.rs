@@ -219,6 +219,8 @@ fn an_open_connection_that_found_no_room_has_the_patience_of_an_open_one() {
         (proven, 0, 3 * 3600),
         (proven | fin, other, 120),
         (proven | other, fin, 120),
+        (proven | other | WayState::FIN_HEARD, fin, 3600),
+        (proven | fin, other | WayState::FIN_HEARD, 3600),
         (proven, WayState::RESET, 30),
         (proven | fin | other, fin | other, 30),
     ] {
