@@ -246,6 +246,41 @@ fn an_uplinks_queue_and_filters_of_others_stay() {
         .unwrap();
 }
 
+/// A queue that holds no filter for what leaves does not disturb links. Where it keeps ours from taking their place, both sides
+/// are ours all the same: a program of each agent on one uplink would not know what the other does.
+#[test]
+fn links_on_an_uplink_with_a_foreign_queue_hold_our_programs_on_both_sides() {
+    let machine = Machine::new("formerq").unwrap();
+    let netns = machine.netns();
+    let pins = pins(&machine);
+    netns.ip("link add wan type veth peer name far2").unwrap();
+    netns
+        .run(|| {
+            let up = nix::net::if_::if_nametoindex("wan").unwrap();
+            let uplink = format!("uplink-{up}");
+            former::attach(&pins, "wan", &uplink, ["weir_from_net", "weir_to_net"]).unwrap();
+            let added = Command::new("tc")
+                .args(["qdisc", "add", "dev", "wan", "ingress"])
+                .status();
+            assert!(added.unwrap().success());
+            let ids = |side| -> Vec<u32> {
+                let (_, programs) = SchedClassifier::query_tcx("wan", side).unwrap();
+                programs.iter().map(ProgramInfo::id).collect()
+            };
+            let before = former::SIDES.map(|(_, side)| ids(side));
+            let kernel = load(&machine, &pins);
+            let uplinks = BTreeMap::from([(up, "wan".to_owned())]);
+            let refused = kernel.settle_net_hooks(&uplinks).unwrap_err();
+            assert!(format!("{refused:#}").contains("clsact"), "{refused:#}");
+            for ((_, side), before) in former::SIDES.into_iter().zip(before) {
+                let now = ids(side);
+                assert_eq!((now.len(), before.len()), (1, 1));
+                assert_ne!(now, before, "{side:?}");
+            }
+        })
+        .unwrap();
+}
+
 #[test]
 fn links_of_earlier_agents_are_taken_over_and_go() {
     let machine = Machine::new("former").unwrap();
