@@ -483,7 +483,6 @@ fn begin<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch, epoch: u32, stat
     }
     if arrival.segment.is_rst() {
         there |= WayState::RESET;
-        back |= WayState::RESET;
     }
     let end = arrival.end;
     fresh(&mut plan.way, now, epoch, there);

@@ -508,13 +508,12 @@ impl Oracle {
         index: usize,
     ) {
         let was = &self.conversations[index];
-        planned.take_over(was, at.packet, cluster.now());
+        planned.take_over(was, at.packet);
         let is_same = was.step(THERE) == planned.step(THERE)
             && was.step(BACK) == planned.step(BACK)
             && was.backend == planned.backend;
         let seen = was.seen[BACK];
-        planned.is_proven =
-            is_same && was.is_proven && !was.is_begun_anew(at.packet, cluster.now());
+        planned.is_proven = is_same && was.is_proven;
         self.conversations[index] = planned;
         if self.conversations[index].is_settled(cluster, at.packet, THERE) {
             self.settle(cluster, index);
@@ -538,7 +537,7 @@ impl Oracle {
         if let Some(plan) = plan
             && self.conversations[plan].key() == planned.key()
         {
-            planned.take_over(&self.conversations[plan], packet, cluster.now());
+            planned.take_over(&self.conversations[plan], packet);
         }
         let it = &mut self.conversations[index];
         it.rows[direction] = true;
