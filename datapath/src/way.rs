@@ -412,11 +412,11 @@ pub(crate) fn remove<T: Tables + ?Sized>(tables: &T, key: &WayKey, owner: u32) {
     }
 }
 
-/// How long a connection must be silent before a RST is believed, in nanoseconds.
+/// How long a connection must be silent before an end is believed that anybody may have written, in nanoseconds.
 pub(crate) const CLOSED_PATIENCE: u64 = 3_000_000_000;
 
-/// Is a connection closed, as far as the state of one of its ways shows, in which the last packet came at `seen`? A RST is believed when that has been silent since, in the direction
-/// in which it is asked about: anybody may write one, and whose it is goes on (RFC 5961 section 3).
+/// Is a connection closed, as far as the state of one of its ways shows, whose last packet came at `seen`? A RST is believed
+/// when that way has been silent since: anybody may write one, and whose it is goes on (RFC 5961 section 3).
 #[inline(always)]
 fn is_closed<T: Tables + ?Sized>(tables: &T, state: u32, seen: u64) -> bool {
     WayState::is_finished(state)

@@ -49,7 +49,6 @@ fn answers(memory: &Memory, family: Family, flags: u8) {
 /// After a handshake.
 fn open(family: Family) -> Memory {
     let mut memory = world();
-    memory.room = Room::Plenty;
     passes(&memory, family, SYN);
     memory.room = Room::Full;
     answers(&memory, family, SYN | ACK);

@@ -219,6 +219,10 @@ fn of_the_nodes_own_packets_few_are_looked_at() {
             quoted: vec![0x45; 48],
         };
         let echo = |way| Transport::Echo { way, identifier: 9 };
+        let long = Transport::Udp {
+            ports: (80, 80),
+            payload: vec![7; 100],
+        };
         for (transport, expected) in [
             (tcp(ASKED, 80, ACK), true),
             (tcp(80, ASKED, ACK), false),
@@ -241,16 +245,8 @@ fn of_the_nodes_own_packets_few_are_looked_at() {
             let body = if family == Family::V4 { 20 } else { 40 };
             assert!(!may_be(whole[..L3 + body + 1].to_vec()));
         }
-        for frame in split(&ip.frame(&long(80)), 5, 64) {
+        for frame in split(&ip.frame(&long), 5, 64) {
             assert!(may_be(frame));
         }
-    }
-}
-
-/// More than a fragment of 64 bytes.
-fn long(source: u16) -> Transport {
-    Transport::Udp {
-        ports: (source, 80),
-        payload: vec![7; 100],
     }
 }
