@@ -82,6 +82,11 @@ fn take_answer<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<
     if segment.is_syn() {
         return Ok(true);
     }
+    // What goes on talking was not ended by a RST.
+    if plan.back.state.load(Relaxed) & WayState::RESET != 0 {
+        plan.back.state.fetch_and(!WayState::RESET, Relaxed);
+        plan.way.state.fetch_and(!WayState::RESET, Relaxed);
+    }
     // What the first one says somebody elsewhere has to acknowledge: the SYN|ACK, or in midstream whatever comes first.
     let is_said = segment.is_answer() || plan.way.others_end.load(Relaxed) == 0;
     let is_whole = scratch.arrival.has_transport() && !segment.is_first();

@@ -368,7 +368,7 @@ fn leave<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), Dr
     if same(&key.source, &node) {
         return Ok(());
     }
-    let mut mark = arrival.mark;
+    let mut mark = scratch.arrival.mark;
     if mark == Mark::FORMER {
         if !former_leaves(tables, scratch) {
             return Ok(());
@@ -376,12 +376,12 @@ fn leave<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), Dr
         mark = Mark::LEAVING;
     }
     let is_chosen = remembers(tables, scratch) && same(&scratch.last.addr, &node);
-    let segment = arrival.segment;
+    let segment = scratch.arrival.segment;
     if mark == Mark::REPLY || (segment.is_answer() && !(segment.is_rst() && is_chosen)) {
         return Err(DropReason::NoFlow);
     }
     let key = &scratch.trace.tuple;
-    if Layout::of(arrival.family(), key.protocol).is_none() || same(&node, &Addr::ABSENT) {
+    if Layout::of(scratch.arrival.family(), key.protocol).is_none() || same(&node, &Addr::ABSENT) {
         return Err(DropReason::NotTranslatable);
     }
     let range = tables.port_range();
@@ -403,7 +403,12 @@ fn leave<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), Dr
     let many = if has_half { many / 2 } else { many };
     let epoch = tables.epoch();
     begin(tables, scratch, epoch, WayState::MASQUERADE);
-    let Scratch { plan, trace, .. } = scratch;
+    let Scratch {
+        plan,
+        trace,
+        arrival,
+        ..
+    } = scratch;
     plan.way.device.store(arrival.ifindex, Relaxed);
     (plan.way.owner, plan.back.owner) = (owner, owner);
     let step = &mut plan.way.step;
@@ -483,6 +488,7 @@ fn begin<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch, epoch: u32, stat
     }
     if arrival.segment.is_rst() {
         there |= WayState::RESET;
+        back |= WayState::RESET;
     }
     let end = arrival.end;
     fresh(&mut plan.way, now, epoch, there);

@@ -7,6 +7,7 @@ use weir_common::event::Hook;
 use weir_common::way::{Plan, Way, WayKey, WayState};
 use weir_common::{DropReason, Protocol};
 
+use crate::arrive::Arrival;
 use crate::share;
 use crate::tables::{Added, Tables};
 use crate::verdict::{Outcome, Scratch};
@@ -82,29 +83,20 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
     let mut reserved = Reserved::New;
     // What the packet at hand counts, where its plan is there already.
     let mut now = (0, 0);
-    let is_of_pod = plan.key.hook == Hook::FROM_POD;
-    let is_tcp = back.protocol == Protocol::TCP;
-    let owner = plan.way.owner;
-    if is_of_pod
-        && let Some(share) = tables.share(owner)
+    if plan.key.hook == Hook::FROM_POD
+        && let Some(share) = tables.share(plan.way.owner)
         && !share::may_open(&share, back.protocol, tables.now())
         && tables.way(back).is_none()
-        && (!is_tcp || tables.plan(back).is_none_or(|held| !held.key.is(&plan.key)))
+        && (back.protocol != Protocol::TCP
+            || tables.plan(back).is_none_or(|held| !held.key.is(&plan.key)))
     {
         share.refused.fetch_add(1, Relaxed);
         return Err(DropReason::PodLimit);
     }
-    // What the packet at hand takes back: who asks again was not refused for good, and who opens anew has said no goodbye.
-    let over = if arrival.segment.is_syn() {
-        WayState::GOODBYES | WayState::RESET
-    } else if arrival.segment.is_rst() {
-        0
-    } else {
-        WayState::RESET
-    };
     if tables.add_plan(back, plan)? == Added::Already
         && let Some(held) = tables.plan(back)
     {
+        let over = taken_back(tables, arrival, &held);
         if held.key.is(&plan.key) {
             plan.way.created = held.way.created;
             now = (plan.way.packets.load(Relaxed), plan.way.bytes.load(Relaxed));
@@ -183,9 +175,9 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
         }
     }
     // Datagrams that stay plans, because their pod has all the streams that it may, keep rows from others by each packet.
-    if is_of_pod
-        && (reserved == Reserved::New || !is_tcp)
-        && let Some(share) = tables.share(owner)
+    if plan.key.hook == Hook::FROM_POD
+        && (reserved == Reserved::New || plan.key.protocol != Protocol::TCP)
+        && let Some(share) = tables.share(plan.way.owner)
     {
         share::open(&share, tables.now());
     }
@@ -199,6 +191,29 @@ fn is_moved(asks: &WayKey, asked: &WayKey) -> bool {
     asks.protocol != Protocol::TCP
         && u16::from(asks.source_port) == u16::from(asked.source_port)
         && same(&asks.source, &asked.source)
+}
+
+/// The bits of a plan that the packet of its opener takes back: who asks again was not refused for good, and what opens anew where a
+/// connection is closed has said no goodbye, and proved nothing.
+#[inline(always)]
+fn taken_back<T: Tables + ?Sized>(tables: &T, arrival: &Arrival, held: &Plan) -> u32 {
+    let segment = arrival.segment;
+    if segment.is_syn() && is_closed(tables, held) {
+        WayState::GOODBYES | WayState::RESET | WayState::PROVEN
+    } else if segment.is_rst() {
+        0
+    } else {
+        WayState::RESET
+    }
+}
+
+/// [`way::is_closed`], of both ways of a plan.
+#[inline(always)]
+fn is_closed<T: Tables + ?Sized>(tables: &T, held: &Plan) -> bool {
+    let refused = held.back.state.load(Relaxed) & WayState::RESET;
+    let seen = held.way.seen.load(Relaxed);
+    let seen = seen.max(held.back.seen.load(Relaxed));
+    way::is_closed(tables, held.way.state.load(Relaxed) | refused, seen)
 }
 
 /// Makes a row say what was judged now. What it counts, others count, too.

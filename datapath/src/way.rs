@@ -418,7 +418,7 @@ pub(crate) const CLOSED_PATIENCE: u64 = 3_000_000_000;
 /// Is a connection closed, as far as the state of one of its ways shows, whose last packet came at `seen`? A RST is believed
 /// when that way has been silent since: anybody may write one, and whose it is goes on (RFC 5961 section 3).
 #[inline(always)]
-fn is_closed<T: Tables + ?Sized>(tables: &T, state: u32, seen: u64) -> bool {
+pub(crate) fn is_closed<T: Tables + ?Sized>(tables: &T, state: u32, seen: u64) -> bool {
     WayState::is_finished(state)
         || (WayState::is_closed(state) && tables.now().saturating_sub(seen) > CLOSED_PATIENCE)
 }

@@ -1,17 +1,18 @@
 //! The programs in the running kernel with maps of their own, filled from the tables of a test.
 
 use std::process::Command;
+use std::rc::Rc;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::maps::{Array, HashMap, Map, PerCpuArray, lpm_trie};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use weir_agent::kernel::object::OBJECT;
-use weir_common::DropReason;
 use weir_common::counter::Counter;
 use weir_common::event::Hook;
 use weir_common::node::NodeConfig;
 use weir_common::way::WayKey;
+use weir_common::{DropReason, Protocol};
 use zerocopy::{FromBytes, Immutable, IntoBytes, transmute};
 
 use crate::bytes::Bytes;
@@ -154,6 +155,31 @@ pub fn rows<V: FromBytes, const N: usize>(ebpf: &mut Ebpf, name: &str) -> Result
         rows.push((transmute!(key), row));
     }
     Ok(rows)
+}
+
+/// Writes rows anew that both sides have, in the order of their keys: to the first table those of TCP, of `N` bytes each.
+///
+/// # Errors
+/// The kernel does not have a row.
+pub fn rewrite<V, const N: usize>(
+    ebpf: &mut Ebpf,
+    names: [&str; 2],
+    host: &std::collections::HashMap<WayKey, Rc<V>>,
+    mut row: impl FnMut(&V) -> [u8; N],
+) -> Result<()> {
+    /// `BPF_EXIST`.
+    const EXIST: u64 = 2;
+    let mut rows: Vec<_> = host.iter().collect();
+    rows.sort_unstable_by_key(|(key, _)| **key);
+    for (name, is_tcp) in names.into_iter().zip([true, false]) {
+        let mut table: HashMap<_, [u8; 40], [u8; N]> = map(ebpf, name)?.try_into()?;
+        let is_meant = |key: &WayKey| (key.protocol == Protocol::TCP) == is_tcp;
+        for (key, value) in rows.iter().filter(|(key, _)| is_meant(key)) {
+            let key: [u8; 40] = transmute!(**key);
+            table.insert(key, row(value), EXIST)?;
+        }
+    }
+    Ok(())
 }
 
 /// Runs something in a network namespace that ends with it.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::Ebpf;
@@ -217,6 +217,12 @@ struct Tally {
     refused: usize,
 }
 
+/// How long ago the last packet of a row may be, in seconds, after time was made to pass. Host and kernel read the clock one after
+/// the other, and a tick may come between: so no limit (2, 3, 30, 60, 120 s) is nearer than the second that [`AGED_AFTER`] packets
+/// take at most.
+const AGES: [u64; 5] = [0, 10, 40, 90, 200];
+const AGED_AFTER: usize = 4_000;
+
 /// Runs so many packets of each family through the programs of `hooks`, among some through those of
 /// `beside`.
 fn agree(seed: u64, each: usize, hooks: &[Hook], beside: &[Hook]) -> Result<()> {
@@ -232,7 +238,7 @@ fn agree(seed: u64, each: usize, hooks: &[Hook], beside: &[Hook]) -> Result<()> 
     let mut scratch = Scratch::default();
     let mut tallies: BTreeMap<(u8, usize), Tally> = BTreeMap::new();
     let start = Instant::now();
-    let mut step = 0;
+    let (mut step, mut aged) = (0, 0);
     let is_done = |tallies: &BTreeMap<(u8, usize), Tally>| {
         hooks.iter().all(|hook| {
             (0..FAMILIES.len()).all(|family| {
@@ -247,6 +253,9 @@ fn agree(seed: u64, each: usize, hooks: &[Hook], beside: &[Hook]) -> Result<()> 
         if step % 500 == 0 {
             change(&mut memory, &mut mix);
             programs::write_changing(&mut kernel.ebpf, &memory)?;
+        }
+        if step % AGED_AFTER == 0 {
+            aged += kernel.age(&memory, &mut mix)?;
         }
         let hook = if !beside.is_empty() && mix.below(4) == 0 {
             beside[mix.below(beside.len())]
@@ -302,7 +311,8 @@ fn agree(seed: u64, each: usize, hooks: &[Hook], beside: &[Hook]) -> Result<()> 
             println!("  {count:7} {label}");
         }
     }
-    println!("{ways} ways and {plans} plans agree; {elapsed:?}");
+    println!("{ways} ways and {plans} plans agree, {aged} times set back; {elapsed:?}");
+    ensure!(aged > 1_000, "only {aged} times were set back");
     Ok(())
 }
 
@@ -379,6 +389,33 @@ impl Kernel {
         let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
         map.set(0, PerCpuValues::try_from(vec![bucket; cpus])?, 0)?;
         Ok(())
+    }
+
+    /// Lets time pass: sets back when the last packets of all conversations came, the same on both sides. Says of how many.
+    fn age(&mut self, memory: &Memory, mix: &mut Mix) -> Result<usize> {
+        let now = programs::clock();
+        let mut set_back = |way: &Way| {
+            if way.seen.load(Relaxed) != 0 {
+                let ago = Duration::from_secs(AGES[mix.below(AGES.len())]);
+                let seen = now.saturating_sub(ago.as_nanos() as u64);
+                way.seen.store(seen, Relaxed);
+            }
+        };
+        let (ways, plans) = (memory.ways.borrow(), memory.plans.borrow());
+        let names = ["TCP_WAYS", "OTHER_WAYS"];
+        programs::rewrite(&mut self.ebpf, names, &ways, |way| {
+            set_back(way);
+            let row: [u8; size_of::<Way>()] = transmute!(copy(way));
+            row
+        })?;
+        let names = ["TCP_PLANS", "OTHER_PLANS"];
+        programs::rewrite(&mut self.ebpf, names, &plans, |plan| {
+            set_back(&plan.way);
+            set_back(&plan.back);
+            let row: [u8; size_of::<Plan>()] = transmute!(copy_plan(plan));
+            row
+        })?;
+        Ok(ways.len() + plans.len())
     }
 
     fn forget_flows(&mut self) -> Result<()> {

@@ -142,6 +142,42 @@ fn who_opens_anew_has_said_no_goodbye() {
     }
 }
 
+/// A SYN that nobody answers, or that somebody else has written, makes nothing open that is closed.
+#[test]
+fn a_syn_alone_keeps_no_place() {
+    for family in FAMILIES {
+        let mut memory = open(family);
+        passes(&memory, family, FIN | ACK);
+        answers(&memory, family, FIN | ACK);
+        passes(&memory, family, SYN);
+        memory.now.set(3 * SECOND + 1);
+        assert!(is_taken(&mut memory, family));
+        // Nor does it take a goodbye back.
+        let mut memory = open(family);
+        answers(&memory, family, FIN | ACK);
+        passes(&memory, family, SYN);
+        passes(&memory, family, FIN | ACK);
+        memory.now.set(3 * SECOND + 1);
+        assert!(is_taken(&mut memory, family));
+    }
+}
+
+#[test]
+fn an_answer_after_a_reset_takes_it_back() {
+    for family in FAMILIES {
+        let memory = world();
+        passes(&memory, family, SYN);
+        for flags in [RST | ACK, SYN | ACK] {
+            answers(&memory, family, flags);
+        }
+        passes(&memory, family, ACK);
+        let ways = memory.ways.borrow();
+        assert_eq!(ways.len(), 2);
+        let mut states = ways.values().map(|way| way.state.load(Relaxed));
+        assert!(states.all(|state| state & WayState::RESET == 0));
+    }
+}
+
 /// Who hears a goodbye and goes on talking has an hour, as with ways.
 #[test]
 fn a_goodbye_that_was_heard_is_known() {

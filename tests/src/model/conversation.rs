@@ -95,7 +95,7 @@ impl Conversation {
             heard: [false; 2],
             acknowledged: [false; 2],
             is_proven: false,
-            reset: [resets, false],
+            reset: [resets; 2],
         }
     }
 
@@ -216,8 +216,15 @@ impl Conversation {
         (self.goes_on(direction), mark, other)
     }
 
+    /// Does a packet of its opener begin another connection, of what has one row?
+    pub fn is_begun_anew(&self, packet: &Packet, now: u64) -> bool {
+        let is_silent = now - self.seen[THERE].max(self.seen[BACK]) > 3 * SECOND;
+        let is_closed = self.fin[THERE] == [true; 2] || (self.reset != [false; 2] && is_silent);
+        packet.opens_tcp() && is_closed
+    }
+
     /// Its opener asks again: what is known of the answers stays, and of goodbyes.
-    pub fn take_over(&mut self, was: &Self, packet: &Packet) {
+    pub fn take_over(&mut self, was: &Self, packet: &Packet, now: u64) {
         let segment = packet.segment();
         self.packets[THERE] += was.packets[THERE];
         self.bytes[THERE] += was.bytes[THERE];
@@ -225,8 +232,8 @@ impl Conversation {
         if was.packets[BACK] > 0 {
             self.seen[BACK] = was.seen[BACK];
         }
-        // Who opens anew has said no goodbye, and nor has the other one yet.
-        if !segment.is_some_and(Segment::opens) {
+        // Where a connection is closed, who opens anew has said no goodbye, and nor has the other one yet.
+        if !was.is_begun_anew(packet, now) {
             for direction in [THERE, BACK] {
                 let both = self.fin[direction].iter_mut().zip(was.fin[direction]);
                 both.for_each(|(fin, was)| *fin |= was);
@@ -236,7 +243,7 @@ impl Conversation {
         }
         // Who asks again was not refused for good; who breaks off does not ask.
         let resets = segment.is_some_and(Segment::resets);
-        self.reset = [resets, resets && was.reset[BACK]];
+        self.reset = [resets; 2];
         self.others_end[THERE] = was.others_end[THERE];
     }
 

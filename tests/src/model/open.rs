@@ -508,12 +508,13 @@ impl Oracle {
         index: usize,
     ) {
         let was = &self.conversations[index];
-        planned.take_over(was, at.packet);
+        planned.take_over(was, at.packet, cluster.now());
         let is_same = was.step(THERE) == planned.step(THERE)
             && was.step(BACK) == planned.step(BACK)
             && was.backend == planned.backend;
         let seen = was.seen[BACK];
-        planned.is_proven = is_same && was.is_proven;
+        planned.is_proven =
+            is_same && was.is_proven && !was.is_begun_anew(at.packet, cluster.now());
         self.conversations[index] = planned;
         if self.conversations[index].is_settled(cluster, at.packet, THERE) {
             self.settle(cluster, index);
@@ -537,7 +538,7 @@ impl Oracle {
         if let Some(plan) = plan
             && self.conversations[plan].key() == planned.key()
         {
-            planned.take_over(&self.conversations[plan], packet);
+            planned.take_over(&self.conversations[plan], packet, cluster.now());
         }
         let it = &mut self.conversations[index];
         it.rows[direction] = true;

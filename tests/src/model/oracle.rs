@@ -496,6 +496,7 @@ impl Oracle {
             it.seen[BACK] = cluster.now();
         } else if !opens {
             it.heard[BACK] |= it.fin[BACK][THERE];
+            it.reset = [false; 2];
             let is_first_word = it.others_end[THERE] == 0;
             if let Some(segment) = segment.filter(|it| it.answers() || is_first_word) {
                 it.others_end[THERE] = segment.end();
