@@ -134,6 +134,26 @@ fn a_handshake_whose_backend_is_gone_is_refused() {
     }
 }
 
+/// Another pod has the address and the number of the one that the SYN was for.
+#[test]
+fn a_repeated_syn_is_for_the_backend_that_is_there_by_then() {
+    let port = node_port(SHARED);
+    for family in FAMILIES {
+        let mut memory = world();
+        let given = asks(&memory, family, &tcp(CLIENT, port, SYN)).1.to;
+        let id = number(&memory, family, given.ip());
+        turn(&mut memory, id, Generation::next);
+        for flags in [SYN, ACK, FIN | ACK] {
+            let (verdict, tuple) = asks(&memory, family, &tcp(CLIENT, port, flags));
+            assert_eq!((verdict, tuple.to), (Verdict::Pass, given), "{flags}");
+            if flags == SYN {
+                let (verdict, _) = answers(&memory, given.ip(), family, SYN | ACK);
+                assert_eq!(verdict, Verdict::Pass);
+            }
+        }
+    }
+}
+
 /// With the node's address: it keeps the port that it has, also when it would be given another one by now.
 #[test]
 fn a_handshake_keeps_its_port_of_the_node() {
