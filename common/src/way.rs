@@ -197,13 +197,13 @@ impl WayState {
     pub const OTHER_FIN: u32 = 1 << 3;
     /// Something was sent this way after the other side's goodbye: it was heard.
     pub const FIN_HEARD: u32 = 1 << 4;
-    /// Either side has sent RST, and neither anything else since: what goes on talking was not ended by
+    /// Either side has sent RST, and neither anything else since but SYNs: what goes on talking was not ended by
     /// it, and who sent it may be somebody else.
     pub const RESET: u32 = 1 << 5;
     /// Whoever sends this way has acknowledged the other side's goodbye.
     pub const FIN_ACKNOWLEDGED: u32 = 1 << 6;
     /// Of a plan: it was found worth ways, of a connection from elsewhere since its opener has acknowledged the first answer; but
-    /// there was no room for them, or another one has their place.
+    /// there was no room for them, or another one has their place. A SYN where it is closed begins another one, of which nothing is known.
     pub const PROVEN: u32 = 1 << 7;
 
     /// Both sides have said goodbye.

@@ -81,8 +81,6 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
     back.set_other(&plan.key, &plan.way.step);
     plan.back.echo.store(back.echo(), Relaxed);
     let mut reserved = Reserved::New;
-    // What the packet at hand counts, where its plan is there already.
-    let mut now = (0, 0);
     if plan.key.hook == Hook::FROM_POD
         && let Some(share) = tables.share(plan.way.owner)
         && !share::may_open(&share, back.protocol, tables.now())
@@ -96,24 +94,13 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
     if tables.add_plan(back, plan)? == Added::Already
         && let Some(held) = tables.plan(back)
     {
-        let over = taken_back(tables, arrival, &held);
-        if held.key.is(&plan.key) {
-            plan.way.created = held.way.created;
-            now = (plan.way.packets.load(Relaxed), plan.way.bytes.load(Relaxed));
-            let packets = held.way.packets.load(Relaxed);
-            plan.way.packets.fetch_add(packets, Relaxed);
-            let bytes = held.way.bytes.load(Relaxed);
-            plan.way.bytes.fetch_add(bytes, Relaxed);
-            let said = held.way.others_end.load(Relaxed);
-            plan.way.others_end.store(said, Relaxed);
-            let mut goodbyes = held.way.state.load(Relaxed) & WayState::BOTH_FIN & !over;
-            if goodbyes & WayState::OTHER_FIN != 0 {
-                goodbyes |= WayState::FIN_HEARD;
-            }
-            plan.way.state.fetch_or(goodbyes, Relaxed);
-            keep(&mut plan.back, &held.back, over);
+        let is_openers = held.key.is(&plan.key);
+        if is_openers && !begins_another(tables, arrival, &held) {
             reserved = Reserved::Again;
-        } else if !is_moved(&plan.key, &held.key) && !is_forgotten(tables, plan, &held) {
+        } else if !is_openers
+            && !is_moved(&plan.key, &held.key)
+            && !is_forgotten(tables, plan, &held)
+        {
             return Ok(Reserved::Taken);
         }
         // What is put in the place of another costs whoever was used longest ago its row.
@@ -123,23 +110,10 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
             && held.way.backend == plan.way.backend
             && held.way.generation.0 == plan.way.generation.0
             && held.back.is_of(back.echo());
-        if is_the_same {
-            refresh(&held.way, &plan.way);
-            let way = &held.way;
-            way.seen.store(plan.way.seen.load(Relaxed), Relaxed);
-            // Another CPU may count in this moment.
-            way.packets.fetch_add(now.0, Relaxed);
-            way.bytes.fetch_add(now.1, Relaxed);
-            way.state.fetch_and(!over, Relaxed);
-            way.state.fetch_or(plan.way.state.load(Relaxed), Relaxed);
-            refresh(&held.back, &plan.back);
-            held.back.state.fetch_and(!over, Relaxed);
-            held.back
-                .state
-                .fetch_or(plan.back.state.load(Relaxed), Relaxed);
-            let end = plan.back.others_end.load(Relaxed);
-            held.back.others_end.store(end, Relaxed);
-        } else {
+        if reserved == Reserved::Again {
+            go_on(plan, &held, arrival, is_the_same);
+        }
+        if !is_the_same {
             tables.remove_plan(back);
             // Another CPU may have found the same, and been sooner.
             if tables.add_plan(back, plan)? == Added::Already
@@ -193,32 +167,78 @@ fn is_moved(asks: &WayKey, asked: &WayKey) -> bool {
         && same(&asks.source, &asked.source)
 }
 
-/// The bits of a plan that the packet of its opener takes back: who asks again was not refused for good, and what opens anew where a
-/// connection is closed has said no goodbye, and proved nothing.
+/// Does a packet of the opener of a plan begin another connection, where the one before is closed?
 #[inline(always)]
-fn taken_back<T: Tables + ?Sized>(tables: &T, arrival: &Arrival, held: &Plan) -> u32 {
+fn begins_another<T: Tables + ?Sized>(tables: &T, arrival: &Arrival, held: &Plan) -> bool {
+    let state = held.way.state.load(Relaxed) | (held.back.state.load(Relaxed) & WayState::RESET);
+    let seen = held.way.seen.load(Relaxed);
+    let seen = seen.max(held.back.seen.load(Relaxed));
+    arrival.segment.is_syn() && way::is_closed(tables, state, seen)
+}
+
+/// The opener of a plan goes on: takes over what is known of it, and notes what its packet says in the row itself, if that leads where
+/// the packet goes.
+#[inline(always)]
+fn go_on(plan: &mut Plan, held: &Plan, arrival: &Arrival, is_the_same: bool) {
     let segment = arrival.segment;
-    if segment.is_syn() && is_closed(tables, held) {
-        WayState::GOODBYES | WayState::RESET | WayState::PROVEN
-    } else if segment.is_rst() {
-        0
-    } else {
-        WayState::RESET
+    let known = held.way.state.load(Relaxed);
+    let is_proven = known & WayState::PROVEN != 0;
+    let is_reset = (known | held.back.state.load(Relaxed)) & WayState::RESET != 0;
+    // What the packet takes back. Whatever was said goodbye to before, who opens anew has not; but no more does a SYN alone say that
+    // an open connection was not broken off, and nobody who asks again was refused for good.
+    let over = match segment.is_syn() {
+        true if is_proven && is_reset => WayState::GOODBYES,
+        true if is_proven => 0,
+        true => WayState::GOODBYES | WayState::RESET,
+        false if segment.is_rst() => 0,
+        false => WayState::RESET,
+    };
+    if over == WayState::GOODBYES {
+        // The silence after which the RST is believed is no shorter for it.
+        plan.way.seen.store(held.way.seen.load(Relaxed), Relaxed);
+    }
+    if known & WayState::OTHER_FIN & !over != 0 {
+        plan.way.state.fetch_or(WayState::FIN_HEARD, Relaxed);
+    }
+    plan.way.created = held.way.created;
+    let packets = held.way.packets.load(Relaxed);
+    let bytes = held.way.bytes.load(Relaxed);
+    if is_the_same {
+        // Another CPU may count in this moment.
+        let way = &held.way;
+        way.packets.fetch_add(1, Relaxed);
+        way.bytes.fetch_add(u64::from(arrival.length), Relaxed);
+        way.seen.store(plan.way.seen.load(Relaxed), Relaxed);
+        refresh(way, &plan.way, over);
+        refresh(&held.back, &plan.back, over);
+        let end = plan.back.others_end.load(Relaxed);
+        held.back.others_end.store(end, Relaxed);
+    }
+    plan.way.packets.fetch_add(packets, Relaxed);
+    plan.way.bytes.fetch_add(bytes, Relaxed);
+    let said = held.way.others_end.load(Relaxed);
+    plan.way.others_end.store(said, Relaxed);
+    let kept = WayState::BOTH_FIN | WayState::RESET;
+    plan.way.state.fetch_or(known & kept & !over, Relaxed);
+    let back = &mut plan.back;
+    let (answers, bytes) = (
+        held.back.packets.load(Relaxed),
+        held.back.bytes.load(Relaxed),
+    );
+    back.packets.store(answers, Relaxed);
+    back.bytes.store(bytes, Relaxed);
+    let state = held.back.state.load(Relaxed) & !over;
+    back.state.fetch_or(state, Relaxed);
+    if answers > 0 {
+        back.seen.store(held.back.seen.load(Relaxed), Relaxed);
     }
 }
 
-/// [`way::is_closed`], of both ways of a plan.
+/// Makes a row say what was judged now, and what the packet at hand says and takes back.
 #[inline(always)]
-fn is_closed<T: Tables + ?Sized>(tables: &T, held: &Plan) -> bool {
-    let refused = held.back.state.load(Relaxed) & WayState::RESET;
-    let seen = held.way.seen.load(Relaxed);
-    let seen = seen.max(held.back.seen.load(Relaxed));
-    way::is_closed(tables, held.way.state.load(Relaxed) | refused, seen)
-}
-
-/// Makes a row say what was judged now. What it counts, others count, too.
-#[inline(always)]
-fn refresh(held: &Way, now: &Way) {
+fn refresh(held: &Way, now: &Way, over: u32) {
+    held.state.fetch_and(!over, Relaxed);
+    held.state.fetch_or(now.state.load(Relaxed), Relaxed);
     held.epoch.store(now.epoch.load(Relaxed), Relaxed);
     held.device.store(now.device.load(Relaxed), Relaxed);
     let rules = (
@@ -227,18 +247,6 @@ fn refresh(held: &Way, now: &Way) {
     );
     held.egress_rule.store(rules.0, Relaxed);
     held.ingress_rule.store(rules.1, Relaxed);
-}
-
-/// What is known of the answers that have come, but for some bits of their state.
-#[inline(always)]
-fn keep(back: &mut Way, held: &Way, over: u32) {
-    back.packets.store(held.packets.load(Relaxed), Relaxed);
-    back.bytes.store(held.bytes.load(Relaxed), Relaxed);
-    let state = held.state.load(Relaxed) & !over;
-    back.state.fetch_or(state, Relaxed);
-    if held.packets.load(Relaxed) > 0 {
-        back.seen.store(held.seen.load(Relaxed), Relaxed);
-    }
 }
 
 #[inline(always)]
@@ -264,8 +272,9 @@ fn is_forgotten<T: Tables + ?Sized>(tables: &T, plan: &Plan, held: &Plan) -> boo
     } else {
         OTHER_PATIENCE
     };
-    // Refused, and not asked again.
-    let is_refused = held.back.state.load(Relaxed) & WayState::RESET != 0;
+    // Refused, and not asked again. A RST in the name of the opener refuses nothing.
+    let is_reset = |way: &Way| way.state.load(Relaxed) & WayState::RESET != 0;
+    let is_refused = is_reset(&held.back) && !is_reset(&held.way);
     let mut seen = held.way.seen.load(Relaxed);
     // Whom somebody pretends to be is answered again and again.
     if !is_strangers {

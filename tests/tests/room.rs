@@ -142,7 +142,7 @@ fn who_opens_anew_has_said_no_goodbye() {
     }
 }
 
-/// A SYN that nobody answers, or that somebody else has written, makes nothing open that is closed.
+/// A SYN that nobody answers, or that somebody else has written, makes nothing open that is closed: here, by both goodbyes.
 #[test]
 fn a_syn_alone_keeps_no_place() {
     for family in FAMILIES {
@@ -204,5 +204,75 @@ fn a_goodbye_that_was_heard_is_known() {
             hears(&memory, family, ACK);
             assert!(heard(&memory), "{is_openers}");
         }
+    }
+}
+
+/// Anybody may send a SYN in its name. (RFC 5961 section 4: it says nothing.)
+#[test]
+fn a_syn_after_a_reset_opens_nothing_again() {
+    for family in FAMILIES {
+        for (of_opener, syns) in [(false, 1), (true, 1), (false, 9), (true, 9)] {
+            let mut memory = open(family);
+            memory.now.set(100 * SECOND);
+            if of_opener {
+                passes(&memory, family, RST);
+            } else {
+                answers(&memory, family, RST);
+            }
+            for number in 1..=syns {
+                memory.now.set((99 + 2 * number) * SECOND);
+                passes(&memory, family, SYN);
+            }
+            memory.now.set((103 + 2 * syns) * SECOND);
+            assert!(is_taken(&mut memory, family), "{of_opener} {syns}");
+        }
+    }
+}
+
+#[test]
+fn a_late_acknowledgement_proves_nothing_of_the_next_connection() {
+    for family in FAMILIES {
+        let mut memory = open(family);
+        passes(&memory, family, FIN | ACK);
+        answers(&memory, family, FIN | ACK);
+        passes(&memory, family, SYN);
+        passes(&memory, family, ACK);
+        memory.now.set(10 * SECOND);
+        assert!(is_taken(&mut memory, family));
+    }
+}
+
+/// Its opener has forgotten it, and finds so by asking anew (RFC 9293 section 3.5.1: half-open connections).
+#[test]
+fn a_goodbye_of_the_connection_before_is_none_of_the_next() {
+    for family in FAMILIES {
+        let mut memory = open(family);
+        answers(&memory, family, FIN | ACK);
+        memory.now.set(100 * SECOND);
+        passes(&memory, family, SYN);
+        answers(&memory, family, ACK);
+        passes(&memory, family, RST);
+        memory.now.set(101 * SECOND);
+        passes(&memory, family, SYN);
+        answers(&memory, family, SYN | ACK);
+        for flags in [ACK, FIN | ACK] {
+            passes(&memory, family, flags);
+        }
+        answers(&memory, family, ACK);
+        // Half-closed.
+        memory.now.set(105 * SECOND);
+        assert!(!is_taken(&mut memory, family));
+    }
+}
+
+#[test]
+fn a_reset_in_its_openers_name_refuses_no_handshake() {
+    for family in FAMILIES {
+        let mut memory = world();
+        passes(&memory, family, SYN);
+        answers(&memory, family, SYN | ACK);
+        passes(&memory, family, RST);
+        assert!(!is_taken(&mut memory, family));
+        passes(&memory, family, ACK);
     }
 }

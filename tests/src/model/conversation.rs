@@ -150,7 +150,12 @@ impl Conversation {
     /// RFC 9293 section 3.6: both have said goodbye; or one has broken off (section 3.5.2), and nothing has come for three seconds:
     /// anybody may claim that (RFC 5961).
     pub fn is_closed(&self, direction: usize, now: u64) -> bool {
-        let is_silent = now.saturating_sub(self.seen[direction]) > 3 * SECOND;
+        // One row has both directions until there are two.
+        let seen = match self.stage {
+            Stage::Asked => self.seen[THERE].max(self.seen[BACK]),
+            Stage::Known => self.seen[direction],
+        };
+        let is_silent = now.saturating_sub(seen) > 3 * SECOND;
         self.fin[direction] == [true; 2] || (self.reset[direction] && is_silent)
     }
 
@@ -183,7 +188,9 @@ impl Conversation {
         } else {
             self.seen[THERE].max(self.seen[BACK])
         };
-        self.reset[BACK] || now.saturating_sub(last) > patience * SECOND
+        // Whoever breaks off in the opener's own name refuses nothing.
+        let is_refused = self.reset == [false, true];
+        is_refused || now.saturating_sub(last) > patience * SECOND
     }
 
     /// Does the packet at hand, which is counted, make two rows of one? The third packet does, or the 17th of somebody
@@ -216,24 +223,27 @@ impl Conversation {
         (self.goes_on(direction), mark, other)
     }
 
-    /// Does a packet of its opener begin another connection, of what has one row?
+    /// Does a packet of its opener begin another connection, of what has one row (RFC 9293 section 3.6.1)?
     pub fn is_begun_anew(&self, packet: &Packet, now: u64) -> bool {
-        let is_silent = now - self.seen[THERE].max(self.seen[BACK]) > 3 * SECOND;
-        let is_closed = self.fin[THERE] == [true; 2] || (self.reset != [false; 2] && is_silent);
+        let is_closed = self.is_closed(THERE, now) || self.is_closed(BACK, now);
         packet.opens_tcp() && is_closed
     }
 
-    /// Its opener asks again: what is known of the answers stays, and of goodbyes.
-    pub fn take_over(&mut self, was: &Self, packet: &Packet, now: u64) {
+    /// Its opener speaks again: what is known of the answers stays, and of ends what a segment of a connection with two rows
+    /// leaves, too.
+    pub fn take_over(&mut self, was: &Self, packet: &Packet) {
         let segment = packet.segment();
+        let (opens, resets) = (packet.opens_tcp(), segment.is_some_and(Segment::resets));
         self.packets[THERE] += was.packets[THERE];
         self.bytes[THERE] += was.bytes[THERE];
         (self.packets[BACK], self.bytes[BACK]) = (was.packets[BACK], was.bytes[BACK]);
         if was.packets[BACK] > 0 {
             self.seen[BACK] = was.seen[BACK];
         }
-        // Where a connection is closed, who opens anew has said no goodbye, and nor has the other one yet.
-        if !was.is_begun_anew(packet, now) {
+        // A SYN that comes again for what is open says nothing (RFC 5961 section 4); after a RST, or before there is anything
+        // open, its sender has said no goodbye.
+        let is_open = was.is_proven && was.reset == [false; 2];
+        if !opens || is_open {
             for direction in [THERE, BACK] {
                 let both = self.fin[direction].iter_mut().zip(was.fin[direction]);
                 both.for_each(|(fin, was)| *fin |= was);
@@ -241,9 +251,16 @@ impl Conversation {
             // Who speaks after the other's goodbye has heard it.
             self.heard = [was.fin[THERE][BACK], was.heard[BACK]];
         }
-        // Who asks again was not refused for good; who breaks off does not ask.
-        let resets = segment.is_some_and(Segment::resets);
-        self.reset = [resets; 2];
+        // Who speaks has not been broken off with, and who asks again was not refused for good. But of an open connection a SYN
+        // alone shows nothing of that, nor when it was last heard of.
+        if opens && was.is_proven {
+            self.reset = was.reset;
+            if !is_open {
+                self.seen[THERE] = was.seen[THERE];
+            }
+        } else {
+            self.reset = [resets; 2];
+        }
         self.others_end[THERE] = was.others_end[THERE];
     }
 

@@ -157,7 +157,7 @@ impl Oracle {
         } else if at.mark == Mark::TRANSLATED {
             planned.marks[BACK] = Mark::REPLY;
         }
-        let place = self.place(cluster, (at.hook, planned.asked), (other, goes.back()));
+        let place = self.place(cluster, at, planned.asked, (other, goes.back()));
         Ok((planned, place))
     }
 
@@ -335,7 +335,7 @@ impl Oracle {
             let mark = [Mark::TRANSLATED, Mark::NONE][usize::from(is_nodes)];
             planned.marks = [mark, Mark::NONE];
             let answer = (Hook::TO_NET, goes.back());
-            (planned, self.place(cluster, (at.hook, asked), answer))
+            (planned, self.place(cluster, at, asked, answer))
         };
         match found {
             Place::Full => Err(DropReason::TableFull),
@@ -360,7 +360,7 @@ impl Oracle {
         let places: Vec<Place> = (0..many)
             .map(|number| {
                 let answer = (Hook::FROM_NET, goes(number).back());
-                self.place(cluster, (at.hook, asked), answer)
+                self.place(cluster, at, asked, answer)
             })
             .collect();
         // Of a port of the node nobody has a row but who it stands for.
@@ -490,15 +490,6 @@ impl Oracle {
         fate
     }
 
-    /// Why does a conversation leave its place to one that is asked?
-    fn why_left(&self, index: usize, asked: Tuple) -> Why {
-        if self.conversations[index].is_moved(asked) {
-            Why::AskedOtherwise
-        } else {
-            Why::Replaced
-        }
-    }
-
     /// The opener of a conversation that has one row speaks again.
     fn ask_again(
         &mut self,
@@ -508,13 +499,16 @@ impl Oracle {
         index: usize,
     ) {
         let was = &self.conversations[index];
-        planned.take_over(was, at.packet, cluster.now());
+        if was.is_begun_anew(at.packet, cluster.now()) {
+            self.conversations[index] = planned;
+            return;
+        }
+        planned.take_over(was, at.packet);
         let is_same = was.step(THERE) == planned.step(THERE)
             && was.step(BACK) == planned.step(BACK)
             && was.backend == planned.backend;
         let seen = was.seen[BACK];
-        planned.is_proven =
-            is_same && was.is_proven && !was.is_begun_anew(at.packet, cluster.now());
+        planned.is_proven = is_same && was.is_proven;
         self.conversations[index] = planned;
         if self.conversations[index].is_settled(cluster, at.packet, THERE) {
             self.settle(cluster, index);
@@ -537,8 +531,9 @@ impl Oracle {
     ) -> usize {
         if let Some(plan) = plan
             && self.conversations[plan].key() == planned.key()
+            && !self.conversations[plan].is_begun_anew(packet, cluster.now())
         {
-            planned.take_over(&self.conversations[plan], packet, cluster.now());
+            planned.take_over(&self.conversations[plan], packet);
         }
         let it = &mut self.conversations[index];
         it.rows[direction] = true;

@@ -4,7 +4,7 @@ use weir_common::event::Hook;
 
 use super::cluster::Cluster;
 use super::conversation::{BACK, Stage, THERE};
-use super::oracle::{Oracle, Place, Why};
+use super::oracle::{Arrival, Oracle, Place, Why};
 use super::wire::Tuple;
 
 impl Oracle {
@@ -12,10 +12,12 @@ impl Oracle {
     pub(super) fn place(
         &self,
         cluster: &Cluster,
-        asked: (Hook, Tuple),
+        at: &Arrival,
+        asked: Tuple,
         answer: (Hook, Tuple),
     ) -> Place {
         let now = cluster.now();
+        let asked = (at.hook, asked);
         let has_plan = self
             .conversations
             .iter()
@@ -29,7 +31,9 @@ impl Oracle {
         for (index, it) in self.conversations.iter().enumerate() {
             let is_own = |direction| (it.hooks[direction], it.arrives(direction)) == asked;
             if it.stage == Stage::Asked && (it.hooks[BACK], it.arrives(BACK)) == answer {
-                if is_own(THERE) {
+                if is_own(THERE) && it.is_begun_anew(at.packet, now) {
+                    left[0] = Some(index);
+                } else if is_own(THERE) {
                     own = Some(index);
                 } else if it.is_moved(asked.1) || it.is_forgotten(cluster, asked.1.from.ip()) {
                     left[0] = Some(index);
@@ -65,6 +69,15 @@ impl Oracle {
             (None, Some(own)) => Place::Own(own, left[1]),
             (None, None) if left == [None; 2] => Place::Free,
             (None, None) => Place::Left(left),
+        }
+    }
+
+    /// Why does a conversation leave its place to one that is asked?
+    pub(super) fn why_left(&self, index: usize, asked: Tuple) -> Why {
+        if self.conversations[index].is_moved(asked) {
+            Why::AskedOtherwise
+        } else {
+            Why::Replaced
         }
     }
 
