@@ -45,6 +45,31 @@ fn every_story_ends_as_it_should() {
     }
 }
 
+/// What no program can read is dropped where it would leave with somebody's address, and only there.
+#[test]
+fn what_nobody_has_to_translate_leaves_unread() {
+    for family in FAMILIES {
+        let memory = world();
+        let ip = Ip::between(Host::Farther.ip(family), Host::World.ip(family));
+        let whole = ip.frame(&udp(5000, 53));
+        let cut = ip.frame(&tcp(5000, 80, ACK));
+        let cut = cut[..cut.len() - 10].to_vec();
+        // A later fragment of a process of the node, from an address that the uplink does not leave with.
+        let mut own = Bytes::new(UPLINK, split(&whole, 1, 8)[1].clone());
+        own.received_by = 0;
+        let former = |device| marked(device, cut.clone(), Mark::FORMER);
+        for (packet, verdict) in [
+            (own, Verdict::Pass),
+            (former(UPLINK + 1), Verdict::Pass),
+            (former(UPLINK), Verdict::Drop(DropReason::Malformed)),
+        ] {
+            let mut scratch = Scratch::default();
+            let found = decide(Hook::TO_NET, &mut packet.clone(), &memory, &mut scratch);
+            assert_eq!(found, verdict, "{packet:02x?}");
+        }
+    }
+}
+
 #[test]
 fn a_backend_that_drains_keeps_its_connections_and_gets_nothing_new() {
     for family in FAMILIES {
