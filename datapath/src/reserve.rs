@@ -190,7 +190,6 @@ fn go_on(plan: &mut Plan, held: &Plan, arrival: &Arrival, is_the_same: bool) {
         true if is_proven && is_reset => WayState::GOODBYES,
         true if is_proven => 0,
         true => WayState::GOODBYES | WayState::RESET,
-        false if segment.is_rst() => 0,
         false => WayState::RESET,
     };
     if over == WayState::GOODBYES {
