@@ -86,7 +86,9 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
         && !share::may_open(&share, back.protocol, tables.now())
         && tables.way(back).is_none()
         && (back.protocol != Protocol::TCP
-            || tables.plan(back).is_none_or(|held| !held.key.is(&plan.key)))
+            || tables.plan(back).is_none_or(|held| {
+                !held.key.is(&plan.key) || begins_another(tables, arrival, &held)
+            }))
     {
         share.refused.fetch_add(1, Relaxed);
         return Err(DropReason::PodLimit);
@@ -110,7 +112,8 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
             && held.way.backend == plan.way.backend
             && held.way.generation.0 == plan.way.generation.0
             && held.back.is_of(back.echo());
-        if reserved == Reserved::Again {
+        // A SYN that leads elsewhere begins there.
+        if reserved == Reserved::Again && (is_the_same || !arrival.segment.is_syn()) {
             go_on(plan, &held, arrival, is_the_same);
         }
         if !is_the_same {
@@ -196,7 +199,7 @@ fn go_on(plan: &mut Plan, held: &Plan, arrival: &Arrival, is_the_same: bool) {
         // The silence after which the RST is believed is no shorter for it.
         plan.way.seen.store(held.way.seen.load(Relaxed), Relaxed);
     }
-    if known & WayState::OTHER_FIN & !over != 0 {
+    if known & WayState::OTHER_FIN & !over != 0 && !segment.is_syn() {
         plan.way.state.fetch_or(WayState::FIN_HEARD, Relaxed);
     }
     plan.way.created = held.way.created;
@@ -210,8 +213,10 @@ fn go_on(plan: &mut Plan, held: &Plan, arrival: &Arrival, is_the_same: bool) {
         way.seen.store(plan.way.seen.load(Relaxed), Relaxed);
         refresh(way, &plan.way, over);
         refresh(&held.back, &plan.back, over);
-        let end = plan.back.others_end.load(Relaxed);
-        held.back.others_end.store(end, Relaxed);
+        if !is_proven || !segment.is_syn() {
+            let end = plan.back.others_end.load(Relaxed);
+            held.back.others_end.store(end, Relaxed);
+        }
     }
     plan.way.packets.fetch_add(packets, Relaxed);
     plan.way.bytes.fetch_add(bytes, Relaxed);

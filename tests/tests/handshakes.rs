@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use weir_common::event::Hook;
 use weir_common::service::{FrontendKey, Generation, Scope};
-use weir_common::way::{Mark, WayState};
+use weir_common::way::{Mark, Plan, WayState};
 use weir_common::{DropReason, Port, Protocol};
 use weir_datapath::{Scratch, Verdict};
 use weir_tests::bytes::{Bytes, marked};
@@ -17,7 +17,7 @@ use weir_tests::fragments::split;
 use weir_tests::frames::{ACK, FIN, Ip, L3, RST, SYN, Transport};
 use weir_tests::model::wire::{Packet, Tuple};
 use weir_tests::stories::decide;
-use weir_tests::tables::Memory;
+use weir_tests::tables::{Memory, Room};
 use weir_tests::world;
 use weir_tests::world::{
     BACKEND_PORT, FAMILIES, Family, Host, NAT_PORT, NEAR, REMOTE, SERVICE_PORT, SHARED, UPLINK,
@@ -151,6 +151,34 @@ fn a_repeated_syn_is_for_the_backend_that_is_there_by_then() {
                 assert_eq!(verdict, Verdict::Pass);
             }
         }
+    }
+}
+
+/// Without room, after a RST: the RST was another backend's.
+#[test]
+fn a_syn_that_leads_elsewhere_begins_there() {
+    let port = node_port(SHARED);
+    for family in FAMILIES {
+        let mut memory = world();
+        let given = asks(&memory, family, &tcp(CLIENT, port, SYN)).1.to;
+        memory.room = Room::Full;
+        let answered = |flags| answers(&memory, given.ip(), family, flags).0;
+        assert_eq!(answered(SYN | ACK), Verdict::Pass);
+        let (verdict, _) = asks(&memory, family, &tcp(CLIENT, port, ACK));
+        assert_eq!((verdict, answered(RST)), (Verdict::Pass, Verdict::Pass));
+        let id = number(&memory, family, given.ip());
+        turn(&mut memory, id, Generation::next);
+        memory.now.set(2_000_000_000);
+        let (verdict, tuple) = asks(&memory, family, &tcp(CLIENT, port, SYN));
+        assert_eq!((verdict, tuple.to), (Verdict::Pass, given));
+        let plans = memory.plans.borrow();
+        let states = |plan: &Plan| (plan.way.state.load(Relaxed), plan.back.state.load(Relaxed));
+        for plan in plans.values().filter(|it| it.way.backend == id) {
+            let (there, back) = states(plan);
+            assert_eq!((there | back) & (WayState::RESET | WayState::PROVEN), 0);
+            assert_eq!(plan.way.seen.load(Relaxed), 2_000_000_000);
+        }
+        assert!(plans.values().any(|it| it.way.backend == id));
     }
 }
 

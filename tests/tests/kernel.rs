@@ -255,12 +255,14 @@ fn agree(seed: u64, each: usize, hooks: &[Hook], beside: &[Hook]) -> Result<()> 
             programs::write_changing(&mut kernel.ebpf, &memory)?;
         }
         if step % AGED_AFTER == 0 {
-            // Nobody waits: whoever has a place of a connection from elsewhere after so few packets has it because of an age.
-            let now: BTreeMap<WayKey, WayKey> = connections(&memory);
+            kernel.age(&memory, &mut mix).context("before an age")?;
+            places = connections(&memory);
+        }
+        // Nobody waits: most places that go to others so soon after an age do because of it.
+        if step % AGED_AFTER == AGED_AFTER / 4 {
+            let now = connections(&memory);
             let is_taken = |(at, opener)| now.get(at).is_some_and(|it| it != opener);
             taken += places.iter().filter(|it| is_taken(*it)).count();
-            places = now;
-            kernel.age(&memory, &mut mix).context("before an age")?;
         }
         let hook = if !beside.is_empty() && mix.below(4) == 0 {
             beside[mix.below(beside.len())]
@@ -317,7 +319,7 @@ fn agree(seed: u64, each: usize, hooks: &[Hook], beside: &[Hook]) -> Result<()> 
         }
     }
     println!("{ways} ways and {plans} plans agree, {taken} places were taken; {elapsed:?}");
-    ensure!(beside.is_empty() || taken > each / 150, "only {taken}");
+    ensure!(beside.is_empty() || taken > each / 500, "only {taken}");
     Ok(())
 }
 

@@ -200,6 +200,8 @@ fn a_goodbye_that_was_heard_is_known() {
             }
             let [says, hears] = sends;
             says(&memory, family, FIN | ACK);
+            // Anybody may send a SYN.
+            passes(&memory, family, SYN);
             assert!(!heard(&memory));
             hears(&memory, family, ACK);
             assert!(heard(&memory), "{is_openers}");

@@ -249,12 +249,16 @@ impl Conversation {
                 both.for_each(|(fin, was)| *fin |= was);
             }
             // Who speaks after the other's goodbye has heard it.
-            self.heard = [was.fin[THERE][BACK], was.heard[BACK]];
+            self.heard = [
+                was.heard[THERE] || (was.fin[THERE][BACK] && !opens),
+                was.heard[BACK],
+            ];
         }
         // Who speaks has not been broken off with, and who asks again was not refused for good. But of an open connection a SYN
         // alone shows nothing of that, nor when it was last heard of.
         if opens && was.is_proven {
             self.reset = was.reset;
+            self.others_end[BACK] = was.others_end[BACK];
             if !is_open {
                 self.seen[THERE] = was.seen[THERE];
             }

@@ -499,14 +499,15 @@ impl Oracle {
         index: usize,
     ) {
         let was = &self.conversations[index];
-        if was.is_begun_anew(at.packet, cluster.now()) {
+        let is_same = was.step(THERE) == planned.step(THERE)
+            && was.step(BACK) == planned.step(BACK)
+            && was.backend == planned.backend;
+        let is_begun = at.packet.opens_tcp() && !is_same;
+        if is_begun || was.is_begun_anew(at.packet, cluster.now()) {
             self.conversations[index] = planned;
             return;
         }
         planned.take_over(was, at.packet);
-        let is_same = was.step(THERE) == planned.step(THERE)
-            && was.step(BACK) == planned.step(BACK)
-            && was.backend == planned.backend;
         let seen = was.seen[BACK];
         planned.is_proven = is_same && was.is_proven;
         self.conversations[index] = planned;
