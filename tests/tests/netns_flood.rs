@@ -92,6 +92,17 @@ fn overflowed() -> u64 {
         .sum()
 }
 
+/// Datagrams that the sockets of a namespace had no room for (`/proc/net/snmp`, `RcvbufErrors`): they have come as far as they were sent.
+fn unread(netns: &Netns) -> u64 {
+    let text = netns.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp"));
+    let text = text.unwrap().unwrap();
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let names = lines.next().unwrap().split(' ');
+    let mut columns = names.zip(lines.next().unwrap().split(' '));
+    let (_, number) = columns.find(|(name, _)| *name == "RcvbufErrors").unwrap();
+    number.parse().unwrap()
+}
+
 /// What the metric says about each pod.
 fn limited(node: &Node) -> Vec<(String, u64)> {
     let page = node.metrics().unwrap();
@@ -286,11 +297,14 @@ fn a_pod_that_floods_harms_itself_alone() {
         }
     }
     let queues = overflowed() - overflowed_before;
-    println!("packets that the machine's own queues had no room for: {queues}");
+    let unread = unread(&world);
+    println!(
+        "packets that the machine's own queues had no room for: {queues}, and sockets: {unread}"
+    );
     assert_eq!(
         lost,
         Vec::<String>::new(),
-        "beside {queues} from full queues"
+        "beside {queues} from full queues and {unread} from full sockets"
     );
     assert_eq!(strangers(&world), 0, "left with a pod's address");
     let limited = limited(&node);

@@ -7,8 +7,12 @@ use anyhow::{Context, Result};
 use axum::Router;
 use axum::extract::ConnectInfo;
 use clap::Parser;
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpSocket, UdpSocket};
 use tokio::task::JoinSet;
+
+/// Of a UDP port, in bytes.
+const RECEIVE_BUFFER: usize = 16 << 20;
 
 #[derive(Debug, Parser)]
 struct Args {
@@ -35,6 +39,8 @@ async fn main() -> Result<()> {
         let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))
             .await
             .with_context(|| format!("listen on UDP port {port}"))?;
+        // Beside a flood a server is not always on a CPU. Without the right to it, the buffer stays as it is.
+        let _smaller = setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER);
         servers.spawn(serve_udp(socket, args.name.clone()));
     }
     println!("ready");
