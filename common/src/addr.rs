@@ -55,6 +55,45 @@ impl Addr {
     }
 }
 
+/// A range of addresses, key of the tries `CLUSTER` and `CIDRS`. IPv4 ranges are those of the mapped form, so their lengths are
+/// 96 longer.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    Eq,
+    Hash,
+    Ord,
+    PartialEq,
+    PartialOrd,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(C)]
+pub struct Prefix {
+    /// In bits, of `addr` alone.
+    pub prefix_len: u32,
+    /// The bits after the first `prefix_len` are zero.
+    pub addr: Addr,
+}
+
+impl Prefix {
+    /// What asks for an address.
+    pub const WHOLE: u32 = 128;
+    /// What an IPv4 prefix is longer in the mapped form.
+    pub const V4_EXTRA: u32 = 96;
+    /// Every IPv4 address.
+    pub const V4: Self = Self {
+        prefix_len: Self::V4_EXTRA,
+        addr: Addr::v4([0; 4]),
+    };
+}
+
+const _: () = assert!(size_of::<Prefix>() == 20);
+
 impl From<IpAddr> for Addr {
     fn from(ip: IpAddr) -> Self {
         match ip {

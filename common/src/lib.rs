@@ -26,5 +26,5 @@ pub mod shared;
 pub mod table;
 pub mod way;
 
-pub use addr::{Addr, Mac, Port, Protocol};
+pub use addr::{Addr, Mac, Port, Prefix, Protocol};
 pub use reason::DropReason;

@@ -29,6 +29,8 @@ pub const DEVICES: u32 = 4_096;
 pub const PODS: u32 = 2 * DEVICES;
 /// `CLASSES`: pods and nodes of the cluster, two addresses each. Not preallocated.
 pub const CLASSES: u32 = 524_288;
+/// `CIDRS`: blocks of this node's policies, and what they except. Not preallocated.
+pub const CIDRS: u32 = 131_072;
 /// `VERDICTS`: rule lists of this node's pods × classes. Not preallocated.
 pub const VERDICTS: u32 = 262_144;
 /// `PORTS`: not preallocated.

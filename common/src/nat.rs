@@ -16,37 +16,6 @@ pub struct Uplink {
     pub ipv6: Addr,
 }
 
-/// Key of `CLUSTER`, a trie: a range of addresses that belong to the cluster (pods of every node, the
-/// nodes themselves). IPv4 ranges are those of the mapped form, so their lengths are 96 longer.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    Eq,
-    Hash,
-    Ord,
-    PartialEq,
-    PartialOrd,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-)]
-#[repr(C)]
-pub struct ClusterKey {
-    /// In bits, of `addr` alone.
-    pub prefix_len: u32,
-    pub addr: Addr,
-}
-
-impl ClusterKey {
-    /// What asks for an address.
-    pub const WHOLE: u32 = 128;
-    /// What an IPv4 prefix is longer in the mapped form.
-    pub const V4_EXTRA: u32 = 96;
-}
-
 /// Value of `CLUSTER`; a trie has no rows without one.
 pub type InCluster = u32;
 
@@ -105,7 +74,6 @@ impl PortRange {
 }
 
 const _: () = assert!(size_of::<Uplink>() == 32);
-const _: () = assert!(size_of::<ClusterKey>() == 20);
 
 #[cfg(test)]
 mod tests {

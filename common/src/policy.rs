@@ -6,7 +6,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::table::OTHER_BYTES;
 use crate::{Port, Protocol};
 
-/// Value of `CLASSES`, keyed by [`crate::Addr`]: addresses that no policy can tell apart share one.
+/// Value of `CLASSES`, keyed by [`crate::Addr`], and of `CIDRS`, a trie keyed by [`crate::Prefix`], for addresses without a row
+/// there: addresses that no policy can tell apart share one.
 #[derive(
     Clone,
     Copy,
@@ -26,7 +27,7 @@ use crate::{Port, Protocol};
 pub struct Class(pub u32);
 
 impl Class {
-    /// An address without a row: outside of the cluster, as far as policy can tell.
+    /// An address without a row, neither of its own nor of a block around it: outside of the cluster, as far as policy can tell.
     pub const WORLD: Self = Self(0);
     /// This node's own addresses: always allowed, both ways (Kubernetes API, `NetworkPolicy`).
     pub const OWN_NODE: Self = Self(1);

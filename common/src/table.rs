@@ -66,6 +66,7 @@ pub const TABLES: &[Table] = &[
     agent("DEVICES", 1 + OTHER),
     agent("PODS", 1),
     agent("CLASSES", 1),
+    agent("CIDRS", 1),
     agent("VERDICTS", 1 + OTHER),
     agent("PORTS", 1),
     agent("EPOCH", 1),

@@ -57,7 +57,7 @@ pub trait Tables {
     fn device(&self, ifindex: u32) -> Option<Self::DeviceRef>;
     fn local_pod(&self, addr: &Addr) -> Option<LocalPod>;
 
-    /// [`Class::WORLD`] for an address without a row.
+    /// That of its own row, otherwise of the longest block that it is in, otherwise [`Class::WORLD`].
     fn class(&self, addr: &Addr) -> Class;
     fn verdict(&self, key: &VerdictKey) -> Option<VerdictRow>;
     /// The row of the longest prefix of the key.

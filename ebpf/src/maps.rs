@@ -11,7 +11,7 @@ use weir_common::counter::{COUNTERS as COUNTER_ROWS, Counter, Drops};
 use weir_common::device::{Device, LocalPod};
 use weir_common::event::EventLimit;
 use weir_common::fragment::{Fragment, FragmentKey};
-use weir_common::nat::{ClusterKey, InCluster, PortRange, Uplink};
+use weir_common::nat::{InCluster, PortRange, Uplink};
 use weir_common::node::{Features, NodeConfig};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::reason::REASONS;
@@ -21,7 +21,7 @@ use weir_common::service::{
 };
 use weir_common::share::{self, Share};
 use weir_common::way::{Plan, Way, WayKey};
-use weir_common::{Addr, DropReason, Protocol, limits, table};
+use weir_common::{Addr, DropReason, Prefix, Protocol, limits, table};
 use weir_datapath::tables::{Added, Sockets, Tables};
 use weir_datapath::{Outcome, Scratch, Trace};
 
@@ -59,6 +59,9 @@ static PODS: HashMap<Addr, LocalPod> = HashMap::with_max_entries(limits::PODS, 0
 #[map]
 static CLASSES: HashMap<Addr, Class> =
     HashMap::with_max_entries(limits::CLASSES, BPF_F_NO_PREALLOC);
+#[map]
+static CIDRS: LpmTrie<[u8; 16], Class> =
+    LpmTrie::with_max_entries(limits::CIDRS, BPF_F_NO_PREALLOC);
 #[map]
 static VERDICTS: HashMap<VerdictKey, VerdictRow> =
     HashMap::with_max_entries(limits::VERDICTS, BPF_F_NO_PREALLOC);
@@ -137,11 +140,21 @@ const EEXIST: i32 = -17;
 /// The maps as tables.
 pub(crate) struct Maps;
 
-/// A key of `CLUSTER` whose address is aligned: it is written in words, which the stack takes only so.
+/// A key of `CLUSTER` and `CIDRS` whose address is aligned: it is written in words, which the stack takes only so.
 #[repr(C, align(8))]
 struct AlignedPrefix {
     pad: u32,
     key: Key<[u8; 16]>,
+}
+
+impl AlignedPrefix {
+    #[inline(always)]
+    fn whole(addr: &Addr) -> Self {
+        Self {
+            pad: 0,
+            key: Key::new(Prefix::WHOLE, addr.0),
+        }
+    }
 }
 
 /// The row behind a pointer that a lookup returned.
@@ -218,7 +231,10 @@ impl Tables for Maps {
         match CLASSES.get_ptr(addr) {
             // SAFETY: see `row`.
             Some(found) => *unsafe { row(found) },
-            None => Class::WORLD,
+            None => {
+                let asked = AlignedPrefix::whole(addr);
+                CIDRS.get(&asked.key).copied().unwrap_or(Class::WORLD)
+            }
         }
     }
 
@@ -340,10 +356,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn is_in_cluster(&self, addr: &Addr) -> bool {
-        let asked = AlignedPrefix {
-            pad: 0,
-            key: Key::new(ClusterKey::WHOLE, addr.0),
-        };
+        let asked = AlignedPrefix::whole(addr);
         CLUSTER.get(&asked.key).is_some()
     }
 

@@ -234,6 +234,10 @@ pub fn write_all(ebpf: &mut Ebpf, memory: &Memory) -> Result<()> {
     for (addr, row) in &memory.pods {
         table.insert(addr.0, bytes(row), 0)?;
     }
+    let mut table: lpm_trie::LpmTrie<_, [u8; 16], u32> = map(ebpf, "CIDRS")?.try_into()?;
+    for (key, class) in &memory.cidrs {
+        table.insert(&lpm_trie::Key::new(key.prefix_len, key.addr.0), class.0, 0)?;
+    }
     let mut table: HashMap<_, [u8; 16], u32> = map(ebpf, "CLASSES")?.try_into()?;
     for (addr, class) in &memory.classes {
         table.insert(addr.0, class.0, 0)?;

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use weir_common::counter::{COUNTERS, Counter};
 use weir_common::device::{Device, LocalPod};
 use weir_common::fragment::{Fragment, FragmentKey};
-use weir_common::nat::{ClusterKey, PortRange, Uplink};
+use weir_common::nat::{PortRange, Uplink};
 use weir_common::node::{Features, NodeConfig};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{
@@ -18,7 +18,7 @@ use weir_common::service::{
 };
 use weir_common::share::{self, Share};
 use weir_common::way::{Plan, Way, WayKey};
-use weir_common::{Addr, DropReason};
+use weir_common::{Addr, DropReason, Prefix};
 use weir_datapath::Tables;
 use weir_datapath::tables::{Added, Sockets};
 use zerocopy::IntoBytes as _;
@@ -33,6 +33,7 @@ pub struct Memory {
     pub devices: HashMap<u32, Rc<Device>>,
     pub pods: HashMap<Addr, LocalPod>,
     pub classes: HashMap<Addr, Class>,
+    pub cidrs: HashMap<Prefix, Class>,
     pub verdicts: HashMap<VerdictKey, VerdictRow>,
     pub ports: HashMap<PortKey, PortRow>,
     pub epoch: u32,
@@ -48,7 +49,7 @@ pub struct Memory {
     pub unused_ports: RefCell<HashMap<u32, Rc<PortBits>>>,
     pub hostnet_ports: RefCell<HashMap<u32, Rc<PortBits>>>,
     pub uplinks: HashMap<u32, Rc<Uplink>>,
-    pub cluster: Vec<ClusterKey>,
+    pub cluster: Vec<Prefix>,
     /// What the programs are told when they are loaded.
     pub config: NodeConfig,
     /// The cookie of the node's network namespace.
@@ -130,6 +131,12 @@ impl Memory {
     }
 }
 
+fn is_in(addr: &Addr, range: &Prefix) -> bool {
+    let free = Prefix::WHOLE - range.prefix_len;
+    let differ = u128::from_be_bytes(addr.0) ^ u128::from_be_bytes(range.addr.0);
+    differ.checked_shr(free).unwrap_or(0) == 0
+}
+
 impl Tables for Memory {
     type WayRef = Rc<Way>;
     type PlanRef = Rc<Plan>;
@@ -185,7 +192,13 @@ impl Tables for Memory {
         if let Some(meanwhile) = self.meanwhile.take() {
             meanwhile(self);
         }
-        self.classes.get(addr).copied().unwrap_or(Class::WORLD)
+        if let Some(class) = self.classes.get(addr) {
+            return *class;
+        }
+        self.look();
+        let around = self.cidrs.iter().filter(|(range, _)| is_in(addr, range));
+        let longest = around.max_by_key(|(range, _)| range.prefix_len);
+        longest.map_or(Class::WORLD, |(_, class)| *class)
     }
 
     fn verdict(&self, key: &VerdictKey) -> Option<VerdictRow> {
@@ -276,12 +289,7 @@ impl Tables for Memory {
 
     fn is_in_cluster(&self, addr: &Addr) -> bool {
         self.look();
-        let number = u128::from_be_bytes(addr.0);
-        self.cluster.iter().any(|range| {
-            let free = ClusterKey::WHOLE - range.prefix_len;
-            let differ = number ^ u128::from_be_bytes(range.addr.0);
-            differ.checked_shr(free).unwrap_or(0) == 0
-        })
+        self.cluster.iter().any(|range| is_in(addr, range))
     }
 
     fn masquerades(&self) -> bool {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 
 use weir_common::device::{Device, LocalPod};
-use weir_common::nat::{ClusterKey, Uplink};
+use weir_common::nat::Uplink;
 use weir_common::policy::{
     Action, Class, PortKey, PortRow, RuleId, RulesId, VerdictKey, VerdictRow,
 };
@@ -13,7 +13,7 @@ use weir_common::service::{
     Affinity, Backend, Frontend, FrontendFlags, FrontendKey, Generation, NodeAddress, NodeFlags,
     Scope, Segment,
 };
-use weir_common::{Addr, Mac, Port, Protocol};
+use weir_common::{Addr, Mac, Port, Prefix, Protocol};
 use weir_datapath::service::client_at;
 
 use crate::tables::Memory;
@@ -193,7 +193,7 @@ fn uplinks(memory: &mut Memory) {
         for host in [Host::A, Host::Far] {
             let mut addr = host.addr(family);
             addr.0[15] = 0;
-            memory.cluster.push(ClusterKey { prefix_len, addr });
+            memory.cluster.push(Prefix { prefix_len, addr });
         }
     }
     memory.config.first_port = NAT_PORT;

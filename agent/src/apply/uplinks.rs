@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use weir_common::nat::{ClusterKey, InCluster, Uplink};
+use weir_common::Prefix;
+use weir_common::nat::{InCluster, Uplink};
 
 use super::status::{Deletes, Fill};
 use super::table::{Comparison, KernelTable, Table, TableError};
@@ -14,13 +15,13 @@ const THERE: InCluster = 1;
 #[derive(Debug)]
 pub struct Uplinks<U, C> {
     uplinks: Table<u32, Uplink, U>,
-    cluster: Table<ClusterKey, InCluster, C>,
+    cluster: Table<Prefix, InCluster, C>,
 }
 
 impl<U, C> Uplinks<U, C>
 where
     U: KernelTable<u32, Uplink>,
-    C: KernelTable<ClusterKey, InCluster>,
+    C: KernelTable<Prefix, InCluster>,
 {
     /// Starts from what the kernel holds.
     ///
@@ -38,7 +39,7 @@ where
     pub fn apply(
         &mut self,
         uplinks: &BTreeMap<u32, Uplink>,
-        cluster: &BTreeSet<ClusterKey>,
+        cluster: &BTreeSet<Prefix>,
         deletes: Deletes,
     ) -> Vec<String> {
         self.cluster

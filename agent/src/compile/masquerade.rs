@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use weir_common::Addr;
-use weir_common::nat::{ClusterKey, Uplink};
+use weir_common::nat::Uplink;
+use weir_common::{Addr, Prefix};
 
+use super::prefix::prefix;
 use crate::model::Snapshot;
 
 /// A device of the node that could lead out of it: Ethernet, neither loopback nor a pod's.
@@ -60,28 +61,14 @@ pub fn uplinks(
 
 /// What belongs to the cluster: the pods of every node, and the nodes. `ranges` and `addresses` are this
 /// node's own, which it knows before any object says so.
-pub fn cluster(
-    snapshot: &Snapshot,
-    ranges: &[IpNet],
-    addresses: &[IpAddr],
-) -> BTreeSet<ClusterKey> {
+pub fn cluster(snapshot: &Snapshot, ranges: &[IpNet], addresses: &[IpAddr]) -> BTreeSet<Prefix> {
     let nodes = || snapshot.nodes.values();
     let ranges = nodes().flat_map(|node| &node.pod_cidrs).chain(ranges);
     let addresses = nodes().flat_map(|node| &node.addresses).chain(addresses);
     let ranges = ranges.copied();
     let addresses = addresses.map(|ip| IpNet::from(*ip));
-    ranges.chain(addresses).map(|range| key(&range)).collect()
-}
-
-fn key(range: &IpNet) -> ClusterKey {
-    let extra = match range {
-        IpNet::V4(_) => ClusterKey::V4_EXTRA,
-        IpNet::V6(_) => 0,
-    };
-    ClusterKey {
-        prefix_len: extra + u32::from(range.prefix_len()),
-        addr: range.network().into(),
-    }
+    let all = ranges.chain(addresses);
+    all.map(|range| prefix(&range)).collect()
 }
 
 #[cfg(test)]
@@ -139,10 +126,10 @@ mod tests {
 
     #[test]
     fn an_ipv4_range_is_one_of_mapped_addresses() {
-        let range = key(&"10.1.2.0/24".parse().unwrap());
+        let range = prefix(&"10.1.2.0/24".parse().unwrap());
         assert_eq!(range.prefix_len, 120);
         assert_eq!(range.addr, Addr::v4([10, 1, 2, 0]));
-        let range = key(&"fd00:1::/64".parse().unwrap());
+        let range = prefix(&"fd00:1::/64".parse().unwrap());
         assert_eq!(range.prefix_len, 64);
     }
 }

@@ -8,6 +8,7 @@ pub mod masquerade;
 pub mod node_addresses;
 pub mod policy;
 mod policy_rows;
+mod prefix;
 pub mod route;
 pub mod service;
 mod service_plan;

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use weir_common::Addr;
 use weir_common::policy::{Class, PortKey, PortRow, RulesId, VerdictKey, VerdictRow};
+use weir_common::{Addr, Prefix};
 
 use crate::model::ObjectName;
 
@@ -11,6 +11,8 @@ use crate::model::ObjectName;
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct PolicyRows {
     pub classes: BTreeMap<Addr, Class>,
+    /// Of addresses that have no row there.
+    pub cidrs: BTreeMap<Prefix, Class>,
     pub verdicts: BTreeMap<VerdictKey, VerdictRow>,
     pub ports: BTreeMap<PortKey, PortRow>,
     /// Of every pod of this node that is in a network of its own.

@@ -9,10 +9,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use weir_common::event::Hook;
-use weir_common::nat::ClusterKey;
 use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation, Scope};
 use weir_common::way::{Mark, Peer, Plan, Rewrite, Step, Way, WayKey, WayState};
-use weir_common::{Addr, Port, Protocol};
+use weir_common::{Addr, Port, Prefix, Protocol};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::flows::Flows;
@@ -115,7 +114,7 @@ pub(super) struct Today {
     /// This node's own: what pods and they say to each other has no ways any more.
     pub own: HashSet<Addr>,
     /// What is in the cluster; none if nothing leaves with the node's address.
-    pub cluster: Option<Vec<ClusterKey>>,
+    pub cluster: Option<Vec<Prefix>>,
     /// What was not used since this monotonic time, in nanoseconds, is known already.
     pub since: u64,
 }
@@ -172,7 +171,7 @@ impl Today {
 
     /// Does what a pod sends there leave with the node's address?
     fn leaves(&self, addr: &Addr) -> bool {
-        let is_in = |range: &ClusterKey| {
+        let is_in = |range: &Prefix| {
             let differing = u128::from_be_bytes(addr.0) ^ u128::from_be_bytes(range.addr.0);
             differing.leading_zeros() >= range.prefix_len
         };

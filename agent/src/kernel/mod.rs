@@ -39,14 +39,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use weir_common::Addr;
 use weir_common::device::{Device, LocalPod};
-use weir_common::nat::{ClusterKey, InCluster, Uplink};
+use weir_common::nat::{InCluster, Uplink};
 use weir_common::node::{Features, NodeConfig};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{
     Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress, NodeFlags,
 };
+use weir_common::{Addr, Prefix};
 
 use crate::apply::{KernelTable as _, Origin};
 
@@ -143,6 +143,7 @@ pub struct ServiceTables {
 #[derive(Debug)]
 pub struct PolicyTables {
     pub classes: MapTable<Addr, Class>,
+    pub cidrs: MapTable<Prefix, Class>,
     pub verdicts: MapTable<VerdictKey, VerdictRow>,
     pub ports: MapTable<PortKey, PortRow>,
     pub epoch: MapTable<u32, u32>,
@@ -160,7 +161,7 @@ pub struct DeviceTables {
 #[derive(Debug)]
 pub struct UplinkTables {
     pub uplinks: MapTable<u32, Uplink>,
-    pub cluster: MapTable<ClusterKey, InCluster>,
+    pub cluster: MapTable<Prefix, InCluster>,
 }
 
 impl Hooks {
@@ -330,6 +331,7 @@ impl Kernel {
     pub fn policy_tables(&self) -> io::Result<PolicyTables> {
         Ok(PolicyTables {
             classes: self.table("CLASSES", Shape::Keyed)?,
+            cidrs: self.table("CIDRS", Shape::Keyed)?,
             verdicts: self.table("VERDICTS", Shape::Keyed)?,
             ports: self.table("PORTS", Shape::Keyed)?,
             epoch: self.table("EPOCH", Shape::Array)?,

@@ -11,11 +11,11 @@ use anyhow::Result;
 use tokio::sync::oneshot::{self, error::TryRecvError};
 use tracing::{info, warn};
 use weir_common::device::{Device, LocalPod};
-use weir_common::nat::{ClusterKey, InCluster, Uplink};
+use weir_common::nat::{InCluster, Uplink};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress};
 use weir_common::way::{Way, WayKey};
-use weir_common::{Addr, Protocol};
+use weir_common::{Addr, Prefix, Protocol};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::apply::{Departed, KernelTable, Origin};
@@ -137,13 +137,14 @@ pub struct Tables<M: Machine> {
     pub live: M::Table<BackendId, Generation>,
     pub nodes: M::Table<Addr, NodeAddress>,
     pub classes: M::Table<Addr, Class>,
+    pub cidrs: M::Table<Prefix, Class>,
     pub verdicts: M::Table<VerdictKey, VerdictRow>,
     pub ports: M::Table<PortKey, PortRow>,
     pub epoch: M::Table<u32, u32>,
     pub devices: M::Table<u32, Device>,
     pub pods: M::Table<Addr, LocalPod>,
     pub uplinks: M::Table<u32, Uplink>,
-    pub cluster: M::Table<ClusterKey, InCluster>,
+    pub cluster: M::Table<Prefix, InCluster>,
     pub frontends_are: Origin,
     pub live_is: Origin,
     /// Of the tables of policy.
@@ -197,6 +198,7 @@ impl Machine for KernelMachine {
             live: services.live,
             nodes: services.nodes,
             classes: policy.classes,
+            cidrs: policy.cidrs,
             verdicts: policy.verdicts,
             ports: policy.ports,
             epoch: policy.epoch,

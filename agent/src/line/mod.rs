@@ -148,7 +148,7 @@ impl<M: Machine> Line<M> {
         let services = apply::Services::resume(t.frontends, t.backends, t.live)
             .context("read the tables of services")?
             .after_another_layout(t.frontends_are, t.live_is, Generation(first));
-        let policies = Policies::resume(t.classes, t.verdicts, t.ports, t.epoch)
+        let policies = Policies::resume(t.classes, t.cidrs, t.verdicts, t.ports, t.epoch)
             .context("read the tables of policy")?
             .beginning_with(first);
         let devices = Devices::resume(t.devices, t.pods).context("read the tables of pods")?;

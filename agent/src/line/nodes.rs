@@ -7,9 +7,9 @@ use std::net::IpAddr;
 
 use tracing::{info, warn};
 use weir_cli::views::{Nodes as NodesView, UnreachableNode};
-use weir_common::Addr;
-use weir_common::nat::{ClusterKey, InCluster, Uplink};
+use weir_common::nat::{InCluster, Uplink};
 use weir_common::service::NodeAddress;
+use weir_common::{Addr, Prefix};
 
 use super::machine::Machine;
 use super::{Dirty, Line, Programs};
@@ -25,7 +25,7 @@ use crate::model::Kind;
 #[derive(Debug)]
 pub(super) struct Nodes<M: Machine> {
     pub(super) table: NodeAddresses<M::Table<Addr, NodeAddress>>,
-    pub(super) uplinks: Uplinks<M::Table<u32, Uplink>, M::Table<ClusterKey, InCluster>>,
+    pub(super) uplinks: Uplinks<M::Table<u32, Uplink>, M::Table<Prefix, InCluster>>,
     /// The devices that could lead out of the node, once somebody has looked.
     pub(super) outlets: Option<Vec<Outlet>>,
     /// Those that do, by interface index.
@@ -39,7 +39,7 @@ pub(super) struct Nodes<M: Machine> {
 impl<M: Machine> Nodes<M> {
     pub(super) fn resume(
         table: NodeAddresses<M::Table<Addr, NodeAddress>>,
-        uplinks: Uplinks<M::Table<u32, Uplink>, M::Table<ClusterKey, InCluster>>,
+        uplinks: Uplinks<M::Table<u32, Uplink>, M::Table<Prefix, InCluster>>,
         addresses: Vec<IpAddr>,
     ) -> Self {
         Self {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tracing::warn;
-use weir_common::Addr;
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
+use weir_common::{Addr, Prefix};
 
 use super::machine::Machine;
 use super::pods::subject;
@@ -21,6 +21,7 @@ use crate::model::ObjectName;
 /// The tables of policy.
 pub(super) type PolicyTables<M> = Policies<
     <M as Machine>::Table<Addr, Class>,
+    <M as Machine>::Table<Prefix, Class>,
     <M as Machine>::Table<VerdictKey, VerdictRow>,
     <M as Machine>::Table<PortKey, PortRow>,
     <M as Machine>::Table<u32, u32>,
@@ -126,9 +127,10 @@ impl<M: Machine> Line<M> {
             .map(|lease| (subject(lease), PodRules::default()))
             .collect();
         pods.extend(open);
-        let is_direct = way.classes == rows.classes;
+        let is_direct = way.classes == rows.classes && way.cidrs == rows.cidrs;
         let last = PolicyTarget {
             classes: rows.classes.clone(),
+            cidrs: rows.cidrs.clone(),
             transitional: way
                 .verdicts
                 .iter()
@@ -142,6 +144,7 @@ impl<M: Machine> Line<M> {
         if !is_direct {
             policy.tables.desire(PolicyTarget {
                 classes: way.classes,
+                cidrs: way.cidrs,
                 verdicts: way.verdicts,
                 transitional: BTreeMap::new(),
                 ports: way.ports,

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use weir_agent::compile::policy::{Compiled, NodeView, compile};
 use weir_agent::model::{
-    Labels, Namespace, NamespacePhase, Node, Object, ObjectName, Operator, PeerSelector, Peers,
-    Pod, PodNetwork, PodPeers, PodPhase, Policy, PortMatch, PortRange, Ports, Requirement, Rule,
-    Selector, Snapshot,
+    ContainerPort, Labels, Namespace, NamespacePhase, Node, Object, ObjectName, Operator,
+    PeerSelector, Peers, Pod, PodNetwork, PodPeers, PodPhase, Policy, PortMatch, PortRange, Ports,
+    Requirement, Rule, Selector, Snapshot,
 };
 use weir_common::Protocol;
 use weir_tests::oracle::{Cluster, Party, Who};
@@ -18,7 +18,16 @@ pub(super) const NODES: [(&str, [&str; 2]); 2] = [
     ("n2", ["10.1.0.2", "fd01::2"]),
 ];
 pub(super) const DNS: [&str; 2] = ["169.254.20.10", "fd02::10"];
-pub(super) const OUTSIDE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
+pub(super) const OUTSIDE: [&str; 8] = [
+    "192.0.2.1",
+    "2001:db8::1",
+    "192.0.2.2",
+    "198.51.101.255",
+    "203.0.113.9",
+    "2001:db8:0:1::1",
+    "2001:db9::1",
+    "fd99::1",
+];
 
 pub(super) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -210,8 +219,15 @@ pub(super) fn parties(cluster: &Cluster) -> Vec<Party> {
 
 /// The pod that the DNS of a node is taken for.
 pub(super) fn dns_pod() -> Pod {
+    let port = |name: &str, protocol| ContainerPort {
+        name: Some(name.into()),
+        protocol,
+        port: 53,
+        host: None,
+    };
     Pod {
         node: None,
+        ports: vec![port("dns", Protocol::UDP), port("dns-tcp", Protocol::TCP)],
         ..pod("kube-system/dns", "k8s-app=kube-dns", 255)
     }
 }

@@ -117,10 +117,6 @@ fn parts_that_allow_nothing_are_reported_in_words() {
         [
             "NetworkPolicy shop/p: spec.ingress[0].from[0] is a peer that is not understood (services) \
              and allows nothing",
-            "NetworkPolicy shop/p: spec.egress[1].ports[0] is the named port \"http\" of egress, which \
-             this version does not know, and allows nothing",
-            "NetworkPolicy shop/p: spec.egress[1].to[1] is an ipBlock, which this version does not \
-             know, and allows nothing",
             "NetworkPolicy shop/p: spec.egress[1].ports[1] has protocol 47, not TCP, UDP or SCTP, and \
              allows nothing",
             "NetworkPolicy shop/p: spec.egress[1].ports[2] ends at 80, before 90, and allows nothing",

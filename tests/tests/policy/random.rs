@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use proptest::prelude::*;
 use proptest::sample::{select as one_of, subsequence};
 use weir_agent::model::{
@@ -18,7 +19,7 @@ use super::nouns::{name, pod};
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Parts {
     Supported,
-    /// Also `ipBlock`, named ports of egress and peers of the future.
+    /// Also peers of the future.
     All,
 }
 
@@ -33,6 +34,25 @@ pub(super) const PROBES: [(Protocol, u16); 9] = [
     (Protocol::SCTP, 80),
     (Protocol::TCP, 65535),
     (Protocol::ICMP, 80),
+];
+
+/// Blocks, each within some that come before it. Pods, nodes and addresses outside are in them, at their edges and between.
+const CIDRS: [&str; 15] = [
+    "0.0.0.0/0",
+    "10.0.0.0/8",
+    "10.0.0.0/29",
+    "10.0.0.2/31",
+    "10.0.0.4/32",
+    "192.0.2.0/24",
+    "192.0.2.1/32",
+    "198.51.100.0/23",
+    "::/0",
+    "fd00::/8",
+    "fd00::/125",
+    "fd00::2/127",
+    "2001:db8::/32",
+    "2001:db8:0:1::/64",
+    "2001:db8::1/128",
 ];
 
 const NAMESPACES: [&str; 3] = ["a", "b", "kube-system"];
@@ -118,16 +138,12 @@ fn container_port() -> impl Strategy<Value = ContainerPort> {
 }
 
 fn a_policy(number: u8, parts: Parts) -> impl Strategy<Value = Option<Policy>> {
-    let rules = |ports| prop::option::of(prop::collection::vec(rule(parts, ports), 0..3));
-    let egress_ports = match parts {
-        Parts::Supported => Names::No,
-        Parts::All => Names::Yes,
-    };
+    let rules = || prop::option::of(prop::collection::vec(rule(parts), 0..3));
     let rest = (
         one_of(&NAMESPACES[..]),
         selector(&POD_LABELS, 2),
-        rules(Names::Yes),
-        rules(egress_ports),
+        rules(),
+        rules(),
     );
     prop::option::weighted(
         0.8,
@@ -140,20 +156,14 @@ fn a_policy(number: u8, parts: Parts) -> impl Strategy<Value = Option<Policy>> {
     )
 }
 
-#[derive(Clone, Copy)]
-enum Names {
-    Yes,
-    No,
-}
-
-fn rule(parts: Parts, names: Names) -> impl Strategy<Value = Rule> {
+fn rule(parts: Parts) -> impl Strategy<Value = Rule> {
     let peers = prop_oneof![
         1 => Just(Peers::Any),
         3 => prop::collection::vec(peer(parts), 0..3).prop_map(Peers::Of),
     ];
     let ports = prop_oneof![
         1 => Just(Ports::Any),
-        2 => prop::collection::vec(port(names), 0..3).prop_map(Ports::Of),
+        2 => prop::collection::vec(port(), 0..3).prop_map(Ports::Of),
     ];
     (peers, ports).prop_map(|(peers, ports)| Rule { peers, ports })
 }
@@ -162,26 +172,29 @@ fn peer(parts: Parts) -> BoxedStrategy<PeerSelector> {
     let namespaces = prop::option::of(selector(&NAMESPACE_LABELS, 1));
     let pods = (namespaces, selector(&POD_LABELS, 2))
         .prop_map(|(namespaces, pods)| PeerSelector::Pods(PodPeers { namespaces, pods }));
-    if parts == Parts::Supported {
-        return pods.boxed();
-    }
-    let except = prop::collection::vec(one_of(vec!["10.0.0.2/31", "192.0.2.0/24"]), 0..2);
-    let cidr = one_of(vec!["0.0.0.0/0", "10.0.0.0/24", "192.0.2.1/32"]);
-    let block = (cidr, except).prop_map(|(cidr, except)| {
-        PeerSelector::Block(Block {
-            cidr: cidr.parse().unwrap(),
-            except: except.iter().map(|net| net.parse().unwrap()).collect(),
-        })
+    let block = one_of(&CIDRS[..]).prop_flat_map(|cidr| {
+        let cidr: IpNet = cidr.parse().unwrap();
+        let within: Vec<IpNet> = CIDRS.iter().map(|net| net.parse().unwrap()).collect();
+        let within: Vec<_> = within
+            .into_iter()
+            .filter(|net| cidr.contains(net))
+            .collect();
+        let most = within.len().min(3);
+        subsequence(within, 0..=most)
+            .prop_map(move |except| PeerSelector::Block(Block { cidr, except }))
     });
+    if parts == Parts::Supported {
+        return prop_oneof![2 => pods, 1 => block].boxed();
+    }
     prop_oneof![
         4 => pods,
-        1 => block,
+        2 => block,
         1 => Just(PeerSelector::Unsupported("services".into())),
     ]
     .boxed()
 }
 
-fn port(names: Names) -> impl Strategy<Value = PortMatch> {
+fn port() -> impl Strategy<Value = PortMatch> {
     let numbers = (one_of(vec![1_u16, 53, 79, 80, 81]), 0_u16..3);
     let numbers = numbers.prop_map(|(first, more)| PortRange::Numbers {
         first,
@@ -191,13 +204,8 @@ fn port(names: Names) -> impl Strategy<Value = PortMatch> {
         first: 81,
         last: 65535,
     });
-    let range = match names {
-        Names::No => prop_oneof![1 => Just(PortRange::Any), 4 => numbers, 1 => wide].boxed(),
-        Names::Yes => {
-            let named = one_of(vec!["http", "dns"]).prop_map(|n| PortRange::Named(n.into()));
-            prop_oneof![1 => Just(PortRange::Any), 4 => numbers, 1 => wide, 2 => named].boxed()
-        }
-    };
+    let named = one_of(vec!["http", "dns"]).prop_map(|name| PortRange::Named(name.into()));
+    let range = prop_oneof![1 => Just(PortRange::Any), 4 => numbers, 1 => wide, 2 => named];
     (protocol(), range).prop_map(|(protocol, port)| PortMatch { protocol, port })
 }
 

@@ -35,6 +35,7 @@ impl Way {
             new,
             middle: PolicyRows {
                 classes: transition.classes,
+                cidrs: transition.cidrs,
                 verdicts: transition.verdicts,
                 ports: transition.ports,
                 rules: Default::default(),
@@ -150,7 +151,8 @@ fn has_every_row(way: &Way) {
         sides.filter(|rules| *rules != RulesId::OPEN).collect()
     };
     let classes = |rows: &PolicyRows| -> BTreeSet<Class> {
-        let all = rows.classes.values().copied().chain([Class::WORLD]);
+        let all = rows.classes.values().chain(rows.cidrs.values());
+        let all = all.copied().chain([Class::WORLD]);
         all.filter(|class| *class != Class::OWN_NODE).collect()
     };
     let classes: BTreeSet<Class> = [way.old.rows(), way.new.rows(), &way.middle]
@@ -204,6 +206,7 @@ fn nothing_moves_when_nothing_changes() {
     assert_eq!(&way.middle.verdicts, &way.new.rows().verdicts);
     assert_eq!(&way.middle.ports, &way.new.rows().ports);
     assert_eq!(&way.middle.classes, &way.new.rows().classes);
+    assert_eq!(&way.middle.cidrs, &way.new.rows().cidrs);
 }
 
 /// The rules of one pod become another's, and the peer that both meet changes too: what the rules said

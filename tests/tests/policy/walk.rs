@@ -6,7 +6,7 @@ use weir_agent::compile::policy::Direction;
 use weir_agent::compile::{PodRules, PolicyRows};
 use weir_agent::model::ObjectName;
 use weir_common::policy::{Action, Class, PortKey, RuleId, RulesId, VerdictKey};
-use weir_common::{Addr, Port, Protocol};
+use weir_common::{Addr, Port, Prefix, Protocol};
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Answer {
@@ -30,8 +30,18 @@ pub(super) fn side(rules: PodRules, direction: Direction) -> RulesId {
 }
 
 pub(super) fn class(rows: &PolicyRows, address: IpAddr) -> Class {
-    let class = rows.classes.get(&Addr::from(address));
-    class.copied().unwrap_or(Class::WORLD)
+    let address = Addr::from(address);
+    if let Some(class) = rows.classes.get(&address) {
+        return *class;
+    }
+    let number = u128::from_be_bytes(address.0);
+    let longest = (0..=Prefix::WHOLE).rev().find_map(|prefix_len| {
+        let free = Prefix::WHOLE - prefix_len;
+        let inside = u128::MAX.checked_shl(free).unwrap_or(0);
+        let addr = Addr((number & inside).to_be_bytes());
+        rows.cidrs.get(&Prefix { prefix_len, addr })
+    });
+    longest.copied().unwrap_or(Class::WORLD)
 }
 
 /// One direction of a pod of the node.

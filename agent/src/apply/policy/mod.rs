@@ -13,10 +13,10 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use weir_common::Addr;
 use weir_common::device::{Device, LocalPod};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::table::EPOCH_INDEX;
+use weir_common::{Addr, Prefix};
 
 use self::retired::Retired;
 use super::devices::{Devices, Outcome};
@@ -27,8 +27,9 @@ use crate::model::ObjectName;
 
 /// All policy of the node. Written by one task only.
 #[derive(Debug)]
-pub struct Policies<C, V, P, E> {
+pub struct Policies<C, B, V, P, E> {
     classes: Table<Addr, Class, C>,
+    cidrs: Table<Prefix, Class, B>,
     verdicts: Table<VerdictKey, VerdictRow, V>,
     ports: Table<PortKey, PortRow, P>,
     epoch: Table<u32, u32, E>,
@@ -62,6 +63,7 @@ enum EpochDue {
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct PolicyTarget {
     pub classes: BTreeMap<Addr, Class>,
+    pub cidrs: BTreeMap<Prefix, Class>,
     pub verdicts: BTreeMap<VerdictKey, VerdictRow>,
     /// Needed only while the tables move from the previous target to this one.
     pub transitional: BTreeMap<VerdictKey, VerdictRow>,
@@ -78,9 +80,10 @@ pub struct PolicyPass {
     pub outcome: Outcome,
 }
 
-impl<C, V, P, E> Policies<C, V, P, E>
+impl<C, B, V, P, E> Policies<C, B, V, P, E>
 where
     C: KernelTable<Addr, Class>,
+    B: KernelTable<Prefix, Class>,
     V: KernelTable<VerdictKey, VerdictRow>,
     P: KernelTable<PortKey, PortRow>,
     E: KernelTable<u32, u32>,
@@ -90,9 +93,16 @@ where
     ///
     /// # Errors
     /// A table could not be read.
-    pub fn resume(classes: C, verdicts: V, ports: P, epoch: E) -> Result<Self, TableError> {
+    pub fn resume(
+        classes: C,
+        cidrs: B,
+        verdicts: V,
+        ports: P,
+        epoch: E,
+    ) -> Result<Self, TableError> {
         Ok(Self {
             classes: Table::resume("CLASSES", classes)?,
+            cidrs: Table::resume("CIDRS", cidrs)?,
             verdicts: Table::resume("VERDICTS", verdicts)?,
             ports: Table::resume("PORTS", ports)?,
             epoch: Table::resume("EPOCH", epoch)?,
@@ -135,6 +145,7 @@ where
             .copied()
             .collect();
         self.classes.desire_exactly(rows.classes);
+        self.cidrs.desire_exactly(rows.cidrs);
         self.ports.desire_exactly(rows.ports);
         let mut verdicts = rows.transitional;
         verdicts.extend(rows.verdicts);
@@ -202,6 +213,7 @@ where
     /// A table could not be read.
     pub fn audit(&mut self) -> Result<usize, TableError> {
         let drifted = self.classes.audit()?.rows()
+            + self.cidrs.audit()?.rows()
             + self.verdicts.audit()?.rows()
             + self.ports.audit()?.rows()
             + self.epoch.audit()?.rows();
@@ -215,9 +227,10 @@ where
     ///
     /// # Errors
     /// A table could not be read.
-    pub fn compare(&mut self) -> Result<[(&'static str, Comparison); 3], TableError> {
+    pub fn compare(&mut self) -> Result<[(&'static str, Comparison); 4], TableError> {
         Ok([
             (self.classes.name(), self.classes.compare()?),
+            (self.cidrs.name(), self.cidrs.compare()?),
             (self.verdicts.name(), compare(&mut self.verdicts)?),
             (self.ports.name(), compare(&mut self.ports)?),
         ])
@@ -229,8 +242,13 @@ where
     }
 
     /// How full the tables are.
-    pub fn fills(&self) -> [Fill; 3] {
-        [self.classes.fill(), self.verdicts.fill(), self.ports.fill()]
+    pub fn fills(&self) -> [Fill; 4] {
+        [
+            self.classes.fill(),
+            self.cidrs.fill(),
+            self.verdicts.fill(),
+            self.ports.fill(),
+        ]
     }
 
     /// The epoch that the kernel holds.
@@ -255,7 +273,9 @@ where
         finish("PORTS", self.ports.write(), rows)?;
         finish("VERDICTS", self.verdicts.write(), rows)?;
         finish("CLASSES", self.classes.write(), rows)?;
+        finish("CIDRS", self.cidrs.write(), rows)?;
         finish("CLASSES", self.classes.remove_stale(), rows)?;
+        finish("CIDRS", self.cidrs.remove_stale(), rows)?;
         // A row of a device that cannot be written is that pod's matter: it is closed, or judged as before.
         *rows += devices.write().rows;
         if self.epoch_due == EpochDue::Yes {
@@ -290,6 +310,8 @@ where
         }
         !self.classes.to_write().is_empty()
             || !self.classes.to_remove().is_empty()
+            || !self.cidrs.to_write().is_empty()
+            || !self.cidrs.to_remove().is_empty()
             || replaces(&self.verdicts)
             || replaces(&self.ports)
     }
@@ -302,6 +324,7 @@ where
         );
         [
             shortage(&self.classes, rows.classes.keys()),
+            shortage(&self.cidrs, rows.cidrs.keys()),
             shortage(&self.verdicts, new_verdicts),
             shortage(&self.ports, rows.ports.keys()),
         ]

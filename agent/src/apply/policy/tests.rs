@@ -9,7 +9,7 @@ use weir_common::device::{Device, LocalPod};
 use weir_common::policy::{
     Action, Class, PortKey, PortRow, RuleId, RulesId, VerdictKey, VerdictRow,
 };
-use weir_common::{Addr, Mac, Port, Protocol};
+use weir_common::{Addr, Mac, Port, Prefix, Protocol};
 
 use super::Policies;
 use super::PolicyTarget;
@@ -19,6 +19,8 @@ use crate::compile::PodRules;
 use crate::model::ObjectName;
 
 const PODS: u8 = 3;
+/// Not an address: a block around them all.
+const AROUND: u8 = 4;
 
 /// What a toy compiler compiles: the content of the class of each address, and of the rules of each pod.
 #[derive(Clone, Debug, Default)]
@@ -88,8 +90,14 @@ fn compile(old: &Source, new: &Source) -> PolicyTarget {
         classes: new
             .classes
             .iter()
+            .filter(|(n, _)| **n != AROUND)
             .map(|(n, c)| (addr(*n), class(*c)))
             .collect(),
+        cidrs: [(
+            Prefix::V4,
+            new.classes.get(&AROUND).map_or(Class::WORLD, |c| class(*c)),
+        )]
+        .into(),
         verdicts,
         transitional,
         ports: new_rules
@@ -117,6 +125,7 @@ type Judgements = BTreeMap<(u32, u8, u32), BTreeSet<Judgement>>;
 #[derive(Clone)]
 struct World {
     classes: FakeTable<Addr, Class>,
+    cidrs: FakeTable<Prefix, Class>,
     verdicts: FakeTable<VerdictKey, VerdictRow>,
     ports: FakeTable<PortKey, PortRow>,
     epoch: FakeTable<u32, u32>,
@@ -131,6 +140,7 @@ type Faulty<K, V> = FaultyTable<FakeTable<K, V>>;
 type Subject = (
     Policies<
         Faulty<Addr, Class>,
+        Faulty<Prefix, Class>,
         Faulty<VerdictKey, VerdictRow>,
         Faulty<PortKey, PortRow>,
         Faulty<u32, u32>,
@@ -146,6 +156,7 @@ impl World {
     fn with_room(every: usize, verdicts: usize) -> Self {
         let world = Self {
             classes: FakeTable::empty(64),
+            cidrs: FakeTable::empty(8),
             verdicts: FakeTable::empty(verdicts),
             ports: FakeTable::empty(64),
             epoch: FakeTable::empty(1),
@@ -170,6 +181,7 @@ impl World {
             }
         });
         world.classes.observe(observer.clone());
+        world.cidrs.observe(observer.clone());
         world.verdicts.observe(observer.clone());
         world.ports.observe(observer.clone());
         world.epoch.observe(observer.clone());
@@ -182,14 +194,11 @@ impl World {
         if device.ingress == RulesId::OPEN {
             return Some(true);
         }
+        let own = self.classes.rows().get(&addr(n)).copied();
+        let around = || self.cidrs.rows().get(&Prefix::V4).copied();
         let key = VerdictKey {
             rules: device.ingress,
-            class: self
-                .classes
-                .rows()
-                .get(&addr(n))
-                .copied()
-                .unwrap_or_default(),
+            class: own.or_else(around).unwrap_or_default(),
         };
         self.verdicts
             .rows()
@@ -207,6 +216,7 @@ impl World {
         }
         let policies = Policies::resume(
             faulty(self, &self.classes),
+            faulty(self, &self.cidrs),
             faulty(self, &self.verdicts),
             faulty(self, &self.ports),
             faulty(self, &self.epoch),
@@ -220,6 +230,7 @@ impl World {
 
     fn writes(&self) -> usize {
         self.classes.writes()
+            + self.cidrs.writes()
             + self.verdicts.writes()
             + self.ports.writes()
             + self.devices.writes()
@@ -228,6 +239,7 @@ impl World {
 
     fn assert_holds(&self, rows: &PolicyTarget) {
         assert_eq!(self.classes.rows(), rows.classes);
+        assert_eq!(self.cidrs.rows(), rows.cidrs);
         assert_eq!(self.verdicts.rows(), rows.verdicts);
         assert_eq!(self.ports.rows(), rows.ports);
         let epoch = self.epoch.rows()[&0];
@@ -391,6 +403,7 @@ fn nothing_is_written_before_every_input_is_synced() {
     let world = World::new(0);
     let policies = Policies::resume(
         world.classes.clone(),
+        world.cidrs.clone(),
         world.verdicts.clone(),
         world.ports.clone(),
         world.epoch.clone(),

@@ -1,12 +1,13 @@
-//! Which predicates a pod satisfies: the class of its addresses. Which number a class has is in
-//! `number`.
+//! Which predicates an address satisfies: its class. Which number a class has is in `number`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::encode::{Canonical, Encoder};
-use super::predicate::{NamespaceView, Predicate};
-use crate::model::{Labels, Namespace, Operator, Selector};
+use super::predicate::{NamespaceView, PortName, Predicate};
+use super::region::Regions;
+use crate::model::{ContainerPort, Labels, Namespace, Operator, Selector};
 
 /// What a class is: the predicates that its addresses satisfy, in order.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -15,9 +16,12 @@ pub(super) struct ClassContent(Vec<Arc<Predicate>>);
 /// The same within one compilation: positions in its list of predicates, in order.
 pub(super) type Facts = Arc<[usize]>;
 
-/// Answers which predicates hold for a pod. Pods of one namespace with equal labels are asked once.
+/// Answers which predicates hold for an address. Pods of one namespace with equal labels are asked once.
 pub(super) struct Classifier<'a> {
     predicates: Vec<Arc<Predicate>>,
+    regions: Regions<Facts>,
+    /// The predicates that ask a name of a port, by the number that they ask for.
+    ports: BTreeMap<PortName, HashMap<u16, usize>>,
     namespaces: &'a HashMap<Arc<str>, Arc<Namespace>>,
     selectors: SelectorIndex,
     /// For each selector of the index, the predicates that ask it.
@@ -38,18 +42,27 @@ impl<'a> Classifier<'a> {
     ) -> Self {
         let predicates: Vec<_> = predicates.into_iter().collect();
         let mut by_selector: BTreeMap<&Selector, Vec<usize>> = BTreeMap::new();
+        let mut ports: BTreeMap<PortName, HashMap<u16, usize>> = BTreeMap::new();
+        let mut blocks = Vec::new();
         for (position, predicate) in predicates.iter().enumerate() {
-            by_selector
-                .entry(&predicate.pods)
-                .or_default()
-                .push(position);
+            match &**predicate {
+                Predicate::Pods { pods, .. } => by_selector.entry(pods).or_default().push(position),
+                Predicate::Block(block) => blocks.push((position, block)),
+                Predicate::Port(name, number) => {
+                    let of_name = ports.entry(name.clone()).or_default();
+                    of_name.insert(*number, position);
+                }
+            }
         }
+        let regions = Regions::of(blocks.into_iter());
         let (selectors, askers): (Vec<_>, Vec<_>) = by_selector
             .into_iter()
             .map(|(selector, askers)| (selector.clone(), askers))
             .unzip();
         Self {
             predicates,
+            regions,
+            ports,
             namespaces,
             selectors: SelectorIndex::new(selectors),
             askers,
@@ -57,19 +70,52 @@ impl<'a> Classifier<'a> {
         }
     }
 
-    /// The predicates that a pod with these labels in this namespace satisfies.
-    pub(super) fn facts(&mut self, namespace: &Arc<str>, labels: &'a Labels) -> Facts {
+    /// The predicates that an address of nobody in particular satisfies.
+    pub(super) fn of_address(&self, address: IpAddr) -> Facts {
+        self.regions.at(address).cloned().unwrap_or_default()
+    }
+
+    /// The predicates that an address of a pod satisfies.
+    pub(super) fn of_pod(
+        &mut self,
+        address: IpAddr,
+        namespace: &Arc<str>,
+        labels: &'a Labels,
+        ports: &[ContainerPort],
+    ) -> Facts {
+        let of_labels = self.of_labels(namespace, labels);
+        let in_blocks = self.regions.at(address).map_or(&[][..], |facts| facts);
+        let of_ports = self
+            .ports
+            .iter()
+            .filter_map(|(name, positions)| positions.get(&name.on(ports)?).copied());
+        let mut more = in_blocks.iter().copied().chain(of_ports).peekable();
+        if more.peek().is_none() {
+            return of_labels;
+        }
+        let all: BTreeSet<usize> = of_labels.iter().copied().chain(more).collect();
+        all.into_iter().collect()
+    }
+
+    /// The regions of addresses in which the same blocks are.
+    pub(super) fn regions(&self) -> &Regions<Facts> {
+        &self.regions
+    }
+
+    /// The predicates about pods that one with these labels in this namespace satisfies.
+    fn of_labels(&mut self, namespace: &Arc<str>, labels: &'a Labels) -> Facts {
         let Self {
             predicates,
             namespaces,
             selectors,
             askers,
             known,
+            ..
         } = self;
         let known = known.entry(namespace.clone()).or_insert_with(|| {
             let view = NamespaceView::new(namespace, namespaces.get(namespace).map(|n| &**n));
             KnownNamespace {
-                in_scope: predicates.iter().map(|p| view.is_in(&p.scope)).collect(),
+                in_scope: predicates.iter().map(|p| view.is_asked(p)).collect(),
                 facts: HashMap::new(),
             }
         });
@@ -85,6 +131,11 @@ impl<'a> Classifier<'a> {
             facts.into()
         });
         facts.clone()
+    }
+
+    /// A predicate by its position.
+    pub(super) fn predicate(&self, position: usize) -> Option<&Predicate> {
+        self.predicates.get(position).map(|it| &**it)
     }
 
     /// The position of a predicate.

@@ -38,6 +38,11 @@ impl Encoder {
         self.0.extend_from_slice(&integer.to_le_bytes());
     }
 
+    /// As many as there are always.
+    pub(super) fn bytes(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
     pub(super) fn text(&mut self, text: &str) {
         self.length(text.len());
         self.0.extend_from_slice(text.as_bytes());

@@ -1,8 +1,8 @@
 //! From policies, pods, namespaces and nodes to the rows of the policy tables (docs/architecture.md,
 //! "Policy: classes, not identities"). Writing them is not here.
 //!
-//! Read in this order: `predicate` (what a selector asks), `class` (who satisfies it), `rules` (what
-//! holds for a pod), `verdict` and `ports` (what that answers to a class), `number` (how all of it is
+//! Read in this order: `predicate` (what a rule asks of an address), `region` (which blocks an address is in), `class` (who
+//! satisfies what), `rules` (what holds for a pod), `verdict` and `ports` (what that answers to a class), `number` (how all of it is
 //! numbered), `transition` (how to get from one state to the next).
 
 mod address;
@@ -12,6 +12,7 @@ mod encode;
 mod number;
 mod ports;
 mod predicate;
+mod region;
 mod report;
 mod retain;
 mod rules;
@@ -19,10 +20,11 @@ mod transition;
 mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use weir_common::Addr;
 use weir_common::policy::{Action, Class, RuleId, RulesId, VerdictKey, VerdictRow};
+use weir_common::{Addr, Protocol};
 
 pub use address::NodeView;
 pub use book::{Direction, RuleBook, RuleOwner};
@@ -31,11 +33,13 @@ pub use retain::Retained;
 pub use transition::Transition;
 
 use super::policy_rows::{PodRules, PolicyRows};
-use crate::model::{Labels, ObjectName, Policy, Snapshot};
+use crate::model::{ContainerPort, Labels, ObjectName, Pod, Policy, Snapshot};
 use address::{Holder, holders};
 use class::{ClassContent, Classifier, Facts};
 use number::Numbers;
 use ports::PortSet;
+use predicate::{PortName, Predicate};
+use region::Regions;
 use rules::{PolicyRules, ResolvedPeers, RuleList, names_ports, reports, resolve};
 use verdict::{Cell, Judge, PortSets};
 
@@ -51,6 +55,8 @@ pub struct Compiled {
     lists: Numbers<Arc<RuleList>>,
     sets: Numbers<PortSet>,
     owners: Numbers<RuleOwner>,
+    /// The class of each region of addresses that are nobody's in particular.
+    regions: Regions<Class>,
     asks_for_namespaces: bool,
     mask: u32,
 }
@@ -74,6 +80,7 @@ impl Compiled {
             lists: Numbers::default(),
             sets: Numbers::default(),
             owners: Numbers::default(),
+            regions: Regions::default(),
             asks_for_namespaces: false,
             mask: u32::MAX
                 .checked_shr(u32::BITS.saturating_sub(bits))
@@ -134,13 +141,16 @@ pub fn compile(
     let owners = Numbers::assign(owners, &previous.owners, previous.mask);
     let lists = Numbers::assign(lists, &previous.lists, previous.mask);
 
-    let dns = Labels::from([(DNS_LABEL.0.into(), DNS_LABEL.1.into())]);
-    let predicates = predicates(&lists);
+    let dns = Dns::new();
+    let mut predicates = predicates(&lists);
+    predicates.extend(numbers_of_names(&lists, snapshot, &dns));
     let asks_for_namespaces = predicates.iter().any(|it| it.asks_for_namespaces());
     let mut classifier = Classifier::new(predicates, &snapshot.namespaces);
     let (holders, mut all_reports) = holders(snapshot, node);
     let facts = facts(&holders, &mut classifier, &dns);
-    let distinct: BTreeSet<&Facts> = facts.values().collect();
+    let regions = classifier.regions().clone();
+    let of_regions = regions.iter().map(|(_, facts)| facts);
+    let distinct: BTreeSet<&Facts> = facts.values().chain(of_regions).collect();
     let classes = distinct
         .iter()
         .map(|facts| classifier.content(facts))
@@ -151,6 +161,7 @@ pub fn compile(
         .iter()
         .map(|facts| (*facts, number(facts)))
         .collect();
+    let regions = regions.map(|facts| numbered[facts]);
 
     let mut cells: Vec<(VerdictKey, Cell, RuleId)> = Vec::new();
     let mut denials = BTreeMap::new();
@@ -161,7 +172,7 @@ pub fn compile(
         denials.insert(rules, judge.denial_row());
         let world: (&[usize], Class) = (&[], Class::WORLD);
         for (facts, class) in numbered.iter().map(|(f, c)| (&***f, *c)).chain([world]) {
-            let cell = judge.cell(facts, &mut port_sets);
+            let cell = judge.cell(facts, &classifier, &mut port_sets);
             cells.push((VerdictKey { rules, class }, cell, judge.denial));
         }
     }
@@ -191,6 +202,7 @@ pub fn compile(
     };
     let rows = PolicyRows {
         classes: holders.iter().map(class_of).collect(),
+        cidrs: region::rows(regions.iter().map(|(net, class)| (*net, *class))),
         verdicts: cells
             .into_iter()
             .map(|(key, cell, denial)| (key, row(cell, denial, &set_numbers)))
@@ -218,14 +230,34 @@ pub fn compile(
         lists,
         sets,
         owners,
+        regions,
         asks_for_namespaces,
         mask: previous.mask,
     }
 }
 
-/// What people select in policies when they mean cluster DNS.
-const DNS_LABEL: (&str, &str) = ("k8s-app", "kube-dns");
-const DNS_NAMESPACE: &str = "kube-system";
+/// The pods that people select in policies when they mean cluster DNS, and what those call their ports.
+struct Dns {
+    namespace: Arc<str>,
+    labels: Labels,
+    ports: [ContainerPort; 2],
+}
+
+impl Dns {
+    fn new() -> Self {
+        let port = |name: &str, protocol| ContainerPort {
+            name: Some(name.into()),
+            protocol,
+            port: 53,
+            host: None,
+        };
+        Self {
+            namespace: "kube-system".into(),
+            labels: Labels::from([("k8s-app".into(), "kube-dns".into())]),
+            ports: [port("dns", Protocol::UDP), port("dns-tcp", Protocol::TCP)],
+        }
+    }
+}
 
 type PoliciesByNamespace<'a> = HashMap<&'a str, Vec<&'a Policy>>;
 
@@ -302,21 +334,46 @@ fn predicates(lists: &Numbers<Arc<RuleList>>) -> BTreeSet<Arc<predicate::Predica
         .collect()
 }
 
+/// The numbers that pods mean by the names of ports that lists ask.
+fn numbers_of_names(
+    lists: &Numbers<Arc<RuleList>>,
+    snapshot: &Snapshot,
+    dns: &Dns,
+) -> BTreeSet<Arc<Predicate>> {
+    let names: BTreeSet<&PortName> = lists.iter().flat_map(|(list, _)| list.names()).collect();
+    if names.is_empty() {
+        return BTreeSet::new();
+    }
+    let pods = snapshot.pods.values().map(|pod| &pod.ports[..]);
+    pods.chain([&dns.ports[..]])
+        .flat_map(|ports| {
+            names
+                .iter()
+                .filter_map(|name| Some((*name, name.on(ports)?)))
+        })
+        .collect::<BTreeSet<(&PortName, u16)>>()
+        .into_iter()
+        .map(|(name, number)| Arc::new(Predicate::Port(name.clone(), number)))
+        .collect()
+}
+
 /// What holds for each address, those of this node aside.
 fn facts<'a>(
     holders: &BTreeMap<Addr, Holder<'a>>,
     classifier: &mut Classifier<'a>,
-    dns: &'a Labels,
+    dns: &'a Dns,
 ) -> BTreeMap<Addr, Facts> {
-    let dns_namespace: Arc<str> = DNS_NAMESPACE.into();
     holders
         .iter()
         .filter_map(|(addr, holder)| {
-            let facts = match holder {
+            let address = IpAddr::from(*addr);
+            let facts = match *holder {
                 Holder::OwnNode => return None,
-                Holder::Node => Facts::from([]),
-                Holder::Dns => classifier.facts(&dns_namespace, dns),
-                Holder::Pod(pod) => classifier.facts(&pod.id.namespace, &pod.labels),
+                Holder::Node => classifier.of_address(address),
+                Holder::Dns => classifier.of_pod(address, &dns.namespace, &dns.labels, &dns.ports),
+                Holder::Pod(Pod {
+                    id, labels, ports, ..
+                }) => classifier.of_pod(address, &id.namespace, labels, ports),
             };
             Some((*addr, facts))
         })

@@ -13,6 +13,16 @@ pub(super) struct PortSpan {
     pub(super) last: u16,
 }
 
+impl PortSpan {
+    pub(super) fn one(protocol: Protocol, port: u16) -> Self {
+        Self {
+            protocol,
+            first: port,
+            last: port,
+        }
+    }
+}
+
 /// Disjoint prefixes, each with the rule that allows it, in order.
 #[derive(Clone, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct PortSet(Vec<PortPrefix>);

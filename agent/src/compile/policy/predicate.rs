@@ -1,19 +1,42 @@
-//! What a peer selector asks of an address, in one canonical form, and what a namespace is to it.
+//! What a rule asks of an address, in one canonical form, and what a namespace is to it.
 //! Which addresses satisfy it is in `class`.
 
 use std::sync::Arc;
 
+use ipnet::IpNet;
+use weir_common::{Addr, Protocol};
+
 use super::encode::{Canonical, Encoder};
-use crate::model::{Labels, Namespace, Operator, PodPeers, Requirement, Selector};
+use crate::model::{
+    self, ContainerPort, Labels, Namespace, Operator, PodPeers, Requirement, Selector,
+};
 
 /// The label that the API server gives every namespace: its name.
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
-/// A peer selector with its scope resolved. Two selectors that say the same are equal.
+/// Something that is true of an address or not. Two that say the same are equal.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub(super) struct Predicate {
-    pub(super) scope: Scope,
-    pub(super) pods: Selector,
+pub(super) enum Predicate {
+    /// It is a pod's, as a peer selector with its scope resolved asks.
+    Pods { scope: Scope, pods: Selector },
+    /// It is in a block, whosever it is.
+    Block(Block),
+    /// It is of a pod that has a port of this name, and the number is this one.
+    Port(PortName, u16),
+}
+
+/// `ipBlock`, with no host bits, and with the fewest excepted prefixes that say the same.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(super) struct Block {
+    pub(super) cidr: IpNet,
+    pub(super) except: Vec<IpNet>,
+}
+
+/// The name of a port of pods, which stands for another number on each.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(super) struct PortName {
+    pub(super) protocol: Protocol,
+    pub(super) name: Arc<str>,
 }
 
 /// The namespaces whose pods are asked at all. It stands outside of the user's selector and looks at
@@ -29,7 +52,7 @@ pub(super) enum Scope {
 impl Predicate {
     /// The predicate of a peer in a policy of this namespace.
     pub(super) fn of(peers: &PodPeers, namespace: &Arc<str>) -> Self {
-        Self {
+        Self::Pods {
             scope: match &peers.namespaces {
                 None => Scope::Own(namespace.clone()),
                 Some(selector) => Scope::Matching(canonical(selector)),
@@ -40,7 +63,38 @@ impl Predicate {
 
     /// Does the answer depend on labels of namespaces?
     pub(super) fn asks_for_namespaces(&self) -> bool {
-        matches!(self.scope, Scope::Matching(_))
+        matches!(
+            self,
+            Self::Pods {
+                scope: Scope::Matching(_),
+                ..
+            }
+        )
+    }
+}
+
+impl Block {
+    pub(super) fn of(cidr: IpNet, except: &[IpNet]) -> Self {
+        Self {
+            cidr: cidr.trunc(),
+            except: IpNet::aggregate(&except.to_vec()),
+        }
+    }
+}
+
+impl PortName {
+    /// What a pod with these ports means by it. A name that two containers use is the first one's, as it is for Services.
+    pub(super) fn on(&self, ports: &[ContainerPort]) -> Option<u16> {
+        let is_meant = |port: &&ContainerPort| {
+            port.protocol == self.protocol && port.name.as_ref() == Some(&self.name)
+        };
+        ports.iter().find(is_meant).map(|port| port.port)
+    }
+}
+
+impl From<&model::Block> for Block {
+    fn from(block: &model::Block) -> Self {
+        Self::of(block.cidr, &block.except)
     }
 }
 
@@ -75,8 +129,11 @@ impl NamespaceView {
         }
     }
 
-    /// Are its pods in the scope?
-    pub(super) fn is_in(&self, scope: &Scope) -> bool {
+    /// Are its pods asked at all by the selector of a peer?
+    pub(super) fn is_asked(&self, predicate: &Predicate) -> bool {
+        let Predicate::Pods { scope, .. } = predicate else {
+            return false;
+        };
         match (scope, &self.labels) {
             (Scope::Own(name), _) => *name == self.name,
             (Scope::Matching(selector), Knowledge::Known(labels)) => selector.matches(labels),
@@ -115,16 +172,47 @@ fn sorted<T: Ord>(mut items: Vec<T>) -> Vec<T> {
 
 impl Canonical for Predicate {
     fn encode(&self, to: &mut Encoder) {
-        match &self.scope {
-            Scope::Own(name) => {
+        match self {
+            Self::Pods {
+                scope: Scope::Own(name),
+                pods,
+            } => {
                 to.tag(0);
                 to.text(name);
+                pods.encode(to);
             }
-            Scope::Matching(selector) => {
+            Self::Pods {
+                scope: Scope::Matching(selector),
+                pods,
+            } => {
                 to.tag(1);
                 selector.encode(to);
+                pods.encode(to);
+            }
+            Self::Block(Block { cidr, except }) => {
+                to.tag(2);
+                cidr.encode(to);
+                to.list(except.iter());
+            }
+            Self::Port(name, number) => {
+                to.tag(3);
+                name.encode(to);
+                to.integer((*number).into());
             }
         }
-        self.pods.encode(to);
+    }
+}
+
+impl Canonical for IpNet {
+    fn encode(&self, to: &mut Encoder) {
+        to.bytes(&Addr::from(self.network()).0);
+        to.tag(self.prefix_len());
+    }
+}
+
+impl Canonical for PortName {
+    fn encode(&self, to: &mut Encoder) {
+        self.protocol.encode(to);
+        to.text(&self.name);
     }
 }

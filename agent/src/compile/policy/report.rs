@@ -33,12 +33,8 @@ pub struct Part {
 /// Why a part allows nothing.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Nothing {
-    /// `ipBlock` comes with the table of prefixes.
-    IpBlock,
     /// A peer that could not be understood.
     UnknownPeer(Arc<str>),
-    /// A named port of `egress`: its number depends on the destination pod.
-    NamedEgressPort(Arc<str>),
     /// Neither TCP nor UDP nor SCTP.
     Protocol(u8),
     /// `endPort` lies below `port`.
@@ -77,8 +73,8 @@ impl fmt::Display for Part {
             why,
         } = self;
         let list = match (why, direction) {
-            (Nothing::IpBlock | Nothing::UnknownPeer(_), Direction::Ingress) => "from",
-            (Nothing::IpBlock | Nothing::UnknownPeer(_), Direction::Egress) => "to",
+            (Nothing::UnknownPeer(_), Direction::Ingress) => "from",
+            (Nothing::UnknownPeer(_), Direction::Egress) => "to",
             _ => "ports",
         };
         write!(f, "spec.{direction}[{rule}].{list}[{item}] {why}")
@@ -88,12 +84,7 @@ impl fmt::Display for Part {
 impl fmt::Display for Nothing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::IpBlock => f.write_str("is an ipBlock, which this version does not know,"),
             Self::UnknownPeer(peer) => write!(f, "is a peer that is not understood ({peer})"),
-            Self::NamedEgressPort(name) => write!(
-                f,
-                "is the named port {name:?} of egress, which this version does not know,"
-            ),
             Self::Protocol(number) => write!(f, "has protocol {number}, not TCP, UDP or SCTP,"),
             Self::EmptyRange { first, last } => write!(f, "ends at {last}, before {first},"),
         }

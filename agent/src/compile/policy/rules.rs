@@ -9,11 +9,10 @@ use weir_common::Protocol;
 use super::book::{Direction, RuleOwner};
 use super::encode::{Canonical, Encoder};
 use super::ports::PortSpan;
-use super::predicate::Predicate;
+use super::predicate::{PortName, Predicate};
 use super::report::{Nothing, Part, Report};
 use crate::model::{
-    ContainerPort, ObjectName, PeerSelector, Peers, PodPeers, Policy, PortMatch, PortRange, Ports,
-    Rule,
+    ContainerPort, ObjectName, PeerSelector, Peers, Policy, PortMatch, PortRange, Ports, Rule,
 };
 
 /// The policies that isolate a pod in a direction, in the order of their names; never empty.
@@ -30,7 +29,7 @@ pub(super) struct PolicyRules {
     rules: Vec<ResolvedRule>,
 }
 
-/// A rule without what only its author could resolve: namespaces, names of ports, unsupported parts.
+/// A rule without what only its author could resolve: namespaces, names of its subject's ports, unsupported parts.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct ResolvedRule {
     pub(super) peers: ResolvedPeers,
@@ -49,8 +48,12 @@ pub(super) enum ResolvedPeers {
 pub(super) enum ResolvedPorts {
     /// Every port of every protocol, and protocols without ports.
     Any,
-    /// In order, each once. None: no port.
-    Of(Vec<PortSpan>),
+    /// Each once. None: no port.
+    Of {
+        spans: Vec<PortSpan>,
+        /// What each destination means by it.
+        names: BTreeSet<PortName>,
+    },
 }
 
 impl RuleList {
@@ -65,6 +68,15 @@ impl RuleList {
                 };
                 (owner, resolved)
             })
+        })
+    }
+
+    /// The names of ports whose numbers depend on the destination.
+    pub(super) fn names(&self) -> impl Iterator<Item = &PortName> {
+        let rules = self.policies.iter().flat_map(|policy| &policy.rules);
+        rules.flat_map(|rule| match &rule.ports {
+            ResolvedPorts::Any => None.into_iter().flatten(),
+            ResolvedPorts::Of { names, .. } => Some(names).into_iter().flatten(),
         })
     }
 
@@ -92,20 +104,16 @@ pub(super) fn resolve(
                 Peers::Of(peers) => ResolvedPeers::Of(
                     peers
                         .iter()
-                        .filter_map(|peer| supported_peer(peer).ok())
-                        .map(|pods| Arc::new(Predicate::of(pods, &policy.id.namespace)))
+                        .filter_map(|peer| predicate(peer, &policy.id.namespace).ok())
+                        .map(Arc::new)
                         .collect(),
                 ),
             },
             ports: match &rule.ports {
                 Ports::Any => ResolvedPorts::Any,
                 Ports::Of(ports) => {
-                    let spans: BTreeSet<PortSpan> = ports
-                        .iter()
-                        .filter_map(|port| supported_port(port, direction).ok())
-                        .filter_map(|port| span(port, pod_ports))
-                        .collect();
-                    ResolvedPorts::Of(spans.into_iter().collect())
+                    let ports = ports.iter().filter_map(|port| supported_port(port).ok());
+                    resolve_ports(ports, direction, pod_ports)
                 }
             },
         })
@@ -116,9 +124,10 @@ pub(super) fn resolve(
     })
 }
 
-/// Do the rules depend on the ports of the pod?
+/// Do the rules depend on the ports of the pod that they are for? They do where it is the destination.
 pub(super) fn names_ports(policy: &Policy, direction: Direction) -> bool {
     section(policy, direction)
+        .filter(|_| direction == Direction::Ingress)
         .into_iter()
         .flatten()
         .any(|rule| match &rule.ports {
@@ -145,12 +154,12 @@ pub(super) fn reports(policy: &Policy) -> impl Iterator<Item = Report> {
                         why,
                     },
                 };
-                unsupported(rule, direction).map(part)
+                unsupported(rule, &policy.id.namespace).map(part)
             })
         })
 }
 
-fn unsupported(rule: &Rule, direction: Direction) -> impl Iterator<Item = (usize, Nothing)> {
+fn unsupported(rule: &Rule, namespace: &Arc<str>) -> impl Iterator<Item = (usize, Nothing)> {
     let peers: &[PeerSelector] = match &rule.peers {
         Peers::Any => &[],
         Peers::Of(peers) => peers,
@@ -159,10 +168,8 @@ fn unsupported(rule: &Rule, direction: Direction) -> impl Iterator<Item = (usize
         Ports::Any => &[],
         Ports::Of(ports) => ports,
     };
-    let peers = peers.iter().map(|peer| supported_peer(peer).err());
-    let ports = ports
-        .iter()
-        .map(move |port| supported_port(port, direction).err());
+    let peers = peers.iter().map(|peer| predicate(peer, namespace).err());
+    let ports = ports.iter().map(|port| supported_port(port).err());
     peers
         .enumerate()
         .chain(ports.enumerate())
@@ -176,22 +183,23 @@ fn section(policy: &Policy, direction: Direction) -> Option<&[Rule]> {
     }
 }
 
-fn supported_peer(peer: &PeerSelector) -> Result<&PodPeers, Nothing> {
+/// What a peer of a policy in this namespace asks.
+fn predicate(peer: &PeerSelector, namespace: &Arc<str>) -> Result<Predicate, Nothing> {
     match peer {
-        PeerSelector::Pods(pods) => Ok(pods),
-        PeerSelector::Block(_) => Err(Nothing::IpBlock),
+        PeerSelector::Pods(pods) => Ok(Predicate::of(pods, namespace)),
+        PeerSelector::Block(block) => Ok(Predicate::Block(block.into())),
         PeerSelector::Unsupported(peer) => Err(Nothing::UnknownPeer(peer.clone())),
     }
 }
 
 /// A port that this version can answer for.
-enum SupportedPort<'a> {
+enum SupportedPort {
     Span(PortSpan),
-    /// On the pod that the policy selects, which for ingress is the destination.
-    Named(Protocol, &'a str),
+    /// On the destination.
+    Named(PortName),
 }
 
-fn supported_port(port: &PortMatch, direction: Direction) -> Result<SupportedPort<'_>, Nothing> {
+fn supported_port(port: &PortMatch) -> Result<SupportedPort, Nothing> {
     let protocol = port.protocol;
     if ![Protocol::TCP, Protocol::UDP, Protocol::SCTP].contains(&protocol) {
         return Err(Nothing::Protocol(protocol.0));
@@ -203,29 +211,43 @@ fn supported_port(port: &PortMatch, direction: Direction) -> Result<SupportedPor
             last,
         })
     };
-    match (&port.port, direction) {
-        (PortRange::Any, _) => Ok(span(0, u16::MAX)),
-        (&PortRange::Numbers { first, last }, _) if first > last => {
+    match &port.port {
+        PortRange::Any => Ok(span(0, u16::MAX)),
+        &PortRange::Numbers { first, last } if first > last => {
             Err(Nothing::EmptyRange { first, last })
         }
-        (&PortRange::Numbers { first, last }, _) => Ok(span(first, last)),
-        (PortRange::Named(name), Direction::Ingress) => Ok(SupportedPort::Named(protocol, name)),
-        (PortRange::Named(name), Direction::Egress) => Err(Nothing::NamedEgressPort(name.clone())),
+        &PortRange::Numbers { first, last } => Ok(span(first, last)),
+        PortRange::Named(name) => Ok(SupportedPort::Named(PortName {
+            protocol,
+            name: name.clone(),
+        })),
     }
 }
 
-/// A name that two containers use is the first one's, as it is for Services.
-fn span(port: SupportedPort<'_>, pod_ports: &[ContainerPort]) -> Option<PortSpan> {
-    match port {
-        SupportedPort::Span(span) => Some(span),
-        SupportedPort::Named(protocol, name) => pod_ports
-            .iter()
-            .find(|port| port.protocol == protocol && port.name.as_deref() == Some(name))
-            .map(|port| PortSpan {
-                protocol,
-                first: port.port,
-                last: port.port,
-            }),
+/// Resolves names of ports where the pod that the rules are for is the destination.
+fn resolve_ports(
+    ports: impl Iterator<Item = SupportedPort>,
+    direction: Direction,
+    pod_ports: &[ContainerPort],
+) -> ResolvedPorts {
+    let (mut spans, mut names) = (BTreeSet::new(), BTreeSet::new());
+    for port in ports {
+        match port {
+            SupportedPort::Span(span) => {
+                spans.insert(span);
+            }
+            SupportedPort::Named(name) if direction == Direction::Egress => {
+                names.insert(name);
+            }
+            SupportedPort::Named(name) => {
+                let number = name.on(pod_ports);
+                spans.extend(number.map(|number| PortSpan::one(name.protocol, number)));
+            }
+        }
+    }
+    ResolvedPorts::Of {
+        spans: spans.into_iter().collect(),
+        names,
     }
 }
 
@@ -254,9 +276,14 @@ impl Canonical for ResolvedRule {
         }
         match &self.ports {
             ResolvedPorts::Any => to.tag(0),
-            ResolvedPorts::Of(spans) => {
+            ResolvedPorts::Of { spans, names } if names.is_empty() => {
                 to.tag(1);
                 to.list(spans.iter());
+            }
+            ResolvedPorts::Of { spans, names } => {
+                to.tag(2);
+                to.list(spans.iter());
+                to.list(names.iter());
             }
         }
     }

@@ -3,16 +3,17 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use weir_common::Addr;
+use ipnet::IpNet;
 use weir_common::policy::{Action, Class, PortKey, PortRow, RulesId, VerdictKey, VerdictRow};
+use weir_common::{Addr, Prefix};
 
 use super::number::free;
-use super::{Compiled, PodRules};
+use super::{Compiled, PodRules, region};
 
 /// What the tables hold on the way from `old` to `new`. In this order:
 ///
 /// 1. put `verdicts` and `ports`: they contain all old and all new rows;
-/// 2. make the addresses what `classes` says;
+/// 2. make the addresses what `classes` and `cidrs` say;
 /// 3. give each pod its new rules;
 /// 4. make the addresses what the new rows say;
 /// 5. delete the verdicts and ports that are not in the new rows.
@@ -23,12 +24,14 @@ use super::{Compiled, PodRules};
 /// The trouble is a change of rules together with a change of classes: an address has one class, which
 /// pods with old rules and pods with new rules ask at the same time. So in steps 2 to 4 an address that
 /// changes has a class of its own, which answers old rules as the old class does and new rules as the
-/// new one does.
+/// new one does. The same holds for the addresses of a block, to which a row for the prefix belongs. A row that comes for a part of
+/// one, or goes, is no change by itself: rules that stay know no block that is not in both states.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Transition {
     pub verdicts: BTreeMap<VerdictKey, VerdictRow>,
     pub ports: BTreeMap<PortKey, PortRow>,
     pub classes: BTreeMap<Addr, Class>,
+    pub cidrs: BTreeMap<Prefix, Class>,
 }
 
 impl Compiled {
@@ -45,6 +48,7 @@ impl Compiled {
                 verdicts,
                 ports,
                 classes: self.rows.classes.clone(),
+                cidrs: self.rows.cidrs.clone(),
             };
         }
         let bridges = bridges(old, self);
@@ -61,14 +65,17 @@ impl Compiled {
             }
         }
         close_crossings(&mut verdicts, old, self);
+        let on_the_way = |before, after| bridges.get(&(before, after)).copied().unwrap_or(after);
         Transition {
             verdicts,
             ports,
             classes: changes(old, self)
-                .map(|(addr, before, after)| {
-                    (addr, *bridges.get(&(before, after)).unwrap_or(&after))
-                })
+                .map(|(addr, before, after)| (addr, on_the_way(before, after)))
                 .collect(),
+            cidrs: region::rows(
+                changes_of_regions(old, self)
+                    .map(|(net, before, after)| (net, on_the_way(before, after))),
+            ),
         }
     }
 
@@ -80,6 +87,7 @@ impl Compiled {
             verdicts: self.rows.verdicts.clone(),
             ports: self.rows.ports.clone(),
             classes: self.rows.classes.clone(),
+            cidrs: self.rows.cidrs.clone(),
         }
     }
 
@@ -104,7 +112,13 @@ impl Compiled {
     }
 
     fn class(&self, addr: &Addr) -> Class {
-        self.rows.classes.get(addr).copied().unwrap_or(Class::WORLD)
+        let own = self.rows.classes.get(addr);
+        let class = own.or_else(|| self.regions.at((*addr).into()));
+        class.copied().unwrap_or(Class::WORLD)
+    }
+
+    fn class_around(&self, net: &IpNet) -> Class {
+        self.regions.around(net).copied().unwrap_or(Class::WORLD)
     }
 }
 
@@ -161,9 +175,11 @@ impl Moves {
 
 /// A number for each pair of classes, old and new, that some address changes between.
 fn bridges(old: &Compiled, new: &Compiled) -> BTreeMap<(Class, Class), Class> {
-    let pairs: BTreeSet<(Class, Class)> = changes(old, new)
-        .filter(|(_, before, after)| before != after)
-        .map(|(_, before, after)| (before, after))
+    let of_addresses = changes(old, new).map(|(_, before, after)| (before, after));
+    let of_regions = changes_of_regions(old, new).map(|(_, before, after)| (before, after));
+    let pairs: BTreeSet<(Class, Class)> = of_addresses
+        .chain(of_regions)
+        .filter(|(before, after)| before != after)
         .collect();
     let numbers = old.classes.iter().chain(new.classes.iter());
     let mut taken: HashSet<u32> = numbers.map(|(_, number)| number).collect();
@@ -190,6 +206,17 @@ fn changes(old: &Compiled, new: &Compiled) -> impl Iterator<Item = (Addr, Class,
     addresses
         .into_iter()
         .map(|addr| (addr, old.class(&addr), new.class(&addr)))
+}
+
+/// Every prefix of a region with its class before and after.
+fn changes_of_regions(
+    old: &Compiled,
+    new: &Compiled,
+) -> impl Iterator<Item = (IpNet, Class, Class)> {
+    let nets = old.regions.iter().chain(new.regions.iter());
+    let nets: BTreeSet<IpNet> = nets.map(|(net, _)| *net).collect();
+    nets.into_iter()
+        .map(|net| (net, old.class_around(&net), new.class_around(&net)))
 }
 
 /// Old rules never meet a class that is only new, nor new rules one that is only old, while the order

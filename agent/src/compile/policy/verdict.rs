@@ -1,6 +1,7 @@
 //! What a list of rules answers to a class.
 
-use std::collections::{BTreeMap, HashMap};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use weir_common::policy::{Action, RuleId, VerdictRow};
 
@@ -8,6 +9,7 @@ use super::book::RuleOwner;
 use super::class::Classifier;
 use super::number::Numbers;
 use super::ports::{PortSet, PortSpan};
+use super::predicate::{PortName, Predicate};
 use super::rules::{ResolvedPeers, ResolvedPorts, ResolvedRule, RuleList};
 
 /// The answer of one list to one class. Sets of ports are numbered when all are known.
@@ -30,8 +32,10 @@ pub(super) struct Judge<'a> {
     for_all: Vec<usize>,
     /// Positions of the rules that ask a predicate.
     asking: HashMap<usize, Vec<usize>>,
-    /// Classes that the same rules match get the same answer.
-    answers: HashMap<Vec<usize>, Cell>,
+    /// The names of ports whose numbers depend on the class.
+    names: BTreeSet<&'a PortName>,
+    /// Classes that the same rules match, and for which the same names mean the same, get the same answer.
+    answers: HashMap<(Vec<usize>, Vec<usize>), Cell>,
     /// The owner of a denial.
     pub(super) denial: RuleId,
 }
@@ -62,23 +66,42 @@ impl<'a> Judge<'a> {
                 .collect(),
             for_all,
             asking,
+            names: list.names().collect(),
             answers: HashMap::new(),
             denial: id(list.isolation()),
         }
     }
 
     /// The answer to addresses that satisfy these predicates.
-    pub(super) fn cell(&mut self, facts: &[usize], sets: &mut PortSets) -> Cell {
+    pub(super) fn cell(
+        &mut self,
+        facts: &[usize],
+        classifier: &Classifier<'_>,
+        sets: &mut PortSets,
+    ) -> Cell {
         let asked = facts.iter().filter_map(|fact| self.asking.get(fact));
         let mut matching: Vec<usize> = asked.flatten().chain(&self.for_all).copied().collect();
         matching.sort_unstable();
         matching.dedup();
-        if let Some(cell) = self.answers.get(&matching) {
+        let mut named = Vec::new();
+        let mut numbers = BTreeMap::new();
+        if !self.names.is_empty() {
+            for fact in facts {
+                if let Some(Predicate::Port(name, number)) = classifier.predicate(*fact)
+                    && self.names.contains(name)
+                {
+                    named.push(*fact);
+                    numbers.insert(name, *number);
+                }
+            }
+        }
+        let known = (matching, named);
+        if let Some(cell) = self.answers.get(&known) {
             return *cell;
         }
-        let rules = matching.iter().map(|position| self.rules[*position]);
-        let cell = union(rules, sets);
-        self.answers.insert(matching, cell);
+        let rules = known.0.iter().map(|position| self.rules[*position]);
+        let cell = union(rules, &numbers, sets);
+        self.answers.insert(known, cell);
         cell
     }
 
@@ -92,15 +115,28 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// What the rules allow together: policies add up, none takes away.
-fn union<'a>(rules: impl Iterator<Item = (RuleId, &'a ResolvedRule)>, sets: &mut PortSets) -> Cell {
-    let mut by_port: Vec<(RuleId, &[PortSpan])> = Vec::new();
+/// What the rules allow together, where the names of ports are these numbers: policies add up, none takes away.
+fn union<'a>(
+    rules: impl Iterator<Item = (RuleId, &'a ResolvedRule)>,
+    numbers: &BTreeMap<&PortName, u16>,
+    sets: &mut PortSets,
+) -> Cell {
+    let mut by_port: Vec<(RuleId, Cow<'_, [PortSpan]>)> = Vec::new();
     for (id, rule) in rules {
         match &rule.ports {
             ResolvedPorts::Any => return Cell::Allow(id),
-            ResolvedPorts::Of(spans) => by_port.push((id, spans)),
+            ResolvedPorts::Of { spans, names } => {
+                let mut spans = Cow::from(spans);
+                for name in names {
+                    if let Some(number) = numbers.get(name) {
+                        spans.to_mut().push(PortSpan::one(name.protocol, *number));
+                    }
+                }
+                by_port.push((id, spans));
+            }
         }
     }
+    let by_port: Vec<(RuleId, &[PortSpan])> = by_port.iter().map(|(id, it)| (*id, &**it)).collect();
     let set = PortSet::union(&by_port);
     if set.is_empty() {
         Cell::Deny

@@ -122,8 +122,8 @@ fn ways(bits: u32, devices: (u32, u32), masquerade: u64) -> Vec<Found> {
             ((service, Protocol::TCP, Scope::EXTERNAL), 7),
         ]),
         own: HashSet::from([peer(254, 0).addr]),
-        cluster: Some(vec![ClusterKey {
-            prefix_len: ClusterKey::V4_EXTRA + 28,
+        cluster: Some(vec![Prefix {
+            prefix_len: Prefix::V4_EXTRA + 28,
             addr: peer(0, 0).addr,
         }]),
         ..Today::default()

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use weir_common::Addr;
 use weir_common::device::{Device, LocalPod};
-use weir_common::nat::{ClusterKey, InCluster, Uplink};
+use weir_common::nat::{InCluster, Uplink};
 use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
 use weir_common::service::{Backend, BackendId, Frontend, FrontendKey, Generation, NodeAddress};
+use weir_common::{Addr, Prefix};
 
 use super::super::machine::{Disconnecting, Machine, Plain, Swept, Tables};
 use crate::apply::fake::FakeTable;
@@ -122,13 +122,14 @@ pub(super) struct Memory {
     live: ShakyTable<BackendId, Generation>,
     nodes: ShakyTable<Addr, NodeAddress>,
     pub(super) classes: ShakyTable<Addr, Class>,
+    pub(super) cidrs: ShakyTable<Prefix, Class>,
     pub(super) verdicts: ShakyTable<VerdictKey, VerdictRow>,
     ports: ShakyTable<PortKey, PortRow>,
     epoch: ShakyTable<u32, u32>,
     pub(super) devices: ShakyTable<u32, Device>,
     pods: ShakyTable<Addr, LocalPod>,
     uplinks: ShakyTable<u32, Uplink>,
-    cluster: ShakyTable<ClusterKey, InCluster>,
+    cluster: ShakyTable<Prefix, InCluster>,
 }
 
 impl Memory {
@@ -140,6 +141,7 @@ impl Memory {
             live: ShakyTable::new(256, &faults),
             nodes: ShakyTable::new(64, &faults),
             classes: ShakyTable::new(64, &faults),
+            cidrs: ShakyTable::new(64, &faults),
             verdicts: ShakyTable::new(256, &faults),
             ports: ShakyTable::new(256, &faults),
             epoch: ShakyTable::new(1, &faults),
@@ -162,6 +164,7 @@ impl Machine for Memory {
             live: self.live.clone(),
             nodes: self.nodes.clone(),
             classes: self.classes.clone(),
+            cidrs: self.cidrs.clone(),
             verdicts: self.verdicts.clone(),
             ports: self.ports.clone(),
             epoch: self.epoch.clone(),
