@@ -71,6 +71,18 @@ impl Workload {
         self
     }
 
+    /// With a port that is served and has a name.
+    #[must_use]
+    pub fn named_port(mut self, transport: Transport, number: u16, name: &str) -> Self {
+        self.ports.push(Port {
+            name: Some(name.to_owned()),
+            number,
+            transport,
+            host: None,
+        });
+        self
+    }
+
     /// With a port that is served, and reached on the node too: at `address`, everywhere if that is empty.
     #[must_use]
     pub fn host_port(
