@@ -1,10 +1,13 @@
-//! May this packet pass? Answered slowly, from the text of the Kubernetes API (networking.k8s.io/v1
-//! types.go and the page "Network Policies"), one packet at a time. It knows no table, no class and no
+//! What may pass? Answered slowly, from the text of the Kubernetes API (networking.k8s.io/v1
+//! types.go and the page "Network Policies"), one pair of ends at a time. It knows no table, no class and no
 //! code of the compiler, not even how the compiler matches labels.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use rangemap::RangeInclusiveSet;
 use weir_agent::model::{
     Labels, Namespace, Operator, PeerSelector, Peers, Pod, Policy, PortMatch, PortRange, Ports,
     Rule, Selector,
@@ -51,26 +54,7 @@ pub fn may_send(
     protocol: Protocol,
     port: u16,
 ) -> bool {
-    let Who::Pod(sender) = &from.is else {
-        return true;
-    };
-    if is_itself_or_its_node(sender, to) {
-        return true;
-    }
-    // "By default, a pod is non-isolated for egress; all outbound connections are allowed."
-    let mut isolated = false;
-    for policy in selecting(cluster, sender) {
-        let Some(rules) = &policy.egress else {
-            continue;
-        };
-        isolated = true;
-        for rule in rules {
-            if has_peer(cluster, policy, rule, to) && has_port(rule, to, protocol, port) {
-                return true;
-            }
-        }
-    }
-    !isolated
+    sent(cluster, from, to).includes(protocol, port)
 }
 
 /// The ingress half, the receiver's.
@@ -81,25 +65,82 @@ pub fn may_receive(
     protocol: Protocol,
     port: u16,
 ) -> bool {
-    let Who::Pod(receiver) = &to.is else {
-        return true;
-    };
-    if is_itself_or_its_node(receiver, from) {
-        return true;
+    received(cluster, from, to).includes(protocol, port)
+}
+
+/// All that may pass between two ends.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Passing {
+    /// Every packet, also of protocols without ports.
+    Everything,
+    /// These ports of these protocols. Nothing, if there are none.
+    Only(BTreeMap<Protocol, RangeInclusiveSet<u16>>),
+}
+
+impl Passing {
+    pub fn includes(&self, protocol: Protocol, port: u16) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::Only(ports) => ports.get(&protocol).is_some_and(|it| it.contains(&port)),
+        }
     }
-    let mut isolated = false;
-    for policy in selecting(cluster, receiver) {
-        let Some(rules) = &policy.ingress else {
-            continue;
-        };
-        isolated = true;
-        for rule in rules {
-            if has_peer(cluster, policy, rule, from) && has_port(rule, to, protocol, port) {
-                return true;
+}
+
+/// All that egress policy lets through.
+pub fn sent(cluster: &Cluster, from: &Party, to: &Party) -> Passing {
+    match &from.is {
+        Who::Pod(sender) if !is_itself_or_its_node(sender, to) => {
+            let policies = selecting(cluster, sender);
+            union(cluster, policies.map(|it| (it, &it.egress)), to, to)
+        }
+        _ => Passing::Everything,
+    }
+}
+
+/// All that ingress policy lets through.
+pub fn received(cluster: &Cluster, from: &Party, to: &Party) -> Passing {
+    match &to.is {
+        Who::Pod(receiver) if !is_itself_or_its_node(receiver, from) => {
+            let policies = selecting(cluster, receiver);
+            union(cluster, policies.map(|it| (it, &it.ingress)), from, to)
+        }
+        _ => Passing::Everything,
+    }
+}
+
+/// "By default, a pod is non-isolated for egress; all outbound connections are allowed", and so for ingress; "network policies do not
+/// conflict; they are additive".
+fn union<'a>(
+    cluster: &Cluster,
+    policies: impl Iterator<Item = (&'a Policy, &'a Option<Vec<Rule>>)>,
+    peer: &Party,
+    destination: &Party,
+) -> Passing {
+    let mut is_isolated = false;
+    let mut all: BTreeMap<Protocol, RangeInclusiveSet<u16>> = BTreeMap::new();
+    for (policy, rules) in policies {
+        let Some(rules) = rules else { continue };
+        is_isolated = true;
+        for rule in rules
+            .iter()
+            .filter(|it| has_peer(cluster, policy, it, peer))
+        {
+            // "If this field is empty or missing, this rule matches all ports"; otherwise what one of the items matches.
+            let Ports::Of(items) = &rule.ports else {
+                return Passing::Everything;
+            };
+            for item in items {
+                if let Some(numbers) = numbers(item, destination) {
+                    all.entry(item.protocol).or_default().insert(numbers);
+                }
             }
         }
     }
-    !isolated
+    if is_isolated {
+        Passing::Only(all)
+    } else {
+        Passing::Everything
+    }
 }
 
 /// "Traffic to and from the node where a Pod is running is always allowed", and "a Pod cannot block
@@ -149,32 +190,20 @@ fn has_peer(cluster: &Cluster, policy: &Policy, rule: &Rule, peer: &Party) -> bo
     })
 }
 
-/// "If this field is empty or missing, this rule matches all ports"; otherwise one item must match.
-fn has_port(rule: &Rule, destination: &Party, protocol: Protocol, port: u16) -> bool {
-    let Ports::Of(items) = &rule.ports else {
-        return true;
-    };
-    items
-        .iter()
-        .any(|item| item.protocol == protocol && number_matches(item, destination, port))
-}
-
-fn number_matches(item: &PortMatch, destination: &Party, port: u16) -> bool {
+fn numbers(item: &PortMatch, destination: &Party) -> Option<RangeInclusive<u16>> {
     match &item.port {
-        PortRange::Any => true,
-        PortRange::Numbers { first, last } => (*first..=*last).contains(&port),
+        PortRange::Any => Some(0..=u16::MAX),
+        PortRange::Numbers { first, last } => (first <= last).then_some(*first..=*last),
         // "A named port on a pod": of the destination.
         PortRange::Named(name) => {
             let Who::Pod(pod) = &destination.is else {
-                return false;
+                return None;
             };
             let named = |declared: &&weir_agent::model::ContainerPort| {
                 declared.name.as_ref() == Some(name) && declared.protocol == item.protocol
             };
-            pod.ports
-                .iter()
-                .find(named)
-                .is_some_and(|declared| declared.port == port)
+            let declared = pod.ports.iter().find(named)?;
+            Some(declared.port..=declared.port)
         }
     }
 }

@@ -15,7 +15,9 @@ use weir_tests::machine::Machine;
 use weir_tests::netns::Netns;
 use weir_tests::node::{Family, Node, NodeOptions, Pod, binary};
 use weir_tests::process::Process;
-use weir_tests::traffic::{Answer, SILENCE, any, ask_tcp, ask_udp, eventually, exchange, udp_socket};
+use weir_tests::traffic::{
+    Answer, SILENCE, any, ask_tcp, ask_udp, eventually, exchange, udp_socket,
+};
 use weir_tests::workloads::{Transport, Workload};
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
@@ -69,7 +71,9 @@ impl Site {
             let range = &place.pod_cidrs[usize::from(family == Family::V6)];
             let via = place.address(family).unwrap();
             let netns = world.netns();
-            netns.ip(&format!("{words}route add {range} via {via}")).unwrap();
+            netns
+                .ip(&format!("{words}route add {range} via {via}"))
+                .unwrap();
         }
         let run = |on, name| {
             let pod = Workload::named("shop", name).port(Transport::Udp, PORT);
@@ -119,7 +123,11 @@ impl Site {
                 let to = SocketAddr::new(address, PORT);
                 (self.pod.netns(), any(to), to)
             } else {
-                (netns, SocketAddr::new(address, 0), SocketAddr::new(own, PORT))
+                (
+                    netns,
+                    SocketAddr::new(address, 0),
+                    SocketAddr::new(own, PORT),
+                )
             };
             let socket = udp_socket(netns, from, SILENCE).unwrap();
             socket.connect(to).unwrap();
@@ -139,7 +147,10 @@ fn policy(direction: &str, blocks: &[String]) -> String {
         "Egress" => ("egress", "to"),
         _ => ("ingress", "from"),
     };
-    let blocks: Vec<String> = blocks.iter().map(|it| format!("{{ipBlock: {it}}}")).collect();
+    let blocks: Vec<String> = blocks
+        .iter()
+        .map(|it| format!("{{ipBlock: {it}}}"))
+        .collect();
     let blocks = blocks.join(", ");
     format!(
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: blocks, namespace: shop}}\n\

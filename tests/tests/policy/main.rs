@@ -1,11 +1,12 @@
 //! The policy compiler against the text of Kubernetes. `cases`, `addresses` and `owners` by hand,
-//! `property` with random clusters, `transition` between two of them; `scale` measures; `nouns`, `random`
+//! `exact` and `property` with random clusters, `transition` between two of them; `scale` measures; `nouns`, `random`
 //! and `walk` serve those.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod addresses;
 mod cases;
+mod exact;
 mod nouns;
 mod owners;
 mod property;
