@@ -41,7 +41,7 @@ struct Site {
     far: Pod,
     world: Machine,
     pair: Pair,
-    _echoes: Vec<Process>,
+    _echoes: [Process; 3],
 }
 
 /// Who is asked, or asks, in this order, with a letter for each.
@@ -64,16 +64,12 @@ impl Site {
             .collect();
         let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
         pair.lan.plug(&world, &addresses).unwrap();
-        for (place, family, words) in [
-            (&pair.places[0], Family::V4, ""),
-            (&pair.places[0], Family::V6, "-6 "),
-        ] {
-            let range = &place.pod_cidrs[usize::from(family == Family::V6)];
+        let place = &pair.places[0];
+        for (family, range) in FAMILIES.into_iter().zip(&place.pod_cidrs) {
+            let words = if family == Family::V6 { "-6 " } else { "" };
             let via = place.address(family).unwrap();
-            let netns = world.netns();
-            netns
-                .ip(&format!("{words}route add {range} via {via}"))
-                .unwrap();
+            let route = format!("{words}route add {range} via {via}");
+            world.netns().ip(&route).unwrap();
         }
         let run = |on, name| {
             let pod = Workload::named("shop", name).port(Transport::Udp, PORT);
@@ -87,14 +83,13 @@ impl Site {
             .unwrap();
         echo.wait_for_log("ready", Duration::from_secs(10)).unwrap();
         let on_node = |on| pair.serve_on_node(on, PORT).unwrap();
-        let _echoes = vec![echo, on_node(0), on_node(1)];
         Self {
             pod,
             near,
             far,
             world,
+            _echoes: [echo, on_node(0), on_node(1)],
             pair,
-            _echoes,
         }
     }
 
@@ -233,8 +228,7 @@ fn a_named_port_of_egress_is_what_each_destination_calls_so() {
     let server = |name: &str, web: u16, other: u16| {
         let pod = Workload::named("shop", name).port(Transport::Tcp, other);
         let pod = pod.named_port(Transport::Tcp, web, "web");
-        let pod = pod.named_port(Transport::Udp, other, "web");
-        node.run_pod(pod).unwrap()
+        node.run_pod(pod.port(Transport::Udp, web)).unwrap()
     };
     let (one, two) = (server("one", 80, 81), server("two", 81, 80));
     let client = node.run_pod(Workload::named("shop", "client")).unwrap();
@@ -253,7 +247,7 @@ fn a_named_port_of_egress_is_what_each_destination_calls_so() {
                 };
                 let ask = || ask_tcp(client.netns(), target, SILENCE);
                 eventually(&what, SOON + SILENCE, ask, |it| *it == expected).unwrap();
-                // The same name of another protocol is another port.
+                // The same number of another protocol is another port.
                 let sent = ask_udp(client.netns(), target, SILENCE);
                 assert_eq!(sent, Answer::Silence, "{what} by UDP");
             }
