@@ -167,15 +167,36 @@ pub fn world() -> Memory {
             let pod = LocalPod { ifindex, flags: 0 };
             memory.pods.insert(host.addr(family), pod);
         }
-        for host in [Host::A, Host::B, Host::C, Host::Far, Host::Node] {
+        for host in [Host::A, Host::B, Host::C, Host::Node] {
             memory.classes.insert(host.addr(family), CLASS(host));
         }
     }
+    blocks(&mut memory);
     uplinks(&mut memory);
     policy(&mut memory);
     services(&mut memory);
     memory.epoch = 1;
     memory
+}
+
+/// Whoever has no class of their own has that of the longest block around them: of the pods of the other node one is in a block
+/// alone, and the wider ones are not for it.
+fn blocks(memory: &mut Memory) {
+    for (family, wide, narrow) in [
+        (Family::V4, Prefix::V4_EXTRA + 16, Prefix::V4_EXTRA + 24),
+        (Family::V6, 32, 64),
+    ] {
+        for (prefix_len, class) in [
+            (wide, CLASS(Host::B)),
+            (narrow, Class::WORLD),
+            (Prefix::WHOLE, CLASS(Host::Far)),
+        ] {
+            let inside = u128::MAX.checked_shr(prefix_len).unwrap_or(0);
+            let number = u128::from_be_bytes(Host::Far.addr(family).0) & !inside;
+            let addr = Addr(number.to_be_bytes());
+            memory.cidrs.insert(Prefix { prefix_len, addr }, class);
+        }
+    }
 }
 
 fn uplinks(memory: &mut Memory) {
