@@ -184,7 +184,7 @@ impl World {
                 "{node} knows n3: {traces:?}"
             );
             assert!(
-                traces.contains_key("CLASSES"),
+                traces.contains_key("NODES"),
                 "{node} knows n3: {traces:?}"
             );
         }

@@ -150,7 +150,9 @@ pub fn compile(
     let facts = facts(&holders, &mut classifier, &dns);
     let regions = classifier.regions().clone();
     let of_regions = regions.iter().map(|(_, facts)| facts);
-    let distinct: BTreeSet<&Facts> = facts.values().chain(of_regions).collect();
+    let mut distinct: BTreeSet<&Facts> = facts.values().chain(of_regions).collect();
+    // Of whom nothing is true that any policy of this node asks, it is what the world is.
+    distinct.retain(|facts| !facts.is_empty());
     let classes = distinct
         .iter()
         .map(|facts| classifier.content(facts))
@@ -161,7 +163,8 @@ pub fn compile(
         .iter()
         .map(|facts| (*facts, number(facts)))
         .collect();
-    let regions = regions.map(|facts| numbered[facts]);
+    let class = |facts: &Facts| numbered.get(facts).copied().unwrap_or(Class::WORLD);
+    let regions = regions.map(class);
 
     let mut cells: Vec<(VerdictKey, Cell, RuleId)> = Vec::new();
     let mut denials = BTreeMap::new();
@@ -192,16 +195,15 @@ pub fn compile(
         }
     };
     let class_of = |(addr, holder): (&Addr, &Holder<'_>)| {
-        let class = match (holder, facts.get(addr)) {
-            (Holder::OwnNode, _) => Class::OWN_NODE,
-            (_, Some(facts)) => numbered[facts],
-            // What nothing is known of may not be more than the world may.
-            (_, None) => Class::WORLD,
+        let class = match holder {
+            Holder::OwnNode => Class::OWN_NODE,
+            _ => facts.get(addr).map_or(Class::WORLD, class),
         };
-        (*addr, class)
+        // No row says the same, and the table does not grow with pods that no policy of this node tells apart.
+        (class != Class::WORLD).then_some((*addr, class))
     };
     let rows = PolicyRows {
-        classes: holders.iter().map(class_of).collect(),
+        classes: holders.iter().filter_map(class_of).collect(),
         cidrs: region::rows(regions.iter().map(|(net, class)| (*net, *class))),
         verdicts: cells
             .into_iter()
