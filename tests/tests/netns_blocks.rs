@@ -15,14 +15,12 @@ use weir_tests::machine::Machine;
 use weir_tests::netns::Netns;
 use weir_tests::node::{Family, Node, NodeOptions, Pod, binary};
 use weir_tests::process::Process;
-use weir_tests::traffic::{
-    Answer, SILENCE, any, ask_tcp, ask_udp, eventually, exchange, udp_socket,
-};
+use weir_tests::traffic::{Answer, SILENCE, ask_tcp, ask_udp, eventually};
 use weir_tests::workloads::{Transport, Workload};
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 const PORT: u16 = 8081;
-/// The machine outside has two addresses of each family.
+/// Of the machines outside.
 const WORLD: [[&str; 2]; 2] = [
     ["10.210.0.200", "fd00:210::200"],
     ["10.210.0.201", "fd00:210::201"],
@@ -34,14 +32,14 @@ fn of(family: Family, both: [&str; 2]) -> IpAddr {
     both[usize::from(family == Family::V6)].parse().unwrap()
 }
 
-/// A pod, and whoever else there is; each answers datagrams, and may ask.
+/// A pod, and whoever else there is; each answers, and may ask.
 struct Site {
     pod: Pod,
     near: Pod,
     far: Pod,
-    world: Machine,
+    world: [Machine; 2],
     pair: Pair,
-    _echoes: [Process; 3],
+    _echoes: [Process; 4],
 }
 
 /// Who is asked, or asks, in this order, with a letter for each.
@@ -51,44 +49,45 @@ const OTHERS: [(&str, char); 6] = [
     ("the same node", 's'),
     ("the other node", 'o'),
     ("outside", 'a'),
-    ("outside, by another address", 'b'),
+    ("another one outside", 'b'),
 ];
 
 impl Site {
     fn start() -> Self {
         let pair = Pair::start("blocks").unwrap();
-        let world = Machine::new("world").unwrap();
-        let addresses: Vec<String> = WORLD
-            .iter()
-            .flat_map(|[v4, v6]| [format!("{v4}/24"), format!("{v6}/64")])
-            .collect();
-        let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
-        pair.lan.plug(&world, &addresses).unwrap();
         let place = &pair.places[0];
-        for (family, range) in FAMILIES.into_iter().zip(&place.pod_cidrs) {
-            let words = if family == Family::V6 { "-6 " } else { "" };
-            let via = place.address(family).unwrap();
-            let route = format!("{words}route add {range} via {via}");
-            world.netns().ip(&route).unwrap();
-        }
+        let outside = |[v4, v6]: [&str; 2]| {
+            let world = Machine::new("world").unwrap();
+            let addresses = [format!("{v4}/24"), format!("{v6}/64")];
+            let addresses = addresses.each_ref().map(String::as_str);
+            pair.lan.plug(&world, &addresses).unwrap();
+            for (family, range) in FAMILIES.into_iter().zip(&place.pod_cidrs) {
+                let words = if family == Family::V6 { "-6 " } else { "" };
+                let via = place.address(family).unwrap();
+                let route = format!("{words}route add {range} via {via}");
+                world.netns().ip(&route).unwrap();
+            }
+            let mut echo = world
+                .launch("echo", binary("weir-echo"))
+                .args(["--name", "world", "--tcp", &PORT.to_string()])
+                .spawn()
+                .unwrap();
+            echo.wait_for_log("ready", Duration::from_secs(10)).unwrap();
+            (world, echo)
+        };
+        let [(world, echo), (other, other_echo)] = WORLD.map(outside);
         let run = |on, name| {
-            let pod = Workload::named("shop", name).port(Transport::Udp, PORT);
+            let pod = Workload::named("shop", name).port(Transport::Tcp, PORT);
             pair.run_pod(on, pod).unwrap()
         };
         let (pod, near, far) = (run(0, "pod"), run(0, "near"), run(1, "far"));
-        let mut echo = world
-            .launch("echo", binary("weir-echo"))
-            .args(["--name", "world", "--udp", &PORT.to_string()])
-            .spawn()
-            .unwrap();
-        echo.wait_for_log("ready", Duration::from_secs(10)).unwrap();
         let on_node = |on| pair.serve_on_node(on, PORT).unwrap();
         Self {
             pod,
             near,
             far,
-            world,
-            _echoes: [echo, on_node(0), on_node(1)],
+            world: [world, other],
+            _echoes: [echo, other_echo, on_node(0), on_node(1)],
             pair,
         }
     }
@@ -104,32 +103,27 @@ impl Site {
             'f' => (self.far.netns(), self.far.address(family).unwrap()),
             's' => node(0),
             'o' => node(1),
-            'a' => (self.world.netns(), of(family, WORLD[0])),
-            _ => (self.world.netns(), of(family, WORLD[1])),
+            'a' => (self.world[0].netns(), of(family, WORLD[0])),
+            _ => (self.world[1].netns(), of(family, WORLD[1])),
         }
     }
 
     /// Whom the pod reaches, or who reaches it: their letters.
     fn reach(&self, direction: &str, family: Family) -> String {
         let own = self.pod.address(family).unwrap();
-        let ask = |who: char| {
+        let asked = OTHERS.map(|(_, who)| {
             let (netns, address) = self.other(who, family);
-            let (netns, from, to) = if direction == "Egress" {
-                let to = SocketAddr::new(address, PORT);
-                (self.pod.netns(), any(to), to)
+            if direction == "Egress" {
+                (who, self.pod.netns(), SocketAddr::new(address, PORT))
             } else {
-                (
-                    netns,
-                    SocketAddr::new(address, 0),
-                    SocketAddr::new(own, PORT),
-                )
-            };
-            let socket = udp_socket(netns, from, SILENCE).unwrap();
-            socket.connect(to).unwrap();
-            exchange(&socket).is_ok()
-        };
+                (who, netns, SocketAddr::new(own, PORT))
+            }
+        });
         thread::scope(|scope| {
-            let asked = OTHERS.map(|(_, who)| (who, scope.spawn(move || ask(who))));
+            let asked = asked.map(|(who, netns, to)| {
+                let ask = move || matches!(ask_tcp(netns, to, SILENCE), Answer::By(_));
+                (who, scope.spawn(ask))
+            });
             let answered = asked.map(|(who, asked)| asked.join().unwrap().then_some(who));
             answered.into_iter().flatten().collect()
         })
@@ -238,7 +232,8 @@ fn a_named_port_of_egress_is_what_each_destination_calls_so() {
     node.write_manifest("policy.yaml", policy).unwrap();
     for family in FAMILIES {
         for (server, name, open) in [(&one, "one", 80), (&two, "two", 81)] {
-            for port in [80, 81] {
+            // The closed one first: it shows when the policy is in force.
+            for port in [161 - open, open] {
                 let target = SocketAddr::new(server.address(family).unwrap(), port);
                 let what = format!("{name} {port} {family:?}");
                 let expected = match port == open {

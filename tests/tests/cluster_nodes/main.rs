@@ -183,10 +183,7 @@ impl World {
                 traces.contains_key("backends"),
                 "{node} knows n3: {traces:?}"
             );
-            assert!(
-                traces.contains_key("NODES"),
-                "{node} knows n3: {traces:?}"
-            );
+            assert!(traces.contains_key("NODES"), "{node} knows n3: {traces:?}");
         }
         self.cluster.stop_node("n3").unwrap();
         self.kubectl("delete node n3 --wait=true");

@@ -198,7 +198,11 @@ fn pods_that_no_policy_can_tell_apart_share_everything() {
     assert_eq!(rows.rules[&name("shop/db")], rows.rules[&name("shop/db2")]);
     assert_eq!(class(rows, ip("10.0.0.2")), class(rows, ip("10.0.0.5")));
     let classes: std::collections::BTreeSet<_> = rows.classes.values().collect();
-    assert_eq!(classes.len(), 2, "this node, shop/web; all others have none");
+    assert_eq!(
+        classes.len(),
+        2,
+        "this node, shop/web; all others have none"
+    );
 }
 
 #[test]
