@@ -106,7 +106,7 @@ pub struct VerdictKey {
     pub class: Class,
 }
 
-/// Value of `VERDICTS`. No row means deny: the compiler writes one for every pair that can occur.
+/// Value of `VERDICTS`. A class without a row under a list is answered as [`Class::WORLD`] is; every list has a row for that.
 #[derive(
     Clone, Copy, Debug, Default, Eq, Hash, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -162,6 +162,8 @@ pub struct PortKey {
 }
 
 impl PortKey {
+    /// Prefix of the set alone: every port of every protocol, and protocols without ports.
+    pub const ANY_PROTOCOL: u32 = 32;
     /// Prefix of set and protocol alone: every port.
     pub const ANY_PORT: u32 = 32 + 8 + 8;
     /// The whole key: exactly one port.
@@ -176,6 +178,15 @@ impl PortKey {
             protocol,
             pad: 0,
             port,
+        }
+    }
+
+    /// The key of everything that no longer prefix of the set names: every protocol.
+    #[inline(always)]
+    pub const fn all(set: u32) -> Self {
+        Self {
+            prefix_len: Self::ANY_PROTOCOL,
+            ..Self::any(set, Protocol(0))
         }
     }
 

@@ -67,7 +67,7 @@ pub const TABLES: &[Table] = &[
     agent("PODS", 1),
     agent("CLASSES", 1),
     agent("CIDRS", 1),
-    agent("VERDICTS", 1 + OTHER),
+    agent("VERDICTS", 2 + OTHER),
     agent("PORTS", 1),
     agent("EPOCH", 1),
     kernel("TCP_WAYS", 1),

@@ -130,9 +130,13 @@ fn ask<T: Tables + ?Sized>(
         // is not.
         class = Class::WORLD;
     }
-    let row = tables
-        .verdict(&VerdictKey { rules, class })
-        .ok_or(DropReason::NoVerdict)?;
+    let mut row = tables.verdict(&VerdictKey { rules, class });
+    if row.is_none() {
+        // Rules that do not tell a class from the world have no row for it.
+        class = Class::WORLD;
+        row = tables.verdict(&VerdictKey { rules, class });
+    }
+    let row = row.ok_or(DropReason::NoVerdict)?;
     let (mut action, mut decided) = (row.action, row.rule);
     if action == Action::BY_PORT {
         let key = PortKey::exact(row.ports, opener.protocol, opener.destination_port);

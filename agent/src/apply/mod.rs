@@ -15,7 +15,7 @@ mod uplinks;
 pub use delta::{Delta, Drift};
 pub use devices::{DevicePass, Devices, Outcome, PodLease};
 pub use node_addresses::NodeAddresses;
-pub use policy::{Policies, PolicyPass, PolicyTarget};
+pub use policy::{Policies, PolicyPass};
 pub use services::{Departed, GRACE, Pass, ServiceChange, Services};
 pub use status::{Deletes, Fill, Origin, Status, Statuses};
 pub use table::{Comparison, KernelTable, Stopped, Table, TableError, Written};

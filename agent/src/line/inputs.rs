@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::compile::policy::Touched;
 use crate::events::Names;
 use crate::model::{
     Change, Kind, Namespace, Node, Object, ObjectId, ObjectName, Pod, PodNetwork, PodPhase,
@@ -45,12 +46,10 @@ pub struct Dirty {
     pub services: BTreeSet<ObjectName>,
     /// Pods of this node that changed, or went.
     pub pods: BTreeSet<ObjectName>,
-    /// Something that policy looks at.
+    /// Policy has to be looked at again, although nothing was touched.
     pub policy: bool,
-    /// Labels of a Namespace: policy looks at them if a selector asks for them.
-    pub namespace_labels: bool,
-    /// The life of a Namespace: policy looks at it if there is any.
-    pub namespace_lives: bool,
+    /// What policy looks at.
+    pub touched: Touched,
     /// Namespaces that appeared or went.
     pub namespaces: BTreeSet<Arc<str>>,
     /// A Node, an address or a range of this one, or whether all of them have been said.
@@ -309,31 +308,34 @@ impl Inputs {
                     dirty.pods.insert(id.name.clone());
                 }
                 let of_policy = |object| of_policy(object, &self.node);
-                dirty.policy |= match (before.and_then(of_policy), after.and_then(of_policy)) {
+                let is_touched = match (before.and_then(of_policy), after.and_then(of_policy)) {
                     (None, None) => false,
                     (Some(before), Some(after)) => !before.policy_facts_equal(after),
                     _ => true,
                 };
+                if is_touched {
+                    dirty.touched.add(id);
+                }
             }
             Kind::Node => {
                 // Labels of nodes are nothing to anybody here.
                 let facts = |object| node_facts(object);
                 if before.and_then(facts) != after.and_then(facts) {
                     dirty.nodes = true;
-                    dirty.policy = true;
+                    dirty.touched.add(id);
                 }
             }
             Kind::Namespace => {
                 let (before, after) = (before.and_then(namespace), after.and_then(namespace));
-                let labels = |namespace: Option<&Namespace>| namespace.map(|it| it.labels.clone());
-                let phase = |namespace: Option<&Namespace>| namespace.map(|it| it.phase);
-                dirty.namespace_labels |= labels(before) != labels(after);
-                dirty.namespace_lives |= phase(before) != phase(after);
+                let facts = |it: Option<&Namespace>| it.map(|it| (it.labels.clone(), it.phase));
+                if facts(before) != facts(after) {
+                    dirty.touched.add(id);
+                }
                 if before.is_none() || after.is_none() {
                     dirty.namespaces.insert(id.name.name.clone());
                 }
             }
-            Kind::NetworkPolicy | Kind::ClusterNetworkPolicy => dirty.policy = true,
+            Kind::NetworkPolicy | Kind::ClusterNetworkPolicy => dirty.touched.add(id),
         }
     }
 }

@@ -268,7 +268,7 @@ impl<M: Machine> Line<M> {
         } else {
             self.pass_services(&dirty, now);
             if self.is_complete && self.is_for_policy(&dirty) {
-                self.pass_policy(now);
+                self.pass_policy(&dirty.touched, now);
             }
         }
         self.pass_nodes(&dirty);
@@ -285,7 +285,7 @@ impl<M: Machine> Line<M> {
         self.policy.tables.allow_deletes();
         self.pass_node_addresses();
         self.pass_services(dirty, now);
-        self.pass_policy(now);
+        self.pass_policy(&dirty.touched, now);
         self.zone.everything_changed(self.inputs.snapshot());
         self.is_complete = true;
         self.pass_uplinks();

@@ -11,12 +11,11 @@ use weir_common::{Addr, Prefix};
 
 use super::machine::Machine;
 use super::pods::subject;
-use super::{Dirty, Line};
-use crate::apply::{Origin, Outcome, Policies, PolicyTarget, Status};
-use crate::compile::PodRules;
-use crate::compile::policy::{self, Compiled, NodeView, Report, Retained};
+use super::{Dirty, Line, Published};
+use crate::apply::{Origin, Outcome, Policies, Status};
+use crate::compile::policy::{Compiler, NodeView, Report, RuleBook, Touched};
 use crate::conditions::{About, Condition, NodeFault, ObjectFault};
-use crate::model::ObjectName;
+use crate::model::Snapshot;
 
 /// The tables of policy.
 pub(super) type PolicyTables<M> = Policies<
@@ -33,10 +32,12 @@ pub(super) struct Policy<M: Machine> {
     pub(super) tables: PolicyTables<M>,
     /// Whether an earlier agent's policy is in them.
     origin: Origin,
-    pub(super) compiled: Compiled,
-    retained: Retained,
-    /// The second half of a change whose first half is not written yet.
-    after: Option<PolicyTarget>,
+    pub(super) compiler: Compiler,
+    /// What rule numbers mean, as it was said last.
+    words: RuleBook,
+    pub(super) reports: Vec<Report>,
+    /// Are the tables ours, or still what an earlier agent has left?
+    are_ours: bool,
     /// Why the latest policy is not in the kernel, when it had no room.
     refused: Option<String>,
 }
@@ -46,16 +47,12 @@ impl<M: Machine> Policy<M> {
         Self {
             tables,
             origin,
-            compiled: Compiled::default(),
-            retained: Retained::default(),
-            after: None,
+            compiler: Compiler::default(),
+            words: RuleBook::default(),
+            reports: Vec::new(),
+            are_ours: false,
             refused: None,
         }
-    }
-
-    /// Is a change half way? Then no other may start.
-    fn is_half_way(&self) -> bool {
-        self.after.is_some()
     }
 
     /// What keeps our programs from serving. One that has no room beside what an earlier agent wrote does not: that
@@ -63,9 +60,9 @@ impl<M: Machine> Policy<M> {
     pub(super) fn awaits(&self) -> Option<&str> {
         match (&self.refused, self.tables.status()) {
             (Some(_), _) if self.origin == Origin::Kept => None,
-            (None, Status::Done) if !self.is_half_way() => None,
+            (None, Status::Done) => None,
             (Some(why), _) | (None, Status::Failed(why)) => Some(why),
-            (None, Status::Pending | Status::Done) => Some("policy is not written yet"),
+            (None, Status::Pending) => Some("policy is not written yet"),
         }
     }
 }
@@ -73,127 +70,109 @@ impl<M: Machine> Policy<M> {
 impl<M: Machine> Line<M> {
     /// Could another compilation have another outcome?
     pub(super) fn is_for_policy(&self, dirty: &Dirty) -> bool {
-        let policy = &self.policy;
-        let are_there_any =
-            || !(self.inputs.snapshot().policies.is_empty() && policy.retained.is_empty());
-        dirty.policy
-            || dirty.namespace_labels && policy.compiled.asks_for_namespaces()
-            || dirty.namespace_lives && are_there_any()
+        dirty.policy || !dirty.touched.is_empty()
     }
 
-    pub(super) fn pass_policy(&mut self, now: Instant) {
-        if self.policy.is_half_way() {
-            self.continue_policy(now);
-            if self.policy.is_half_way() {
+    pub(super) fn pass_policy(&mut self, touched: &Touched, now: Instant) {
+        let node = NodeView {
+            name: self.settings.node.clone(),
+            addresses: self.nodes.addresses.clone(),
+            dns: self.settings.dns.addresses.clone(),
+        };
+        let policy = &mut self.policy;
+        let snapshot = self.inputs.snapshot();
+        if policy.are_ours {
+            policy.compiler.update(touched, snapshot, &node);
+        }
+        if policy.tables.is_underway() {
+            policy.tables.reconcile(&mut self.pods.devices, now);
+            if policy.tables.is_underway() {
                 // What the kernel holds is neither the old nor the new: the way there is finished first.
                 self.inputs.mark_policy();
                 return;
             }
         }
         self.pods.desire(&self.inputs);
-        let node = NodeView {
-            name: self.settings.node.clone(),
-            addresses: self.nodes.addresses.clone(),
-            dns: self.settings.dns.addresses.clone(),
+        // Containers that belong to no pod have no policy.
+        let others = self.pods.open.values().filter(|lease| lease.pod.is_none());
+        policy
+            .tables
+            .also_open(others.map(|lease| subject(lease)).collect());
+        policy.refused = match policy.are_ours {
+            true => Self::follow(policy, &self.published),
+            false => Self::begin(policy, &self.published, snapshot, &node),
         };
-        let snapshot = self.inputs.snapshot();
-        let kept = self.policy.retained.observe(snapshot);
-        let compiled = policy::compile(snapshot, &node, &kept, &self.policy.compiled);
-        // Words first: an event must not carry a number that nobody can explain. Until the kernel is there,
-        // and until events that wait are read, numbers of before are seen too.
-        let words = compiled.book().with_earlier(self.policy.compiled.book());
-        self.published.rules.store(Arc::new(words));
-        let before = std::mem::replace(&mut self.policy.compiled, compiled);
-        self.write_policy(&before, now);
-        if before.reports() != self.policy.compiled.reports() {
+        let pass = policy.tables.reconcile(&mut self.pods.devices, now);
+        if pass.outcome == Outcome::Unfinished && policy.tables.is_underway() {
+            warn!(status = ?policy.tables.status(), "a change of policy is half way; it goes on");
+        }
+        let reports = policy.compiler.reports();
+        if policy.reports != reports {
+            policy.reports = reports;
             self.report_parts();
         }
     }
 
-    /// Moves the tables from one compilation to the next, such that every packet on the way is judged as
-    /// before or as after (`compile::policy::Transition`).
-    fn write_policy(&mut self, before: &Compiled, now: Instant) {
-        let policy = &mut self.policy;
-        let rows = policy.compiled.rows();
-        // The first is compiled after nothing, but the kernel holds what an earlier agent compiled.
-        let way = match self.is_complete {
-            true => policy.compiled.transition_from(before),
-            false => policy.compiled.without_transition(),
-        };
-        // Containers that belong to no pod have no policy.
-        let mut pods = rows.rules.clone();
-        let others = self.pods.open.values().filter(|lease| lease.pod.is_none());
-        let open: BTreeMap<ObjectName, PodRules> = others
-            .map(|lease| (subject(lease), PodRules::default()))
-            .collect();
-        pods.extend(open);
-        let is_direct = way.classes == rows.classes && way.cidrs == rows.cidrs;
-        let last = PolicyTarget {
-            classes: rows.classes.clone(),
-            cidrs: rows.cidrs.clone(),
-            transitional: way
-                .verdicts
-                .iter()
-                .filter(|(key, _)| !rows.verdicts.contains_key(key))
-                .map(|(key, row)| (*key, *row))
-                .collect(),
-            verdicts: rows.verdicts.clone(),
-            ports: rows.ports.clone(),
-            pods: pods.clone(),
-        };
-        if !is_direct {
-            policy.tables.desire(PolicyTarget {
-                classes: way.classes,
-                cidrs: way.cidrs,
-                verdicts: way.verdicts,
-                transitional: BTreeMap::new(),
-                ports: way.ports,
-                pods,
-            });
-            if !self.reach(before, now) {
-                let policy = &mut self.policy;
-                if policy.refused.is_none() {
-                    warn!(status = ?policy.tables.status(), "a change of policy is half way; it goes on");
-                    policy.after = Some(last);
-                }
-                return;
+    /// Moves the tables on, such that on the way every packet is judged as before or as after (`compile::policy::transition`).
+    /// Why there is no room, if there is none: the tables stay where they are, and so does what was compiled.
+    fn follow(policy: &mut Policy<M>, published: &Published) -> Option<String> {
+        let steps = policy.compiler.plan();
+        if steps.is_empty() {
+            return None;
+        }
+        // Words first: an event must not carry a number that nobody can explain. Until the kernel is there,
+        // and until events that wait are read, numbers of before are seen too.
+        let words = policy.compiler.book();
+        if words != policy.words {
+            published
+                .rules
+                .store(Arc::new(words.with_earlier(&policy.words)));
+            policy.words = words;
+        }
+        match policy.tables.follow(steps) {
+            Ok(()) => {
+                policy.compiler.commit();
+                None
+            }
+            Err(why) => {
+                policy.compiler.abandon();
+                Some(why)
             }
         }
-        self.policy.after = None;
-        self.policy.tables.desire(last);
-        self.reach(before, now);
     }
 
-    /// Writes what policy desires. If it has no room the compilation before stays the one that holds, so
-    /// that the next change starts from what the kernel has.
-    fn reach(&mut self, before: &Compiled, now: Instant) -> bool {
-        let policy = &mut self.policy;
-        let pass = policy.tables.reconcile(&mut self.pods.devices, now);
-        policy.refused = policy.tables.abandon_refused();
-        if policy.refused.is_some() {
-            policy.compiled = before.clone();
-        }
-        pass.outcome == Outcome::Complete
+    /// The first time. The kernel holds what an earlier agent compiled. Nobody remembers what its numbers stand for, but
+    /// they mean what ours mean: rows that are as they should be stay. And while programs of another version serve,
+    /// which ask verdicts of their own, no address gets a class that only a way knows.
+    fn begin(
+        policy: &mut Policy<M>,
+        published: &Published,
+        snapshot: &Snapshot,
+        node: &NodeView,
+    ) -> Option<String> {
+        let mut compiler = Compiler::default();
+        compiler.update(&Touched::all(snapshot), snapshot, node);
+        compiler.plan();
+        compiler.commit();
+        policy.words = compiler.book();
+        published.rules.store(Arc::new(policy.words.clone()));
+        let begun = policy.tables.desire_exactly(compiler.rows());
+        policy.compiler = compiler;
+        policy.are_ours = begun.is_ok();
+        begun.err()
     }
 
     /// Goes on with a change of policy, or tries again one that had no room.
     pub(super) fn continue_policy(&mut self, now: Instant) {
-        let policy = &mut self.policy;
-        if policy.refused.is_some() {
+        if self.policy.refused.is_some() {
             self.inputs.mark_policy();
         }
-        let pass = policy.tables.reconcile(&mut self.pods.devices, now);
-        if pass.outcome == Outcome::Complete
-            && let Some(last) = policy.after.take()
-        {
-            policy.tables.desire(last);
-            policy.tables.reconcile(&mut self.pods.devices, now);
-        }
+        self.policy.tables.reconcile(&mut self.pods.devices, now);
     }
 
     /// Parts of policies that allow nothing. One that is not understood at all is quarantined, and told as that.
     fn report_parts(&self) {
-        let mut found = parts(self.policy.compiled.reports());
+        let mut found = parts(&self.policy.reports);
         let quarantined = self.inputs.quarantined();
         found.retain(|condition| {
             let object = condition.about.to_string();

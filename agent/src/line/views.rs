@@ -153,14 +153,14 @@ impl<M: Machine> Line<M> {
 
     /// `weir endpoints`: pods of this node that run here or should.
     fn endpoints(&self) -> Vec<EndpointView> {
-        let rules = &self.policy.compiled.rows().rules;
+        let book = self.policy.compiler.book();
         let isolation = |pod: &ObjectName, direction| {
-            let lists = rules.get(pod).copied().unwrap_or_default();
+            let lists = self.policy.compiler.rules_of(pod).unwrap_or_default();
             let list = match direction {
                 Direction::Ingress => lists.ingress,
                 Direction::Egress => lists.egress,
             };
-            self.isolating(list)
+            self.isolating(list, &book)
         };
         let mut rows: Vec<EndpointView> = self
             .pods
@@ -212,16 +212,13 @@ impl<M: Machine> Line<M> {
     }
 
     /// The policies that isolate by a list of rules: its denials name them.
-    fn isolating(&self, list: RulesId) -> Vec<String> {
-        if list == RulesId::OPEN {
-            return Vec::new();
-        }
-        let denial = self.policy.compiled.denying_rule(list);
-        match denial.and_then(|rule| self.policy.compiled.book().owner(rule)) {
+    fn isolating(&self, list: RulesId, book: &RuleBook) -> Vec<String> {
+        let denial = self.policy.compiler.denying_rule(list);
+        match denial.and_then(|rule| book.owner(rule)) {
             Some(RuleOwner::Isolated { policies, .. }) => {
                 policies.iter().map(ToString::to_string).collect()
             }
-            _ => vec!["isolated".to_owned()],
+            _ => Vec::new(),
         }
     }
 
@@ -244,7 +241,7 @@ impl<M: Machine> Line<M> {
                     policy.ingress.as_ref().map(|_| "ingress".to_owned()),
                     policy.egress.as_ref().map(|_| "egress".to_owned()),
                 ];
-                let unsupported = self.policy.compiled.reports().iter().filter(|report| {
+                let unsupported = self.policy.reports.iter().filter(|report| {
                     matches!(report, Report::AllowsNothing { policy: id, .. } if *id == policy.id)
                 });
                 PolicyView {

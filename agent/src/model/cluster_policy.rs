@@ -46,7 +46,7 @@ pub struct ClusterRule {
 }
 
 /// Of a rule.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub enum RuleAction {
     /// This and every later tier has no more to say.
     Accept,

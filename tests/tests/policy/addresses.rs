@@ -1,12 +1,12 @@
 //! Whose an address is, and which pods get rules.
 
-use weir_agent::compile::policy::{Claimant, Compiled, Direction, Report};
+use weir_agent::compile::policy::{Claimant, Direction, Report};
 use weir_agent::model::{Pod, PodNetwork, PodPhase, Selector};
 use weir_common::policy::Class;
 use weir_common::{Addr, Protocol};
 
 use super::nouns::{
-    DNS, NODES, OUTSIDE, compiled, ip, name, only, pod, pods, pods_in, policy, select,
+    Compiled, DNS, NODES, OUTSIDE, compiled, ip, name, only, pod, pods, pods_in, policy, select,
 };
 use super::walk::{class, judge};
 

@@ -8,13 +8,13 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 use rangemap::RangeInclusiveSet;
 use weir_agent::compile::PolicyRows;
-use weir_agent::compile::policy::{Compiled, Direction};
+use weir_agent::compile::policy::Direction;
 use weir_agent::model::{PeerSelector, Peers};
 use weir_common::policy::{Action, Class, PortKey, RulesId, VerdictKey};
 use weir_common::{Addr, Prefix};
 use weir_tests::oracle::{Cluster, Party, Passing, Who, received, sent};
 
-use super::nouns::{NODES, compiled, parties};
+use super::nouns::{Compiled, NODES, compiled, parties};
 use super::random::{Parts, cluster};
 use super::walk::{class, side};
 
@@ -26,8 +26,9 @@ fn of_tables(rows: &PolicyRows, rules: RulesId, class: Class) -> Passing {
     if rules == RulesId::OPEN || class == Class::OWN_NODE {
         return Passing::Everything;
     }
-    let row = rows.verdicts.get(&VerdictKey { rules, class });
-    let row = row.expect("a row for every pair");
+    let row = |class| rows.verdicts.get(&VerdictKey { rules, class });
+    let row = row(class).or_else(|| row(Class::WORLD));
+    let row = row.expect("a row of every list for the world");
     match row.action {
         Action::ALLOW => Passing::Everything,
         Action::DENY => Passing::Only(BTreeMap::new()),

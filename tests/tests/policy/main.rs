@@ -1,16 +1,18 @@
 //! The policy compiler against the text of Kubernetes. `cases`, `addresses` and `owners` by hand,
-//! `exact` and `property` with random clusters, `transition` between two of them; `scale` measures; `nouns`, `random`
-//! and `walk` serve those.
+//! `exact` and `property` with random clusters, `transition` between two of them, `history` through many; `retained` is about
+//! policies that go before their pods; `scale` measures; `nouns`, `random` and `walk` serve those.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod addresses;
 mod cases;
 mod exact;
+mod history;
 mod nouns;
 mod owners;
 mod property;
 mod random;
+mod retained;
 mod scale;
 mod transition;
 mod walk;

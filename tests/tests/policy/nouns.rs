@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use weir_agent::compile::policy::{Compiled, NodeView, compile};
+use weir_agent::compile::PolicyRows;
+use weir_agent::compile::policy::{Compiler, NodeView, Report, RuleBook, Touched};
 use weir_agent::model::{
     ContainerPort, Labels, Namespace, NamespacePhase, Node, Object, ObjectName, Operator,
     PeerSelector, Peers, Pod, PodNetwork, PodPeers, PodPhase, Policy, PortMatch, PortRange, Ports,
@@ -185,8 +186,57 @@ pub(super) fn snapshot(cluster: &Cluster) -> Snapshot {
     snapshot
 }
 
+/// What a compiler says, read once.
+pub(super) struct Compiled {
+    rows: PolicyRows,
+    book: RuleBook,
+    reports: Vec<Report>,
+}
+
+impl Compiled {
+    pub(super) fn of(compiler: &Compiler) -> Self {
+        Self {
+            rows: compiler.rows(),
+            book: compiler.book(),
+            reports: compiler.reports(),
+        }
+    }
+
+    pub(super) fn rows(&self) -> &PolicyRows {
+        &self.rows
+    }
+
+    pub(super) fn book(&self) -> &RuleBook {
+        &self.book
+    }
+
+    pub(super) fn reports(&self) -> &[Report] {
+        &self.reports
+    }
+}
+
+/// A compiler that was told of all objects at once.
+pub(super) fn compiler(snapshot: &Snapshot, node: &str, hash_bits: u32) -> Compiler {
+    let mut compiler = Compiler::with_hash_bits(hash_bits);
+    compiler.update(&Touched::all(snapshot), snapshot, &view(node));
+    compiler.plan();
+    compiler.commit();
+    compiler
+}
+
+/// Everything that is in the one or the other.
+pub(super) fn touched(before: &Snapshot, after: &Snapshot) -> Touched {
+    let (mut all, others) = (Touched::all(before), Touched::all(after));
+    all.pods.extend(others.pods);
+    all.namespaces.extend(others.namespaces);
+    all.nodes.extend(others.nodes);
+    all.policies.extend(others.policies);
+    all.cluster_policies.extend(others.cluster_policies);
+    all
+}
+
 pub(super) fn compiled(cluster: &Cluster, node: &str) -> Compiled {
-    compile(&snapshot(cluster), &view(node), &[], &Compiled::default())
+    Compiled::of(&compiler(&snapshot(cluster), node, u32::BITS))
 }
 
 /// Everybody who can send or receive, each address its own party.

@@ -1,17 +1,14 @@
 //! Which policy answers, which one holds, and what people are told about it.
 
-use std::sync::Arc;
-
-use weir_agent::compile::policy::{Compiled, Direction, Report, RuleOwner, compile};
+use weir_agent::compile::policy::{Direction, Report, RuleOwner};
 use weir_agent::model::{Block, PeerSelector, Peers, PortMatch, PortRange, Ports, Rule, Selector};
 use weir_common::Protocol;
 use weir_common::policy::RuleId;
-use weir_tests::oracle::Cluster;
 
-use super::nouns::{anything, compiled, ip, name, only, pods, policy, select, snapshot, tcp, view};
+use super::nouns::{anything, compiled, name, only, pods, policy, select, tcp};
 use super::walk::{Answer, judge};
 
-use super::cases::{party, shop, shop_with};
+use super::cases::{party, shop_with};
 
 #[test]
 fn a_policy_that_isolates_no_pod_here_costs_nothing() {
@@ -122,30 +119,4 @@ fn parts_that_allow_nothing_are_reported_in_words() {
             "NetworkPolicy shop/p: spec.egress[1].ports[2] ends at 80, before 90, and allows nothing",
         ]
     );
-}
-
-#[test]
-fn kept_policies_hold_until_one_of_their_name_exists() {
-    let deny = Arc::new(policy("shop/p", Selector::default(), Some(vec![]), None));
-    let answer = |cluster: &Cluster| {
-        let none = Compiled::default();
-        let compiled = compile(
-            &snapshot(cluster),
-            &view("n1"),
-            std::slice::from_ref(&deny),
-            &none,
-        );
-        let probe = (Protocol::TCP, 80);
-        judge(
-            compiled.rows(),
-            &name("shop/db"),
-            Direction::Ingress,
-            ip("10.0.0.1"),
-            probe,
-        )
-        .is_allowed()
-    };
-    assert!(!answer(&shop()));
-    let replaced = policy("shop/p", Selector::default(), Some(vec![anything()]), None);
-    assert!(answer(&shop_with(vec![replaced])));
 }

@@ -1,9 +1,10 @@
 //! How long a compilation takes. Prints, and asserts nothing: `cargo test … -- --ignored --nocapture`.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use weir_agent::compile::policy::{Compiled, compile};
-use weir_agent::model::{Labels, Pod};
+use weir_agent::compile::policy::{Compiler, Touched};
+use weir_agent::model::{Labels, Object, Pod};
 use weir_tests::oracle::Cluster;
 
 use super::nouns::{ip, namespace, only, pod, pods, pods_in, policy, select, snapshot, view};
@@ -46,34 +47,48 @@ fn five_thousand_label_sets_and_a_thousand_policies() {
             )
         })
         .collect();
-    let mut cluster = Cluster {
+    let cluster = Cluster {
         namespaces,
         pods: pods_of,
         policies,
     };
-    let first = snapshot(&cluster);
+    let mut snapshot = snapshot(&cluster);
     let start = Instant::now();
-    let old = compile(&first, &view("n1"), &[], &Compiled::default());
+    let mut compiler = Compiler::default();
+    compiler.update(&Touched::all(&snapshot), &snapshot, &view("n1"));
+    compiler.plan();
+    compiler.commit();
     let full = start.elapsed();
-    let start = Instant::now();
-    let again = compile(&first, &view("n1"), &[], &old);
-    let same = start.elapsed();
-    cluster.pods[77].labels.insert("app".into(), "app9".into());
-    cluster.policies.pop();
-    let second = snapshot(&cluster);
-    let start = Instant::now();
-    let new = compile(&second, &view("n1"), &[], &again);
-    let after = start.elapsed();
-    let start = Instant::now();
-    let way = new.transition_from(&again);
-    let transition = start.elapsed();
-    let rows = new.rows();
+    let mut change = |object: Object| {
+        let mut touched = Touched::default();
+        touched.add(&object.id());
+        snapshot.apply(object);
+        let start = Instant::now();
+        compiler.update(&touched, &snapshot, &view("n1"));
+        let steps = compiler.plan();
+        compiler.commit();
+        let rows: usize = steps
+            .iter()
+            .map(|it| it.classes.len() + it.verdicts.len() + it.ports.len() + it.pods.len())
+            .sum();
+        (start.elapsed(), steps.len(), rows)
+    };
+    let mut elsewhere = cluster.pods[77].clone();
+    elsewhere.labels.insert("app".into(), "app9".into());
+    let pod = change(Object::Pod(Arc::new(elsewhere)));
+    let mut here = cluster.pods[50].clone();
+    here.labels.insert("tier".into(), "t9".into());
+    let local = change(Object::Pod(Arc::new(here)));
+    let mut edited = cluster.policies[500].clone();
+    edited.ingress = Some(vec![only(vec![pods(select("app=app9"))])]);
+    let policy = change(Object::Policy(Arc::new(edited)));
+    let namespace = change(Object::Namespace(Arc::new(namespace("ns3", "team=t9"))));
+    let rows = compiler.rows();
     println!(
-        "full {full:?}, the same again {same:?}, one pod and one policy {after:?}, transition \
-         {transition:?}; {} addresses, {} verdicts, {} ports, {} on the way",
+        "full {full:?}; then (time, steps, rows written) for a pod elsewhere {pod:?}, a pod here {local:?}, a policy {policy:?}, a \
+         namespace {namespace:?}; {} addresses, {} verdicts, {} ports",
         rows.classes.len(),
         rows.verdicts.len(),
         rows.ports.len(),
-        way.verdicts.len(),
     );
 }

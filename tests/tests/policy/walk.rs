@@ -65,7 +65,8 @@ pub(super) fn cell(
     if rules == RulesId::OPEN || class == Class::OWN_NODE {
         return Answer::Allowed(RuleId::NONE);
     }
-    let Some(row) = rows.verdicts.get(&VerdictKey { rules, class }) else {
+    let row = |class| rows.verdicts.get(&VerdictKey { rules, class });
+    let Some(row) = row(class).or_else(|| row(Class::WORLD)) else {
         return Answer::Missing;
     };
     match row.action {
@@ -82,7 +83,8 @@ pub(super) fn cell(
                         prefix_len,
                         ..PortKey::exact(row.ports, protocol, Port::from(port & mask))
                     })
-                });
+                })
+                .or_else(|| rows.ports.get(&PortKey::all(row.ports)));
             match longest {
                 Some(port) if port.action == Action::ALLOW => Answer::Allowed(port.rule),
                 Some(port) => Answer::Denied(port.rule),

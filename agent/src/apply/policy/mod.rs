@@ -10,7 +10,7 @@ mod retired;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
 use weir_common::device::{Device, LocalPod};
@@ -22,7 +22,8 @@ use self::retired::Retired;
 use super::devices::{Devices, Outcome};
 use super::status::{Deletes, Fill, Status};
 use super::table::{Comparison, KernelTable, Table, TableError, Written};
-use crate::compile::PodRules;
+use crate::compile::policy::Step;
+use crate::compile::{PodRules, PolicyRows};
 use crate::model::ObjectName;
 
 /// All policy of the node. Written by one task only.
@@ -35,11 +36,12 @@ pub struct Policies<C, B, V, P, E> {
     epoch: Table<u32, u32, E>,
 
     pods: BTreeMap<ObjectName, PodRules>,
-    transitional: BTreeSet<VerdictKey>,
-    /// Has any target fitted since the start? Until then what the kernel holds is what an earlier agent wanted.
+    /// Those about which no policy says anything.
+    others: BTreeSet<ObjectName>,
+    /// What comes when the rows that are desired now are there.
+    steps: VecDeque<Step>,
+    /// Has anything fitted since the start? Until then what the kernel holds is what an earlier agent wanted.
     has_target: bool,
-    /// Rows that did not fit; what was there before holds until they do.
-    refused: Option<Box<PolicyTarget>>,
     /// The epoch to begin with if the kernel has none.
     first_epoch: u32,
     /// Something that flows have been judged by has changed, or is about to.
@@ -56,20 +58,6 @@ pub struct Policies<C, B, V, P, E> {
 enum EpochDue {
     No,
     Yes,
-}
-
-/// What the policy tables should hold next. Numbers are derived from content, so rows of two successive
-/// targets can stand side by side.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct PolicyTarget {
-    pub classes: BTreeMap<Addr, Class>,
-    pub cidrs: BTreeMap<Prefix, Class>,
-    pub verdicts: BTreeMap<VerdictKey, VerdictRow>,
-    /// Needed only while the tables move from the previous target to this one.
-    pub transitional: BTreeMap<VerdictKey, VerdictRow>,
-    pub ports: BTreeMap<PortKey, PortRow>,
-    /// The pods of this node.
-    pub pods: BTreeMap<ObjectName, PodRules>,
 }
 
 /// What a pass did.
@@ -107,9 +95,9 @@ where
             ports: Table::resume("PORTS", ports)?,
             epoch: Table::resume("EPOCH", epoch)?,
             pods: BTreeMap::new(),
-            transitional: BTreeSet::new(),
+            others: BTreeSet::new(),
+            steps: VecDeque::new(),
             has_target: false,
-            refused: None,
             first_epoch: 1,
             epoch_due: EpochDue::Yes,
             retired_verdicts: Retired::default(),
@@ -127,45 +115,86 @@ where
         self
     }
 
-    /// Exactly these rows should be there. All of them are refused if they do not fit beside those
-    /// that the kernel still holds: half a policy is none.
-    pub fn desire(&mut self, rows: PolicyTarget) {
-        if let Some(reason) = self.lack_of_room(&rows) {
-            self.status = Status::Failed(reason);
-            self.refused = Some(Box::new(rows));
-            return;
+    /// Exactly these rows should be there, whatever was on its way.
+    ///
+    /// # Errors
+    /// They do not fit beside those that the kernel still holds: half a policy is none, and what was there before holds.
+    pub fn desire_exactly(&mut self, rows: PolicyRows) -> Result<(), String> {
+        let shortages = [
+            shortage(&self.classes, rows.classes.keys()),
+            shortage(&self.cidrs, rows.cidrs.keys()),
+            shortage(&self.verdicts, rows.verdicts.keys()),
+            shortage(&self.ports, rows.ports.keys()),
+        ];
+        if let Some(shortage) = shortages.into_iter().flatten().next() {
+            return Err(shortage);
         }
-        self.refused = None;
-        self.has_target = true;
-        self.status = Status::Pending;
-        self.transitional = rows
-            .transitional
-            .keys()
-            .filter(|key| !rows.verdicts.contains_key(key))
-            .copied()
-            .collect();
+        self.steps.clear();
         self.classes.desire_exactly(rows.classes);
         self.cidrs.desire_exactly(rows.cidrs);
         self.ports.desire_exactly(rows.ports);
-        let mut verdicts = rows.transitional;
-        verdicts.extend(rows.verdicts);
-        self.verdicts.desire_exactly(verdicts);
+        self.verdicts.desire_exactly(rows.verdicts);
+        self.pods = rows.rules;
+        self.begin();
+        Ok(())
+    }
+
+    /// These steps should be taken, each when the one before is done. None may be underway.
+    ///
+    /// # Errors
+    /// Their rows do not fit beside those that the kernel still holds; what was there before holds.
+    pub fn follow(&mut self, steps: Vec<Step>) -> Result<(), String> {
+        let shortages = [
+            shortage(&self.classes, put(&steps, |step| &step.classes)),
+            shortage(&self.cidrs, put(&steps, |step| &step.cidrs)),
+            shortage(&self.verdicts, put(&steps, |step| &step.verdicts)),
+            shortage(&self.ports, put(&steps, |step| &step.ports)),
+        ];
+        if let Some(shortage) = shortages.into_iter().flatten().next() {
+            return Err(shortage);
+        }
+        self.steps.extend(steps);
+        self.take_step();
+        Ok(())
+    }
+
+    /// These are open, whatever policy says of others.
+    pub fn also_open(&mut self, others: BTreeSet<ObjectName>) {
+        self.others = others;
+    }
+
+    /// Is something on its way that is not done?
+    pub fn is_underway(&self) -> bool {
+        self.has_target && self.status != Status::Done
+    }
+
+    /// Desires the rows of the next step. Is there one?
+    fn take_step(&mut self) -> bool {
+        let Some(step) = self.steps.pop_front() else {
+            return false;
+        };
+        desire(&mut self.classes, step.classes);
+        desire(&mut self.cidrs, step.cidrs);
+        desire(&mut self.verdicts, step.verdicts);
+        desire(&mut self.ports, step.ports);
+        for (pod, rules) in step.pods {
+            match rules {
+                Some(rules) => self.pods.insert(pod, rules),
+                None => self.pods.remove(&pod),
+            };
+        }
+        self.begin();
+        true
+    }
+
+    fn begin(&mut self) {
+        self.has_target = true;
+        self.status = Status::Pending;
         let (verdicts, ports) = (&self.verdicts, &self.ports);
         self.retired_verdicts
             .revive(|key| verdicts.desired(key).is_some());
         self.retired_ports
             .revive(|key| ports.desired(key).is_some());
-        self.pods = rows.pods;
-    }
-
-    /// Gives up rows that were refused for want of room, and says why they were. What was there before
-    /// holds.
-    pub fn abandon_refused(&mut self) -> Option<String> {
-        self.refused.take()?;
-        match &self.status {
-            Status::Failed(reason) => Some(reason.clone()),
-            Status::Pending | Status::Done => None,
-        }
     }
 
     /// Every input has been synced. Until then nothing is written at all: a policy that has not been
@@ -181,9 +210,6 @@ where
         D: KernelTable<u32, Device>,
         A: KernelTable<Addr, LocalPod>,
     {
-        if let Some(rows) = self.refused.take() {
-            self.desire(*rows);
-        }
         if self.deletes == Deletes::Held || !self.has_target {
             let pass = devices.write();
             return PolicyPass {
@@ -192,18 +218,22 @@ where
             };
         }
         let mut rows = 0;
-        let outcome = self.advance(devices, now, &mut rows);
-        match (&outcome, &self.refused) {
-            (_, Some(_)) => {}
-            (Ok(()), None) => self.status = Status::Done,
-            (Err(reason), None) => self.status = Status::Failed(reason.clone()),
+        loop {
+            if let Err(reason) = self.advance(devices, now, &mut rows) {
+                self.status = Status::Failed(reason);
+                return PolicyPass {
+                    rows,
+                    outcome: Outcome::Unfinished,
+                };
+            }
+            if !self.take_step() {
+                break;
+            }
         }
+        self.status = Status::Done;
         PolicyPass {
             rows,
-            outcome: match outcome {
-                Ok(()) if self.refused.is_none() => Outcome::Complete,
-                _ => Outcome::Unfinished,
-            },
+            outcome: Outcome::Complete,
         }
     }
 
@@ -266,7 +296,13 @@ where
         D: KernelTable<u32, Device>,
         A: KernelTable<Addr, LocalPod>,
     {
-        devices.desire_rules(&self.pods);
+        let mut pods = self.pods.clone();
+        pods.extend(
+            self.others
+                .iter()
+                .map(|pod| (pod.clone(), PodRules::default())),
+        );
+        devices.desire_rules(&pods);
         if self.changes_a_judgement() || devices.outdates_flows() {
             self.epoch_due = EpochDue::Yes;
         }
@@ -287,9 +323,6 @@ where
             self.epoch.desire(EPOCH_INDEX, next);
             finish("EPOCH", self.epoch.write(), rows)?;
             self.epoch_due = EpochDue::No;
-        }
-        for key in std::mem::take(&mut self.transitional) {
-            self.verdicts.withdraw(&key);
         }
         remove_retired(&mut self.verdicts, &mut self.retired_verdicts, now, rows)?;
         remove_retired(&mut self.ports, &mut self.retired_ports, now, rows)
@@ -315,23 +348,31 @@ where
             || replaces(&self.verdicts)
             || replaces(&self.ports)
     }
+}
 
-    fn lack_of_room(&self, rows: &PolicyTarget) -> Option<String> {
-        let new_verdicts = rows.verdicts.keys().chain(
-            rows.transitional
-                .keys()
-                .filter(|key| !rows.verdicts.contains_key(key)),
-        );
-        [
-            shortage(&self.classes, rows.classes.keys()),
-            shortage(&self.cidrs, rows.cidrs.keys()),
-            shortage(&self.verdicts, new_verdicts),
-            shortage(&self.ports, rows.ports.keys()),
-        ]
-        .into_iter()
-        .flatten()
-        .next()
+/// The rows of a step.
+fn desire<K, V, T>(table: &mut Table<K, V, T>, rows: BTreeMap<K, Option<V>>)
+where
+    K: Copy + Ord + std::fmt::Debug,
+    V: Copy + PartialEq,
+    T: KernelTable<K, V>,
+{
+    for (key, row) in rows {
+        match row {
+            Some(row) => table.desire(key, row),
+            None => table.withdraw(&key),
+        }
     }
+}
+
+/// The keys of all rows that steps write, each once.
+fn put<'a, K: Ord + 'a, V: 'a>(
+    steps: &'a [Step],
+    of: impl Fn(&'a Step) -> &'a BTreeMap<K, Option<V>>,
+) -> impl Iterator<Item = &'a K> {
+    let rows = steps.iter().flat_map(of);
+    let keys = rows.filter_map(|(key, row)| row.as_ref().map(|_| key));
+    keys.collect::<BTreeSet<&K>>().into_iter()
 }
 
 /// Why these rows do not fit beside what the kernel holds.

@@ -11,11 +11,10 @@ use weir_common::policy::{
 };
 use weir_common::{Addr, Mac, Port, Prefix, Protocol};
 
-use super::Policies;
-use super::PolicyTarget;
+use super::{Policies, Step};
 use crate::apply::fake::{FakeTable, FaultyTable, Fuse};
 use crate::apply::{Devices, GRACE, Outcome, PodLease, Status};
-use crate::compile::PodRules;
+use crate::compile::{PodRules, PolicyRows};
 use crate::model::ObjectName;
 
 const PODS: u8 = 3;
@@ -75,19 +74,16 @@ fn sets(source: &Source) -> (BTreeSet<RulesId>, BTreeSet<Class>) {
     (source.rules.values().map(|r| rules(*r)).collect(), classes)
 }
 
-fn compile(old: &Source, new: &Source) -> PolicyTarget {
-    let ((old_rules, old_classes), (new_rules, new_classes)) = (sets(old), sets(new));
-    let verdicts = pairs(&new_rules, &new_classes);
-    let mut transitional = pairs(&old_rules, &new_classes);
-    transitional.extend(pairs(&new_rules, &old_classes));
-    transitional.retain(|key, _| !verdicts.contains_key(key));
+/// The rows of a state.
+fn compile(source: &Source) -> PolicyRows {
+    let (all_rules, all_classes) = sets(source);
     let row = |rule| PortRow {
         action: Action::ALLOW,
         rule: RuleId(rule),
         ..PortRow::default()
     };
-    PolicyTarget {
-        classes: new
+    PolicyRows {
+        classes: source
             .classes
             .iter()
             .filter(|(n, _)| **n != AROUND)
@@ -95,18 +91,20 @@ fn compile(old: &Source, new: &Source) -> PolicyTarget {
             .collect(),
         cidrs: [(
             Prefix::V4,
-            new.classes.get(&AROUND).map_or(Class::WORLD, |c| class(*c)),
+            source
+                .classes
+                .get(&AROUND)
+                .map_or(Class::WORLD, |c| class(*c)),
         )]
         .into(),
-        verdicts,
-        transitional,
-        ports: new_rules
+        verdicts: pairs(&all_rules, &all_classes),
+        ports: all_rules
             .iter()
             .map(|r| (PortKey::exact(r.0, Protocol::TCP, Port::from(80)), row(r.0)))
             .collect(),
-        pods: (0..PODS)
+        rules: (0..PODS)
             .map(|n| {
-                let ingress = new.rules.get(&n).map_or(RulesId::OPEN, |r| rules(*r));
+                let ingress = source.rules.get(&n).map_or(RulesId::OPEN, |r| rules(*r));
                 let rules = PodRules {
                     ingress,
                     egress: RulesId::OPEN,
@@ -115,6 +113,44 @@ fn compile(old: &Source, new: &Source) -> PolicyTarget {
             })
             .collect(),
     }
+}
+
+/// The steps from one state to another: all that may meet, and then only what the new one has.
+fn steps(old: &Source, new: &Source) -> Vec<Step> {
+    fn some<K: Ord + Clone, V: Clone>(rows: &BTreeMap<K, V>) -> BTreeMap<K, Option<V>> {
+        let rows = rows.iter();
+        rows.map(|(key, row)| (key.clone(), Some(row.clone())))
+            .collect()
+    }
+    fn gone<K: Ord + Clone, V, W>(
+        old: impl IntoIterator<Item = K>,
+        new: &BTreeMap<K, V>,
+    ) -> BTreeMap<K, Option<W>> {
+        let gone = old.into_iter().filter(|key| !new.contains_key(key));
+        gone.map(|key| (key, None)).collect()
+    }
+    let ((old_rules, old_classes), (new_rules, new_classes)) = (sets(old), sets(new));
+    let mut meeting = pairs(&old_rules, &new_classes);
+    meeting.extend(pairs(&new_rules, &old_classes));
+    let (before, after) = (compile(old), compile(new));
+    let mut first = Step {
+        ports: some(&after.ports),
+        verdicts: some(&after.verdicts),
+        classes: some(&after.classes),
+        cidrs: some(&after.cidrs),
+        pods: some(&after.rules),
+    };
+    first.verdicts.extend(some(&meeting));
+    first
+        .classes
+        .extend(gone(before.classes.into_keys(), &after.classes));
+    let all = before.verdicts.into_keys().chain(meeting.into_keys());
+    let last = Step {
+        verdicts: gone(all, &after.verdicts),
+        ports: gone(before.ports.into_keys(), &after.ports),
+        ..Step::default()
+    };
+    vec![first, last]
 }
 
 /// What a program decides about a packet to a pod: `None` when the tables have no answer.
@@ -237,7 +273,7 @@ impl World {
             + self.pods.writes()
     }
 
-    fn assert_holds(&self, rows: &PolicyTarget) {
+    fn assert_holds(&self, rows: &PolicyRows) {
         assert_eq!(self.classes.rows(), rows.classes);
         assert_eq!(self.cidrs.rows(), rows.cidrs);
         assert_eq!(self.verdicts.rows(), rows.verdicts);
@@ -245,7 +281,7 @@ impl World {
         let epoch = self.epoch.rows()[&0];
         for (ifindex, device) in self.devices.rows() {
             let lease = lease((ifindex - 100) as u8);
-            assert_eq!(device.ingress, rows.pods[&lease.pod].ingress);
+            assert_eq!(device.ingress, rows.rules[&lease.pod].ingress);
         }
         for ((ifindex, n, judged_in), judgements) in self.judged.lock().unwrap().iter() {
             if *judged_in == epoch {
@@ -288,25 +324,27 @@ proptest! {
         let mut now = Instant::now();
         let mut source = Source::default();
         let mut clean = every == 0;
-        policies.desire(compile(&source, &source));
+        policies.desire_exactly(compile(&source)).unwrap();
         policies.reconcile(&mut devices, now);
         for op in ops {
             match op {
+                // What is underway is finished first.
+                Op::Change(_) if policies.is_underway() => {}
                 Op::Change(next) => {
-                    policies.desire(compile(&source, &next));
+                    policies.follow(steps(&source, &next)).unwrap();
                     source = next;
                 }
                 Op::Wait(ms) => now += Duration::from_millis(ms),
                 Op::Restart => {
                     (policies, devices) = world.start();
-                    policies.desire(compile(&source, &source));
+                    policies.desire_exactly(compile(&source)).unwrap();
                 }
                 Op::DieAfter(writes) => {
                     clean = false;
                     world.fuse.set(Some(writes));
                     policies.reconcile(&mut devices, now);
                     (policies, devices) = world.start();
-                    policies.desire(compile(&source, &source));
+                    policies.desire_exactly(compile(&source)).unwrap();
                 }
             }
             policies.reconcile(&mut devices, now);
@@ -316,7 +354,7 @@ proptest! {
             now += GRACE;
             policies.reconcile(&mut devices, now);
         }
-        world.assert_holds(&compile(&source, &source));
+        world.assert_holds(&compile(&source));
         prop_assert_eq!(policies.status(), &Status::Done);
         if clean {
             let judged = world.judged.lock().unwrap();
@@ -325,19 +363,26 @@ proptest! {
         }
 
         let (writes, epoch) = (world.writes(), policies.epoch());
-        policies.desire(compile(&source, &source));
+        policies.desire_exactly(compile(&source)).unwrap();
         policies.reconcile(&mut devices, now);
         prop_assert_eq!(policies.epoch(), epoch, "the epoch moves though nothing changes");
         prop_assert_eq!(world.writes(), writes);
     }
 }
 
-/// What a target may have in a table.
-fn keys_of(target: &PolicyTarget) -> (BTreeSet<VerdictKey>, BTreeSet<PortKey>) {
-    let verdicts = target.verdicts.keys().chain(target.transitional.keys());
+/// What may be in a table after these steps.
+fn keys_of(steps: &[Step]) -> (BTreeSet<VerdictKey>, BTreeSet<PortKey>) {
+    let verdicts = steps.iter().flat_map(|step| &step.verdicts);
+    let ports = steps.iter().flat_map(|step| &step.ports);
     (
-        verdicts.copied().collect(),
-        target.ports.keys().copied().collect(),
+        verdicts
+            .filter(|(_, row)| row.is_some())
+            .map(|(key, _)| *key)
+            .collect(),
+        ports
+            .filter(|(_, row)| row.is_some())
+            .map(|(key, _)| *key)
+            .collect(),
     )
 }
 
@@ -357,12 +402,14 @@ proptest! {
         let mut now = Instant::now();
         let mut last = Source::default();
         // Targets, and when another one came to its place.
-        let mut past: Vec<(PolicyTarget, Option<Instant>)> = Vec::new();
+        let mut past: Vec<(Vec<Step>, Option<Instant>)> = Vec::new();
+        policies.desire_exactly(compile(&last)).unwrap();
+        policies.reconcile(&mut devices, now);
         for (address, class, pod, list, is_same) in sources {
             let next = if is_same { last.clone() } else { source(&[(address, class)], &[(pod, list)]) };
-            let target = compile(&last, &next);
+            let target = steps(&last, &next);
             last = next;
-            policies.desire(target.clone());
+            policies.follow(target.clone()).unwrap();
             let mut outcome = policies.reconcile(&mut devices, now).outcome;
             for _ in 0..20 {
                 // A refused write is tried again; another target comes only when this one is in the kernel.
@@ -410,7 +457,7 @@ fn nothing_is_written_before_every_input_is_synced() {
     );
     let (mut policies, (_, mut devices)) = (policies.unwrap(), world.start());
     let one = source(&[(1, 1)], &[(0, 0)]);
-    policies.desire(compile(&one, &one));
+    policies.desire_exactly(compile(&one)).unwrap();
     let pass = policies.reconcile(&mut devices, Instant::now());
     assert_eq!(pass.outcome, Outcome::Unfinished);
     assert!(world.classes.rows().is_empty() && world.devices.rows().is_empty());
@@ -425,35 +472,37 @@ fn a_policy_that_does_not_fit_is_refused_whole_and_taken_when_it_does() {
         source(&[(1, 1)], &[(0, 0)]),
         source(&[(1, 1), (2, 2)], &[(0, 0), (1, 1)]),
     );
-    policies.desire(compile(&small, &small));
+    policies.desire_exactly(compile(&small)).unwrap();
     policies.reconcile(&mut devices, now);
-    let before = (
-        world.verdicts.rows(),
-        world.devices.rows(),
-        world.classes.rows(),
-    );
-    policies.desire(compile(&small, &large));
-    let pass = policies.reconcile(&mut devices, now);
-    assert_eq!(pass.outcome, Outcome::Unfinished);
+    let held = || {
+        (
+            world.verdicts.rows(),
+            world.devices.rows(),
+            world.classes.rows(),
+        )
+    };
+    let before = held();
+    let refused = policies.follow(steps(&small, &large)).unwrap_err();
     let expected =
         "VERDICTS has room for 4 rows and would need 6: the previous policy stays in force";
-    assert_eq!(policies.status(), &Status::Failed(expected.into()));
-    let after = (
-        world.verdicts.rows(),
-        world.devices.rows(),
-        world.classes.rows(),
+    assert_eq!(refused, expected);
+    assert_eq!(
+        policies.desire_exactly(compile(&large)).unwrap_err(),
+        expected
     );
-    assert_eq!(before, after);
+    policies.reconcile(&mut devices, now);
+    assert_eq!(policies.status(), &Status::Done);
+    assert_eq!(before, held());
 
     let other = source(&[(1, 2)], &[(0, 1)]);
-    policies.desire(compile(&other, &other));
+    policies.desire_exactly(compile(&other)).unwrap();
     now += GRACE;
     for _ in 0..3 {
         policies.reconcile(&mut devices, now);
         now += GRACE;
     }
     assert_eq!(policies.status(), &Status::Done);
-    world.assert_holds(&compile(&other, &other));
+    world.assert_holds(&compile(&other));
 }
 
 #[test]
@@ -462,10 +511,10 @@ fn a_change_moves_the_epoch_once() {
     let (mut policies, mut devices) = world.start();
     let now = Instant::now();
     let (a, b) = (source(&[(1, 1)], &[(0, 0)]), source(&[(1, 2)], &[(0, 0)]));
-    policies.desire(compile(&a, &a));
+    policies.desire_exactly(compile(&a)).unwrap();
     policies.reconcile(&mut devices, now);
     let first = policies.epoch();
-    policies.desire(compile(&a, &b));
+    policies.follow(steps(&a, &b)).unwrap();
     policies.reconcile(&mut devices, now);
     policies.reconcile(&mut devices, now + GRACE);
     assert_eq!(policies.epoch(), first + 1);

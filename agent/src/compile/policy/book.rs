@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use weir_common::policy::RuleId;
 
 use super::encode::{Canonical, Encoder};
-use crate::model::ObjectName;
+use crate::model::{ObjectName, RuleAction, Tier};
 
 /// Ingress or egress, seen from the pod that a policy selects.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -23,6 +24,16 @@ pub enum RuleOwner {
         policy: ObjectName,
         direction: Direction,
         rule: usize,
+    },
+    /// A rule of a ClusterNetworkPolicy; `rule` counts from 0.
+    Tiered {
+        policy: Arc<str>,
+        tier: Tier,
+        priority: u16,
+        direction: Direction,
+        rule: usize,
+        name: Option<Arc<str>>,
+        action: RuleAction,
     },
     /// No rule allows, and these policies isolate the pod.
     Isolated {
@@ -72,6 +83,30 @@ impl fmt::Display for RuleOwner {
                 direction,
                 rule,
             } => write!(f, "allowed by {policy} spec.{direction}[{rule}]"),
+            Self::Tiered {
+                policy,
+                tier,
+                priority,
+                direction,
+                rule,
+                name,
+                action,
+            } => {
+                let verb = match action {
+                    RuleAction::Accept => "allowed",
+                    RuleAction::Deny => "denied",
+                    RuleAction::Pass => "passed on",
+                };
+                let tier = tier.as_str();
+                write!(
+                    f,
+                    "{verb} by ClusterNetworkPolicy {policy} spec.{direction}[{rule}]"
+                )?;
+                if let Some(name) = name {
+                    write!(f, " {name:?}")?;
+                }
+                write!(f, " ({tier}, priority {priority})")
+            }
             Self::Isolated {
                 policies,
                 direction,
@@ -112,6 +147,24 @@ impl Canonical for RuleOwner {
                 to.tag(1);
                 to.list(policies.iter());
                 direction.encode(to);
+            }
+            Self::Tiered {
+                policy,
+                tier,
+                priority,
+                direction,
+                rule,
+                name,
+                action,
+            } => {
+                to.tag(2);
+                to.text(policy);
+                tier.encode(to);
+                to.integer((*priority).into());
+                direction.encode(to);
+                to.length(*rule);
+                to.optional(name.as_ref());
+                action.encode(to);
             }
         }
     }

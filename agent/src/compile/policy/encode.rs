@@ -10,7 +10,7 @@ use std::sync::Arc;
 use siphasher::sip::SipHasher13;
 use weir_common::Protocol;
 
-use crate::model::{ObjectName, Operator, Selector};
+use crate::model::{ObjectName, Operator, RuleAction, Selector, Tier};
 
 const KEY: (u64, u64) = (0x7765_6972_2e70_6f6c, 0x6963_792e_636c_6173);
 
@@ -21,9 +21,14 @@ pub(super) trait Canonical {
 
 /// The number that a content asks for.
 pub(super) fn preferred(content: &impl Canonical) -> u32 {
+    long_hash(content) as u32
+}
+
+/// A hash that nearly always tells contents apart.
+pub(super) fn long_hash(content: &impl Canonical) -> u64 {
     let mut encoder = Encoder(Vec::new());
     content.encode(&mut encoder);
-    SipHasher13::new_with_keys(KEY.0, KEY.1).hash(&encoder.0) as u32
+    SipHasher13::new_with_keys(KEY.0, KEY.1).hash(&encoder.0)
 }
 
 /// Canonical bytes being written.
@@ -58,6 +63,13 @@ impl Encoder {
         }
     }
 
+    pub(super) fn optional<T: Canonical>(&mut self, item: Option<&T>) {
+        self.tag(item.is_some().into());
+        if let Some(item) = item {
+            item.encode(self);
+        }
+    }
+
     pub(super) fn length(&mut self, length: usize) {
         self.0.extend_from_slice(&(length as u64).to_le_bytes());
     }
@@ -85,6 +97,25 @@ impl Canonical for ObjectName {
 impl Canonical for Protocol {
     fn encode(&self, to: &mut Encoder) {
         to.tag(self.0);
+    }
+}
+
+impl Canonical for Tier {
+    fn encode(&self, to: &mut Encoder) {
+        to.tag(match self {
+            Self::Admin => 0,
+            Self::Baseline => 1,
+        });
+    }
+}
+
+impl Canonical for RuleAction {
+    fn encode(&self, to: &mut Encoder) {
+        to.tag(match self {
+            Self::Accept => 0,
+            Self::Deny => 1,
+            Self::Pass => 2,
+        });
     }
 }
 

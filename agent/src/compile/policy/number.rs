@@ -1,66 +1,113 @@
 //! Numbers for contents: the same content the same number, always. What the contents are is not here.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::BTreeMap;
 
 use super::encode::{Canonical, preferred};
 
 /// Numbers below this one have a meaning of their own in some table.
 pub(super) const FIRST: u32 = weir_common::policy::Class::FIRST_COMPILED;
 
-/// Which number each content has.
+/// Which number each content in use has.
 ///
 /// A content gets the number that its hash asks for. Two contents that ask for the same one are told
-/// apart by their content, not by their hash: the later one in order takes the next free number. A
-/// content keeps the number it had, and a number that stood for another content a moment ago is not
-/// given out, so during a transition a number has one meaning. (After a restart nothing is remembered;
+/// apart by their content, not by their hash: the later one takes the next free number. A content keeps
+/// its number as long as somebody uses it, and longer: one that nobody uses any more is given out again only after
+/// [`Self::settle`], so during a change a number has one meaning. (After a restart nothing is remembered;
 /// then numbers agree with those before it unless two contents collided.)
 #[derive(Clone, Debug)]
 pub(super) struct Numbers<K> {
-    numbers: BTreeMap<K, u32>,
+    in_use: BTreeMap<K, InUse>,
+    by_number: BTreeMap<u32, K>,
+    /// Those that nobody uses any more, since the last [`Self::settle`].
+    resting: BTreeMap<K, u32>,
+    mask: u32,
 }
 
-impl<K> Default for Numbers<K> {
-    fn default() -> Self {
+#[derive(Clone, Copy, Debug)]
+struct InUse {
+    number: u32,
+    users: usize,
+}
+
+impl<K: Ord + Clone + Canonical> Numbers<K> {
+    /// Only bits of `mask` are used of a hash: all, outside of tests.
+    pub(super) fn with_mask(mask: u32) -> Self {
         Self {
-            numbers: BTreeMap::new(),
+            in_use: BTreeMap::new(),
+            by_number: BTreeMap::new(),
+            resting: BTreeMap::new(),
+            mask,
         }
     }
-}
 
-impl<K: Ord + Canonical> Numbers<K> {
-    /// Numbers `contents`, after `previous`. Only bits of `mask` are used of a hash: all, outside of tests.
-    pub(super) fn assign(contents: BTreeSet<K>, previous: &Self, mask: u32) -> Self {
-        let mut taken: HashSet<u32> = previous.numbers.values().copied().collect();
-        let numbers = contents
-            .into_iter()
-            .map(|content| {
-                let number = previous.numbers.get(&content).copied().unwrap_or_else(|| {
-                    let free = free(preferred(&content) & mask, &taken);
-                    taken.insert(free);
-                    free
-                });
-                (content, number)
-            })
-            .collect();
-        Self { numbers }
+    /// One more user. Its number, and whether it is the first.
+    pub(super) fn take(&mut self, content: &K) -> (u32, bool) {
+        if let Some(it) = self.in_use.get_mut(content) {
+            it.users += 1;
+            return (it.number, false);
+        }
+        let rested = self.resting.remove(content);
+        let number =
+            rested.unwrap_or_else(|| free(preferred(content) & self.mask, |it| self.is_taken(it)));
+        self.in_use
+            .insert(content.clone(), InUse { number, users: 1 });
+        self.by_number.insert(number, content.clone());
+        (number, true)
     }
 
-    /// The number of a content; 0 for one that was not numbered.
-    pub(super) fn number(&self, content: &K) -> u32 {
-        self.numbers.get(content).copied().unwrap_or(0)
+    /// One user less. Its number if it was the last.
+    pub(super) fn leave(&mut self, content: &K) -> Option<u32> {
+        let it = self.in_use.get_mut(content)?;
+        it.users -= 1;
+        if it.users > 0 {
+            return None;
+        }
+        let number = it.number;
+        self.in_use.remove(content);
+        self.resting.insert(content.clone(), number);
+        Some(number)
     }
 
+    /// Nothing points to numbers that nobody uses any more.
+    pub(super) fn settle(&mut self) {
+        for number in std::mem::take(&mut self.resting).into_values() {
+            self.by_number.remove(&number);
+        }
+    }
+
+    /// The number of a content in use, or that was since the last [`Self::settle`].
+    pub(super) fn number(&self, content: &K) -> Option<u32> {
+        let in_use = self.in_use.get(content).map(|it| it.number);
+        in_use.or_else(|| self.resting.get(content).copied())
+    }
+
+    /// What a number stands for, or has stood for since the last [`Self::settle`].
+    pub(super) fn content(&self, number: u32) -> Option<&K> {
+        self.by_number.get(&number)
+    }
+
+    /// May a number not be given out?
+    pub(super) fn is_taken(&self, number: u32) -> bool {
+        self.by_number.contains_key(&number)
+    }
+
+    /// Those in use.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&K, u32)> {
-        self.numbers
+        self.in_use.iter().map(|(content, it)| (content, it.number))
+    }
+
+    /// Those that nobody uses any more, since the last [`Self::settle`].
+    pub(super) fn resting(&self) -> impl Iterator<Item = (&K, u32)> {
+        self.resting
             .iter()
             .map(|(content, number)| (content, *number))
     }
 }
 
 /// The first number from `wanted` on that is not taken, around the end if need be.
-pub(super) fn free(wanted: u32, taken: &HashSet<u32>) -> u32 {
+pub(super) fn free(wanted: u32, is_taken: impl Fn(u32) -> bool) -> u32 {
     let mut number = wanted.max(FIRST);
-    while taken.contains(&number) {
+    while is_taken(number) {
         number = number.wrapping_add(1).max(FIRST);
     }
     number
@@ -71,33 +118,45 @@ mod tests {
     use super::*;
     use crate::model::ObjectName;
 
-    fn names(names: &[&str]) -> BTreeSet<ObjectName> {
-        names
-            .iter()
-            .map(|name| ObjectName::new("ns", *name))
-            .collect()
+    fn name(name: &str) -> ObjectName {
+        ObjectName::new("ns", name)
     }
 
     #[test]
     fn contents_that_ask_for_the_same_number_get_different_ones() {
-        let numbers = Numbers::assign(names(&["a", "b", "c"]), &Numbers::default(), 0);
-        let given: Vec<u32> = numbers.iter().map(|(_, number)| number).collect();
+        let mut numbers = Numbers::with_mask(0);
+        let given = ["a", "b", "c"].map(|it| numbers.take(&name(it)).0);
         assert_eq!(given, [FIRST, FIRST + 1, FIRST + 2]);
     }
 
     #[test]
     fn a_number_keeps_its_meaning_while_contents_that_collide_come_and_go() {
-        let first = Numbers::assign(names(&["b", "c"]), &Numbers::default(), 0);
-        let second = Numbers::assign(names(&["a", "c"]), &first, 0);
-        let b = ObjectName::new("ns", "b");
-        let c = ObjectName::new("ns", "c");
-        assert_eq!(second.number(&c), first.number(&c));
-        assert_ne!(second.number(&ObjectName::new("ns", "a")), first.number(&b));
+        let mut numbers = Numbers::with_mask(0);
+        let [b, c] = ["b", "c"].map(|it| numbers.take(&name(it)).0);
+        numbers.leave(&name("b"));
+        assert_ne!(numbers.take(&name("a")).0, b);
+        assert_eq!(numbers.number(&name("c")), Some(c));
+        numbers.settle();
+        assert_eq!(numbers.take(&name("d")).0, b);
+    }
+
+    #[test]
+    fn a_content_has_its_number_until_its_last_user_leaves() {
+        let mut numbers = Numbers::with_mask(u32::MAX);
+        let (number, is_first) = numbers.take(&name("a"));
+        assert!(is_first);
+        assert_eq!(numbers.take(&name("a")), (number, false));
+        assert_eq!(numbers.leave(&name("a")), None);
+        assert_eq!(numbers.leave(&name("a")), Some(number));
+        assert_eq!(numbers.leave(&name("a")), None);
+        assert_eq!(numbers.number(&name("a")), Some(number));
+        numbers.settle();
+        assert_eq!(numbers.number(&name("a")), None);
     }
 
     #[test]
     fn the_search_for_a_free_number_goes_around_the_end() {
-        let taken = HashSet::from([u32::MAX, FIRST]);
-        assert_eq!(free(u32::MAX, &taken), FIRST + 1);
+        let taken = [u32::MAX, FIRST];
+        assert_eq!(free(u32::MAX, |it| taken.contains(&it)), FIRST + 1);
     }
 }

@@ -4,6 +4,7 @@ use weir_common::Protocol;
 use weir_common::policy::{Action, PortKey, PortRow, RuleId};
 
 use super::encode::{Canonical, Encoder};
+use super::verdict::{Answer, Decision};
 
 /// Ports of a protocol, both ends included, host order.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -23,9 +24,13 @@ impl PortSpan {
     }
 }
 
-/// Disjoint prefixes, each with the rule that allows it, in order.
+/// Disjoint prefixes, each with what holds for it, in order.
 #[derive(Clone, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
-pub(super) struct PortSet(Vec<PortPrefix>);
+pub(super) struct PortSet {
+    prefixes: Vec<PortPrefix>,
+    /// For every packet that is in none of them; `None`: denied, by whoever asks for the set.
+    others: Option<RuleId>,
+}
 
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 struct PortPrefix {
@@ -33,50 +38,65 @@ struct PortPrefix {
     /// Host order; the bits after the first `bits` are zero.
     port: u16,
     bits: u32,
-    rule: RuleId,
+    decision: Decision,
 }
 
 impl PortSet {
-    /// All that the rules allow together. A port belongs to the first rule that has it.
-    pub(super) fn union(rules: &[(RuleId, &[PortSpan])]) -> Self {
-        let mut protocols: Vec<Protocol> = rules
-            .iter()
-            .flat_map(|(_, spans)| spans.iter().map(|span| span.protocol))
-            .collect();
-        protocols.sort();
-        protocols.dedup();
-        Self(
-            protocols
-                .into_iter()
-                .flat_map(|protocol| of_protocol(protocol, rules))
-                .collect(),
-        )
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// What an answer says of ports.
+    pub(super) fn of(answer: &Answer) -> Self {
+        let others = answer.others;
+        let prefixes = answer.ports.iter().flat_map(|(protocol, runs)| {
+            let ends = runs.iter().skip(1).map(|(start, _)| u32::from(*start));
+            let ends = ends.chain([u32::from(u16::MAX) + 1]);
+            let runs = runs.iter().zip(ends);
+            let runs = runs.filter(move |((_, decision), _)| *decision != others);
+            runs.flat_map(move |(&(start, decision), end)| {
+                prefixes(start.into(), end).map(move |(port, bits)| PortPrefix {
+                    protocol: *protocol,
+                    port,
+                    bits,
+                    decision,
+                })
+            })
+        });
+        Self {
+            prefixes: prefixes.collect(),
+            others: others.allows.then_some(others.rule),
+        }
     }
 
     /// The rows of the set under its number.
     pub(super) fn rows(&self, number: u32) -> impl Iterator<Item = (PortKey, PortRow)> {
-        self.0.iter().map(move |prefix| {
+        let row = |decision: Decision| PortRow {
+            action: match decision.allows {
+                true => Action::ALLOW,
+                false => Action::DENY,
+            },
+            rule: decision.rule,
+            ..PortRow::default()
+        };
+        let others = self.others.map(|rule| {
+            let allows = true;
+            (PortKey::all(number), row(Decision { allows, rule }))
+        });
+        let prefixes = self.prefixes.iter().map(move |prefix| {
             let key = PortKey {
                 prefix_len: PortKey::ANY_PORT + prefix.bits,
                 ..PortKey::exact(number, prefix.protocol, prefix.port.into())
             };
-            let row = PortRow {
-                action: Action::ALLOW,
-                rule: prefix.rule,
-                ..PortRow::default()
-            };
-            (key, row)
-        })
+            (key, row(prefix.decision))
+        });
+        others.into_iter().chain(prefixes)
     }
 }
 
 impl Canonical for PortSet {
     fn encode(&self, to: &mut Encoder) {
-        to.list(self.0.iter());
+        to.list(self.prefixes.iter());
+        // One that only allows has the bytes that it had when there was nothing else.
+        if let Some(rule) = self.others {
+            to.integer(rule.0);
+        }
     }
 }
 
@@ -84,47 +104,11 @@ impl Canonical for PortPrefix {
     fn encode(&self, to: &mut Encoder) {
         self.protocol.encode(to);
         to.integer(self.port.into());
-        to.integer(self.bits);
-        to.integer(self.rule.0);
+        // More than any number of bits: one that denies.
+        let denies = if self.decision.allows { 0 } else { 1 << 8 };
+        to.integer(self.bits | denies);
+        to.integer(self.decision.rule.0);
     }
-}
-
-fn of_protocol(protocol: Protocol, rules: &[(RuleId, &[PortSpan])]) -> Vec<PortPrefix> {
-    let spans: Vec<(RuleId, PortSpan)> = rules
-        .iter()
-        .flat_map(|(rule, spans)| spans.iter().map(|span| (*rule, *span)))
-        .filter(|(_, span)| span.protocol == protocol && span.first <= span.last)
-        .collect();
-    // Between two neighbouring cuts every port is in the same spans.
-    let mut cuts: Vec<u32> = spans
-        .iter()
-        .flat_map(|(_, span)| [u32::from(span.first), u32::from(span.last) + 1])
-        .collect();
-    cuts.sort_unstable();
-    cuts.dedup();
-
-    let mut runs: Vec<(u32, u32, RuleId)> = Vec::new();
-    for pair in cuts.windows(2) {
-        let &[start, end] = pair else { continue };
-        let owner = spans
-            .iter()
-            .find(|(_, span)| u32::from(span.first) <= start && start <= u32::from(span.last));
-        let Some((rule, _)) = owner else { continue };
-        match runs.last_mut() {
-            Some((_, last_end, last)) if *last_end == start && last == rule => *last_end = end,
-            _ => runs.push((start, end, *rule)),
-        }
-    }
-    runs.into_iter()
-        .flat_map(|(start, end, rule)| {
-            prefixes(start, end).map(move |(port, bits)| PortPrefix {
-                protocol,
-                port,
-                bits,
-                rule,
-            })
-        })
-        .collect()
 }
 
 /// The fewest prefixes (port, bits) that make up `start..end`, in order.
@@ -151,10 +135,37 @@ mod tests {
         }
     }
 
+    fn decision(allows: bool, rule: u32) -> Decision {
+        let rule = RuleId(rule);
+        Decision { allows, rule }
+    }
+
     fn set(rules: &[(u32, &[PortSpan])]) -> Vec<(u16, u32, u32)> {
-        let rules: Vec<_> = rules.iter().map(|(rule, s)| (RuleId(*rule), *s)).collect();
-        let set = PortSet::union(&rules);
-        set.0.iter().map(|p| (p.port, p.bits, p.rule.0)).collect()
+        let spans = rules.iter().flat_map(|(_, spans)| spans.iter().copied());
+        let answer = Answer::of(spans, |packet| {
+            let has = |spans: &[PortSpan]| {
+                packet.is_some_and(|(protocol, port)| {
+                    let mut spans = spans.iter().filter(|it| it.protocol == protocol);
+                    spans.any(|it| (it.first..=it.last).contains(&port))
+                })
+            };
+            let first = rules.iter().find(|(_, spans)| has(spans));
+            first.map_or(decision(false, 0), |(rule, _)| decision(true, *rule))
+        });
+        let prefixes = PortSet::of(&answer).prefixes;
+        let of = |p: &PortPrefix| (p.port, p.bits, p.decision.rule.0);
+        prefixes.iter().map(of).collect()
+    }
+
+    #[test]
+    fn a_set_has_a_row_for_what_it_does_not_name_only_where_that_is_allowed() {
+        for (others, rows) in [(false, 1), (true, 2)] {
+            let answer = Answer::of([span(80, 80)].into_iter(), |packet| match packet {
+                Some((_, 80)) => decision(!others, 7),
+                _ => decision(others, 8),
+            });
+            assert_eq!(PortSet::of(&answer).rows(5).count(), rows);
+        }
     }
 
     #[test]

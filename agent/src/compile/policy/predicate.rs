@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use weir_common::{Addr, Protocol};
 
 use super::encode::{Canonical, Encoder};
+use super::group::GroupKey;
 use crate::model::{
     self, ContainerPort, Labels, Namespace, Operator, PodPeers, Requirement, Selector,
 };
@@ -61,15 +62,9 @@ impl Predicate {
         }
     }
 
-    /// Does the answer depend on labels of namespaces?
-    pub(super) fn asks_for_namespaces(&self) -> bool {
-        matches!(
-            self,
-            Self::Pods {
-                scope: Scope::Matching(_),
-                ..
-            }
-        )
+    /// Does it ask for pods with such labels, wherever they are?
+    pub(super) fn is_of(&self, labels: &Labels) -> bool {
+        matches!(self, Self::Pods { pods, .. } if pods.matches(labels))
     }
 }
 
@@ -89,6 +84,14 @@ impl PortName {
             port.protocol == self.protocol && port.name.as_ref() == Some(&self.name)
         };
         ports.iter().find(is_meant).map(|port| port.port)
+    }
+
+    /// What is true of pods that mean a number by it.
+    pub(super) fn fact(&self, pods: &GroupKey) -> Option<Predicate> {
+        let is_meant =
+            |it: &(&Arc<str>, Protocol, u16)| *it.0 == self.name && it.1 == self.protocol;
+        let (_, _, number) = pods.ports().find(is_meant)?;
+        Some(Predicate::Port(self.clone(), number))
     }
 }
 
@@ -131,13 +134,29 @@ impl NamespaceView {
 
     /// Are its pods asked at all by the selector of a peer?
     pub(super) fn is_asked(&self, predicate: &Predicate) -> bool {
-        let Predicate::Pods { scope, .. } = predicate else {
-            return false;
-        };
-        match (scope, &self.labels) {
-            (Scope::Own(name), _) => *name == self.name,
-            (Scope::Matching(selector), Knowledge::Known(labels)) => selector.matches(labels),
-            (Scope::Matching(selector), Knowledge::OnlyTheName) => {
+        match predicate {
+            Predicate::Pods {
+                scope: Scope::Own(name),
+                ..
+            } => *name == self.name,
+            Predicate::Pods {
+                scope: Scope::Matching(selector),
+                ..
+            } => self.matches(selector),
+            Predicate::Block(_) | Predicate::Port(..) => false,
+        }
+    }
+
+    /// Is a pod of it with these labels meant by one who does not say "the policy's own namespace"?
+    pub(super) fn is_meant(&self, peers: &PodPeers, labels: &Labels) -> bool {
+        let namespaces = peers.namespaces.as_ref();
+        namespaces.is_some_and(|it| self.matches(it)) && peers.pods.matches(labels)
+    }
+
+    fn matches(&self, selector: &Selector) -> bool {
+        match &self.labels {
+            Knowledge::Known(labels) => selector.matches(labels),
+            Knowledge::OnlyTheName => {
                 let name = Labels::from([(NAMESPACE_NAME.into(), self.name.clone())]);
                 let asks_the_name = |r: &Requirement| &*r.key == NAMESPACE_NAME;
                 selector.requirements.iter().all(asks_the_name) && selector.matches(&name)

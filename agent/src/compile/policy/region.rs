@@ -6,11 +6,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use weir_common::Prefix;
-use weir_common::policy::Class;
 
 use super::predicate::Block;
-use crate::compile::prefix::prefix;
 
 /// Disjoint regions, and something about each. Addresses outside of all are in no block.
 #[derive(Clone, Debug)]
@@ -94,6 +91,24 @@ impl<T> Regions<T> {
         None
     }
 
+    /// Does one begin with just this prefix?
+    pub(super) fn has(&self, net: &IpNet) -> bool {
+        self.0.binary_search_by(|it| it.net.cmp(net)).is_ok()
+    }
+
+    /// The prefixes of all, in order.
+    pub(super) fn nets(&self) -> impl Iterator<Item = IpNet> {
+        self.0.iter().map(|region| region.net)
+    }
+
+    /// Do both say the same about the same regions?
+    pub(super) fn is_like(&self, other: &Self) -> bool
+    where
+        T: PartialEq,
+    {
+        self.iter().eq(other.iter())
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (&IpNet, &T)> {
         self.0.iter().map(|region| (&region.net, &region.about))
     }
@@ -107,15 +122,6 @@ impl<T> Regions<T> {
         };
         Regions(self.0.iter().map(of).collect())
     }
-}
-
-/// The rows of `CIDRS`. IPv4 always has one of its own: a block of IPv6 may lie around the mapped addresses, and no order of
-/// writes may let it answer for them.
-pub(super) fn rows(regions: impl Iterator<Item = (IpNet, Class)>) -> BTreeMap<Prefix, Class> {
-    let all = regions.map(|(net, class)| (prefix(&net), class));
-    let mut rows = BTreeMap::from([(Prefix::V4, Class::WORLD)]);
-    rows.extend(all);
-    rows
 }
 
 #[cfg(test)]

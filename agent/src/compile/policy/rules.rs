@@ -12,14 +12,53 @@ use super::ports::PortSpan;
 use super::predicate::{PortName, Predicate};
 use super::report::{Nothing, Part, Report};
 use crate::model::{
-    ContainerPort, ObjectName, PeerSelector, Peers, Policy, PortMatch, PortRange, Ports, Rule,
+    ClusterPolicy, ContainerPort, ObjectName, PeerSelector, Peers, Policy, PortMatch, PortRange,
+    Ports, Rule, RuleAction, Tier,
 };
 
-/// The policies that isolate a pod in a direction, in the order of their names; never empty.
+/// All that policies say about a pod in a direction; never nothing.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct RuleList {
     pub(super) direction: Direction,
+    /// ClusterNetworkPolicies of the tier Admin, in the order in which they are asked.
+    pub(super) admin: Vec<Arc<ClusterRules>>,
+    /// The NetworkPolicies that isolate it, in the order of their names.
     pub(super) policies: Vec<Arc<PolicyRules>>,
+    /// ClusterNetworkPolicies of the tier Baseline. They are asked where no NetworkPolicy isolates.
+    pub(super) baseline: Vec<Arc<ClusterRules>>,
+}
+
+/// The rules of a ClusterNetworkPolicy in a direction.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct ClusterRules {
+    tier: Tier,
+    priority: u16,
+    name: Arc<str>,
+    rules: Vec<ClusterRule>,
+}
+
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+struct ClusterRule {
+    name: Option<Arc<str>>,
+    action: RuleAction,
+    rule: ResolvedRule,
+}
+
+/// One rule of a list.
+#[derive(Clone, Debug)]
+pub(super) struct Asked<'a> {
+    pub(super) stage: Stage,
+    pub(super) action: RuleAction,
+    pub(super) owner: RuleOwner,
+    pub(super) rule: &'a ResolvedRule,
+}
+
+/// When a rule is asked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Stage {
+    Admin,
+    Policies,
+    Baseline,
 }
 
 /// The rules of a policy in a direction.
@@ -57,54 +96,140 @@ pub(super) enum ResolvedPorts {
 }
 
 impl RuleList {
-    /// Every rule with its owner, in the order in which they are asked.
-    pub(super) fn rules(&self) -> impl Iterator<Item = (RuleOwner, &ResolvedRule)> {
-        self.policies.iter().flat_map(|policy| {
-            policy.rules.iter().enumerate().map(|(rule, resolved)| {
-                let owner = RuleOwner::Allowed {
-                    policy: policy.id.clone(),
-                    direction: self.direction,
-                    rule,
-                };
-                (owner, resolved)
-            })
+    pub(super) fn is_empty(&self) -> bool {
+        self.admin.is_empty() && self.policies.is_empty() && self.baseline.is_empty()
+    }
+
+    /// Do NetworkPolicies isolate? Then what none of their rules allows is denied.
+    pub(super) fn isolates(&self) -> bool {
+        !self.policies.is_empty()
+    }
+
+    /// Every rule, in the order in which they are asked.
+    pub(super) fn rules(&self) -> impl Iterator<Item = Asked<'_>> {
+        self.tier(Stage::Admin)
+            .chain(self.policies.iter().flat_map(|policy| {
+                policy
+                    .rules
+                    .iter()
+                    .enumerate()
+                    .map(|(rule, resolved)| Asked {
+                        stage: Stage::Policies,
+                        action: RuleAction::Accept,
+                        owner: RuleOwner::Allowed {
+                            policy: policy.id.clone(),
+                            direction: self.direction,
+                            rule,
+                        },
+                        rule: resolved,
+                    })
+            }))
+            .chain(self.tier(Stage::Baseline))
+    }
+
+    fn tier(&self, stage: Stage) -> impl Iterator<Item = Asked<'_>> {
+        let policies = match stage {
+            Stage::Admin => &self.admin[..],
+            Stage::Policies => &[],
+            Stage::Baseline => &self.baseline[..],
+        };
+        policies.iter().flat_map(move |policy| {
+            policy
+                .rules
+                .iter()
+                .enumerate()
+                .map(move |(number, rule)| Asked {
+                    stage,
+                    action: rule.action,
+                    owner: RuleOwner::Tiered {
+                        policy: policy.name.clone(),
+                        tier: policy.tier,
+                        priority: policy.priority,
+                        direction: self.direction,
+                        rule: number,
+                        name: rule.name.clone(),
+                        action: rule.action,
+                    },
+                    rule: &rule.rule,
+                })
         })
     }
 
-    /// The names of ports whose numbers depend on the destination.
+    fn resolved(&self) -> impl Iterator<Item = &ResolvedRule> {
+        let tiers = self.admin.iter().chain(&self.baseline);
+        let tiered = tiers.flat_map(|policy| policy.rules.iter().map(|it| &it.rule));
+        let policies = self.policies.iter().flat_map(|policy| &policy.rules);
+        policies.chain(tiered)
+    }
+
+    /// What its rules ask of addresses; some more than once.
+    pub(super) fn predicates(&self) -> impl Iterator<Item = &Arc<Predicate>> {
+        self.resolved().flat_map(|rule| match &rule.peers {
+            ResolvedPeers::Any => None.into_iter().flatten(),
+            ResolvedPeers::Of(predicates) => Some(predicates).into_iter().flatten(),
+        })
+    }
+
+    /// The names of ports whose numbers depend on the destination; some more than once.
     pub(super) fn names(&self) -> impl Iterator<Item = &PortName> {
-        let rules = self.policies.iter().flat_map(|policy| &policy.rules);
-        rules.flat_map(|rule| match &rule.ports {
+        self.resolved().flat_map(|rule| match &rule.ports {
             ResolvedPorts::Any => None.into_iter().flatten(),
             ResolvedPorts::Of { names, .. } => Some(names).into_iter().flatten(),
         })
     }
 
-    /// The owner of a denial.
-    pub(super) fn isolation(&self) -> RuleOwner {
-        RuleOwner::Isolated {
+    /// The owner of what no rule decides.
+    pub(super) fn isolation(&self) -> Option<RuleOwner> {
+        self.isolates().then(|| RuleOwner::Isolated {
             policies: self.policies.iter().map(|p| p.id.clone()).collect(),
             direction: self.direction,
-        }
+        })
     }
 }
 
-/// The rules of a policy for a pod with these ports; `None` when it does not isolate the pod in this
-/// direction. What is not supported becomes nobody or no port.
-pub(super) fn resolve(
-    policy: &Policy,
-    direction: Direction,
-    pod_ports: &[ContainerPort],
-) -> Option<PolicyRules> {
-    let rules = section(policy, direction)?
-        .iter()
-        .map(|rule| ResolvedRule {
+impl ClusterRules {
+    /// The rules for a pod with these ports; `None` if there are none in this direction.
+    pub(super) fn of(
+        policy: &ClusterPolicy,
+        direction: Direction,
+        pod_ports: &[ContainerPort],
+    ) -> Option<Self> {
+        let rules = match direction {
+            Direction::Ingress => &policy.ingress,
+            Direction::Egress => &policy.egress,
+        };
+        let rules: Vec<_> = rules
+            .iter()
+            .map(|rule| ClusterRule {
+                name: rule.name.clone(),
+                action: rule.action,
+                rule: ResolvedRule::of(&rule.rule, &"".into(), direction, pod_ports),
+            })
+            .collect();
+        (!rules.is_empty()).then(|| Self {
+            tier: policy.tier,
+            priority: policy.priority,
+            name: policy.name.clone(),
+            rules,
+        })
+    }
+}
+
+impl ResolvedRule {
+    /// A rule of a policy of this namespace. What is not supported becomes nobody or no port.
+    fn of(
+        rule: &Rule,
+        namespace: &Arc<str>,
+        direction: Direction,
+        pod_ports: &[ContainerPort],
+    ) -> Self {
+        Self {
             peers: match &rule.peers {
                 Peers::Any => ResolvedPeers::Any,
                 Peers::Of(peers) => ResolvedPeers::Of(
                     peers
                         .iter()
-                        .filter_map(|peer| predicate(peer, &policy.id.namespace).ok())
+                        .filter_map(|peer| predicate(peer, namespace).ok())
                         .map(Arc::new)
                         .collect(),
                 ),
@@ -116,7 +241,20 @@ pub(super) fn resolve(
                     resolve_ports(ports, direction, pod_ports)
                 }
             },
-        })
+        }
+    }
+}
+
+/// The rules of a policy for a pod with these ports; `None` when it does not isolate the pod in this
+/// direction.
+pub(super) fn resolve(
+    policy: &Policy,
+    direction: Direction,
+    pod_ports: &[ContainerPort],
+) -> Option<PolicyRules> {
+    let rules = section(policy, direction)?
+        .iter()
+        .map(|rule| ResolvedRule::of(rule, &policy.id.namespace, direction, pod_ports))
         .collect();
     Some(PolicyRules {
         id: policy.id.clone(),
@@ -255,6 +393,28 @@ impl Canonical for RuleList {
     fn encode(&self, to: &mut Encoder) {
         self.direction.encode(to);
         to.list(self.policies.iter());
+        // Without them it has the bytes that it had before there were any.
+        if !(self.admin.is_empty() && self.baseline.is_empty()) {
+            to.list(self.admin.iter());
+            to.list(self.baseline.iter());
+        }
+    }
+}
+
+impl Canonical for ClusterRules {
+    fn encode(&self, to: &mut Encoder) {
+        self.tier.encode(to);
+        to.integer(self.priority.into());
+        to.text(&self.name);
+        to.list(self.rules.iter());
+    }
+}
+
+impl Canonical for ClusterRule {
+    fn encode(&self, to: &mut Encoder) {
+        to.optional(self.name.as_ref());
+        self.action.encode(to);
+        self.rule.encode(to);
     }
 }
 

@@ -1,160 +1,304 @@
-//! What a list of rules answers to a class.
+//! What a list of rules answers to a class: one decision for every packet there is.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
-use weir_common::policy::{Action, RuleId, VerdictRow};
+use weir_common::Protocol;
+use weir_common::policy::{RuleId, RulesId};
 
-use super::book::RuleOwner;
-use super::class::Classifier;
+use super::class::{Class, Fact};
 use super::number::Numbers;
-use super::ports::{PortSet, PortSpan};
+use super::ports::PortSpan;
 use super::predicate::{PortName, Predicate};
-use super::rules::{ResolvedPeers, ResolvedPorts, ResolvedRule, RuleList};
+use super::question::Questions;
+use super::rules::{ResolvedPeers, ResolvedPorts, RuleList, Stage};
+use super::{Direction, RuleOwner};
+use crate::model::RuleAction;
 
-/// The answer of one list to one class. Sets of ports are numbered when all are known.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Cell {
-    Deny,
-    Allow(RuleId),
-    /// A position in [`PortSets`].
-    ByPort(usize),
+/// Yes or no, and by which rule.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(super) struct Decision {
+    pub(super) allows: bool,
+    pub(super) rule: RuleId,
 }
 
-/// The distinct sets of ports of a compilation.
-#[derive(Default)]
-pub(super) struct PortSets(BTreeMap<PortSet, usize>);
-
-/// Answers for one list of rules.
-pub(super) struct Judge<'a> {
-    rules: Vec<(RuleId, &'a ResolvedRule)>,
-    /// Positions of the rules that are for everybody.
-    for_all: Vec<usize>,
-    /// Positions of the rules that ask a predicate.
-    asking: HashMap<usize, Vec<usize>>,
-    /// The names of ports whose numbers depend on the class.
-    names: BTreeSet<&'a PortName>,
-    /// Classes that the same rules match, and for which the same names mean the same, get the same answer.
-    answers: HashMap<(Vec<usize>, Vec<usize>), Cell>,
-    /// The owner of a denial.
-    pub(super) denial: RuleId,
+/// The decision about every packet, in one form.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(super) struct Answer {
+    /// About packets of protocols that are not in `ports`, those without ports among them.
+    pub(super) others: Decision,
+    /// For each protocol about which there is more to say: where each run of ports begins, and what holds for it.
+    pub(super) ports: BTreeMap<Protocol, Vec<(u16, Decision)>>,
 }
 
-impl<'a> Judge<'a> {
-    pub(super) fn new(
-        list: &'a RuleList,
-        classifier: &Classifier<'_>,
-        owners: &Numbers<RuleOwner>,
-    ) -> Self {
-        let id = |owner: RuleOwner| RuleId(owners.number(&owner));
-        let mut for_all = Vec::new();
-        let mut asking: HashMap<usize, Vec<usize>> = HashMap::new();
-        for (position, (_, rule)) in list.rules().enumerate() {
-            match &rule.peers {
-                ResolvedPeers::Any => for_all.push(position),
-                ResolvedPeers::Of(predicates) => {
-                    for predicate in predicates.iter().filter_map(|p| classifier.position(p)) {
-                        asking.entry(predicate).or_default().push(position);
-                    }
-                }
-            }
+impl Decision {
+    /// No policy takes part.
+    pub(super) const OPEN: Self = Self {
+        allows: true,
+        rule: RuleId::NONE,
+    };
+
+    /// Yes where both say so. The rule is the later one's, but for a no that only the earlier one says.
+    fn meet(self, later: Self) -> Self {
+        match later.allows && !self.allows {
+            true => self,
+            false => later,
         }
+    }
+}
+
+impl Answer {
+    /// The same for every packet.
+    pub(super) fn always(others: Decision) -> Self {
         Self {
-            rules: list
-                .rules()
-                .map(|(owner, rule)| (id(owner), rule))
-                .collect(),
-            for_all,
-            asking,
-            names: list.names().collect(),
-            answers: HashMap::new(),
-            denial: id(list.isolation()),
+            others,
+            ports: BTreeMap::new(),
         }
     }
 
-    /// The answer to addresses that satisfy these predicates.
-    pub(super) fn cell(
-        &mut self,
-        facts: &[usize],
-        classifier: &Classifier<'_>,
-        sets: &mut PortSets,
-    ) -> Cell {
+    /// What `decide` says. It decides alike about ports between which none of `spans` begins or ends, and about all protocols of
+    /// which there is none.
+    pub(super) fn of(
+        spans: impl Iterator<Item = PortSpan>,
+        decide: impl Fn(Option<(Protocol, u16)>) -> Decision,
+    ) -> Self {
+        let mut cuts: BTreeMap<Protocol, BTreeSet<u16>> = BTreeMap::new();
+        for span in spans {
+            let cuts = cuts.entry(span.protocol).or_insert_with(|| [0].into());
+            cuts.insert(span.first);
+            cuts.extend(span.last.checked_add(1));
+        }
+        let cuts = cuts.into_iter();
+        let ports = cuts.map(|(protocol, cuts)| {
+            let decided = cuts.into_iter();
+            let decided = decided.map(|port| (port, decide(Some((protocol, port)))));
+            (protocol, decided.collect())
+        });
+        Self::canonical(decide(None), ports.collect())
+    }
+
+    /// What both allow, see [`Decision::meet`].
+    pub(super) fn meet(&self, later: &Self) -> Self {
+        let protocols: BTreeSet<Protocol> = self
+            .ports
+            .keys()
+            .chain(later.ports.keys())
+            .copied()
+            .collect();
+        let of_protocol = |protocol: &Protocol| {
+            let (ours, theirs) = (self.runs(protocol), later.runs(protocol));
+            let starts: BTreeSet<u16> = ours.iter().chain(theirs.iter()).map(|it| it.0).collect();
+            let at = |runs: &[(u16, Decision)], port: u16| {
+                let run = runs.partition_point(|(start, _)| *start <= port);
+                runs[run - 1].1
+            };
+            let met = |port: u16| (port, at(&ours, port).meet(at(&theirs, port)));
+            (*protocol, starts.into_iter().map(met).collect())
+        };
+        let ports = protocols.iter().map(of_protocol).collect();
+        Self::canonical(self.others.meet(later.others), ports)
+    }
+
+    /// Every run of ports of a protocol; the first begins at 0.
+    fn runs(&self, protocol: &Protocol) -> Vec<(u16, Decision)> {
+        let runs = self.ports.get(protocol);
+        runs.cloned().unwrap_or_else(|| vec![(0, self.others)])
+    }
+
+    fn canonical(others: Decision, mut ports: BTreeMap<Protocol, Vec<(u16, Decision)>>) -> Self {
+        for runs in ports.values_mut() {
+            runs.dedup_by_key(|(_, decision)| *decision);
+        }
+        ports.retain(|_, runs| !matches!(runs[..], [(_, only)] if only == others));
+        Self { others, ports }
+    }
+}
+
+/// A list of rules, with its number, ready to answer.
+#[derive(Debug)]
+pub(super) struct Judge {
+    pub(super) list: Arc<RuleList>,
+    pub(super) number: RulesId,
+    rules: Vec<Rule>,
+    /// Positions of the rules that are for everybody.
+    for_all: Vec<usize>,
+    /// Positions of the rules that ask this.
+    asking: HashMap<Fact, Vec<usize>>,
+    /// The names of ports whose numbers depend on the class.
+    names: BTreeSet<PortName>,
+    /// What becomes of packets of an isolated pod that no rule allows.
+    pub(super) denial: Option<RuleId>,
+    /// The answer to those of whom nothing is true.
+    pub(super) to_the_world: Answer,
+}
+
+#[derive(Debug)]
+struct Rule {
+    stage: Stage,
+    action: RuleAction,
+    id: RuleId,
+    ports: ResolvedPorts,
+}
+
+impl Judge {
+    pub(super) fn new(
+        list: &Arc<RuleList>,
+        number: RulesId,
+        questions: &Questions,
+        owners: &Numbers<RuleOwner>,
+    ) -> Self {
+        let id = |owner: &RuleOwner| RuleId(owners.number(owner).unwrap_or_default());
+        let mut for_all = Vec::new();
+        let mut asking: HashMap<Fact, Vec<usize>> = HashMap::new();
+        let mut rules = Vec::new();
+        for (position, asked) in list.rules().enumerate() {
+            match &asked.rule.peers {
+                ResolvedPeers::Any => for_all.push(position),
+                ResolvedPeers::Of(predicates) => {
+                    for predicate in predicates {
+                        let fact = questions.fact(predicate).cloned();
+                        let fact = fact.unwrap_or_else(|| Fact::new(predicate.clone()));
+                        asking.entry(fact).or_default().push(position);
+                    }
+                }
+            }
+            rules.push(Rule {
+                stage: asked.stage,
+                action: asked.action,
+                id: id(&asked.owner),
+                ports: asked.rule.ports.clone(),
+            });
+        }
+        let mut judge = Self {
+            number,
+            rules,
+            for_all,
+            asking,
+            names: list.names().cloned().collect(),
+            denial: list.isolation().map(|owner| id(&owner)),
+            to_the_world: Answer::always(Decision::OPEN),
+            list: list.clone(),
+        };
+        judge.to_the_world = judge.answer(&Class::world());
+        judge
+    }
+
+    /// Does an answer depend on it?
+    pub(super) fn asks(&self, fact: &Fact) -> bool {
+        self.asking.contains_key(fact)
+            || matches!(fact.predicate(), Predicate::Port(name, _) if self.names.contains(name))
+    }
+
+    /// Is the answer to a class another than that to the world?
+    pub(super) fn tells_apart(&self, class: &Class) -> bool {
+        match class {
+            Class::OwnNode => true,
+            Class::Of(facts) => facts.iter().any(|fact| self.asks(fact)),
+        }
+    }
+
+    pub(super) fn answer(&self, class: &Class) -> Answer {
+        let facts = match class {
+            // What comes from the node itself is not asked about; what only says that it does is the world's.
+            Class::OwnNode if self.list.direction == Direction::Ingress => {
+                return self.to_the_world.clone();
+            }
+            Class::OwnNode => return Answer::always(Decision::OPEN),
+            Class::Of(facts) => facts,
+        };
         let asked = facts.iter().filter_map(|fact| self.asking.get(fact));
         let mut matching: Vec<usize> = asked.flatten().chain(&self.for_all).copied().collect();
         matching.sort_unstable();
         matching.dedup();
-        let mut named = Vec::new();
-        let mut numbers = BTreeMap::new();
-        if !self.names.is_empty() {
-            for fact in facts {
-                if let Some(Predicate::Port(name, number)) = classifier.predicate(*fact)
-                    && self.names.contains(name)
-                {
-                    named.push(*fact);
-                    numbers.insert(name, *number);
-                }
-            }
-        }
-        let known = (matching, named);
-        if let Some(cell) = self.answers.get(&known) {
-            return *cell;
-        }
-        let rules = known.0.iter().map(|position| self.rules[*position]);
-        let cell = union(rules, &numbers, sets);
-        self.answers.insert(known, cell);
-        cell
+        let numbers: BTreeMap<&PortName, u16> = facts
+            .iter()
+            .filter_map(|fact| match fact.predicate() {
+                Predicate::Port(name, number) => Some((name, *number)),
+                _ => None,
+            })
+            .collect();
+        let rules = matching.into_iter().map(|position| &self.rules[position]);
+        let rules: Vec<(&Rule, Spans)> = rules
+            .map(|rule| (rule, Spans::of(&rule.ports, &numbers)))
+            .collect();
+        let spans = rules.iter().flat_map(|(_, spans)| spans.iter());
+        Answer::of(spans, |port| self.decide(&rules, port))
     }
 
-    /// The row that denies everything.
-    pub(super) fn denial_row(&self) -> VerdictRow {
-        VerdictRow {
-            action: Action::DENY,
-            rule: self.denial,
-            ..VerdictRow::default()
+    /// Admin, then the NetworkPolicies if there are any, else Baseline; and what nobody decides is allowed.
+    fn decide(&self, rules: &[(&Rule, Spans)], port: Option<(Protocol, u16)>) -> Decision {
+        let first = |stage| {
+            let mut of_stage = rules.iter().filter(|(rule, _)| rule.stage == stage);
+            let (rule, _) = of_stage.find(|(_, spans)| spans.contain(port))?;
+            let allows = match rule.action {
+                RuleAction::Accept => true,
+                RuleAction::Deny => false,
+                RuleAction::Pass => return None,
+            };
+            let rule = rule.id;
+            Some(Decision { allows, rule })
+        };
+        if let Some(decided) = first(Stage::Admin) {
+            return decided;
         }
+        if let Some(denial) = self.denial {
+            // Policies add up. A rule for every port is named before others, for then no set of ports has to be asked.
+            let mut policies = rules
+                .iter()
+                .filter(|(rule, _)| rule.stage == Stage::Policies);
+            let for_all = policies.find(|(_, spans)| matches!(spans, Spans::Any));
+            let for_all = for_all.map(|(rule, _)| Decision {
+                allows: true,
+                rule: rule.id,
+            });
+            return for_all
+                .or_else(|| first(Stage::Policies))
+                .unwrap_or(Decision {
+                    allows: false,
+                    rule: denial,
+                });
+        }
+        first(Stage::Baseline).unwrap_or(Decision::OPEN)
     }
 }
 
-/// What the rules allow together, where the names of ports are these numbers: policies add up, none takes away.
-fn union<'a>(
-    rules: impl Iterator<Item = (RuleId, &'a ResolvedRule)>,
-    numbers: &BTreeMap<&PortName, u16>,
-    sets: &mut PortSets,
-) -> Cell {
-    let mut by_port: Vec<(RuleId, Cow<'_, [PortSpan]>)> = Vec::new();
-    for (id, rule) in rules {
-        match &rule.ports {
-            ResolvedPorts::Any => return Cell::Allow(id),
+/// The ports of a rule for one class.
+enum Spans {
+    Any,
+    Of(Vec<PortSpan>),
+}
+
+impl Spans {
+    fn of(ports: &ResolvedPorts, numbers: &BTreeMap<&PortName, u16>) -> Self {
+        match ports {
+            ResolvedPorts::Any => Self::Any,
             ResolvedPorts::Of { spans, names } => {
-                let mut spans = Cow::from(spans);
-                for name in names {
-                    if let Some(number) = numbers.get(name) {
-                        spans.to_mut().push(PortSpan::one(name.protocol, *number));
-                    }
-                }
-                by_port.push((id, spans));
+                let named = names.iter().filter_map(|name| {
+                    let number = numbers.get(name)?;
+                    Some(PortSpan::one(name.protocol, *number))
+                });
+                Self::Of(spans.iter().copied().chain(named).collect())
             }
         }
     }
-    let by_port: Vec<(RuleId, &[PortSpan])> = by_port.iter().map(|(id, it)| (*id, &**it)).collect();
-    let set = PortSet::union(&by_port);
-    if set.is_empty() {
-        Cell::Deny
-    } else {
-        Cell::ByPort(sets.position(set))
-    }
-}
 
-impl PortSets {
-    /// The sets, and for each position which one it is.
-    pub(super) fn into_order(self) -> Vec<PortSet> {
-        let mut sets: Vec<(PortSet, usize)> = self.0.into_iter().collect();
-        sets.sort_unstable_by_key(|(_, position)| *position);
-        sets.into_iter().map(|(set, _)| set).collect()
+    fn iter(&self) -> impl Iterator<Item = PortSpan> {
+        let spans = match self {
+            Self::Any => &[][..],
+            Self::Of(spans) => spans,
+        };
+        spans.iter().copied()
     }
 
-    fn position(&mut self, set: PortSet) -> usize {
-        let next = self.0.len();
-        *self.0.entry(set).or_insert(next)
+    /// `None` is a packet of no protocol that is named anywhere.
+    fn contain(&self, port: Option<(Protocol, u16)>) -> bool {
+        match (self, port) {
+            (Self::Any, _) => true,
+            (Self::Of(_), None) => false,
+            (Self::Of(spans), Some((protocol, port))) => {
+                let is_in = |it: &PortSpan| it.first <= port && port <= it.last;
+                spans.iter().any(|it| it.protocol == protocol && is_in(it))
+            }
+        }
     }
 }
