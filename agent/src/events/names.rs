@@ -109,7 +109,10 @@ fn named(object: Option<&Object>) -> Option<(Named, &[IpAddr])> {
             _ => None,
         },
         Object::Node(node) => Some((Named::Node(node.name.clone()), &node.addresses)),
-        Object::EndpointSlice(_) | Object::Namespace(_) | Object::Policy(_) => None,
+        Object::EndpointSlice(_)
+        | Object::Namespace(_)
+        | Object::Policy(_)
+        | Object::ClusterPolicy(_) => None,
     }
 }
 

@@ -333,7 +333,7 @@ impl Inputs {
                     dirty.namespaces.insert(id.name.name.clone());
                 }
             }
-            Kind::NetworkPolicy => dirty.policy = true,
+            Kind::NetworkPolicy | Kind::ClusterNetworkPolicy => dirty.policy = true,
         }
     }
 }

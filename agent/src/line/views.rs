@@ -54,6 +54,7 @@ impl<M: Machine> Line<M> {
                 Kind::Namespace => snapshot.namespaces.len(),
                 Kind::Node => snapshot.nodes.len(),
                 Kind::NetworkPolicy => snapshot.policies.len(),
+                Kind::ClusterNetworkPolicy => snapshot.cluster_policies.len(),
             },
             problem: problem(health.get(&kind)),
         });

@@ -104,6 +104,11 @@ impl Texts {
                     self.name(&mut policy.id);
                 }
             }
+            Object::ClusterPolicy(policy) => {
+                if let Some(policy) = Arc::get_mut(policy) {
+                    self.text(&mut policy.name);
+                }
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! Our own nouns, and the snapshot of all of them. Only `convert` knows what Kubernetes calls them.
 
+mod cluster_policy;
 pub mod convert;
 mod interner;
 mod name;
@@ -13,6 +14,7 @@ mod service;
 mod slice;
 mod snapshot;
 
+pub use cluster_policy::{ClusterPolicy, ClusterRule, RuleAction, Tier};
 pub use interner::Interner;
 pub use name::{Kind, ObjectId, ObjectName};
 pub use namespace::{Namespace, NamespacePhase};

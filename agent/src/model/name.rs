@@ -14,10 +14,11 @@ pub enum Kind {
     Namespace,
     Node,
     NetworkPolicy,
+    ClusterNetworkPolicy,
 }
 
 impl Kind {
-    /// All six.
+    /// Those that every cluster has.
     pub const ALL: [Self; 6] = [
         Self::Service,
         Self::EndpointSlice,
@@ -36,6 +37,7 @@ impl Kind {
             Self::Namespace => "Namespace",
             Self::Node => "Node",
             Self::NetworkPolicy => "NetworkPolicy",
+            Self::ClusterNetworkPolicy => "ClusterNetworkPolicy",
         }
     }
 }
@@ -46,7 +48,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Namespace and name. The namespace of a Namespace or a Node is empty.
+/// Namespace and name. The namespace of what has none, such as a Node, is empty.
 #[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct ObjectName {
     pub namespace: Arc<str>,

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{EndpointSlice, Kind, Namespace, Node, ObjectId, ObjectName, Pod, Policy, Service};
+use super::{
+    ClusterPolicy, EndpointSlice, Kind, Namespace, Node, ObjectId, ObjectName, Pod, Policy, Service,
+};
 
 /// An object of ours.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -16,6 +18,7 @@ pub enum Object {
     Namespace(Arc<Namespace>),
     Node(Arc<Node>),
     Policy(Arc<Policy>),
+    ClusterPolicy(Arc<ClusterPolicy>),
 }
 
 /// What a source says.
@@ -45,6 +48,7 @@ pub struct Snapshot {
     pub namespaces: HashMap<Arc<str>, Arc<Namespace>>,
     pub nodes: HashMap<Arc<str>, Arc<Node>>,
     pub policies: HashMap<ObjectName, Arc<Policy>>,
+    pub cluster_policies: HashMap<Arc<str>, Arc<ClusterPolicy>>,
     /// The slices of each service.
     pub slices_of: HashMap<ObjectName, BTreeSet<ObjectName>>,
     synced: BTreeSet<Kind>,
@@ -60,6 +64,10 @@ impl Object {
             Self::Namespace(n) => (Kind::Namespace, ObjectName::cluster(n.name.clone())),
             Self::Node(n) => (Kind::Node, ObjectName::cluster(n.name.clone())),
             Self::Policy(p) => (Kind::NetworkPolicy, p.id.clone()),
+            Self::ClusterPolicy(p) => (
+                Kind::ClusterNetworkPolicy,
+                ObjectName::cluster(p.name.clone()),
+            ),
         };
         ObjectId { kind, name }
     }
@@ -94,6 +102,9 @@ impl Snapshot {
             Kind::Namespace => Object::Namespace(self.namespaces.get(&name.name)?.clone()),
             Kind::Node => Object::Node(self.nodes.get(&name.name)?.clone()),
             Kind::NetworkPolicy => Object::Policy(self.policies.get(name)?.clone()),
+            Kind::ClusterNetworkPolicy => {
+                Object::ClusterPolicy(self.cluster_policies.get(&name.name)?.clone())
+            }
         })
     }
 
@@ -106,6 +117,7 @@ impl Snapshot {
             Object::Namespace(n) => insert(&mut self.namespaces, n.name.clone(), n),
             Object::Node(n) => insert(&mut self.nodes, n.name.clone(), n),
             Object::Policy(p) => insert(&mut self.policies, p.id.clone(), p),
+            Object::ClusterPolicy(p) => insert(&mut self.cluster_policies, p.name.clone(), p),
         }
     }
 
@@ -118,6 +130,7 @@ impl Snapshot {
             Kind::Namespace => self.namespaces.remove(&id.name.name).is_some(),
             Kind::Node => self.nodes.remove(&id.name.name).is_some(),
             Kind::NetworkPolicy => self.policies.remove(&id.name).is_some(),
+            Kind::ClusterNetworkPolicy => self.cluster_policies.remove(&id.name.name).is_some(),
         }
     }
 

@@ -242,6 +242,9 @@ fn object(origin: Origin, kind: Kind, mut value: Value) -> Document {
         Kind::Namespace => decode::<wire::Namespace>(&text),
         Kind::Node => decode::<wire::Node>(&text),
         Kind::NetworkPolicy => decode::<wire::NetworkPolicy>(&text),
+        Kind::ClusterNetworkPolicy => {
+            (wire::Meta::default(), Err("not read yet".to_owned().into()))
+        }
     };
     let families = match kind {
         Kind::Service => {
@@ -292,7 +295,7 @@ fn settle_namespace(kind: Kind, value: &mut Value) {
         Some(_) => false,
     };
     match kind {
-        Kind::Namespace | Kind::Node => {
+        Kind::Namespace | Kind::Node | Kind::ClusterNetworkPolicy => {
             meta.remove("namespace");
         }
         _ if is_absent => {
