@@ -1,6 +1,6 @@
 //! The policy compiler against the text of Kubernetes. `cases`, `addresses` and `owners` by hand,
-//! `exact` and `property` with random clusters, `transition` between two of them; `scale` measures; `nouns`, `random`
-//! and `walk` serve those.
+//! `exact` and `property` with random clusters, `transition` between two of them; `scale` measures; `nouns`, `random`,
+//! `tiers` and `walk` serve those.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -12,5 +12,6 @@ mod owners;
 mod property;
 mod random;
 mod scale;
+mod tiers;
 mod transition;
 mod walk;

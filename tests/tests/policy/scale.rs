@@ -50,6 +50,7 @@ fn five_thousand_label_sets_and_a_thousand_policies() {
         namespaces,
         pods: pods_of,
         policies,
+        cluster_policies: Vec::new(),
     };
     let first = snapshot(&cluster);
     let start = Instant::now();

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 use weir_agent::compile::PolicyRows;
 use weir_agent::compile::policy::{Compiled, Direction, compile};
-use weir_agent::model::{ObjectName, Pod, Policy};
+use weir_agent::model::{ClusterPolicy, ObjectName, Pod, Policy};
 use weir_common::policy::{Class, RulesId, VerdictKey};
 use weir_tests::oracle::Cluster;
 
@@ -106,6 +106,9 @@ fn mixed(before: &Cluster, after: &Cluster, coins: &[bool]) -> Cluster {
         namespaces: after.namespaces.clone(),
         pods: mix!(pods, |pod: &Pod| pod.addresses.clone()),
         policies: mix!(policies, |policy: &Policy| policy.id.clone()),
+        cluster_policies: mix!(cluster_policies, |policy: &ClusterPolicy| policy
+            .name
+            .clone()),
     }
 }
 

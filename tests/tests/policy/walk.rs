@@ -83,7 +83,14 @@ pub(super) fn cell(
                         ..PortKey::exact(row.ports, protocol, Port::from(port & mask))
                     })
                 });
-            match longest {
+            // The set alone: every protocol.
+            let all = || {
+                rows.ports.get(&PortKey {
+                    prefix_len: 32,
+                    ..PortKey::exact(row.ports, Protocol(0), Port::ABSENT)
+                })
+            };
+            match longest.or_else(all) {
                 Some(port) if port.action == Action::ALLOW => Answer::Allowed(port.rule),
                 Some(port) => Answer::Denied(port.rule),
                 None => Answer::Denied(row.rule),
