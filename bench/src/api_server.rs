@@ -11,7 +11,6 @@ use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use axum::Router;
 use axum::body::Body;
 use axum::extract::connect_info::Connected;
 use axum::extract::{ConnectInfo, Path, Query, State};
@@ -19,6 +18,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::serve::{IncomingStream, Listener};
+use axum::{Json, Router};
 use futures::stream;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -82,6 +82,7 @@ impl<C: Objects> ApiServer<C> {
         let router = Router::new()
             .route("/api/v1/{resource}", get(of_core::<C>))
             .route("/apis/{group}/v1/{resource}", get(of_group::<C>))
+            .route("/apis", get(groups))
             .with_state(shared.clone())
             .into_make_service_with_connect_info::<Stamp>();
         let serving = tokio::spawn(async move {
@@ -244,6 +245,11 @@ async fn of_group<C: Objects>(
     parameters: Parameters,
 ) -> Response {
     respond(shared, stamp, &resource, &parameters)
+}
+
+/// No group that a cluster may be without.
+async fn groups() -> Response {
+    Json(json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": []})).into_response()
 }
 
 fn respond<C: Objects>(

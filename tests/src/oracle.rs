@@ -1,18 +1,22 @@
-//! What may pass? Answered slowly, from the text of the Kubernetes API (networking.k8s.io/v1
-//! types.go and the page "Network Policies"), one pair of ends at a time. It knows no table, no class and no
+//! What may pass? Answered slowly, from the text of the Kubernetes API (networking.k8s.io/v1 types.go, the page "Network Policies", and
+//! policy.networking.k8s.io/v1alpha2 clusternetworkpolicy_types.go), one pair of ends at a time. It knows no table, no class and no
 //! code of the compiler, not even how the compiler matches labels.
 
-use std::collections::BTreeMap;
+mod passing;
+#[cfg(test)]
+mod tests;
+
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use rangemap::RangeInclusiveSet;
 use weir_agent::model::{
-    Labels, Namespace, Operator, PeerSelector, Peers, Pod, Policy, PortMatch, PortRange, Ports,
-    Rule, Selector,
+    ClusterPolicy, ClusterRule, Labels, Namespace, Operator, PeerSelector, Peers, Pod, PodPeers,
+    Policy, PortMatch, PortRange, Ports, Rule, RuleAction, Selector, Tier,
 };
 use weir_common::Protocol;
+
+pub use passing::{Passing, WITH_PORTS};
 
 /// The objects that matter.
 #[derive(Clone, Debug)]
@@ -20,6 +24,7 @@ pub struct Cluster {
     pub namespaces: Vec<Namespace>,
     pub pods: Vec<Pod>,
     pub policies: Vec<Policy>,
+    pub cluster_policies: Vec<ClusterPolicy>,
 }
 
 /// One end of a packet.
@@ -68,32 +73,16 @@ pub fn may_receive(
     received(cluster, from, to).includes(protocol, port)
 }
 
-/// All that may pass between two ends.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Passing {
-    /// Every packet, also of protocols without ports.
-    Everything,
-    /// These ports of these protocols. Nothing, if there are none.
-    Only(BTreeMap<Protocol, RangeInclusiveSet<u16>>),
-}
-
-impl Passing {
-    pub fn includes(&self, protocol: Protocol, port: u16) -> bool {
-        match self {
-            Self::Everything => true,
-            Self::Only(ports) => ports.get(&protocol).is_some_and(|it| it.contains(&port)),
-        }
-    }
-}
-
 /// All that egress policy lets through.
 pub fn sent(cluster: &Cluster, from: &Party, to: &Party) -> Passing {
     match &from.is {
         Who::Pod(sender) if !is_itself_or_its_node(sender, to) => {
-            let policies = selecting(cluster, sender);
-            union(cluster, policies.map(|it| (it, &it.egress)), to, to)
+            let rules = |policy: &'_ ClusterPolicy| policy.egress.clone();
+            let policies = selecting(cluster, sender).map(|it| (it, &it.egress));
+            let named = isolating(cluster, policies, to, to);
+            judged(cluster, sender, rules, named, to, to)
         }
-        _ => Passing::Everything,
+        _ => Passing::everything(),
     }
 }
 
@@ -101,46 +90,135 @@ pub fn sent(cluster: &Cluster, from: &Party, to: &Party) -> Passing {
 pub fn received(cluster: &Cluster, from: &Party, to: &Party) -> Passing {
     match &to.is {
         Who::Pod(receiver) if !is_itself_or_its_node(receiver, from) => {
-            let policies = selecting(cluster, receiver);
-            union(cluster, policies.map(|it| (it, &it.ingress)), from, to)
+            let rules = |policy: &'_ ClusterPolicy| policy.ingress.clone();
+            let policies = selecting(cluster, receiver).map(|it| (it, &it.ingress));
+            let named = isolating(cluster, policies, from, to);
+            judged(cluster, receiver, rules, named, from, to)
         }
-        _ => Passing::Everything,
+        _ => Passing::everything(),
     }
 }
 
+/// "Policy tiers are evaluated in the following order: Admin tier, NetworkPolicy tier, Baseline tier … If a given connection wasn't
+/// allowed or denied by any of the tiers, the default kubernetes policy is applied, which says that all pods can communicate with each
+/// other." `named` is what NetworkPolicies let through, if one selects the pod: "v1.NetworkPolicy always makes a final decision for
+/// selected pods. Further evaluation only happens for Pods not selected by a v1.NetworkPolicy."
+fn judged(
+    cluster: &Cluster,
+    subject: &Pod,
+    rules: impl Fn(&ClusterPolicy) -> Vec<ClusterRule>,
+    named: Option<Passing>,
+    peer: &Party,
+    destination: &Party,
+) -> Passing {
+    let of = |tier| tier_rules(cluster, tier, subject, &rules);
+    let mut allowed = Passing::nothing();
+    let admin = of(Tier::Admin);
+    let mut undecided = asked(
+        cluster,
+        &admin,
+        peer,
+        destination,
+        Passing::everything(),
+        &mut allowed,
+    );
+    match named {
+        Some(passing) => allowed.add(&passing.and(&undecided)),
+        None => {
+            let baseline = of(Tier::Baseline);
+            undecided = asked(
+                cluster,
+                &baseline,
+                peer,
+                destination,
+                undecided,
+                &mut allowed,
+            );
+            allowed.add(&undecided);
+        }
+    }
+    allowed
+}
+
+/// "Policies with lower priority values have higher precedence, and are checked before policies with higher priority values in the same
+/// tier"; of equal ones "the implementation can apply any", and ours takes the order of names. "A rule that appears at the top of the
+/// ingress rules would take the highest precedence."
+fn tier_rules(
+    cluster: &Cluster,
+    tier: Tier,
+    subject: &Pod,
+    rules: impl Fn(&ClusterPolicy) -> Vec<ClusterRule>,
+) -> Vec<ClusterRule> {
+    let policies = cluster.cluster_policies.iter();
+    let mut policies: Vec<_> = policies
+        .filter(|it| it.tier == tier && has_pod(cluster, &it.subject, None, subject))
+        .collect();
+    policies.sort_by(|a, b| (a.priority, &a.name).cmp(&(b.priority, &b.name)));
+    policies.into_iter().flat_map(rules).collect()
+}
+
+/// What of `undecided` a tier leaves undecided. "Pass: Skips all further ClusterNetworkPolicy rules in the current tier for the selected
+/// traffic, and passes evaluation to the next tier."
+fn asked(
+    cluster: &Cluster,
+    rules: &[ClusterRule],
+    peer: &Party,
+    destination: &Party,
+    mut undecided: Passing,
+    allowed: &mut Passing,
+) -> Passing {
+    let mut passed_on = Passing::nothing();
+    for ClusterRule { action, rule, .. } in rules {
+        if !has_peer(cluster, None, rule, peer) {
+            continue;
+        }
+        let matching = matching(rule, destination).and(&undecided);
+        undecided.remove(&matching);
+        match action {
+            RuleAction::Accept => allowed.add(&matching),
+            RuleAction::Deny => {}
+            RuleAction::Pass => passed_on.add(&matching),
+        }
+    }
+    undecided.add(&passed_on);
+    undecided
+}
+
 /// "By default, a pod is non-isolated for egress; all outbound connections are allowed", and so for ingress; "network policies do not
-/// conflict; they are additive".
-fn union<'a>(
+/// conflict; they are additive". `None`: it is not isolated.
+fn isolating<'a>(
     cluster: &Cluster,
     policies: impl Iterator<Item = (&'a Policy, &'a Option<Vec<Rule>>)>,
     peer: &Party,
     destination: &Party,
-) -> Passing {
-    let mut is_isolated = false;
-    let mut all: BTreeMap<Protocol, RangeInclusiveSet<u16>> = BTreeMap::new();
+) -> Option<Passing> {
+    let mut all: Option<Passing> = None;
     for (policy, rules) in policies {
         let Some(rules) = rules else { continue };
-        is_isolated = true;
+        let all = all.get_or_insert_with(Passing::nothing);
         for rule in rules
             .iter()
-            .filter(|it| has_peer(cluster, policy, it, peer))
+            .filter(|it| has_peer(cluster, Some(&policy.id.namespace), it, peer))
         {
-            // "If this field is empty or missing, this rule matches all ports"; otherwise what one of the items matches.
-            let Ports::Of(items) = &rule.ports else {
-                return Passing::Everything;
-            };
-            for item in items {
-                if let Some(numbers) = numbers(item, destination) {
-                    all.entry(item.protocol).or_default().insert(numbers);
-                }
-            }
+            all.add(&matching(rule, destination));
         }
     }
-    if is_isolated {
-        Passing::Only(all)
-    } else {
-        Passing::Everything
+    all
+}
+
+/// The packets that a rule is about, from or to its peers. "If this field is empty or missing, this rule matches all ports", and
+/// "If unspecified, protocol-specific attributes will not be used to match traffic"; otherwise what one of the items matches.
+fn matching(rule: &Rule, destination: &Party) -> Passing {
+    let Ports::Of(items) = &rule.ports else {
+        return Passing::everything();
+    };
+    let mut all = Passing::nothing();
+    for item in items {
+        if let Some(numbers) = numbers(item, destination) {
+            all.set(item.protocol, numbers, true);
+        }
     }
+    all
 }
 
 /// "Traffic to and from the node where a Pod is running is always allowed", and "a Pod cannot block
@@ -160,34 +238,38 @@ fn selecting<'a>(cluster: &'a Cluster, pod: &'a Pod) -> impl Iterator<Item = &'a
     })
 }
 
-/// "If this field is empty or missing, this rule matches all sources"; otherwise one item must match.
-fn has_peer(cluster: &Cluster, policy: &Policy, rule: &Rule, peer: &Party) -> bool {
+/// "If this field is empty or missing, this rule matches all sources"; otherwise one item must match. `home` is the namespace of the
+/// policy, if it has one.
+fn has_peer(cluster: &Cluster, home: Option<&str>, rule: &Rule, peer: &Party) -> bool {
     let Peers::Of(items) = &rule.peers else {
         return true;
     };
     items.iter().any(|item| match item {
+        // "cluster-internal traffic will be checked against the rule as well".
         PeerSelector::Block(block) => {
             block.cidr.contains(&peer.address)
                 && !block.except.iter().any(|net| net.contains(&peer.address))
         }
         PeerSelector::Unsupported(_) => false,
-        PeerSelector::Pods(pods) => {
-            let Who::Pod(pod) = &peer.is else {
-                return false;
-            };
-            // "If namespaceSelector is also set, then the NetworkPolicyPeer as a whole selects the
-            // pods matching podSelector in the namespaces selected by namespaceSelector. Otherwise it
-            // selects the pods matching podSelector in the policy's own namespace."
-            let namespace_matches = match &pods.namespaces {
-                None => pod.id.namespace == policy.id.namespace,
-                Some(selector) => cluster
-                    .namespaces
-                    .iter()
-                    .any(|ns| ns.name == pod.id.namespace && selects(selector, &labels_of(ns))),
-            };
-            namespace_matches && selects(&pods.pods, &pod.labels)
-        }
+        PeerSelector::Pods(pods) => match &peer.is {
+            Who::Pod(pod) => has_pod(cluster, pods, home, pod),
+            // "Note that host-networked pods are not included in this type of peer."
+            Who::Node(_) | Who::Outside => false,
+        },
     })
+}
+
+/// "If namespaceSelector is also set, then the NetworkPolicyPeer as a whole selects the pods matching podSelector in the namespaces
+/// selected by namespaceSelector. Otherwise it selects the pods matching podSelector in the policy's own namespace."
+fn has_pod(cluster: &Cluster, pods: &PodPeers, home: Option<&str>, pod: &Pod) -> bool {
+    let namespace_matches = match &pods.namespaces {
+        None => home == Some(&*pod.id.namespace),
+        Some(selector) => cluster
+            .namespaces
+            .iter()
+            .any(|ns| ns.name == pod.id.namespace && selects(selector, &labels_of(ns))),
+    };
+    namespace_matches && selects(&pods.pods, &pod.labels)
 }
 
 fn numbers(item: &PortMatch, destination: &Party) -> Option<RangeInclusive<u16>> {

@@ -118,6 +118,7 @@ pub fn service_ports(objects: &[Value], pods: &[model::Pod]) -> Vec<ServicePort>
 pub fn cluster(folder: &Path, pods: Vec<model::Pod>) -> Result<Cluster> {
     let mut namespaces: BTreeMap<String, model::Namespace> = BTreeMap::new();
     let mut policies = Vec::new();
+    let mut cluster_policies = Vec::new();
     for (path, text) in texts(folder)? {
         for parsed in parse(&path, &text) {
             let Parsed::Ours(document) = parsed else {
@@ -128,6 +129,7 @@ pub fn cluster(folder: &Path, pods: Vec<model::Pod>) -> Result<Cluster> {
                     namespaces.insert(n.name.to_string(), (*n).clone());
                 }
                 Ok(Some(Object::Policy(p))) => policies.push((*p).clone()),
+                Ok(Some(Object::ClusterPolicy(p))) => cluster_policies.push((*p).clone()),
                 Ok(_) => {}
                 Err(e) => bail!("{path}: {e:?}"),
             }
@@ -151,6 +153,7 @@ pub fn cluster(folder: &Path, pods: Vec<model::Pod>) -> Result<Cluster> {
         namespaces: namespaces.into_values().collect(),
         pods,
         policies,
+        cluster_policies,
     })
 }
 

@@ -14,7 +14,7 @@ use weir_tests::real::{RealNode, cluster_role};
 /// How long the agent may take to come to its conclusion, at the end of a run of failures too.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The last rule of the role.
+/// A rule of the role.
 const POLICIES: &str = "  - apiGroups: [networking.k8s.io]
     resources: [networkpolicies]
     verbs: [list, watch]
@@ -34,7 +34,7 @@ fn a_missing_permission_is_one_clear_message_until_it_is_given() {
 
     let advice = "not allowed to list networkpolicies: add apiGroups [\"networking.k8s.io\"], resources \
                   [\"networkpolicies\"], verbs [\"list\", \"watch\"] to the ClusterRole weir-agent";
-    // The other five are synced then, and this is all that is missing.
+    // The other six are synced then, and this is all that is missing.
     let said = eventually("/readyz has one reason", || {
         let said = real.node.readyz();
         (said.contains(advice) && said.lines().count() == 1).then_some(said)

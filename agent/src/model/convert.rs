@@ -2,6 +2,7 @@
 //! again. A part that is wrong (one endpoint of a slice) is left out and reported, and the rest holds; an
 //! object that is wrong as a whole is refused.
 
+mod cluster_policy;
 mod node;
 mod pod;
 mod policy;
@@ -19,6 +20,7 @@ use weir_common::Protocol;
 use super::{Family, Labels, Object, ObjectName};
 use crate::watch::wire;
 
+pub use cluster_policy::cluster_policy;
 pub use node::{namespace, node};
 pub use pod::pod;
 pub use policy::{closed_policy, policy};

@@ -18,14 +18,15 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Those that every cluster has.
-    pub const ALL: [Self; 6] = [
+    /// All seven.
+    pub const ALL: [Self; 7] = [
         Self::Service,
         Self::EndpointSlice,
         Self::Pod,
         Self::Namespace,
         Self::Node,
         Self::NetworkPolicy,
+        Self::ClusterNetworkPolicy,
     ];
 
     /// The name in the Kubernetes API.

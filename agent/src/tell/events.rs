@@ -22,7 +22,7 @@ const NOTE: usize = 1024;
 /// The resource of pods.
 pub(super) const POD: (&str, &str, &str, &str) = ("Pod", "", "v1", "pods");
 /// The resources of objects that conditions are about: kind, group, version, plural.
-const RESOURCES: [(&str, &str, &str, &str); 6] = [
+const RESOURCES: [(&str, &str, &str, &str); 7] = [
     ("Service", "", "v1", "services"),
     POD,
     ("Namespace", "", "v1", "namespaces"),
@@ -33,6 +33,12 @@ const RESOURCES: [(&str, &str, &str, &str); 6] = [
         "networking.k8s.io",
         "v1",
         "networkpolicies",
+    ),
+    (
+        "ClusterNetworkPolicy",
+        "policy.networking.k8s.io",
+        "v1alpha2",
+        "clusternetworkpolicies",
     ),
 ];
 

@@ -223,6 +223,11 @@ fn objects(origin: Origin, mut value: Value, parsed: &mut Vec<Parsed>) {
         ("v1", "Node") => Kind::Node,
         ("discovery.k8s.io/v1", "EndpointSlice") => Kind::EndpointSlice,
         ("networking.k8s.io/v1", "NetworkPolicy") => Kind::NetworkPolicy,
+        // The types of the two are the same.
+        (
+            "policy.networking.k8s.io/v1alpha2" | "policy.networking.k8s.io/v1beta1",
+            "ClusterNetworkPolicy",
+        ) => Kind::ClusterNetworkPolicy,
         _ => {
             parsed.push(Parsed::Foreign(ForeignKind { api_version, kind }));
             return;
@@ -242,9 +247,7 @@ fn object(origin: Origin, kind: Kind, mut value: Value) -> Document {
         Kind::Namespace => decode::<wire::Namespace>(&text),
         Kind::Node => decode::<wire::Node>(&text),
         Kind::NetworkPolicy => decode::<wire::NetworkPolicy>(&text),
-        Kind::ClusterNetworkPolicy => {
-            (wire::Meta::default(), Err("not read yet".to_owned().into()))
-        }
+        Kind::ClusterNetworkPolicy => decode::<wire::ClusterNetworkPolicy>(&text),
     };
     let families = match kind {
         Kind::Service => {

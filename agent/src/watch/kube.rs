@@ -1,9 +1,10 @@
-//! The kube source: six kinds, each listed once and then watched from there. A watch that ends or breaks
+//! The kube source: seven kinds, each listed once and then watched from there. A watch that ends or breaks
 //! goes on where it stopped; only a server that has forgotten the place is listed again. What a single
-//! call does is `calls`'.
+//! call does is `calls`', and what a kind is that a cluster may be without `optional`'s.
 
 mod calls;
 mod connect;
+mod optional;
 mod servers;
 mod trouble;
 
@@ -18,11 +19,14 @@ use tokio::time::Instant;
 use tracing::info;
 
 use self::calls::{Stop, say_all};
+use self::optional::Sought;
 use super::ledger::Ledger;
 use super::saved::Saved;
 use super::saving::{Said, Saving, pass_on, save, sleep_until};
 use super::status::{Health, Reporter};
-use super::wire::{EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service, WireKind};
+use super::wire::{
+    ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service, WireKind,
+};
 use crate::model::{Change, Interner, Kind, Object};
 
 pub use connect::{ConnectError, Credentials, KubeOptions, connect};
@@ -64,6 +68,8 @@ pub struct Timing {
     pub between_lists: Duration,
     /// How long a kind may go without its first list before what an earlier run saved stands in for it.
     pub patience: Duration,
+    /// How long a kind that the API server does not have is not looked for again; cut at random by up to a quarter.
+    pub optional: Duration,
 }
 
 impl Default for Timing {
@@ -80,6 +86,7 @@ impl Default for Timing {
             proof: Duration::from_secs(2),
             between_lists: Duration::from_secs(5),
             patience: Duration::from_secs(5),
+            optional: Duration::from_secs(30),
         }
     }
 }
@@ -156,6 +163,7 @@ impl KubeSource {
             self.kind::<Namespace>(of(Kind::Namespace), names(), &say),
             self.kind::<Node>(of(Kind::Node), names(), &say),
             self.kind::<NetworkPolicy>(of(Kind::NetworkPolicy), names(), &say),
+            self.kind::<ClusterNetworkPolicy>(of(Kind::ClusterNetworkPolicy), names(), &say),
         );
     }
 
@@ -169,6 +177,7 @@ impl KubeSource {
             ledger: Ledger::new(K::KIND, names),
             version: None,
             is_doubtful: false,
+            is_absent: false,
             listed: None,
             failed: 0,
             retry: self.timing.retry(),
@@ -179,9 +188,28 @@ impl KubeSource {
                 stop = self.follow::<K>(&mut course, say) => stop,
                 () = say.closed() => return,
             };
-            let Stop::Failed(failure) = stop else {
+            let Stop::Failed(mut failure) = stop else {
                 return;
             };
+            if K::IS_OPTIONAL && failure.is_not_found() {
+                failure = match self.seek::<K>(failure, &mut course, say).await {
+                    Sought::Failed(failure) => failure,
+                    Sought::Absent => {
+                        let wait = patience(self.timing.optional);
+                        tokio::select! {
+                            () = tokio::time::sleep(wait) => continue,
+                            () = say.closed() => return,
+                        }
+                    }
+                    Sought::AtOdds => {
+                        course.failed += 1;
+                        tokio::time::sleep(course.retry.next().unwrap_or(self.timing.retry_max))
+                            .await;
+                        continue;
+                    }
+                    Sought::NobodyListens => return,
+                };
+            }
             if failure.loses_the_place() {
                 course.version = None;
             }
@@ -237,6 +265,11 @@ impl KubeSource {
     }
 }
 
+/// Cut at random by up to a quarter, so that not everybody comes at once.
+fn patience(all: Duration) -> Duration {
+    all.mul_f64(1.0 - fastrand::f64() / 4.0)
+}
+
 /// How far the watch of a kind has come.
 struct Course {
     ledger: Ledger,
@@ -245,6 +278,8 @@ struct Course {
     /// Who answers next may be a server that knows less than this: one restored from a backup, or of another
     /// store.
     is_doubtful: bool,
+    /// It was said that the API server has no such kind.
+    is_absent: bool,
     /// When the last list was complete.
     listed: Option<Instant>,
     /// How often in a row.

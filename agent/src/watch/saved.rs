@@ -1,7 +1,7 @@
 //! What the sources said, on disk, for an agent that starts while none of them answers: one file of our
 //! nouns. It begins with all of them, written beside and renamed, so that they are there as a whole or not
 //! at all; what changes afterwards is a `log` behind them, of which a torn end is left out. It can be read
-//! by root alone: labels and names are nobody else's business. There is no secret among the six kinds.
+//! by root alone: labels and names are nobody else's business. There is no secret among the seven kinds.
 
 mod log;
 

@@ -32,6 +32,7 @@ pub(super) fn shop() -> Cluster {
             pod("blog/db", "app=db", 4),
         ],
         policies: Vec::new(),
+        cluster_policies: Vec::new(),
     }
 }
 

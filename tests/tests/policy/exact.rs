@@ -1,22 +1,23 @@
 //! Flat tables mean what the oracle says, for every packet there is: as sets of ports, for every address that one of both can tell
 //! from its neighbours.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use proptest::prelude::*;
-use rangemap::RangeInclusiveSet;
 use weir_agent::compile::PolicyRows;
 use weir_agent::compile::policy::Direction;
 use weir_agent::model::{PeerSelector, Peers};
-use weir_common::policy::{Action, Class, PortKey, RulesId, VerdictKey};
-use weir_common::{Addr, Prefix};
-use weir_tests::oracle::{Cluster, Party, Passing, Who, received, sent};
+use weir_common::policy::{
+    Action, Class, PortKey, PortRow, RuleId, RulesId, VerdictKey, VerdictRow,
+};
+use weir_common::{Addr, Port, Prefix, Protocol};
+use weir_tests::oracle::{Cluster, Party, Passing, WITH_PORTS, Who, received, sent};
 
 use super::nouns::{Compiled, NODES, compiled, parties};
-use super::random::{Parts, cluster};
-use super::walk::{class, side};
+use super::random::{PROBES, Parts, cluster};
+use super::walk::{cell, class, side};
 
 /// So many random clusters: more with `WEIR_POLICY_SETS`.
 const SETS: u32 = 300;
@@ -24,36 +25,50 @@ const SETS: u32 = 300;
 /// What tables let through, as the datapath reads them.
 fn of_tables(rows: &PolicyRows, rules: RulesId, class: Class) -> Passing {
     if rules == RulesId::OPEN || class == Class::OWN_NODE {
-        return Passing::Everything;
+        return Passing::everything();
     }
     let row = |class| rows.verdicts.get(&VerdictKey { rules, class });
     let row = row(class).or_else(|| row(Class::WORLD));
     let row = row.expect("a row of every list for the world");
     match row.action {
-        Action::ALLOW => Passing::Everything,
-        Action::DENY => Passing::Only(BTreeMap::new()),
-        Action::BY_PORT => Passing::Only(ports(rows, row.ports)),
+        Action::ALLOW => Passing::everything(),
+        Action::DENY => Passing::nothing(),
+        Action::BY_PORT => by_port(rows, row.ports),
         other => panic!("{other:?} is no action"),
     }
 }
 
-/// A set of ports. The longest prefix decides, so longer ones come later.
-fn ports(rows: &PolicyRows, set: u32) -> BTreeMap<weir_common::Protocol, RangeInclusiveSet<u16>> {
+/// A set of `PORTS`. The longest prefix decides, so longer ones come later. One of the set alone is about every protocol, also those
+/// without ports, and without any there is a denial.
+fn by_port(rows: &PolicyRows, set: u32) -> Passing {
     let mut of_set: Vec<_> = rows.ports.iter().collect();
     of_set.retain(|(key, _)| key.set == set.to_be_bytes());
     of_set.sort_by_key(|(key, _)| key.prefix_len);
-    let mut all: BTreeMap<_, RangeInclusiveSet<u16>> = BTreeMap::new();
+    let mut all = Passing::nothing();
     for (key, row) in of_set {
-        let free = PortKey::ONE_PORT - key.prefix_len;
-        let first = u16::from(key.port);
-        let last = first | u16::MAX.checked_shr(16 - free).unwrap_or(0);
-        let ports = all.entry(key.protocol).or_default();
-        match row.action {
-            Action::ALLOW => ports.insert(first..=last),
-            _ => ports.remove(first..=last),
+        let is_allowed = match row.action {
+            Action::ALLOW => true,
+            Action::DENY => false,
+            other => panic!("{other:?} is no action of a port"),
+        };
+        if key.prefix_len == PortKey::ANY_PROTOCOL {
+            all = if is_allowed {
+                Passing::everything()
+            } else {
+                Passing::nothing()
+            };
+            continue;
         }
+        assert!(
+            (PortKey::ANY_PORT..=PortKey::ONE_PORT).contains(&key.prefix_len)
+                && WITH_PORTS.contains(&key.protocol),
+            "{key:?} is about a part of a protocol, or of one without ports"
+        );
+        let free = PortKey::ONE_PORT - key.prefix_len;
+        let inside = u16::MAX.checked_shr(16 - free).unwrap_or(0);
+        let first = u16::from(key.port) & !inside;
+        all.set(key.protocol, first..=first | inside, is_allowed);
     }
-    all.retain(|_, ports| !ports.is_empty());
     all
 }
 
@@ -67,16 +82,22 @@ fn peers(cluster: &Cluster, rows: &PolicyRows) -> Vec<Party> {
         starts.insert(first);
         starts.extend(last.checked_add(1));
     };
-    for policy in &cluster.policies {
-        for rule in policy.ingress.iter().chain(&policy.egress).flatten() {
-            let Peers::Of(items) = &rule.peers else {
-                continue;
-            };
-            for item in items {
-                if let PeerSelector::Block(block) = item {
-                    for net in block.except.iter().chain([&block.cidr]) {
-                        range(number(net.network()), number(last(net)));
-                    }
+    let of_policies = cluster.policies.iter().flat_map(|policy| {
+        let rules = policy.ingress.iter().chain(&policy.egress);
+        rules.flatten()
+    });
+    let of_tiers = cluster.cluster_policies.iter().flat_map(|policy| {
+        let rules = policy.ingress.iter().chain(&policy.egress);
+        rules.map(|it| &it.rule)
+    });
+    for rule in of_policies.chain(of_tiers) {
+        let Peers::Of(items) = &rule.peers else {
+            continue;
+        };
+        for item in items {
+            if let PeerSelector::Block(block) = item {
+                for net in block.except.iter().chain([&block.cidr]) {
+                    range(number(net.network()), number(last(net)));
                 }
             }
         }
@@ -148,6 +169,97 @@ fn compare(cluster: &Cluster, node: &str, compiled: &Compiled) -> Result<usize, 
     Ok(compared)
 }
 
+/// As the trie answers: the longest prefix, down to the set alone.
+#[test]
+fn a_set_of_ports_is_read_as_the_kernel_reads_it() {
+    let set_alone = PortKey {
+        prefix_len: PortKey::ANY_PROTOCOL,
+        ..PortKey::exact(7, Protocol(0), Port::ABSENT)
+    };
+    let some = |protocol, port: u16, free| PortKey {
+        prefix_len: PortKey::ONE_PORT - free,
+        ..PortKey::exact(7, protocol, Port::from(port))
+    };
+    let tcp = Protocol::TCP;
+    let (all, none) = (Passing::everything(), Passing::nothing());
+    let with = |from: &Passing, changes: &[(Protocol, u16, u16, bool)]| {
+        let mut passing = from.clone();
+        for (protocol, first, last, is_allowed) in changes {
+            passing.set(*protocol, *first..=*last, *is_allowed);
+        }
+        passing
+    };
+    let (yes, no) = (Action::ALLOW, Action::DENY);
+    for (rows, expected) in [
+        (vec![], none.clone()),
+        (vec![(set_alone, yes)], all.clone()),
+        (vec![(set_alone, no)], none.clone()),
+        (
+            vec![
+                (set_alone, yes),
+                (PortKey::exact(7, tcp, Port::from(80)), no),
+            ],
+            with(&all, &[(tcp, 80, 80, false)]),
+        ),
+        (
+            vec![
+                (PortKey::any(7, tcp), yes),
+                (some(tcp, 80, 3), no),
+                (some(tcp, 84, 1), yes),
+            ],
+            with(
+                &none,
+                &[
+                    (tcp, 0, 65535, true),
+                    (tcp, 80, 87, false),
+                    (tcp, 84, 85, true),
+                ],
+            ),
+        ),
+        (
+            vec![(set_alone, yes), (PortKey::any(7, Protocol::UDP), no)],
+            with(&all, &[(Protocol::UDP, 0, 65535, false)]),
+        ),
+        // Of another set.
+        (vec![(PortKey::any(8, tcp), yes)], none.clone()),
+    ] {
+        let rule = RuleId::NONE;
+        let row = |action| PortRow {
+            action,
+            pad: [0; 3],
+            rule,
+        };
+        let mut tables = PolicyRows::default();
+        tables
+            .ports
+            .extend(rows.iter().map(|(key, action)| (*key, row(*action))));
+        let verdict = VerdictKey {
+            rules: RulesId(1),
+            class: Class::WORLD,
+        };
+        let by_port = VerdictRow {
+            action: Action::BY_PORT,
+            ports: 7,
+            ..VerdictRow::default()
+        };
+        tables.verdicts.insert(verdict, by_port);
+        assert_eq!(
+            of_tables(&tables, RulesId(1), Class::WORLD),
+            expected,
+            "{rows:?}"
+        );
+        // And so it is for single packets.
+        for probe in PROBES.into_iter().chain([(tcp, 84), (tcp, 87), (tcp, 88)]) {
+            let one = cell(&tables, RulesId(1), Class::WORLD, probe);
+            assert_eq!(
+                one.is_allowed(),
+                expected.includes(probe.0, probe.1),
+                "{rows:?} {probe:?}"
+            );
+        }
+    }
+}
+
 fn sets() -> ProptestConfig {
     let number = std::env::var("WEIR_POLICY_SETS");
     let number = number.ok().and_then(|text| text.parse().ok());
@@ -158,7 +270,7 @@ proptest! {
     #![proptest_config(sets())]
 
     #[test]
-    fn tables_mean_what_the_api_says(cluster in cluster(Parts::Supported)) {
+    fn tables_mean_what_the_api_says(cluster in prop_oneof![cluster(Parts::Supported), cluster(Parts::Tiers)]) {
         for (node, _) in NODES {
             let compiled = compiled(&cluster, node);
             prop_assert!(compiled.reports().is_empty(), "{:?}", compiled.reports());

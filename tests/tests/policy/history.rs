@@ -94,7 +94,7 @@ proptest! {
 
     #[test]
     fn a_history_ends_where_its_end_alone_does(
-        clusters in prop::collection::vec(cluster(Parts::All), 4),
+        clusters in prop::collection::vec(prop_oneof![cluster(Parts::All), cluster(Parts::Tiers)], 4),
         events in prop::collection::vec(event(), 1..80),
     ) {
         let clusters: Vec<Snapshot> = clusters.iter().map(snapshot).collect();

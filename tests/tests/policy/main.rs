@@ -1,6 +1,6 @@
 //! The policy compiler against the text of Kubernetes. `cases`, `addresses` and `owners` by hand,
 //! `exact` and `property` with random clusters, `transition` between two of them, `history` through many; `retained` is about
-//! policies that go before their pods; `scale` measures; `nouns`, `random` and `walk` serve those.
+//! policies that go before their pods; `scale` measures; `nouns`, `random`, `tiers` and `walk` serve those.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -14,5 +14,6 @@ mod property;
 mod random;
 mod retained;
 mod scale;
+mod tiers;
 mod transition;
 mod walk;

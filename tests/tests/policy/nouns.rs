@@ -183,6 +183,9 @@ pub(super) fn snapshot(cluster: &Cluster) -> Snapshot {
     for policy in &cluster.policies {
         snapshot.apply(Object::Policy(Arc::new(policy.clone())));
     }
+    for policy in &cluster.cluster_policies {
+        snapshot.apply(Object::ClusterPolicy(Arc::new(policy.clone())));
+    }
     snapshot
 }
 

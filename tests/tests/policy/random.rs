@@ -14,6 +14,7 @@ use weir_common::Protocol;
 use weir_tests::oracle::Cluster;
 
 use super::nouns::{name, pod};
+use super::tiers;
 
 /// What rules may contain.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -21,6 +22,8 @@ pub(super) enum Parts {
     Supported,
     /// Also peers of the future.
     All,
+    /// What is supported, and ClusterNetworkPolicies with everything.
+    Tiers,
 }
 
 /// What packets are tried: (protocol, port).
@@ -37,7 +40,7 @@ pub(super) const PROBES: [(Protocol, u16); 9] = [
 ];
 
 /// Blocks, each within some that come before it. Pods, nodes and addresses outside are in them, at their edges and between.
-const CIDRS: [&str; 15] = [
+pub(super) const CIDRS: [&str; 15] = [
     "0.0.0.0/0",
     "10.0.0.0/8",
     "10.0.0.0/29",
@@ -56,12 +59,12 @@ const CIDRS: [&str; 15] = [
 ];
 
 const NAMESPACES: [&str; 3] = ["a", "b", "kube-system"];
-const POD_LABELS: [(&str, &[&str]); 3] = [
+pub(super) const POD_LABELS: [(&str, &[&str]); 3] = [
     ("app", &["web", "db"]),
     ("tier", &["front", "back"]),
     ("k8s-app", &["kube-dns"]),
 ];
-const NAMESPACE_LABELS: [(&str, &[&str]); 3] = [
+pub(super) const NAMESPACE_LABELS: [(&str, &[&str]); 3] = [
     ("team", &["x", "y"]),
     ("kubernetes.io/metadata.name", &NAMESPACES),
     ("app", &["web"]),
@@ -71,10 +74,15 @@ pub(super) fn cluster(parts: Parts) -> impl Strategy<Value = Cluster> {
     let namespaces: Vec<_> = NAMESPACES.into_iter().map(namespace).collect();
     let pods: Vec<_> = (1..=5).map(a_pod).collect();
     let policies: Vec<_> = (1..=4).map(|number| a_policy(number, parts)).collect();
-    (namespaces, pods, policies).prop_map(|(namespaces, pods, policies)| Cluster {
+    let tiers: Vec<_> = match parts {
+        Parts::Tiers => (1..=3).map(tiers::policy).collect(),
+        Parts::Supported | Parts::All => Vec::new(),
+    };
+    (namespaces, pods, policies, tiers).prop_map(|(namespaces, pods, policies, tiers)| Cluster {
         namespaces,
         pods: pods.into_iter().flatten().collect(),
         policies: policies.into_iter().flatten().collect(),
+        cluster_policies: tiers.into_iter().flatten().collect(),
     })
 }
 
@@ -183,7 +191,7 @@ fn peer(parts: Parts) -> BoxedStrategy<PeerSelector> {
         subsequence(within, 0..=most)
             .prop_map(move |except| PeerSelector::Block(Block { cidr, except }))
     });
-    if parts == Parts::Supported {
+    if parts != Parts::All {
         return prop_oneof![2 => pods, 1 => block].boxed();
     }
     prop_oneof![
@@ -209,7 +217,7 @@ fn port() -> impl Strategy<Value = PortMatch> {
     (protocol(), range).prop_map(|(protocol, port)| PortMatch { protocol, port })
 }
 
-fn protocol() -> impl Strategy<Value = Protocol> {
+pub(super) fn protocol() -> impl Strategy<Value = Protocol> {
     prop_oneof![
         4 => Just(Protocol::TCP),
         2 => Just(Protocol::UDP),
@@ -228,7 +236,10 @@ fn some_labels(of: &'static [(&str, &[&str])]) -> impl Strategy<Value = Labels> 
     each.prop_map(|labels| labels.into_iter().flatten().collect())
 }
 
-fn selector(of: &'static [(&str, &[&str])], most: usize) -> impl Strategy<Value = Selector> {
+pub(super) fn selector(
+    of: &'static [(&str, &[&str])],
+    most: usize,
+) -> impl Strategy<Value = Selector> {
     let requirement = one_of(of).prop_flat_map(|(key, values)| {
         let values = subsequence(values, 0..=values.len())
             .prop_map(|values| values.into_iter().map(Arc::from).collect::<Vec<Arc<str>>>());

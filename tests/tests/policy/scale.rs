@@ -51,6 +51,7 @@ fn five_thousand_label_sets_and_a_thousand_policies() {
         namespaces,
         pods: pods_of,
         policies,
+        cluster_policies: Vec::new(),
     };
     let mut snapshot = snapshot(&cluster);
     let start = Instant::now();

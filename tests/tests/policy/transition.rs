@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 use weir_agent::compile::policy::{Compiler, Direction, Step};
 use weir_agent::compile::{PodRules, PolicyRows};
-use weir_agent::model::{ObjectName, Pod, Policy, Snapshot};
+use weir_agent::model::{ClusterPolicy, ObjectName, Pod, Policy, Snapshot};
 use weir_common::policy::{PortKey, RulesId};
 use weir_common::{Addr, Protocol};
 use weir_tests::oracle::{Cluster, Party, Who};
@@ -286,6 +286,9 @@ pub(super) fn mixed(before: &Cluster, after: &Cluster, coins: &[bool]) -> Cluste
         namespaces: after.namespaces.clone(),
         pods: mix!(pods, |pod: &Pod| pod.addresses.clone()),
         policies: mix!(policies, |policy: &Policy| policy.id.clone()),
+        cluster_policies: mix!(cluster_policies, |policy: &ClusterPolicy| policy
+            .name
+            .clone()),
     }
 }
 
@@ -300,8 +303,8 @@ proptest! {
 
     #[test]
     fn every_packet_on_the_way_is_judged_between_before_and_after(
-        before in cluster(Parts::Supported),
-        after in cluster(Parts::Supported),
+        before in prop_oneof![cluster(Parts::Supported), cluster(Parts::Tiers)],
+        after in prop_oneof![cluster(Parts::Supported), cluster(Parts::Tiers)],
         coins in prop::collection::vec(any::<bool>(), 12),
         hash_bits in prop_oneof![Just(32_u32), Just(2)],
         order in any::<u64>(),

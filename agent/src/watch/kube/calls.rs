@@ -14,7 +14,7 @@ use tracing::info;
 
 use super::servers::Server;
 use super::trouble::{Failure, Verb};
-use super::{Course, KubeSource};
+use super::{Course, KubeSource, patience};
 use crate::model::Change;
 use crate::watch::saving::{Said, sleep_until};
 use crate::watch::wire::{Decoded, WireKind};
@@ -129,6 +129,10 @@ impl KubeSource {
                 break version.ok_or(Failure::NoVersion)?;
             }
         };
+        if course.is_absent {
+            course.is_absent = false;
+            info!(kind = %K::KIND, "the API server has the kind now");
+        }
         course.ledger.finish_list(&mut changes);
         course.spare = None;
         course.listed = Some(Instant::now());
@@ -212,7 +216,6 @@ impl super::Timing {
     /// Until a watch has been listened to for too long without a word.
     async fn listen(&self, server: &Server) {
         let since = Instant::now();
-        let patience = |all: Duration| all.mul_f64(1.0 - fastrand::f64() / 4.0);
         let (quiet, silence) = (patience(self.quiet), since + self.silence);
         loop {
             // Nothing is heard while nobody listens.
@@ -228,7 +231,7 @@ impl super::Timing {
     }
 }
 
-fn answered<T>(
+pub(super) fn answered<T>(
     answer: Result<kube::Result<T>, tokio::time::error::Elapsed>,
     verb: Verb,
     within: Duration,
@@ -253,7 +256,7 @@ fn is_before(one: &str, other: &str) -> bool {
     }
 }
 
-async fn send(say: &mpsc::Sender<Said>, said: Said) -> Result<(), Stop> {
+pub(super) async fn send(say: &mpsc::Sender<Said>, said: Said) -> Result<(), Stop> {
     say.send(said).await.map_err(|_| Stop::NobodyListens)
 }
 

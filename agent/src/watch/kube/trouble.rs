@@ -8,12 +8,15 @@ use kube::core::Status;
 
 use super::super::status::Cause;
 use super::super::wire::WireKind;
+use super::optional::is_not_found;
 
 /// What was asked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Verb {
     List,
     Watch,
+    /// To ask which kinds there are.
+    Find,
 }
 
 impl Verb {
@@ -21,6 +24,7 @@ impl Verb {
         match self {
             Self::List => "list",
             Self::Watch => "watch",
+            Self::Find => "look for",
         }
     }
 }
@@ -32,6 +36,8 @@ pub(super) enum Failure {
     NoAnswer(Verb, Duration),
     /// What stands in a watch instead of an object.
     Said(Box<Status>),
+    /// A kind that is there in these versions, and not in ours.
+    OtherVersions(Vec<String>),
     /// Objects without a version: where we are cannot be said.
     NoVersion,
 }
@@ -40,6 +46,11 @@ impl Failure {
     /// The server has forgotten where we were: nothing is wrong, and a list will tell.
     pub(super) fn is_expired(&self) -> bool {
         self.status().is_some_and(|status| status.code == 410)
+    }
+
+    /// Does the server not know what was asked for?
+    pub(super) fn is_not_found(&self) -> bool {
+        self.status().is_some_and(is_not_found)
     }
 
     /// Has the place in the watch been lost, so that only a list can tell what is?
@@ -85,6 +96,15 @@ impl Failure {
                 let time = humantime::format_duration(*time);
                 unreachable(verb, &format!("no answer within {time}"))
             }
+            Self::OtherVersions(versions) => (
+                Cause::Refused,
+                format!(
+                    "the API server has {plural} of {} as {}, and not as {}, which is what this version reads",
+                    K::GROUP,
+                    versions.join(", "),
+                    K::VERSION,
+                ),
+            ),
             Self::NoVersion => (
                 Cause::Refused,
                 format!("the API server sent {plural} without resourceVersion"),
@@ -93,11 +113,11 @@ impl Failure {
     }
 }
 
-fn answer<K: WireKind>(verb: Verb, status: &Status) -> (Cause, String) {
+fn answer<K: WireKind>(asked: Verb, status: &Status) -> (Cause, String) {
     let (plural, group, said) = (K::PLURAL, K::GROUP, &status.message);
-    let verb = verb.as_str();
+    let verb = asked.as_str();
     match status.code {
-        403 => (
+        403 if asked != Verb::Find => (
             Cause::Forbidden,
             format!(
                 "not allowed to {verb} {plural}: add apiGroups [\"{group}\"], resources [\"{plural}\"], \

@@ -18,6 +18,10 @@ use serde_json::{Value, json};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
+/// The resource that a cluster may be without, and its group.
+pub(super) const OPTIONAL: &str = "clusternetworkpolicies";
+const GROUP: &str = "policy.networking.k8s.io";
+
 pub(super) struct ApiServer {
     pub(super) addr: SocketAddr,
     front: Arc<Front>,
@@ -54,6 +58,10 @@ struct Store {
     /// Verb and resource.
     forbidden: BTreeSet<(&'static str, String)>,
     is_locked: bool,
+    /// Versions of [`OPTIONAL`]; without any the server has no such kind.
+    optional: Vec<&'static str>,
+    /// It says so of every kind that exists.
+    is_forgetful: bool,
     /// 410 is the answer to the call, and not an event of the watch.
     is_blunt: bool,
     /// Without those of a single object.
@@ -66,7 +74,10 @@ struct Store {
 impl ApiServer {
     pub(super) fn start() -> Self {
         Self::of(Arc::new(Shared {
-            store: Mutex::default(),
+            store: Mutex::new(Store {
+                optional: vec!["v1alpha2"],
+                ..Store::default()
+            }),
             version: watch::Sender::new(0),
             cut: watch::Sender::new(0),
             mark: watch::Sender::new(0),
@@ -98,7 +109,9 @@ impl ApiServer {
     fn serve(&mut self, listener: TcpListener) {
         let router = Router::new()
             .route("/api/v1/{resource}", get(answer))
-            .route("/apis/{group}/v1/{resource}", get(answer_group))
+            .route("/apis/{group}/{version}/{resource}", get(answer_group))
+            .route("/apis", get(groups))
+            .route("/apis/{group}/{version}", get(resources))
             .with_state(self.front.clone());
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
@@ -183,6 +196,25 @@ impl ApiServer {
         self.store().forbidden.remove(&(verb, resource.to_owned()));
     }
 
+    /// The optional kind is there in these versions. Without any its objects are gone, and its watches break.
+    pub(super) fn have_optional(&self, versions: &[&'static str]) {
+        let mut store = self.store();
+        store.optional = versions.to_vec();
+        if versions.is_empty() {
+            store
+                .objects
+                .retain(|(resource, _), _| resource != OPTIONAL);
+        }
+        drop(store);
+        self.cut();
+    }
+
+    /// Answers 404 to lists and watches of the optional kind, although it is there.
+    pub(super) fn forget_optional(&self, is_so: bool) {
+        self.store().is_forgetful = is_so;
+        self.cut();
+    }
+
     /// Answers 401 to everything.
     pub(super) fn lock(&self) {
         self.store().is_locked = true;
@@ -218,6 +250,7 @@ impl ApiServer {
     fn change(&self, mut object: Value, said: Said) {
         let resource = match object["kind"].as_str().unwrap() {
             "NetworkPolicy" => "networkpolicies".to_owned(),
+            "ClusterNetworkPolicy" => OPTIONAL.to_owned(),
             kind => format!("{}s", kind.to_lowercase()),
         };
         let mut store = self.store();
@@ -286,10 +319,53 @@ async fn answer(
 
 async fn answer_group(
     front: State<Arc<Front>>,
-    Path((_, resource)): Path<(String, String)>,
+    Path((_, version, resource)): Path<(String, String, String)>,
     parameters: Parameters,
 ) -> Response {
+    let is_there = if resource == OPTIONAL {
+        let store = front.shared.store.lock().unwrap();
+        store.optional.contains(&version.as_str()) && !store.is_forgetful
+    } else {
+        version == "v1"
+    };
+    if !is_there {
+        front.calls.fetch_add(1, Ordering::Relaxed);
+        let mut store = front.shared.store.lock().unwrap();
+        *store.lists.entry(resource).or_default() += 1;
+        // As the real server says it of a path that nobody serves.
+        return (StatusCode::NOT_FOUND, "404 page not found\n").into_response();
+    }
     answer(front, Path(resource), parameters).await
+}
+
+/// The group is there for another kind of it in any case.
+async fn groups(front: State<Arc<Front>>) -> Response {
+    let mut versions = front.shared.store.lock().unwrap().optional.clone();
+    versions.push("v1alpha1");
+    let version = |it: &&str| json!({"groupVersion": format!("{GROUP}/{it}"), "version": it});
+    let versions: Vec<_> = versions.iter().map(version).collect();
+    let group = json!({"name": GROUP, "versions": versions});
+    Json(json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": [group]})).into_response()
+}
+
+async fn resources(
+    front: State<Arc<Front>>,
+    Path((group, version)): Path<(String, String)>,
+) -> Response {
+    let store = front.shared.store.lock().unwrap();
+    let name = if store.optional.contains(&version.as_str()) {
+        OPTIONAL
+    } else {
+        "adminnetworkpolicies"
+    };
+    let resource = json!({
+        "name": name, "singularName": "", "namespaced": false, "kind": "Any", "verbs": ["list", "watch"],
+    });
+    Json(json!({
+        "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": format!("{group}/{version}"),
+        "resources": [resource],
+    }))
+    .into_response()
 }
 
 async fn thaw(front: &Front) {

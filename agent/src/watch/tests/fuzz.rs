@@ -94,6 +94,31 @@ const WORDS: &[&str] = &[
     "RequireDualStack",
     "a.b",
     "kubernetes.io/service-name",
+    "tier",
+    "Admin",
+    "Baseline",
+    "priority",
+    "subject",
+    "namespaces",
+    "pods",
+    "namespaceSelector",
+    "action",
+    "Accept",
+    "Deny",
+    "Pass",
+    "networks",
+    "nodes",
+    "domainNames",
+    "protocols",
+    "tcp",
+    "udp",
+    "sctp",
+    "destinationPort",
+    "number",
+    "range",
+    "start",
+    "end",
+    "destinationNamedPort",
 ];
 
 fn word() -> impl Strategy<Value = String> {
@@ -169,6 +194,16 @@ fn valid() -> Vec<Value> {
                 {"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}}],
                 "ports": [{"port": 80, "endPort": 90}]}], "egress": [{}]}}),
         ),
+        object(
+            "policy.networking.k8s.io/v1alpha2",
+            "ClusterNetworkPolicy",
+            json!({"spec": {"tier": "Admin", "priority": 10, "subject": {"namespaces": {"matchLabels": {"a": "b"}}},
+            "ingress": [{"name": "one", "action": "Pass", "from": [{"pods": {"podSelector": {}, "namespaceSelector": {}}}],
+                "protocols": [{"tcp": {"destinationPort": {"number": 80}}}, {"destinationNamedPort": "http"}]}],
+            "egress": [{"action": "Deny", "to": [{"networks": ["10.0.0.0/8"]}, {"namespaces": {}}],
+                "protocols": [{"udp": {"destinationPort": {"range": {"start": 80, "end": 90}}}}]},
+                {"action": "Accept", "to": [{"domainNames": ["a.b"]}]}]}}),
+        ),
     ]
 }
 
@@ -226,6 +261,7 @@ fn check(value: &Value) -> usize {
         converted::<wire::Namespace>(value),
         converted::<wire::Node>(value),
         converted::<wire::NetworkPolicy>(value),
+        converted::<wire::ClusterNetworkPolicy>(value),
     ];
     let mut snapshot = Snapshot::default();
     let found = objects

@@ -146,7 +146,7 @@ async fn an_empty_cluster_is_synced_and_a_silent_one_is_not() {
         })
         .await;
     silent.reader.silence(Duration::from_millis(100)).await;
-    assert_eq!(silent.reader.snapshot.missing().count(), 6);
+    assert_eq!(silent.reader.snapshot.missing().count(), Kind::ALL.len());
 }
 
 #[tokio::test]
@@ -468,14 +468,14 @@ async fn wrong_options_say_what_to_change() {
 
 /// What this thread has logged. A subscriber of one thread alone would not do: which call sites are on is
 /// remembered for the whole process.
-struct Log;
+pub(super) struct Log;
 
 thread_local! {
     static TEXT: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
 impl Log {
-    fn install() {
+    pub(super) fn install() {
         static ONCE: Once = Once::new();
         ONCE.call_once(|| {
             tracing_subscriber::fmt()
@@ -486,7 +486,7 @@ impl Log {
         });
     }
 
-    fn text() -> String {
+    pub(super) fn text() -> String {
         TEXT.with_borrow(String::clone)
     }
 }

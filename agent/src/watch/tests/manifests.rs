@@ -261,6 +261,38 @@ async fn a_policy_with_an_unknown_field_closes_the_pods_it_selects() {
 }
 
 #[tokio::test]
+async fn a_cluster_policy_is_in_no_namespace_and_of_either_version() {
+    let policy = |version: &str, name: &str, priority: u16| {
+        format!(
+            "apiVersion: policy.networking.k8s.io/{version}\nkind: ClusterNetworkPolicy\nmetadata: {{name: {name}, namespace: a}}\n\
+             spec: {{tier: Admin, priority: {priority}, subject: {{namespaces: {{}}}}}}\n"
+        )
+    };
+    let wide = policy("v1alpha2", "wide", 2000).replace(
+        "}}}",
+        "}}, ingress: [{action: Pass, from: [{namespaces: {}}]}]}",
+    );
+    let files = [
+        ("a.yaml", &*policy("v1alpha2", "one", 1)),
+        ("b.yaml", &*policy("v1beta1", "two", 2)),
+        ("c.yaml", &*wide),
+    ];
+    let mut running = Running::start(&files, HOURS);
+    let reader = &mut running.reader;
+    reader.until_complete().await;
+    let mut found: Vec<_> = reader.snapshot.cluster_policies.values().collect();
+    found.sort_by_key(|it| it.priority);
+    let names: Vec<_> = found.iter().map(|it| (&*it.name, it.priority)).collect();
+    assert_eq!(names, [("one", 1), ("two", 2), ("wide", 1000)]);
+    assert_eq!(found[2].ingress.len(), 1);
+    reader
+        .until("it is quarantined", |r| !r.quarantined.is_empty())
+        .await;
+    let reason = &reader.quarantined["c.yaml document 1 (ClusterNetworkPolicy wide)"];
+    assert_eq!(reason, "spec.priority: 2000 is not within 0 to 1000");
+}
+
+#[tokio::test]
 async fn cluster_ips_outlive_a_restart() {
     let dual = service("dual").replace("spec:", "spec:\n  ipFamilyPolicy: PreferDualStack");
     let mut running = Running::start(&[("a.yaml", &service("a")), ("d.yaml", &dual)], HOURS);
@@ -338,7 +370,7 @@ async fn a_folder_that_is_not_there_is_not_an_empty_one() {
         .await
         .unwrap()
         .unwrap();
-    assert_eq!(running.reader.snapshot.missing().count(), 6);
+    assert_eq!(running.reader.snapshot.missing().count(), Kind::ALL.len());
     fs::create_dir(&manifests).unwrap();
     running.write("a.yaml", &service("a"));
     running

@@ -1,11 +1,13 @@
 //! Sources from the outside: a folder or an API server in, changes out.
 
 mod api_server;
+mod cluster_policy;
 mod controllers;
 mod convert;
 mod fuzz;
 mod kube;
 mod manifests;
+mod optional;
 mod resume;
 mod saved;
 mod stale;

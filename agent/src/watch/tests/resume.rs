@@ -9,13 +9,14 @@ use crate::model::Kind;
 use crate::watch::kube::Timing;
 use crate::watch::status::WatchStatus;
 
-const RESOURCES: [&str; 6] = [
+const RESOURCES: [&str; 7] = [
     "services",
     "endpointslices",
     "pods",
     "namespaces",
     "nodes",
     "networkpolicies",
+    "clusternetworkpolicies",
 ];
 
 fn is_failing(status: &WatchStatus) -> bool {
@@ -23,7 +24,7 @@ fn is_failing(status: &WatchStatus) -> bool {
 }
 
 /// How often each kind was listed.
-fn lists(server: &ApiServer) -> [usize; 6] {
+fn lists(server: &ApiServer) -> [usize; 7] {
     RESOURCES.map(|resource| server.lists(resource))
 }
 
@@ -59,7 +60,7 @@ async fn a_server_that_was_away_is_watched_from_where_it_was_and_not_listed_agai
             .until_health(kind, |s| *s == WatchStatus::Synced)
             .await;
     }
-    assert_eq!(lists(&server), [1; 6]);
+    assert_eq!(lists(&server), [1; 7]);
 }
 
 #[tokio::test]
@@ -80,7 +81,7 @@ async fn a_place_that_was_forgotten_meanwhile_is_made_up_for_by_a_list() {
         server.start_again().await;
         running.until_services(&["new"]).await;
         eventually("every kind is listed once more", || {
-            lists(&server) == [2; 6]
+            lists(&server) == [2; 7]
         })
         .await;
         running
@@ -124,7 +125,7 @@ async fn when_the_first_server_dies_the_second_goes_on_where_it_was() {
     eventually("every kind is watched", || second.calls() >= 12).await;
     second.put(service("newest"));
     running.until_services(&["new", "newer", "newest"]).await;
-    assert_eq!(lists(&second), [1; 6]);
+    assert_eq!(lists(&second), [1; 7]);
     let failing = health.wait_for(|health| health.values().any(is_failing));
     let failing = tokio::time::timeout(Duration::from_millis(50), failing).await;
     assert!(
@@ -162,7 +163,7 @@ async fn a_server_that_hangs_gives_way_to_the_next() {
     running.until_services(&["new"]).await;
     let took = began.elapsed();
     assert!(took < within + within / 2, "{took:?}");
-    assert_eq!(lists(&second), [1; 6]);
+    assert_eq!(lists(&second), [1; 7]);
 }
 
 #[tokio::test]
@@ -184,7 +185,7 @@ async fn all_servers_gone_is_said_and_the_first_to_return_is_asked() {
             .until_health(kind, |s| *s == WatchStatus::Synced)
             .await;
     }
-    assert_eq!(lists(&first), [1; 6]);
+    assert_eq!(lists(&first), [1; 7]);
 }
 
 #[tokio::test]
@@ -204,7 +205,7 @@ async fn a_silent_watch_is_called_again_and_a_bookmark_is_a_word() {
     }
     assert_eq!(server.watches("services"), 1, "there were bookmarks");
     eventually("it is called again", || server.watches("services") > 2).await;
-    assert_eq!(lists(&server), [1; 6]);
+    assert_eq!(lists(&server), [1; 7]);
     assert!(
         running
             .health
@@ -226,10 +227,10 @@ async fn of_watches_of_a_quiet_server_one_is_called_again() {
     let mut running = Running::with(&[&server], timing).await;
     running.reader.until_complete().await;
     let watches = || -> usize { RESOURCES.iter().map(|r| server.watches(r)).sum() };
-    eventually("all watch", || watches() == 6).await;
+    eventually("all watch", || watches() == RESOURCES.len()).await;
     tokio::time::sleep(Duration::from_millis(3000)).await;
     // Six rounds of 375 ms to 500 ms, in which two may draw nearly the same time.
-    let again = watches() - 6;
+    let again = watches() - RESOURCES.len();
     assert!((4..=16).contains(&again), "{again} calls in 3 s");
 }
 
@@ -242,12 +243,15 @@ async fn no_two_nodes_end_their_watches_together() {
         one.reader.until_complete().await;
         running.push(one);
     }
-    eventually("all watch", || server.lengths().len() == 24).await;
+    eventually("all watch", || {
+        server.lengths().len() == 4 * RESOURCES.len()
+    })
+    .await;
     let lengths = server.lengths();
     assert!(
         lengths.iter().all(|l| (300..=600).contains(l)),
         "{lengths:?}"
     );
     let distinct: std::collections::BTreeSet<_> = lengths.iter().collect();
-    assert!(distinct.len() > 12, "{lengths:?}");
+    assert!(distinct.len() > 14, "{lengths:?}");
 }

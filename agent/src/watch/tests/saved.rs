@@ -10,11 +10,11 @@ use std::time::{Duration, SystemTime};
 use weir_common::Protocol;
 
 use crate::model::{
-    Block, Conditions, ContainerPort, Endpoint, EndpointSlice, External, Family, HostPort, Labels,
-    Namespace, NamespacePhase, Node, NotReady, Object, ObjectName, Operator, PeerSelector, Peers,
-    Pod, PodNetwork, PodPeers, PodPhase, Policy, PortMatch, PortRange, Ports, Proxying,
-    Requirement, Rule, Selector, Service, ServiceKind, ServicePort, SlicePort, Sources, TargetPort,
-    TrafficPolicy,
+    Block, ClusterPolicy, ClusterRule, Conditions, ContainerPort, Endpoint, EndpointSlice,
+    External, Family, HostPort, Labels, Namespace, NamespacePhase, Node, NotReady, Object,
+    ObjectName, Operator, PeerSelector, Peers, Pod, PodNetwork, PodPeers, PodPhase, Policy,
+    PortMatch, PortRange, Ports, Proxying, Requirement, Rule, RuleAction, Selector, Service,
+    ServiceKind, ServicePort, SlicePort, Sources, TargetPort, Tier, TrafficPolicy,
 };
 use crate::watch::saved::{Changes, SAVED_OBJECTS, SavedObjects};
 
@@ -219,6 +219,40 @@ fn what_is_saved_reads_as_it_always_did() {
     let expected = include_str!("objects.jsonl");
     assert_eq!(disk.text(), expected, "\n{}", disk.text());
     assert_eq!(disk.saved.load().unwrap().objects, objects_and_changes());
+}
+
+/// The kind came later than the format; no agent before it has a line of this text.
+#[test]
+fn a_cluster_policy_is_saved_as_it_is() {
+    let all = PodPeers {
+        namespaces: Some(Selector::default()),
+        pods: Selector::default(),
+    };
+    let policy = Object::ClusterPolicy(Arc::new(ClusterPolicy {
+        name: "walls".into(),
+        tier: Tier::Admin,
+        priority: 7,
+        subject: all,
+        ingress: vec![ClusterRule {
+            name: Some("out".into()),
+            action: RuleAction::Pass,
+            rule: Rule {
+                peers: Peers::Any,
+                ports: Ports::Any,
+            },
+        }],
+        egress: Vec::new(),
+    }));
+    let disk = Disk::new();
+    disk.saved.save(std::slice::from_ref(&policy)).unwrap();
+    let text = disk.text();
+    let line = concat!(
+        r#"{"object":{"ClusterPolicy":{"name":"walls","tier":"Admin","priority":7,"#,
+        r#""subject":{"namespaces":{"requirements":[]},"pods":{"requirements":[]}},"#,
+        r#""ingress":[{"name":"out","action":"Pass","rule":{"peers":"Any","ports":"Any"}}],"egress":[]}}}"#,
+    );
+    assert_eq!(text.lines().nth(1), Some(line), "{text}");
+    assert_eq!(disk.saved.load().unwrap().objects, [policy]);
 }
 
 /// Of the agent before this format, which had no log and no mirror pods.

@@ -10,7 +10,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::{EndpointSlice, Meta, Namespace, NetworkPolicy, Node, Pod, PolicyOutline, Service};
+use super::{
+    ClusterNetworkPolicy, EndpointSlice, Meta, Namespace, NetworkPolicy, Node, Pod, PolicyOutline,
+    Service,
+};
 use crate::model::convert::{self, Converted, Invalid};
 use crate::model::{Kind, Object, ObjectName};
 
@@ -19,8 +22,11 @@ pub trait WireKind: DeserializeOwned + std::fmt::Debug + Send + Sync + 'static {
     const KIND: Kind;
     /// API group; empty for core.
     const GROUP: &'static str;
+    const VERSION: &'static str = "v1";
     /// The name of the resource in a URL and in a ClusterRole.
     const PLURAL: &'static str;
+    /// May a cluster be without the kind? Then there is none of it, and it is looked for again and again.
+    const IS_OPTIONAL: bool = false;
 
     fn meta(&self) -> &Meta;
 
@@ -138,7 +144,7 @@ impl<K: WireKind> kube::Resource for Decoded<K> {
     }
 
     fn version((): &()) -> Cow<'_, str> {
-        "v1".into()
+        K::VERSION.into()
     }
 
     fn plural((): &()) -> Cow<'_, str> {
@@ -239,5 +245,21 @@ impl WireKind for NetworkPolicy {
 
     fn close(text: &RawValue, reason: &str) -> Option<Object> {
         convert::closed_policy(PolicyOutline::deserialize(text).ok()?, reason)
+    }
+}
+
+impl WireKind for ClusterNetworkPolicy {
+    const KIND: Kind = Kind::ClusterNetworkPolicy;
+    const GROUP: &'static str = "policy.networking.k8s.io";
+    const VERSION: &'static str = "v1alpha2";
+    const PLURAL: &'static str = "clusternetworkpolicies";
+    const IS_OPTIONAL: bool = true;
+
+    fn meta(&self) -> &Meta {
+        &self.metadata
+    }
+
+    fn convert(self) -> Result<Converted, Invalid> {
+        convert::cluster_policy(self)
     }
 }

@@ -1,6 +1,7 @@
 //! The Kubernetes objects as the API writes them, with only the fields in use: what is not named here is
 //! skipped while decoding and never stored. What the fields mean is `model::convert`'s.
 
+mod cluster_policy;
 mod decode;
 mod node;
 mod pod;
@@ -12,6 +13,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer};
 
+pub use cluster_policy::{
+    ClusterNetworkPolicy, ClusterPort, ClusterPortRange, ClusterPorts, ClusterProtocol,
+    ClusterRule, Fields, NamespacedPod,
+};
 pub use decode::{Decoded, WireKind, decode};
 pub use node::{
     Namespace, NamespaceStatus, Node, NodeAddress, NodeCondition, NodeSpec, NodeStatus,
