@@ -29,8 +29,26 @@ pub struct Device {
     pub ingress: RulesId,
     /// What may go out.
     pub egress: RulesId,
-    pub flags: u32,
+    pub flags: DeviceFlags,
     pub pad2: [u8; 4 + 2 * OTHER_BYTES],
+}
+
+/// Bits of [`Device::flags`].
+#[derive(
+    Clone, Copy, Debug, Default, Eq, Hash, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(transparent)]
+pub struct DeviceFlags(pub u32);
+
+impl DeviceFlags {
+    /// What has been answered already goes on, whatever the pod's rules say by now.
+    pub const KEEPS_ESTABLISHED: Self = Self(1);
+
+    /// Is one of these bits set?
+    #[inline(always)]
+    pub const fn has(self, bits: Self) -> bool {
+        self.0 & bits.0 != 0
+    }
 }
 
 impl Device {

@@ -87,6 +87,7 @@ fn follow<T: Tables + ?Sized>(
         let quoted = scratch.question;
         let is_opener = scratch.state & WayState::OPENER != 0;
         ask_about(scratch, way, is_opener);
+        scratch.trace.is_established = 1;
         let judged = tables.judge(scratch).is_known();
         scratch.question = quoted;
         judged?;

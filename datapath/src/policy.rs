@@ -2,7 +2,7 @@
 //! each one lookup in the tables that the agent has compiled.
 
 use weir_common::counter::Counter;
-use weir_common::device::Device;
+use weir_common::device::{Device, DeviceFlags};
 use weir_common::event::Hook;
 use weir_common::policy::{Action, Class, PortKey, RuleId, RulesId, VerdictKey};
 use weir_common::way::WayKey;
@@ -51,12 +51,16 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
         },
     };
     let [a, b, c, d, _] = *question.words();
+    let is_established = trace.is_established != 0;
+    trace.is_established = 0;
     *judgement = Judgement::default();
-    let egress;
+    let mut egress;
     (judgement.opener_device, egress) = end(tables, &here, &question.source, [a, b], Way::Out)?;
-    let ingress;
+    let mut ingress;
     (judgement.responder_device, ingress) =
         end(tables, &here, &question.destination, [c, d], Way::In)?;
+    egress.keeps &= is_established;
+    ingress.keeps &= is_established;
     // A pod may always reach itself.
     if question.is_to_itself() {
         return Ok(());
@@ -79,6 +83,14 @@ enum Way {
     In,
 }
 
+/// What holds for one end.
+#[derive(Clone, Copy)]
+struct Rules {
+    list: RulesId,
+    /// Does what is established go on?
+    keeps: bool,
+}
+
 /// The device at an address and the rules that hold there.
 #[inline(always)]
 fn end<T: Tables + ?Sized>(
@@ -87,30 +99,35 @@ fn end<T: Tables + ?Sized>(
     addr: &Addr,
     words: [u64; 2],
     way: Way,
-) -> Result<(u32, RulesId), DropReason> {
+) -> Result<(u32, Rules), DropReason> {
     let ifindex = if (words[0] ^ here.addr[0]) | (words[1] ^ here.addr[1]) == 0 {
         here.ifindex
     } else if let Some(pod) = tables.local_pod(addr) {
         pod.ifindex
     } else {
-        return Ok((0, RulesId::OPEN));
+        let open = Rules {
+            list: RulesId::OPEN,
+            keeps: false,
+        };
+        return Ok((0, open));
     };
     let device = tables.device(ifindex).ok_or(DropReason::NoLease)?;
     let device: &Device = &device;
-    Ok((
-        ifindex,
-        match way {
+    let rules = Rules {
+        list: match way {
             Way::Out => device.egress,
             Way::In => device.ingress,
         },
-    ))
+        keeps: device.flags.has(DeviceFlags::KEEPS_ESTABLISHED),
+    };
+    Ok((ifindex, rules))
 }
 
 /// Whether rules allow a peer; the rule that does.
 #[inline(always)]
 fn ask<T: Tables + ?Sized>(
     tables: &T,
-    rules: RulesId,
+    Rules { list: rules, keeps }: Rules,
     way: Way,
     opener: &WayKey,
     rule: &mut RuleId,
@@ -147,6 +164,9 @@ fn ask<T: Tables + ?Sized>(
     }
     if action == Action::ALLOW {
         return Ok(decided);
+    }
+    if keeps {
+        return Ok(RuleId::NONE);
     }
     *rule = decided;
     Err(match way {

@@ -64,7 +64,8 @@ pub struct Trace {
     pub tuple: WayKey,
     /// What denied it, for the policy reasons.
     pub rule: RuleId,
-    pub pad: u32,
+    /// Not 0: what policy is to be asked about has been allowed and answered before. Whoever asks says so each time.
+    pub is_established: u32,
 }
 
 impl Scratch {

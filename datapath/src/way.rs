@@ -171,6 +171,7 @@ fn go_on<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<bool, 
             scratch.question = scratch.trace.tuple;
         } else {
             ask_for_opener(scratch, is_opener);
+            scratch.trace.is_established = u32::from(!segment.is_syn());
         }
         match tables.judge(scratch).is_known() {
             Ok(_) if opens_back => {}

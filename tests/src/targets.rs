@@ -143,6 +143,7 @@ pub fn cluster(folder: &Path, pods: Vec<model::Pod>) -> Result<Cluster> {
                 name: name.as_str().into(),
                 labels: BTreeMap::new(),
                 phase: model::NamespacePhase::Active,
+                keeps_established: false,
             });
         // Every namespace of a real API has it.
         namespace

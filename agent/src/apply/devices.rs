@@ -1,10 +1,10 @@
 //! The pods of this node: from leases and rule lists to rows of `DEVICES` and `PODS`. Where leases come
 //! from, and programs on devices, are not here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use weir_common::device::{Device, LocalPod};
+use weir_common::device::{Device, DeviceFlags, LocalPod};
 use weir_common::{Addr, Mac};
 
 use super::status::{Fill, Status};
@@ -32,6 +32,8 @@ pub struct Devices<D, P> {
     pods: Table<Addr, LocalPod, P>,
     leases: BTreeMap<u32, PodLease>,
     rules: BTreeMap<ObjectName, PodRules>,
+    /// Those whose established connections go on.
+    keeping: BTreeSet<ObjectName>,
     statuses: BTreeMap<u32, Status>,
 }
 
@@ -65,6 +67,7 @@ where
             pods: Table::resume("PODS", pods)?,
             leases: BTreeMap::new(),
             rules: BTreeMap::new(),
+            keeping: BTreeSet::new(),
             statuses: BTreeMap::new(),
         })
     }
@@ -93,6 +96,12 @@ where
         if self.rules != *rules {
             self.rules.clone_from(rules);
         }
+        self.desire_devices();
+    }
+
+    /// The established connections of these go on, whatever policy says of them later.
+    pub fn keep_established(&mut self, pods: BTreeSet<ObjectName>) {
+        self.keeping = pods;
         self.desire_devices();
     }
 
@@ -198,6 +207,10 @@ where
             mac: lease.mac,
             ingress: rules.ingress,
             egress: rules.egress,
+            flags: match self.keeping.contains(&lease.pod) {
+                true => DeviceFlags::KEEPS_ESTABLISHED,
+                false => DeviceFlags::default(),
+            },
             ..Device::default()
         })
     }

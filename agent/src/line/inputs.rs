@@ -327,7 +327,9 @@ impl Inputs {
             }
             Kind::Namespace => {
                 let (before, after) = (before.and_then(namespace), after.and_then(namespace));
-                let facts = |it: Option<&Namespace>| it.map(|it| (it.labels.clone(), it.phase));
+                let facts = |it: Option<&Namespace>| {
+                    it.map(|it| (it.labels.clone(), it.phase, it.keeps_established))
+                };
                 if facts(before) != facts(after) {
                     dirty.touched.add(id);
                 }

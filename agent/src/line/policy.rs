@@ -15,7 +15,7 @@ use super::{Dirty, Line, Published};
 use crate::apply::{Origin, Outcome, Policies, Status};
 use crate::compile::policy::{Compiler, NodeView, Report, RuleBook, Touched};
 use crate::conditions::{About, Condition, NodeFault, ObjectFault};
-use crate::model::Snapshot;
+use crate::model::{ObjectName, Snapshot};
 
 /// The tables of policy.
 pub(super) type PolicyTables<M> = Policies<
@@ -93,6 +93,13 @@ impl<M: Machine> Line<M> {
             }
         }
         self.pods.desire(&self.inputs);
+        let keeps = |pod: &ObjectName| {
+            let namespace = snapshot.namespaces.get(&pod.namespace);
+            namespace.is_some_and(|it| it.keeps_established)
+        };
+        let pods = self.pods.open.values().map(|lease| subject(lease));
+        let keeping = pods.filter(keeps).collect();
+        self.pods.devices.keep_established(keeping);
         // Containers that belong to no pod have no policy.
         let others = self.pods.open.values().filter(|lease| lease.pod.is_none());
         policy

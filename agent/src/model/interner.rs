@@ -165,6 +165,7 @@ mod tests {
             name: name.into(),
             labels: Labels::from([("team".into(), team.into())]),
             phase: NamespacePhase::Active,
+            keeps_established: false,
         }))
     }
 

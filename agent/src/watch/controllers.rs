@@ -124,6 +124,7 @@ impl Derived {
                     name: name.clone(),
                     labels: BTreeMap::new(),
                     phase: NamespacePhase::Active,
+                    keeps_established: false,
                 },
             };
             namespace.labels.insert(NAMESPACE_NAME.into(), name);

@@ -51,6 +51,7 @@ fn world() -> Cluster {
         name: pod.id.namespace.clone(),
         labels: BTreeMap::new(),
         phase: NamespacePhase::Active,
+        keeps_established: false,
     };
     Cluster {
         namespaces: pods.iter().map(namespace).collect(),

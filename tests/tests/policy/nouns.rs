@@ -72,6 +72,7 @@ pub(super) fn namespace(name: &str, text: &str) -> Namespace {
         name: name.into(),
         labels: labels(text),
         phase: NamespacePhase::Active,
+        keeps_established: false,
     }
 }
 

@@ -93,6 +93,7 @@ fn namespace(name: &'static str) -> impl Strategy<Value = Namespace> {
         name: name.into(),
         labels,
         phase,
+        keeps_established: false,
     })
 }
 

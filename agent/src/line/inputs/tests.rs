@@ -117,6 +117,7 @@ fn of_a_namespace_policy_hears_what_it_may_look_at() {
             name: "shop".into(),
             labels: BTreeMap::from([("team".into(), label.into())]),
             phase,
+            keeps_established: false,
         };
         inputs.take(Change::Applied(Object::Namespace(Arc::new(namespace))));
         let dirty = inputs.take_dirty();

@@ -15,9 +15,21 @@ use crate::watch::wire;
 /// A Namespace.
 pub fn namespace(wire: wire::Namespace) -> Result<Converted, Invalid> {
     let meta = wire.metadata;
+    let mut problems = Vec::new();
+    let keeps_established = match meta.annotations.established.as_deref() {
+        None | Some("judge") => false,
+        Some("keep") => true,
+        Some(other) => {
+            problems.push(Problem {
+                part: "annotation weir.local/established-connections".to_owned(),
+                reason: format!("{other:?} is neither \"keep\" nor \"judge\""),
+            });
+            false
+        }
+    };
     let terminating =
         meta.deletion_timestamp.is_some() || wire.status.phase.as_deref() == Some("Terminating");
-    Ok(Object::Namespace(Arc::new(Namespace {
+    let namespace = Namespace {
         name: name("metadata.name", &meta.name)?,
         labels: labels(meta.labels),
         phase: if terminating {
@@ -25,8 +37,12 @@ pub fn namespace(wire: wire::Namespace) -> Result<Converted, Invalid> {
         } else {
             NamespacePhase::Active
         },
-    }))
-    .into())
+        keeps_established,
+    };
+    Ok(Converted {
+        object: Some(Object::Namespace(Arc::new(namespace))),
+        problems,
+    })
 }
 
 /// A Node. A bad address is left out; a bad pod CIDR is too, since it would route somebody else's

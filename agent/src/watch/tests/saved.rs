@@ -139,6 +139,7 @@ fn objects() -> Vec<Object> {
         name: "shop".into(),
         labels: labels(&[("team", "a")]),
         phase: NamespacePhase::Terminating,
+        keeps_established: false,
     };
     let node = Node {
         name: "n1".into(),
@@ -195,6 +196,7 @@ fn changes() -> Changes {
         name: "bank".into(),
         labels: labels(&[]),
         phase: NamespacePhase::Active,
+        keeps_established: false,
     };
     let namespace = Object::Namespace(Arc::new(namespace));
     let pod = objects()[2].id();

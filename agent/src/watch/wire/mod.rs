@@ -62,6 +62,9 @@ pub struct Annotations {
     /// What `spec.loadBalancerSourceRanges` says today, with commas (core/v1 annotation_key_constants.go).
     #[serde(rename = "service.beta.kubernetes.io/load-balancer-source-ranges")]
     pub source_ranges: Option<String>,
+    /// On a Namespace: `keep`, or what is there without it, `judge`.
+    #[serde(rename = "weir.local/established-connections")]
+    pub established: Option<String>,
 }
 
 /// `LabelSelector`. Strict, since a selector that is read in part selects too much.
