@@ -177,7 +177,7 @@ impl KubeSource {
             ledger: Ledger::new(K::KIND, names),
             version: None,
             is_doubtful: false,
-            is_absent: false,
+            absences: 0,
             listed: None,
             failed: 0,
             retry: self.timing.retry(),
@@ -278,8 +278,8 @@ struct Course {
     /// Who answers next may be a server that knows less than this: one restored from a backup, or of another
     /// store.
     is_doubtful: bool,
-    /// It was said that the API server has no such kind.
-    is_absent: bool,
+    /// How often in a row the API server had no such kind. That there is none of it was said the first time.
+    absences: u32,
     /// When the last list was complete.
     listed: Option<Instant>,
     /// How often in a row.

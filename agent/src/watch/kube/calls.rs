@@ -129,8 +129,8 @@ impl KubeSource {
                 break version.ok_or(Failure::NoVersion)?;
             }
         };
-        if course.is_absent {
-            course.is_absent = false;
+        if course.absences > 0 {
+            course.absences = 0;
             info!(kind = %K::KIND, "the API server has the kind now");
         }
         course.ledger.finish_list(&mut changes);

@@ -15,6 +15,10 @@ use crate::watch::wire::WireKind;
 /// often that is no news.
 const AT_ODDS: usize = 5;
 
+/// What a kind's place is asked of is more than the list that was refused, and thousands of nodes ask: with the first absence in a row,
+/// and with every so many after it.
+const PROOFS: u32 = 10;
+
 /// Where the API server has the kind.
 pub(super) enum Place {
     Nowhere,
@@ -44,7 +48,13 @@ impl KubeSource {
         course: &mut Course,
         say: &mpsc::Sender<Said>,
     ) -> Sought {
-        match self.place::<K>().await {
+        // Where it was absent before, a 404 is no change; now and then it is seen whether another version has come.
+        let place = if course.absences.is_multiple_of(PROOFS) {
+            self.place::<K>().await
+        } else {
+            Ok(Place::Nowhere)
+        };
+        match place {
             Err(other) => Sought::Failed(other),
             Ok(Place::Elsewhere(versions)) => Sought::Failed(Failure::OtherVersions(versions)),
             Ok(Place::Here) if course.failed < AT_ODDS => Sought::AtOdds,
@@ -62,7 +72,7 @@ impl KubeSource {
         course: &mut Course,
         say: &mpsc::Sender<Said>,
     ) -> Result<(), Stop> {
-        if !course.is_absent {
+        if course.absences == 0 {
             info!(
                 kind = %K::KIND, again = ?self.timing.optional,
                 "the API server has no such kind; it is looked for again and again"
@@ -71,10 +81,10 @@ impl KubeSource {
             course.ledger.begin_list();
             course.ledger.finish_list(&mut changes);
             course.spare = None;
-            course.is_absent = true;
             say_all(say, &mut changes).await?;
             send(say, Said::Listed(K::KIND)).await?;
         }
+        course.absences = course.absences.saturating_add(1);
         course.version = None;
         course.is_doubtful = false;
         course.failed = 0;

@@ -130,6 +130,33 @@ async fn a_kind_of_other_versions_alone_is_no_absence() {
 }
 
 #[tokio::test]
+async fn other_versions_that_come_later_are_seen_too() {
+    let server = ApiServer::start();
+    server.have_optional(&[]);
+    let timing = Timing {
+        optional: Duration::from_millis(50),
+        ..quick()
+    };
+    let mut running = Running::with(&[&server], timing).await;
+    running.reader.until_complete().await;
+    server.have_optional(&["v1beta9"]);
+    running
+        .until_health(
+            KIND,
+            |s| matches!(s, WatchStatus::Retrying { error, .. } if error.contains("as v1beta9")),
+        )
+        .await;
+    server.have_optional(&["v1beta9", "v1alpha2"]);
+    server.put(policy("one"));
+    running
+        .reader
+        .until("the policy is there", |r| {
+            r.snapshot.cluster_policies.len() == 1
+        })
+        .await;
+}
+
+#[tokio::test]
 async fn a_forbidden_kind_is_no_absence() {
     let server = ApiServer::start();
     server.forbid("list", OPTIONAL);
