@@ -78,6 +78,8 @@ pub mod targets;
 #[cfg(feature = "full")]
 pub mod traffic;
 #[cfg(feature = "full")]
+pub mod truth;
+#[cfg(feature = "full")]
 pub mod vm;
 pub mod workloads;
 #[cfg(feature = "full")]
