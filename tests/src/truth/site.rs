@@ -4,23 +4,21 @@
 //! A denial is not waited for. Every question is one packet until it is answered, and every packet that is dropped is counted, so what
 //! is denied is known for certain as soon as as many were dropped by policy as should have been.
 
-use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
-use serde_json::Value;
+use anyhow::{Context as _, Result, ensure};
 use weir_common::Protocol;
 
 use super::objects::{NAMESPACES, OTHERS, PEOPLE, PODS, Scene, everybody, uid};
 use super::party::{Look, PORTS, Party, Question};
 use super::situations::Situation;
 use super::who::claims;
+use crate::admin::{ask, dropped};
 use crate::lan::{Pair, Place};
 use crate::machine::Machine;
-use crate::node::{Family, Node, Pod};
+use crate::node::{Family, Pod};
 use crate::oracle;
 use crate::workloads::Workload;
 
@@ -361,13 +359,9 @@ impl Site {
     fn dropped(&self) -> Result<u64> {
         let mut sum = 0;
         for node in &self.pair.nodes {
-            let answer = ask(node, "drops")?;
-            let totals = answer["totals"].as_array().context("drops have totals")?;
-            for row in totals {
-                if row["reason"] == "egress_denied" || row["reason"] == "ingress_denied" {
-                    sum += row["packets"].as_u64().unwrap_or_default();
-                }
-            }
+            let all = dropped(node)?;
+            let of = |reason| all.get(reason).copied().unwrap_or_default();
+            sum += of("egress_denied") + of("ingress_denied");
         }
         Ok(sum)
     }
@@ -399,17 +393,4 @@ fn probes(people: usize) -> Vec<Probe> {
         }
     }
     probes
-}
-
-/// What `weir` would be told, without starting it: there are hundreds of such questions.
-fn ask(node: &Node, what: &str) -> Result<Value> {
-    let socket = node.machine().dir().join("run/admin.sock");
-    let mut stream = UnixStream::connect(socket).context("connect to the agent")?;
-    write!(stream, "GET /v1/{what} HTTP/1.0\r\n\r\n")?;
-    let mut said = String::new();
-    stream.read_to_string(&mut said)?;
-    match said.split_once("\r\n\r\n") {
-        Some((head, body)) if head.contains(" 200 ") => Ok(serde_json::from_str(body)?),
-        _ => bail!("the agent said {said:?}"),
-    }
 }
