@@ -237,9 +237,9 @@ impl Scene<'_> {
         })
     }
 
-    /// An error of this type and code about a packet that `near` has sent to `far`.
+    /// An error of this type and code about a packet that `near` has sent to `friend`.
     pub fn error(&self, kind: u8, code: u8, rest: [u8; 4]) -> Vec<u8> {
-        let quoted = self.between(Near, Far).packet(&self.datagram());
+        let quoted = self.between(Near, Friend).packet(&self.datagram());
         let ip = self.between(self.speaker, Near);
         let body = [&[kind, code, 0, 0], &rest[..], &quoted].concat();
         icmp(&ip, body)
