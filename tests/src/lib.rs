@@ -2,6 +2,8 @@
 //! machines, packets and tables in memory. No test is here; they are in `tests/tests`.
 
 #[cfg(feature = "full")]
+pub mod admin;
+#[cfg(feature = "full")]
 pub mod application;
 pub mod binaries;
 pub mod bpffs;
@@ -32,6 +34,8 @@ pub mod frames;
 pub mod go;
 #[cfg(feature = "full")]
 pub mod helm;
+#[cfg(feature = "full")]
+pub mod hostile;
 #[cfg(feature = "full")]
 pub mod kernels;
 #[cfg(feature = "full")]
@@ -77,6 +81,8 @@ pub mod tap;
 pub mod targets;
 #[cfg(feature = "full")]
 pub mod traffic;
+#[cfg(feature = "full")]
+pub mod truth;
 #[cfg(feature = "full")]
 pub mod vm;
 pub mod workloads;
