@@ -31,7 +31,11 @@ pub fn everybody() -> Vec<String> {
 
 /// A policy: its namespace, what is in its `podSelector`, and the rest of its `spec`, both in YAML's flow style without the
 /// braces. In the rest `@xa4` stands for the IPv4 address of the pod `a` of `x`, `@n16` for the IPv6 address of the first node.
+/// For a ClusterNetworkPolicy the namespace is [`TIERED`], and what comes second is in its `subject`.
 pub type PolicyText = (&'static str, &'static str, &'static str);
+
+/// Instead of a namespace: it is a ClusterNetworkPolicy.
+pub const TIERED: &str = "";
 
 /// What there is besides the nodes.
 #[derive(Clone, Debug)]
@@ -78,6 +82,13 @@ impl Scene<'_> {
         let mut texts: Vec<String> = documents.iter().map(Value::to_string).collect();
         for (number, (namespace, subject, rest)) in self.policies.iter().enumerate() {
             let rest = self.with_addresses(rest)?;
+            if *namespace == TIERED {
+                texts.push(format!(
+                    "{{apiVersion: policy.networking.k8s.io/v1alpha2, kind: ClusterNetworkPolicy, \
+                     metadata: {{name: p{number}}}, spec: {{subject: {{{subject}}}, {rest}}}}}"
+                ));
+                continue;
+            }
             texts.push(format!(
                 "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, \
                  metadata: {{namespace: \"{namespace}\", name: p{number}}}, spec: {{podSelector: {{{subject}}}, {rest}}}}}"
@@ -144,6 +155,7 @@ impl Scene<'_> {
             namespaces: Vec::new(),
             pods: Vec::new(),
             policies: Vec::new(),
+            cluster_policies: Vec::new(),
         };
         let text = self.text(None)?;
         for parsed in parse("situation", &text) {
@@ -155,6 +167,7 @@ impl Scene<'_> {
                     Some(Object::Namespace(it)) => cluster.namespaces.push((*it).clone()),
                     Some(Object::Pod(it)) => cluster.pods.push((*it).clone()),
                     Some(Object::Policy(it)) => cluster.policies.push((*it).clone()),
+                    Some(Object::ClusterPolicy(it)) => cluster.cluster_policies.push((*it).clone()),
                     other => bail!("{other:?} is not part of a situation"),
                 },
                 // What is not understood closes whom it selects; a person says so beside.

@@ -5,6 +5,7 @@ mod isolation;
 mod peers;
 mod ports;
 mod stacks;
+mod tiers;
 
 use super::objects::PolicyText;
 
@@ -69,6 +70,7 @@ pub fn all() -> Vec<Situation> {
         ports::all(),
         blocks::all(),
         stacks::all(),
+        tiers::all(),
     ]
     .concat()
 }
