@@ -134,10 +134,13 @@ fn known(site: &Site) -> Vec<String> {
     .collect()
 }
 
-/// A neighbour whose Ethernet address is known, without the state of the entry, which time changes.
+/// A neighbour whose Ethernet address is known, without the state of the entry, which time changes. Machines of the LAN learn each
+/// other's link-local addresses, and forget them, by themselves.
 fn with_address(line: &str) -> Option<String> {
-    let (before, state) = line.rsplit_once(' ')?;
-    (before.contains("lladdr") && state != "FAILED").then(|| before.replace(" router", ""))
+    let (before, state) = line.trim().rsplit_once(' ')?;
+    let is_passing = line.starts_with("fe80::") && state != "PERMANENT";
+    let is_known = before.contains("lladdr") && state != "FAILED";
+    (is_known && !is_passing).then(|| before.replace(" router", ""))
 }
 
 type Claim = (&'static str, Family, Fate, fn(&Scene<'_>, u64) -> Vec<u8>);
