@@ -14,8 +14,8 @@ use weir_common::{Addr, Protocol};
 use weir_tests::oracle::{Cluster, Party, Who};
 
 use super::nouns::{
-    DNS, OUTSIDE, compiler, ip, labels, only, parties, pod, pods, policy, select, snapshot,
-    touched, view,
+    DNS, OUTSIDE, compiler, ip, labels, only, parties, pod, pods, pods_in, policy, select,
+    snapshot, touched, view,
 };
 use super::random::{Parts, cluster};
 use super::walk::{Answer, cell, class, side};
@@ -330,6 +330,30 @@ fn a_policy_of_both_ends_that_turns_around_lets_nothing_pass_on_the_way() {
     let mut after = before.clone();
     after.policies = vec![policy("shop/both", select(""), from_all(), Some(vec![]))];
     let way = Way::between(&before, &after, 32);
+    assert!(way.steps.len() > 1);
+    for order in 0..20 {
+        way.check(order);
+    }
+}
+
+/// A namespace that gets another label: nobody comes to other rules, and two ends see somebody else.
+#[test]
+fn a_namespace_that_is_relabelled_lets_nothing_pass_on_the_way() {
+    let env = |name| vec![only(vec![pods_in(select(name), select(""))])];
+    let mut before = super::cases::shop();
+    before.policies = vec![policy(
+        "shop/env",
+        select(""),
+        Some(env("env=dev")),
+        Some(env("env=prod")),
+    )];
+    let relabelled = |name: &str| {
+        let mut cluster = before.clone();
+        let shop = cluster.namespaces.iter_mut().find(|it| &*it.name == "shop");
+        shop.unwrap().labels = labels(name);
+        cluster
+    };
+    let way = Way::between(&relabelled("env=dev"), &relabelled("env=prod"), 32);
     assert!(way.steps.len() > 1);
     for order in 0..20 {
         way.check(order);
