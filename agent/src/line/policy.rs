@@ -26,6 +26,9 @@ pub(super) type PolicyTables<M> = Policies<
     <M as Machine>::Table<u32, u32>,
 >;
 
+/// Of those whose changes wait, so many are named.
+const TOLD: usize = 3;
+
 /// The state of policy.
 #[derive(Debug)]
 pub(super) struct Policy<M: Machine> {
@@ -40,6 +43,8 @@ pub(super) struct Policy<M: Machine> {
     are_ours: bool,
     /// Why the latest policy is not in the kernel, when it had no room.
     refused: Option<String>,
+    /// What was touched since the kernel had room for all.
+    waiting: Touched,
 }
 
 impl<M: Machine> Policy<M> {
@@ -52,7 +57,18 @@ impl<M: Machine> Policy<M> {
             reports: Vec::new(),
             are_ours: false,
             refused: None,
+            waiting: Touched::default(),
         }
+    }
+
+    /// Notes whether there was room, and whose changes wait if there was none.
+    fn told(&mut self, refused: Option<String>) {
+        let Some(why) = refused else {
+            self.refused = None;
+            self.waiting = Touched::default();
+            return;
+        };
+        self.refused = Some(format!("{why}{}", who_waits(self.waiting.names())));
     }
 
     /// What keeps our programs from serving. One that has no room beside what an earlier agent wrote does not: that
@@ -81,6 +97,7 @@ impl<M: Machine> Line<M> {
         };
         let policy = &mut self.policy;
         let snapshot = self.inputs.snapshot();
+        policy.waiting.extend(touched);
         if policy.are_ours {
             policy.compiler.update(touched, snapshot, &node);
         }
@@ -105,10 +122,11 @@ impl<M: Machine> Line<M> {
         policy
             .tables
             .also_open(others.map(|lease| subject(lease)).collect());
-        policy.refused = match policy.are_ours {
+        let refused = match policy.are_ours {
             true => Self::follow(policy, &self.published),
             false => Self::begin(policy, &self.published, snapshot, &node),
         };
+        policy.told(refused);
         let pass = policy.tables.reconcile(&mut self.pods.devices, now);
         if pass.outcome == Outcome::Unfinished && policy.tables.is_underway() {
             warn!(status = ?policy.tables.status(), "a change of policy is half way; it goes on");
@@ -200,6 +218,16 @@ impl<M: Machine> Line<M> {
     }
 }
 
+/// The first of them by name, and how many more there are.
+fn who_waits(mut names: impl Iterator<Item = String>) -> String {
+    let first: Vec<String> = names.by_ref().take(TOLD).collect();
+    match (first.is_empty(), names.count()) {
+        (true, _) => String::new(),
+        (false, 0) => format!("; what waits: {}", first.join(", ")),
+        (false, more) => format!("; what waits: {} and {more} more", first.join(", ")),
+    }
+}
+
 /// Parts of policies and claims of addresses that were compiled otherwise than their author may expect.
 fn parts(reports: &[Report]) -> Vec<Condition> {
     let mut found: BTreeMap<About, Condition> = BTreeMap::new();
@@ -220,4 +248,22 @@ fn parts(reports: &[Report]) -> Vec<Condition> {
             .or_insert(condition);
     }
     found.into_values().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_is_named_policies_first_and_not_without_end() {
+        let mut touched = Touched::default();
+        assert_eq!(who_waits(touched.names()), "");
+        touched.pods.insert(ObjectName::new("shop", "web-0"));
+        touched.policies.insert(ObjectName::new("shop", "large"));
+        let two = "; what waits: NetworkPolicy shop/large, Pod shop/web-0";
+        assert_eq!(who_waits(touched.names()), two);
+        touched.namespaces.extend(["a".into(), "b".into()]);
+        let many = "; what waits: NetworkPolicy shop/large, Namespace a, Namespace b and 1 more";
+        assert_eq!(who_waits(touched.names()), many);
+    }
 }

@@ -78,6 +78,31 @@ impl Touched {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+
+    /// What `later` has touched, too.
+    pub fn extend(&mut self, later: &Self) {
+        self.pods.extend(later.pods.iter().cloned());
+        self.namespaces.extend(later.namespaces.iter().cloned());
+        self.nodes.extend(later.nodes.iter().cloned());
+        self.policies.extend(later.policies.iter().cloned());
+        let tiers = later.cluster_policies.iter().cloned();
+        self.cluster_policies.extend(tiers);
+    }
+
+    /// The objects as people call them, policies first.
+    pub fn names(&self) -> impl Iterator<Item = String> {
+        fn of<'a>(kind: Kind, names: &'a BTreeSet<Arc<str>>) -> impl Iterator<Item = String> + 'a {
+            names.iter().map(move |name| format!("{kind} {name}"))
+        }
+        let policies = self.policies.iter();
+        let policies = policies.map(|name| format!("{} {name}", Kind::NetworkPolicy));
+        let pods = self.pods.iter().map(|name| format!("{} {name}", Kind::Pod));
+        policies
+            .chain(of(Kind::ClusterNetworkPolicy, &self.cluster_policies))
+            .chain(of(Kind::Namespace, &self.namespaces))
+            .chain(pods)
+            .chain(of(Kind::Node, &self.nodes))
+    }
 }
 
 /// The policy of a node: kept up with every change in time that goes with what changes, not with what there is.
