@@ -9,6 +9,7 @@ pub mod compile;
 pub mod conditions;
 pub mod config;
 pub mod events;
+pub mod explain;
 pub mod export;
 pub mod install;
 pub mod keep;

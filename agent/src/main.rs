@@ -1,13 +1,20 @@
 //! `weir-agent`: reads what was typed and hands over to the library.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use weir_agent::beat::LOOK;
-use weir_agent::config::{Args, CleanupArgs, Command, InstallArgs, LogFormat, RunArgs, Settings};
+use weir_agent::config::{
+    Args, CleanupArgs, Command, InstallArgs, LogFormat, PolicyArgs, PolicyCommand, PolicyOutput,
+    RunArgs, Settings,
+};
+use weir_agent::explain::diff::{self, Diff, Scope};
+use weir_agent::explain::expect;
 use weir_agent::install::{self, Installed, Leases, Places};
 use weir_agent::{app, keep, kernel, watch};
 use weir_common::allocator::Allocator;
@@ -29,6 +36,7 @@ fn main() -> ExitCode {
                 Err(error) => Err(error),
             }
         }
+        Command::Policy(args) => return policy(&args),
         Command::Wait => wait(),
     };
     match ended {
@@ -134,6 +142,54 @@ fn until_ended(meanwhile: impl Future<Output = Result<()>>) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// Asks about policies that are in no cluster yet.
+fn policy(args: &PolicyArgs) -> ExitCode {
+    let said = match &args.command {
+        PolicyCommand::Test { file } => expect::check(file)
+            .and_then(|it| said(args.output, &it, it.table()).map(|()| it.passed())),
+        PolicyCommand::Diff { file, whole } => {
+            diff(file, *whole).and_then(|it| said(args.output, &it, it.table()).map(|()| true))
+        }
+    };
+    match said {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(wrong) => {
+            eprintln!("{}", wrong.join("\n"));
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn said(output: PolicyOutput, answer: &impl Serialize, table: String) -> Result<(), Vec<String>> {
+    match output {
+        PolicyOutput::Table => print!("{table}"),
+        PolicyOutput::Json => {
+            let json = serde_json::to_string_pretty(answer).map_err(|e| vec![e.to_string()])?;
+            println!("{json}");
+        }
+    }
+    Ok(())
+}
+
+fn diff(files: &[PathBuf], whole: bool) -> Result<Diff, Vec<String>> {
+    match files {
+        [after, before] => diff::of_folders(before, after),
+        [after] => {
+            let told = serde_json::from_reader(std::io::stdin().lock());
+            let told = told.map_err(|e| vec![format!("what is told of the cluster: {e}")])?;
+            let scope = match whole {
+                true => Scope::Whole,
+                false => Scope::Added,
+            };
+            diff::against_cluster(after, told, scope)
+        }
+        _ => Err(vec![
+            "at most two folders: what is new, what was before".to_owned(),
+        ]),
+    }
 }
 
 fn start_log(args: &RunArgs) -> Result<()> {

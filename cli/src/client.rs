@@ -19,6 +19,17 @@ pub(crate) async fn fetch(socket: &Path, path: &str) -> Result<Bytes> {
         .with_context(|| format!("the agent did not answer {path} within {PATIENCE:?}"))?
 }
 
+/// Text as it stands in a query (RFC 3986, 2.1).
+pub(crate) fn escape(text: &str) -> String {
+    let escaped = text.bytes().map(|byte| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+            char::from(byte).to_string()
+        }
+        _ => format!("%{byte:02X}"),
+    });
+    escaped.collect()
+}
+
 async fn request(socket: &Path, path: &str) -> Result<Bytes> {
     let stream = UnixStream::connect(socket).await.with_context(|| {
         format!(
@@ -50,6 +61,9 @@ async fn request(socket: &Path, path: &str) -> Result<Bytes> {
         .await
         .context("the connection's task")?
         .context("the connection")?;
+    if status == hyper::StatusCode::BAD_REQUEST {
+        bail!("{}", String::from_utf8_lossy(&body));
+    }
     if !status.is_success() {
         bail!(
             "the agent answered {status} to {path}: {}",

@@ -7,6 +7,7 @@
 
 use std::net::SocketAddr;
 use std::process::Output;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use weir_tests::node::{Family, NodeOptions};
@@ -32,6 +33,24 @@ metadata: {name: hush, namespace: shop}
 spec:
   podSelector: {matchLabels: {app: quiet}}
   policyTypes: [Ingress]
+";
+
+/// A pod of a node that there is not, and its policy.
+const FAR: &str = "\
+kind: Pod
+apiVersion: v1
+metadata: {name: far, namespace: shop, labels: {app: far}}
+spec: {nodeName: elsewhere, containers: []}
+status: {phase: Running, podIP: 10.99.0.9, podIPs: [{ip: 10.99.0.9}]}
+---
+kind: NetworkPolicy
+apiVersion: networking.k8s.io/v1
+metadata: {name: far, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: far}}
+  ingress:
+  - from: [{podSelector: {matchLabels: {app: web}}}]
+    ports: [{port: 80}]
 ";
 
 fn text(bytes: &[u8]) -> String {
@@ -85,6 +104,127 @@ fn every_question_is_answered_for_people_and_for_programs() {
         }),
         "{drops}"
     );
+}
+
+/// Of a pod of this node and one of another, by name, by address, by Service, both ways.
+#[test]
+fn why_something_may_pass_is_explained_as_the_packets_say() {
+    let mut shop = Shop::open(NodeOptions::named("cli-why"), 1, 1).unwrap();
+    shop.node.write_manifest("hush.yaml", HUSH).unwrap();
+    shop.node.write_manifest("far.yaml", FAR).unwrap();
+    let quiet = Workload::named("shop", "quiet")
+        .label("app", "quiet")
+        .port(Transport::Tcp, 80);
+    shop.backends.push(shop.node.run_pod(quiet).unwrap());
+    shop.still_serves().unwrap();
+    let quiet = shop.backends[1].address(Family::V4).unwrap();
+    let explain = |from: &str, to: &str, format: &str| {
+        asked(&shop, &format!("policy explain {from} {to} -o {format}"))
+    };
+    let denied = || {
+        let mut curl = shop.clients[0].command("curl");
+        curl.args(["-s", "--max-time", "1", &format!("http://{quiet}/")]);
+        !curl.status().unwrap().success()
+    };
+
+    let said = explain("shop/client-0", "shop/quiet:80", "json");
+    assert_eq!(said.status.code(), Some(1), "{}", text(&said.stderr));
+    let explained: Value = serde_json::from_slice(&said.stdout).unwrap();
+    let case = &explained["cases"][0];
+    assert_eq!(case["allowed"], false, "{case}");
+    assert_eq!(case["egress"]["why"], "open");
+    assert_eq!(case["ingress"]["why"], "isolated");
+    assert_eq!(case["ingress"]["isolated_by"][0], "shop/hush");
+    assert!(denied(), "the policy denies what it is said to deny");
+    let table = text(&explain("shop/client-0", &format!("{quiet}:80"), "table").stdout);
+    println!("{table}");
+    for word in [
+        "DENIED",
+        "shop/client-0",
+        "isolated by shop/hush",
+        "kind: NetworkPolicy",
+    ] {
+        assert!(table.contains(word), "no {word:?}:\n{table}");
+    }
+
+    // What would change is said before it does.
+    let yaml = case["yaml"].as_str().unwrap();
+    let new = tempfile::tempdir().unwrap();
+    std::fs::write(new.path().join("help.yaml"), yaml).unwrap();
+    let new = new.path().display();
+    let said = asked(&shop, &format!("policy diff -f {new}"));
+    let table = text(&said.stdout);
+    println!("{table}");
+    assert!(said.status.success(), "{table}{}", text(&said.stderr));
+    let words = "shop/client-0\n  -> shop/quiet\n     opens TCP 80\n1 change between 4 pods";
+    assert!(table.starts_with(words), "{table}");
+    let said = asked(&shop, &format!("policy diff --whole -f {new}"));
+    let table = text(&said.stdout);
+    assert!(
+        table.contains("-> shop/far") && table.contains("opens everything"),
+        "{table}"
+    );
+
+    // What is said to help does.
+    shop.node.write_manifest("help.yaml", yaml).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !explain("shop/client-0", "shop/quiet:80", "table")
+        .status
+        .success()
+    {
+        assert!(Instant::now() < deadline, "{yaml}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(!denied(), "the policy allows what it is said to allow");
+
+    let lines = |from: &str, to: &str| {
+        let said = explain(from, to, "table");
+        (said.status.code(), text(&said.stdout) + &text(&said.stderr))
+    };
+    for (from, to, code, words) in [
+        ("shop/client-0", WEB, 0, "is an address of Service shop/web"),
+        ("shop/client-0", "svc/shop/web:80", 0, "-> shop/web-0"),
+        (
+            "shop/client-0",
+            "shop/client-0:80",
+            0,
+            "a pod and itself: always allowed",
+        ),
+        ("203.0.113.9", "shop/web-0:80", 0, "203.0.113.9 (outside)"),
+        // On a node of which only the objects are known.
+        (
+            "shop/client-0",
+            "shop/far:80",
+            1,
+            "the pod at the other end has app=client, not app=web",
+        ),
+        (
+            "shop/web-0",
+            "shop/far:80",
+            0,
+            "allowed by shop/far spec.ingress[0]",
+        ),
+        ("shop/web-0", "shop/far:81", 1, "it is for TCP 80 only"),
+        (
+            "shop/client-0",
+            "shop/nobody:80",
+            2,
+            "there is no pod shop/nobody",
+        ),
+        (
+            "shop/client-0",
+            "example.org:80",
+            2,
+            "getent ahosts example.org",
+        ),
+        ("shop/client-0", "svc/shop/web:81", 2, "it has 80/TCP"),
+    ] {
+        let (found, said) = lines(from, to);
+        assert!(
+            found == Some(code) && said.contains(words),
+            "{from} {to}: {found:?} {said}"
+        );
+    }
 }
 
 #[test]

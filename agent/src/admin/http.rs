@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
+use weir_cli::explained::Explained;
 use weir_cli::views::{Drops, EndpointView, PolicyView, ServiceView, Status, Verify};
 
 use super::Pieces;
@@ -39,10 +40,25 @@ pub trait Local: Send + Sync + 'static {
     fn services(&self) -> impl Future<Output = Result<Vec<ServiceView>, Refusal>> + Send;
     fn endpoints(&self) -> impl Future<Output = Result<Vec<EndpointView>, Refusal>> + Send;
     fn policy(&self) -> impl Future<Output = Result<Vec<PolicyView>, Refusal>> + Send;
+    /// Rows of [`crate::explain::diff::Told`].
+    fn objects(&self) -> impl Future<Output = Result<Pieces, Refusal>> + Send;
+    /// As it was typed: from whom, to whom. What cannot be meant is refused in the answer.
+    fn explain(
+        &self,
+        from: String,
+        to: String,
+    ) -> impl Future<Output = Result<Result<Explained, String>, Refusal>> + Send;
     /// Rows of [`weir_cli::views::FlowView`]; there may be hundreds of thousands.
     fn flows(&self) -> impl Future<Output = Result<Pieces, Refusal>> + Send;
     fn drops(&self) -> impl Future<Output = Result<Drops, Refusal>> + Send;
     fn verify(&self) -> impl Future<Output = Result<Verify, Refusal>> + Send;
+}
+
+/// Of whom something is asked.
+#[derive(Debug, Deserialize)]
+struct Asked {
+    from: String,
+    to: String,
 }
 
 /// `/metrics`, `/healthz`, `/readyz`.
@@ -112,6 +128,20 @@ pub fn local<L: Local>(of: Arc<L>) -> Router {
         .route(
             "/v1/policy",
             get(|State(of): Of<L>| async move { answer(of.policy()).await }),
+        )
+        .route(
+            "/v1/policy/objects",
+            get(|State(of): Of<L>| async move { pieces(of.objects()).await }),
+        )
+        .route(
+            "/v1/policy/explain",
+            get(|State(of): Of<L>, Query(asked): Query<Asked>| async move {
+                match in_time(of.explain(asked.from, asked.to)).await {
+                    Ok(Ok(explained)) => Json(explained).into_response(),
+                    Ok(Err(wrong)) => (StatusCode::BAD_REQUEST, wrong).into_response(),
+                    Err(refusal) => (StatusCode::SERVICE_UNAVAILABLE, refusal).into_response(),
+                }
+            }),
         )
         .route(
             "/v1/flows",

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{mpsc, oneshot};
+use weir_cli::explained::Explained;
 use weir_cli::views::{self, DropTotal};
 use weir_common::counter::Drops;
 
@@ -102,6 +103,39 @@ impl Local for Told {
 
     async fn policy(&self) -> Result<Vec<views::PolicyView>, Refusal> {
         self.ask(Question::Policy).await
+    }
+
+    async fn objects(&self) -> Result<Pieces, Refusal> {
+        let told = self.ask(Question::Objects).await?;
+        let (to, pieces) = mpsc::channel(PIECES);
+        tokio::task::spawn_blocking(move || {
+            let mut list = JsonList::new(to.clone());
+            told.iter().for_each(|row| list.push(row));
+            // Who asked may have stopped waiting.
+            to.blocking_send(list.finish()).unwrap_or_default();
+        });
+        Ok(pieces)
+    }
+
+    async fn explain(
+        &self,
+        from: String,
+        to: String,
+    ) -> Result<Result<Explained, String>, Refusal> {
+        let question = match weir_cli::question::Question::read(&from, &to) {
+            Ok(question) => question,
+            Err(wrong) => return Ok(Err(wrong)),
+        };
+        let matter = self
+            .line
+            .ask(|to| Input::Question(Question::Explain { question, to }));
+        let matter = match matter.await.map_err(|ended| ended.to_string())? {
+            Ok(matter) => matter,
+            Err(wrong) => return Ok(Err(wrong)),
+        };
+        // Policies of other nodes' pods are compiled for it.
+        let explained = tokio::task::spawn_blocking(move || matter.explain(&from, &to)).await;
+        explained.map(Ok).map_err(|e| e.to_string())
     }
 
     async fn flows(&self) -> Result<Pieces, Refusal> {

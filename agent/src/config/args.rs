@@ -35,9 +35,49 @@ pub enum Command {
     /// Run a program and start it again whenever it is killed, until it ends by itself or we are told to
     /// stop. What the containers of agent and DNS run.
     Keep(KeepArgs),
+    /// What policies do, from a folder of manifests: without a kernel and without a cluster. `weir policy test` is this.
+    Policy(PolicyArgs),
     /// Do nothing until told to stop: what a DaemonSet runs when its work is done.
     #[command(hide = true)]
     Wait,
+}
+
+/// What to find out about policies.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PolicyArgs {
+    /// A table for people, or JSON for programs.
+    #[arg(short, long, global = true, default_value = "table")]
+    pub output: PolicyOutput,
+    #[command(subcommand)]
+    pub command: PolicyCommand,
+}
+
+/// How to say it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum PolicyOutput {
+    Table,
+    Json,
+}
+
+/// What to find out.
+#[derive(Clone, Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Do the policies of a folder do what its PolicyTests expect? Exits 1 if one does not, 2 if the folder is wrong.
+    Test {
+        /// A folder of manifests, or one file.
+        #[arg(short, long)]
+        file: PathBuf,
+    },
+    /// What do the policies of a folder open and close?
+    Diff {
+        /// A folder of manifests, or one file: what is new, and then what was before. Without that it is what standard input
+        /// tells of a cluster.
+        #[arg(short, long, required = true)]
+        file: Vec<PathBuf>,
+        /// Against a cluster: the folder has all policies that there are.
+        #[arg(long)]
+        whole: bool,
+    },
 }
 
 /// What to keep running.

@@ -3,5 +3,8 @@
 mod args;
 mod settings;
 
-pub use args::{Args, CleanupArgs, Command, DoctorArgs, InstallArgs, KeepArgs, LogFormat, RunArgs};
+pub use args::{
+    Args, CleanupArgs, Command, DoctorArgs, InstallArgs, KeepArgs, LogFormat, PolicyArgs,
+    PolicyCommand, PolicyOutput, RunArgs,
+};
 pub use settings::{ConfigError, DnsSettings, PodCidrs, Settings, Source};

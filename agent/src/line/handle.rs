@@ -11,6 +11,8 @@ use weir_cli::views::{EndpointView, PolicyView, ServiceView, Status, Verify};
 
 use super::Sample;
 use crate::compile::masquerade::Outlet;
+use crate::explain::Matter;
+use crate::explain::diff::Told;
 use crate::pods::{Attachment, Lease, LeaseTable};
 
 /// How much may wait. Whoever brings more waits for room.
@@ -66,6 +68,13 @@ pub enum Question {
     Services(oneshot::Sender<Vec<ServiceView>>),
     Endpoints(oneshot::Sender<Vec<EndpointView>>),
     Policy(oneshot::Sender<Vec<PolicyView>>),
+    /// Every object that policy goes by, and where the node answers DNS.
+    Objects(oneshot::Sender<Vec<Told>>),
+    /// Why something may pass or not: what is needed to say so.
+    Explain {
+        question: weir_cli::question::Question,
+        to: oneshot::Sender<Result<Matter, String>>,
+    },
     Verify(oneshot::Sender<Result<Verify, String>>),
     Sample(oneshot::Sender<Sample>),
 }

@@ -15,7 +15,9 @@ use super::{Dirty, Line, Published};
 use crate::apply::{Origin, Outcome, Policies, Status};
 use crate::compile::policy::{Compiler, NodeView, Report, RuleBook, Touched};
 use crate::conditions::{About, Condition, NodeFault, ObjectFault};
-use crate::model::{ObjectName, Snapshot};
+use crate::explain::Matter;
+use crate::explain::diff::Told;
+use crate::model::{Object, ObjectName, Snapshot};
 
 /// The tables of policy.
 pub(super) type PolicyTables<M> = Policies<
@@ -90,11 +92,7 @@ impl<M: Machine> Line<M> {
     }
 
     pub(super) fn pass_policy(&mut self, touched: &Touched, now: Instant) {
-        let node = NodeView {
-            name: self.settings.node.clone(),
-            addresses: self.nodes.addresses.clone(),
-            dns: self.settings.dns.addresses.clone(),
-        };
+        let node = self.node_view();
         let policy = &mut self.policy;
         let snapshot = self.inputs.snapshot();
         policy.waiting.extend(touched);
@@ -136,6 +134,53 @@ impl<M: Machine> Line<M> {
             policy.reports = reports;
             self.report_parts();
         }
+    }
+
+    /// This node, as far as policy must know it.
+    pub(super) fn node_view(&self) -> NodeView {
+        NodeView {
+            name: self.settings.node.clone(),
+            addresses: self.nodes.addresses.clone(),
+            dns: self.settings.dns.addresses.clone(),
+        }
+    }
+
+    /// Everything that policy goes by.
+    pub(super) fn told(&self) -> Vec<Told> {
+        let snapshot = self.inputs.snapshot();
+        let objects = snapshot.namespaces.values().cloned().map(Object::Namespace);
+        let objects = objects
+            .chain(snapshot.nodes.values().cloned().map(Object::Node))
+            .chain(snapshot.pods.values().cloned().map(Object::Pod))
+            .chain(snapshot.policies.values().cloned().map(Object::Policy))
+            .chain(
+                snapshot
+                    .cluster_policies
+                    .values()
+                    .cloned()
+                    .map(Object::ClusterPolicy),
+            );
+        let dns = self.settings.dns.addresses.iter().copied().map(Told::Dns);
+        dns.chain(objects.map(Told::Object)).collect()
+    }
+
+    /// What somebody needs to explain a decision of policy.
+    pub(super) fn matter(&self, question: &weir_cli::question::Question) -> Result<Matter, String> {
+        if !self.policy.are_ours {
+            return Err("policy is not compiled yet: ask again when the node is ready".to_owned());
+        }
+        if let Some(why) = &self.policy.refused {
+            return Err(format!(
+                "the latest policy is not in the kernel, and what is there is not what the objects say: {why}"
+            ));
+        }
+        let node = self.node_view();
+        Matter::take(
+            question,
+            &self.policy.compiler,
+            self.inputs.snapshot(),
+            &node,
+        )
     }
 
     /// Moves the tables on, such that on the way every packet is judged as before or as after (`compile::policy::transition`).

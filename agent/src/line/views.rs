@@ -34,6 +34,8 @@ impl<M: Machine> Line<M> {
             Question::Services(to) => drop(to.send(self.services_view())),
             Question::Endpoints(to) => drop(to.send(self.endpoints())),
             Question::Policy(to) => drop(to.send(self.policy_view())),
+            Question::Objects(to) => drop(to.send(self.told())),
+            Question::Explain { question, to } => drop(to.send(self.matter(&question))),
             Question::Verify(to) => drop(to.send(self.verify().map_err(|e| e.to_string()))),
             Question::Sample(to) => drop(to.send(self.sample())),
         }

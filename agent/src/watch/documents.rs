@@ -130,6 +130,41 @@ pub fn parse(path: &str, text: &str) -> Vec<Parsed> {
     parsed
 }
 
+/// The objects of a file as they are written, those in lists among them. What is no YAML is left to [`parse`] to report.
+pub(crate) fn written(path: &str, text: &str) -> Vec<(Origin, Value)> {
+    let path: Arc<str> = path.into();
+    let mut all = Vec::new();
+    for (i, part) in split(text).into_iter().enumerate() {
+        let origin = Origin {
+            path: path.clone(),
+            document: i + 1,
+            item: None,
+        };
+        let Ok(mut value) = serde_saphyr::from_str::<Value>(part.text) else {
+            continue;
+        };
+        let kind = value.get("kind").and_then(Value::as_str);
+        let is_list = kind.is_some_and(|kind| kind.ends_with("List"));
+        match value.get_mut("items").map(Value::take) {
+            Some(Value::Array(items)) if is_list => {
+                let numbered = items.into_iter().enumerate();
+                all.extend(numbered.map(|(item, value)| {
+                    let item = Some(item + 1);
+                    (
+                        Origin {
+                            item,
+                            ..origin.clone()
+                        },
+                        value,
+                    )
+                }));
+            }
+            _ => all.push((origin, value)),
+        }
+    }
+    all
+}
+
 /// A piece of a file that is one YAML document.
 struct Part<'a> {
     text: &'a str,
@@ -236,7 +271,8 @@ fn objects(origin: Origin, mut value: Value, parsed: &mut Vec<Parsed>) {
     parsed.push(Parsed::Ours(object(origin, kind, value)));
 }
 
-fn object(origin: Origin, kind: Kind, mut value: Value) -> Document {
+/// An object of one of our kinds.
+pub(crate) fn object(origin: Origin, kind: Kind, mut value: Value) -> Document {
     settle_namespace(kind, &mut value);
     // Read as what the API server sends is: one way from text to objects.
     let text = to_raw_value(&value).expect("keys are strings, so it is JSON");

@@ -3,6 +3,8 @@
 
 mod folder;
 
+pub(crate) use folder::texts;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::IpAddr;

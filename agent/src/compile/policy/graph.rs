@@ -119,6 +119,15 @@ impl Graph {
         self.subjects.lists(pod).map(|_| pod)
     }
 
+    /// Whose an address is.
+    pub(super) fn holder(&self, address: &Addr) -> Option<&Claimant> {
+        self.claims.holder(address)
+    }
+
+    pub(super) fn groups(&self) -> &Groups {
+        &self.groups
+    }
+
     pub(super) fn questions(&self) -> &Questions {
         &self.questions
     }

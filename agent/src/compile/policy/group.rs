@@ -135,6 +135,12 @@ impl Groups {
         self.by_key.get(key).copied()
     }
 
+    /// Who is in a group, and what is known of their namespace.
+    pub(super) fn known(&self, id: GroupId) -> Option<(&Arc<GroupKey>, &NamespaceView)> {
+        let key = &self.groups.get(&id)?.key;
+        Some((key, &self.by_namespace.get(&key.namespace)?.view))
+    }
+
     pub(super) fn facts(&self, id: GroupId) -> Facts {
         let group = self.groups.get(&id);
         group.map(|it| it.facts.clone()).unwrap_or_default()

@@ -4,12 +4,14 @@
 //! Read in this order: `predicate` (what a rule asks of an address), `region` (which blocks an address is in), `rules` (what holds
 //! for a pod), `subject` (for which pod), `question` (what is asked at all), `group` and `claim` (about whom), `graph` (all of that, kept up with
 //! every change), `verdict` and `ports` (what a list of rules answers to a class), `number` and `tables` (how all of it is numbered),
-//! `transition` (how to get from one state to the next).
+//! `transition` (how to get from one state to the next). `explain` says why, and what is missing, `compare` what a change opens and closes.
 
 mod book;
 mod claim;
 mod class;
+mod compare;
 mod encode;
+mod explain;
 mod graph;
 mod group;
 mod number;
@@ -32,6 +34,8 @@ use weir_common::policy::{RuleId, RulesId};
 
 pub use book::{Direction, RuleBook, RuleOwner};
 pub use claim::NodeView;
+pub use compare::{Change, Members, Packets, changes};
+pub use explain::{Finding, Hearing, Holder, Missing, MissingPorts, Near, Why};
 pub use report::{Claimant, Nothing, Part, Report};
 pub use transition::Step;
 

@@ -153,6 +153,30 @@ impl NamespaceView {
         namespaces.is_some_and(|it| self.matches(it)) && peers.pods.matches(labels)
     }
 
+    /// The requirements that do not hold of it. One that nothing is known about does not hold.
+    pub(super) fn lacks(&self, selector: &Selector) -> Vec<Requirement> {
+        let is_missing = |requirement: &&Requirement| {
+            let alone = Selector {
+                requirements: vec![(*requirement).clone()],
+            };
+            !self.matches(&alone)
+        };
+        selector
+            .requirements
+            .iter()
+            .filter(is_missing)
+            .cloned()
+            .collect()
+    }
+
+    /// Its labels; `None` when there is no such object (yet).
+    pub(super) fn labels(&self) -> Option<&Labels> {
+        match &self.labels {
+            Knowledge::Known(labels) => Some(labels),
+            Knowledge::OnlyTheName => None,
+        }
+    }
+
     fn matches(&self, selector: &Selector) -> bool {
         match &self.labels {
             Knowledge::Known(labels) => selector.matches(labels),

@@ -355,6 +355,27 @@ impl Tables {
         self.pods.iter().map(|(pod, rules)| (pod, pod_rules(rules)))
     }
 
+    /// The rules of one, ready to answer: of ingress and of egress.
+    pub(super) fn judges_of(&self, pod: &ObjectName) -> Option<&Rules> {
+        self.pods.get(pod)
+    }
+
+    /// The prefixes of all regions.
+    pub(super) fn region_nets(&self) -> impl Iterator<Item = IpNet> {
+        self.regions.nets()
+    }
+
+    /// The class that is seen at addresses of nobody, in a prefix in which no smaller region is.
+    pub(super) fn class_around(&self, net: &IpNet) -> Class {
+        Class::Of(self.regions.around(net).cloned().unwrap_or_default())
+    }
+
+    /// The class that is seen at an address.
+    pub(super) fn class_at(&self, address: IpAddr) -> Class {
+        let own = self.addresses.get(&Addr::from(address)).cloned();
+        own.unwrap_or_else(|| Class::Of(self.regions.at(address).cloned().unwrap_or_default()))
+    }
+
     /// The rules of one.
     pub(super) fn rules_of(&self, pod: &ObjectName) -> Option<PodRules> {
         self.pods.get(pod).map(pod_rules)

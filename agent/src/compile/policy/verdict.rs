@@ -6,7 +6,7 @@ use std::sync::Arc;
 use weir_common::Protocol;
 use weir_common::policy::{RuleId, RulesId};
 
-use super::class::{Class, Fact};
+use super::class::{Class, Fact, Facts};
 use super::number::Numbers;
 use super::ports::PortSpan;
 use super::predicate::{PortName, Predicate};
@@ -99,6 +99,21 @@ impl Answer {
         Self::canonical(self.others.meet(later.others), ports)
     }
 
+    /// About one packet. The port of a protocol without ports is not looked at.
+    pub(super) fn at(&self, (protocol, port): (Protocol, u16)) -> Decision {
+        let runs = self.ports.get(&protocol).map_or(&[][..], |it| it);
+        let begun = runs.iter().rev().find(|(start, _)| *start <= port);
+        begun.map_or(self.others, |(_, decision)| *decision)
+    }
+
+    /// Where runs of ports of a protocol begin; the first at 0.
+    pub(super) fn starts(&self, protocol: Protocol) -> Vec<u16> {
+        self.runs(&protocol)
+            .into_iter()
+            .map(|(start, _)| start)
+            .collect()
+    }
+
     /// Every run of ports of a protocol; the first begins at 0.
     fn runs(&self, protocol: &Protocol) -> Vec<(u16, Decision)> {
         let runs = self.ports.get(protocol);
@@ -183,6 +198,37 @@ impl Judge {
         judge
     }
 
+    /// Who a decision is of.
+    pub(super) fn owner(&self, rule: RuleId) -> Option<RuleOwner> {
+        let owners = self.list.rules().map(|asked| asked.owner);
+        let mut owned = self.rules.iter().map(|it| it.id).zip(owners);
+        let of_rule = owned.find(|(id, _)| *id == rule).map(|(_, owner)| owner);
+        of_rule.or_else(|| {
+            let isolation = self.list.isolation()?;
+            (self.denial == Some(rule)).then_some(isolation)
+        })
+    }
+
+    /// Rules that pass a packet on to the next tier, in the order in which they are asked.
+    pub(super) fn passes(&self, facts: &Facts, packet: (Protocol, u16)) -> Vec<RuleOwner> {
+        let mut passes = Vec::new();
+        for stage in [Stage::Admin, Stage::Baseline] {
+            if stage == Stage::Baseline && self.denial.is_some() {
+                break;
+            }
+            let mut of_stage = self.list.rules().filter(|asked| asked.stage == stage);
+            let first = of_stage.find(|asked| {
+                asked.rule.peers.include(facts) && asked.rule.ports.contain(facts, packet)
+            });
+            match first {
+                Some(first) if first.action == RuleAction::Pass => passes.push(first.owner),
+                Some(_) => break,
+                None => {}
+            }
+        }
+        passes
+    }
+
     /// Does an answer depend on it?
     pub(super) fn asks(&self, fact: &Fact) -> bool {
         self.asking.contains_key(fact)
@@ -210,13 +256,7 @@ impl Judge {
         let mut matching: Vec<usize> = asked.flatten().chain(&self.for_all).copied().collect();
         matching.sort_unstable();
         matching.dedup();
-        let numbers: BTreeMap<&PortName, u16> = facts
-            .iter()
-            .filter_map(|fact| match fact.predicate() {
-                Predicate::Port(name, number) => Some((name, *number)),
-                _ => None,
-            })
-            .collect();
+        let numbers = numbers(facts);
         let rules = matching.into_iter().map(|position| &self.rules[position]);
         let rules: Vec<(&Rule, Spans)> = rules
             .map(|rule| (rule, Spans::of(&rule.ports, &numbers)))
@@ -259,6 +299,34 @@ impl Judge {
                 });
         }
         first(Stage::Baseline).unwrap_or(Decision::OPEN)
+    }
+}
+
+/// What a class means by names of ports.
+fn numbers(facts: &Facts) -> BTreeMap<&PortName, u16> {
+    let numbers = facts.iter().filter_map(|fact| match fact.predicate() {
+        Predicate::Port(name, number) => Some((name, *number)),
+        _ => None,
+    });
+    numbers.collect()
+}
+
+impl ResolvedPeers {
+    /// Is a class of which this is true among them?
+    pub(super) fn include(&self, facts: &Facts) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Of(predicates) => predicates
+                .iter()
+                .any(|predicate| facts.contains(&Fact::new(predicate.clone()))),
+        }
+    }
+}
+
+impl ResolvedPorts {
+    /// Is a packet to or from a class of which this is true among them?
+    pub(super) fn contain(&self, facts: &Facts, packet: (Protocol, u16)) -> bool {
+        Spans::of(self, &numbers(facts)).contain(Some(packet))
     }
 }
 

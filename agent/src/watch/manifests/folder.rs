@@ -64,6 +64,27 @@ pub(super) async fn read(folder: PathBuf, before: Listing) -> Result<Listing, St
         .unwrap_or_else(|e| Err(format!("reading the folder was cut short: {e}")))
 }
 
+/// The text of every manifest of a folder, or of one file, read once: by path within the folder.
+///
+/// # Errors
+/// What cannot be read, and why; one line each.
+pub(crate) fn texts(path: &Path) -> Result<BTreeMap<String, Arc<str>>, Vec<String>> {
+    let failed = |e: std::io::Error| vec![format!("{}: {e}", path.display())];
+    if path.is_file() {
+        let text = fs::read_to_string(path).map_err(failed)?;
+        return Ok([(path.display().to_string(), text.into())].into());
+    }
+    let mut listing = Listing::default();
+    walk(path, "", &Listing::default(), &mut listing).map_err(failed)?;
+    if listing.unreadable.is_empty() {
+        return Ok(listing.files);
+    }
+    let unreadable = listing.unreadable.into_iter();
+    Err(unreadable
+        .map(|(path, why)| format!("{path}: {why}"))
+        .collect())
+}
+
 fn walk(folder: &Path, prefix: &str, before: &Listing, into: &mut Listing) -> std::io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;

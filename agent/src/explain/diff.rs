@@ -1,0 +1,261 @@
+//! What a folder of policies opens and closes: against a cluster as an agent knows it, or against another folder.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::compile;
+use super::folder::Folder;
+use crate::compile::policy::{Change, Members, NodeView, Packets, changes};
+use crate::events;
+use crate::model::{Family, Kind, Object, ObjectName, Pod, PodNetwork, PodPhase, Snapshot};
+
+/// The node that is taken to have every pod; nodes cannot be called so.
+const EVERYWHERE: &str = "(every node)";
+/// So many of a row are named in a table.
+const NAMED: usize = 6;
+
+/// An item of what an agent tells of its cluster, `GET /v1/policy/objects`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub enum Told {
+    /// Where its node answers DNS.
+    Dns(IpAddr),
+    Object(Object),
+}
+
+/// What of a folder counts, when it is held against a cluster.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Scope {
+    /// Its policies and namespaces come or change; the others stay.
+    Added,
+    /// The same, and it has all policies that there are.
+    Whole,
+}
+
+/// The answer.
+#[derive(Clone, Debug, Serialize)]
+pub struct Diff {
+    pub changes: Vec<Row>,
+    /// Pods that are in both, and so were looked at.
+    pub pods: usize,
+    /// Pods that only one has.
+    pub only_before: Vec<String>,
+    pub only_after: Vec<String>,
+}
+
+/// From each of some to each of some others.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// Between their addresses of `IPv4`, `IPv6` or both.
+    pub families: Vec<String>,
+    pub from: Vec<String>,
+    pub to: Vec<String>,
+    /// Such as `TCP 80-81`, `ICMP and others` or `everything`.
+    pub opened: Vec<String>,
+    pub closed: Vec<String>,
+}
+
+/// Against a cluster.
+///
+/// # Errors
+/// All that is wrong with the folder, one line each.
+pub fn against_cluster(folder: &Path, told: Vec<Told>, scope: Scope) -> Result<Diff, Vec<String>> {
+    let folder = Folder::read(folder)?;
+    let (mut before, mut dns) = (Snapshot::default(), Vec::new());
+    for item in told {
+        match item {
+            Told::Dns(address) => dns.push(address),
+            Told::Object(object) => {
+                before.apply(object);
+            }
+        }
+    }
+    let mut after = before.clone();
+    if scope == Scope::Whole {
+        after.policies.clear();
+        after.cluster_policies.clear();
+    }
+    let mut counts = 0;
+    for object in folder.objects() {
+        if let Kind::NetworkPolicy | Kind::ClusterNetworkPolicy | Kind::Namespace = object.id().kind
+        {
+            after.apply(object.clone());
+            counts += 1;
+        }
+    }
+    if counts == 0 && scope == Scope::Added {
+        return Err(vec!["the folder has no policy and no Namespace".to_owned()]);
+    }
+    Ok(Diff::of(&before, &after, &dns))
+}
+
+/// Between two folders.
+///
+/// # Errors
+/// As [`against_cluster`].
+pub fn of_folders(before: &Path, after: &Path) -> Result<Diff, Vec<String>> {
+    let [before, after] = [before, after].map(|path| {
+        let cluster = Folder::read(path).and_then(|it| it.cluster(&[]).map_err(|e| vec![e]));
+        cluster.map_err(|wrong| -> Vec<String> {
+            let of = |it: &String| format!("{}: {it}", path.display());
+            wrong.iter().map(of).collect()
+        })
+    });
+    let (before, mut after) = (before?, after?);
+    // A pod that the one or the other gave an address has the same in both.
+    for pod in before.pods.values() {
+        if let Some(other) = after.pods.get(&pod.id).cloned() {
+            after.apply(Object::Pod(Arc::new(Pod {
+                addresses: pod.addresses.clone(),
+                ..Pod::clone(&other)
+            })));
+        }
+    }
+    Ok(Diff::of(&before, &after, &[]))
+}
+
+impl Diff {
+    /// What becomes another between two states of a cluster.
+    pub fn of(before: &Snapshot, after: &Snapshot, dns: &[IpAddr]) -> Self {
+        let names = |it: &Snapshot| -> BTreeSet<ObjectName> {
+            let judged = it.pods.values().filter(|pod| is_judged(pod));
+            judged.map(|pod| pod.id.clone()).collect()
+        };
+        let [old, new] = [names(before), names(after)];
+        let pods: Vec<_> = old
+            .intersection(&new)
+            .filter_map(|name| Some((name.clone(), before.pods.get(name)?.addresses.clone())))
+            .collect();
+        let only = |it: &BTreeSet<ObjectName>, other| -> Vec<String> {
+            it.difference(other).map(ToString::to_string).collect()
+        };
+        let node = NodeView {
+            name: EVERYWHERE.into(),
+            addresses: dns.to_vec(),
+            dns: dns.to_vec(),
+        };
+        let [was, is] = [before, after].map(|it| compile(&everywhere(it), &node));
+        let changes = changes(&was, &is, &pods, dns);
+        Self {
+            changes: changes.iter().map(row).collect(),
+            pods: pods.len(),
+            only_before: only(&old, &new),
+            only_after: only(&new, &old),
+        }
+    }
+
+    /// A table for people.
+    pub fn table(&self) -> String {
+        let mut out = String::new();
+        for row in &self.changes {
+            let family = match &row.families[..] {
+                [only] => format!("  ({only})"),
+                _ => String::new(),
+            };
+            let (from, to) = (named(&row.from), named(&row.to));
+            out.push_str(&format!("{from}\n  -> {to}{family}\n"));
+            for (verb, packets) in [("opens", &row.opened), ("closes", &row.closed)] {
+                if !packets.is_empty() {
+                    out.push_str(&format!("     {verb} {}\n", packets.join(", ")));
+                }
+            }
+        }
+        for (when, pods) in [("before", &self.only_before), ("after", &self.only_after)] {
+            if !pods.is_empty() {
+                out.push_str(&format!("only {when}, not looked at: {}\n", named(pods)));
+            }
+        }
+        let word = match self.changes.len() {
+            0 => "no change".to_owned(),
+            1 => "1 change".to_owned(),
+            number => format!("{number} changes"),
+        };
+        out.push_str(&format!(
+            "{word} between {} pods and the world\n",
+            self.pods
+        ));
+        out
+    }
+}
+
+/// Does policy select it, and has it an address?
+fn is_judged(pod: &Pod) -> bool {
+    pod.network == PodNetwork::Own && pod.phase != PodPhase::Finished && !pod.addresses.is_empty()
+}
+
+fn everywhere(snapshot: &Snapshot) -> Snapshot {
+    let mut all = snapshot.clone();
+    for pod in snapshot.pods.values() {
+        all.apply(Object::Pod(Arc::new(Pod {
+            node: Some(EVERYWHERE.into()),
+            ..Pod::clone(pod)
+        })));
+    }
+    all
+}
+
+fn row(change: &Change) -> Row {
+    let family = |it: &Family| match it {
+        Family::V4 => "IPv4".to_owned(),
+        Family::V6 => "IPv6".to_owned(),
+    };
+    Row {
+        families: change.families.iter().map(family).collect(),
+        from: members(&change.from),
+        to: members(&change.to),
+        opened: packets(&change.opened),
+        closed: packets(&change.closed),
+    }
+}
+
+fn members(members: &Members) -> Vec<String> {
+    let pods = members.pods.iter().map(ToString::to_string);
+    let dns = members.dns.iter().map(|it| format!("the node's DNS {it}"));
+    let world = members.world.iter().map(|(net, except)| {
+        let net = match (net.prefix_len(), Family::of(&net.addr())) {
+            (0, Family::V4) => "the world (IPv4)".to_owned(),
+            (0, Family::V6) => "the world (IPv6)".to_owned(),
+            _ => net.to_string(),
+        };
+        match &except[..] {
+            [] => net,
+            except => {
+                let except: Vec<_> = except.iter().map(ToString::to_string).collect();
+                format!("{net} except {}", except.join(" and "))
+            }
+        }
+    });
+    pods.chain(dns).chain(world).collect()
+}
+
+fn packets(packets: &Packets) -> Vec<String> {
+    if packets.is_everything() {
+        return vec!["everything".to_owned()];
+    }
+    let ports = packets.ports.iter().map(|(protocol, ranges)| {
+        let protocol = events::protocol(*protocol);
+        let ranges: Vec<String> = ranges
+            .iter()
+            .map(|(first, last)| match first == last {
+                true => first.to_string(),
+                false => format!("{first}-{last}"),
+            })
+            .collect();
+        match &ranges[..] {
+            [all] if all == "0-65535" => format!("{protocol} (every port)"),
+            ranges => format!("{protocol} {}", ranges.join(" ")),
+        }
+    });
+    let others = packets.others.then(|| "ICMP and others".to_owned());
+    ports.chain(others).collect()
+}
+
+fn named(all: &[String]) -> String {
+    match all.len().checked_sub(NAMED) {
+        None | Some(0) => all.join(", "),
+        Some(more) => format!("{} and {more} more", all[..NAMED].join(", ")),
+    }
+}
