@@ -246,3 +246,21 @@ fn what_a_folder_changes_is_said_for_all_that_are_alike() {
     let said = diff(Path::new("/nonexistent"), old.path());
     assert_eq!(said.status.code(), Some(2), "{}", text(&said.stdout));
 }
+
+/// What docs/policy.md shows is read, and holds.
+#[test]
+fn the_documented_test_is_one() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/policy.md");
+    let page = fs::read_to_string(page).unwrap();
+    let (_, shown) = page.split_once("```yaml\napiVersion: weir/").unwrap();
+    let shown = format!("apiVersion: weir/{}", shown.split("```").next().unwrap());
+    let folder = folder(POLICIES, " []");
+    fs::write(folder.path().join("test.yaml"), shown).unwrap();
+    let said = weir(folder.path(), "table");
+    assert_eq!(said.status.code(), Some(0), "{}", text(&said.stderr));
+    assert!(
+        text(&said.stdout).contains("3 expectations, 0 failed"),
+        "{}",
+        text(&said.stdout)
+    );
+}
