@@ -243,6 +243,32 @@ fn what_a_folder_changes_is_said_for_all_that_are_alike() {
         text(&said.stdout),
         "shop/db\n  -> 203.0.113.0/25 except 203.0.113.8/29  (IPv4)\n     closes everything\n1 change between 3 pods and the world\n"
     );
+    // What only one has is named, and is not looked at.
+    let first =
+        "kind: Pod\napiVersion: v1\nmetadata: {name: first, namespace: another}\nspec: {}\n";
+    fs::write(old.path().join("first.yaml"), first).unwrap();
+    assert_eq!(
+        text(&diff(folder(POLICIES, " []").path(), old.path()).stdout),
+        "only before, not looked at: another/first\nno change between 3 pods and the world\n"
+    );
     let said = diff(Path::new("/nonexistent"), old.path());
     assert_eq!(said.status.code(), Some(2), "{}", text(&said.stdout));
+}
+
+/// What docs/policy.md shows is read, and holds.
+#[test]
+fn the_documented_test_is_one() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/policy.md");
+    let page = fs::read_to_string(page).unwrap();
+    let (_, shown) = page.split_once("```yaml\napiVersion: weir/").unwrap();
+    let shown = format!("apiVersion: weir/{}", shown.split("```").next().unwrap());
+    let folder = folder(POLICIES, " []");
+    fs::write(folder.path().join("test.yaml"), shown).unwrap();
+    let said = weir(folder.path(), "table");
+    assert_eq!(said.status.code(), Some(0), "{}", text(&said.stderr));
+    assert!(
+        text(&said.stdout).contains("3 expectations, 0 failed"),
+        "{}",
+        text(&said.stdout)
+    );
 }

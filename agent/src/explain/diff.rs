@@ -137,7 +137,8 @@ impl Diff {
             addresses: dns.to_vec(),
             dns: dns.to_vec(),
         };
-        let [was, is] = [before, after].map(|it| compile(&everywhere(it), &node));
+        let both: BTreeSet<&ObjectName> = old.intersection(&new).collect();
+        let [was, is] = [before, after].map(|it| compile(&everywhere(it, &both), &node));
         let changes = changes(&was, &is, &pods, dns);
         Self {
             changes: changes.iter().map(row).collect(),
@@ -186,12 +187,15 @@ fn is_judged(pod: &Pod) -> bool {
     pod.network == PodNetwork::Own && pod.phase != PodPhase::Finished && !pod.addresses.is_empty()
 }
 
-fn everywhere(snapshot: &Snapshot) -> Snapshot {
+/// These pods on one node, and no others in a network of their own: what is not looked at may have the address of what is.
+fn everywhere(snapshot: &Snapshot, pods: &BTreeSet<&ObjectName>) -> Snapshot {
     let mut all = snapshot.clone();
-    for pod in snapshot.pods.values() {
+    all.pods
+        .retain(|name, pod| pod.network == PodNetwork::Host || pods.contains(name));
+    for pod in all.pods.values().cloned().collect::<Vec<_>>() {
         all.apply(Object::Pod(Arc::new(Pod {
             node: Some(EVERYWHERE.into()),
-            ..Pod::clone(pod)
+            ..Pod::clone(&pod)
         })));
     }
     all

@@ -116,7 +116,11 @@ impl Matter {
         snapshot: &Snapshot,
         node: &NodeView,
     ) -> Result<Self, String> {
-        let cast = Cast { compiler, snapshot };
+        let cast = Cast {
+            compiler,
+            snapshot,
+            node: &node.name,
+        };
         let mut matter = Self {
             pairs: Vec::new(),
             note: None,
@@ -291,6 +295,8 @@ fn number(protocol: AskedProtocol, to: &IpAddr) -> Protocol {
 struct Cast<'a> {
     compiler: &'a Compiler,
     snapshot: &'a Snapshot,
+    /// The one that is asked.
+    node: &'a Arc<str>,
 }
 
 impl Cast<'_> {
@@ -365,7 +371,7 @@ impl Cast<'_> {
 
     fn at(&self, address: IpAddr) -> Party {
         let is = match self.compiler.holder(address) {
-            Holder::OwnNode => self.node_at(address),
+            Holder::OwnNode => Who::Node(self.node.clone()),
             Holder::Dns => Who::Dns,
             Holder::Node(node) => Who::Node(node),
             Holder::HostPod(pod) => Who::HostPod(pod),
@@ -376,13 +382,6 @@ impl Cast<'_> {
             Holder::Nobody => Who::Outside,
         };
         Party { address, is }
-    }
-
-    /// This node, by the name of the object that has the address if one has.
-    fn node_at(&self, address: IpAddr) -> Who {
-        let mut nodes = self.snapshot.nodes.values();
-        let known = nodes.find(|node| node.addresses.contains(&address));
-        Who::Node(known.map_or_else(|| "(asked)".into(), |node| node.name.clone()))
     }
 
     /// The number that is meant.

@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use weir_agent::compile::policy::{Compiler, Touched};
+use weir_agent::explain::Matter;
+use weir_agent::explain::diff::Diff;
 use weir_agent::model::{Labels, Object, Pod};
+use weir_cli::question::Question;
 use weir_tests::oracle::Cluster;
 
 use super::nouns::{ip, namespace, only, pod, pods, pods_in, policy, select, snapshot, view};
@@ -60,6 +63,23 @@ fn five_thousand_label_sets_and_a_thousand_policies() {
     compiler.plan();
     compiler.commit();
     let full = start.elapsed();
+    let question = Question::read("ns0/p77", "ns0/p50:80").unwrap();
+    let start = Instant::now();
+    let matter = Matter::take(&question, &compiler, &snapshot, &view("n1")).unwrap();
+    let taken = start.elapsed();
+    let start = Instant::now();
+    matter.explain("", "");
+    let explained = start.elapsed();
+    let mut other = snapshot.clone();
+    let mut edited = cluster.policies[500].clone();
+    edited.ingress = Some(vec![only(vec![pods(select("app=app9"))])]);
+    other.apply(Object::Policy(Arc::new(edited)));
+    let start = Instant::now();
+    let changes = Diff::of(&snapshot, &other, &[]).changes.len();
+    println!(
+        "a question: {taken:?} on the line, {explained:?} elsewhere; a diff of one policy {:?}, {changes} changes",
+        start.elapsed()
+    );
     let mut change = |object: Object| {
         let mut touched = Touched::default();
         touched.add(&object.id());

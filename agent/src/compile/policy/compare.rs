@@ -3,17 +3,16 @@
 //!
 //! Both compilers are of a node that has every pod of the cluster, so that one has the lists and classes of all.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use ipnet::IpNet;
 use weir_common::Protocol;
 use weir_common::policy::RulesId;
 
-use super::Compiler;
 use super::class::Class;
-use super::verdict::{Answer, Judge};
+use super::verdict::Answer;
+use super::{Compiler, Direction};
 use crate::model::{Family, ObjectName};
 
 /// The protocols that policy knows ports of.
@@ -78,29 +77,32 @@ pub fn changes(
     world(&states, &mut groups);
     type Row = (Family, Packets, Packets, Members);
     let mut rows: BTreeMap<Row, Members> = BTreeMap::new();
-    let mut allowed = Allowed {
-        states,
-        known: BTreeMap::new(),
-    };
-    let judged = |standings: &[Standing; 2]| standings.iter().any(|(lists, _)| *lists != [None; 2]);
-    for (from_key, from) in &groups {
-        for (to_key, to) in &groups {
-            let alone =
-                from_key == to_key && from.pods.len() + from.world.len() + from.dns.len() == 1;
-            if from_key.0 != to_key.0 || alone || !(judged(&from_key.1) || judged(&to_key.1)) {
+    let mut answers = Answers::default();
+    let sides = [Direction::Egress, Direction::Ingress];
+    let sides = sides.map(|direction| Side::of(&states, direction, &groups, &mut answers));
+    let all: Vec<(&Key, &Members)> = groups.iter().collect();
+    let mut differences: HashMap<[[usize; 2]; 2], Option<(Packets, Packets)>> = HashMap::new();
+    for (i, (from_key, from)) in all.iter().enumerate() {
+        for (j, (to_key, to)) in all.iter().enumerate() {
+            let alone = i == j && from.pods.len() + from.world.len() + from.dns.len() == 1;
+            if from_key.0 != to_key.0 || alone {
                 continue;
             }
-            let [old, new] = [0, 1].map(|state| allowed.between(state, &from_key.1, &to_key.1));
-            if old == new {
+            // Before and after, of sender and receiver.
+            let numbers =
+                [0, 1].map(|state| [sides[0].answer(state, i, j), sides[1].answer(state, j, i)]);
+            if numbers[0] == numbers[1] {
                 continue;
             }
-            let row = rows.entry((
-                from_key.0,
-                new.without(&old),
-                old.without(&new),
-                from.clone(),
-            ));
-            row.or_default().add(to);
+            let difference = differences.entry(numbers).or_insert_with(|| {
+                let [old, new] =
+                    numbers.map(|[sent, received]| answers.all[sent].and(&answers.all[received]));
+                (old != new).then(|| (new.without(&old), old.without(&new)))
+            });
+            if let Some((opened, closed)) = difference {
+                let row = rows.entry((from_key.0, opened.clone(), closed.clone(), (*from).clone()));
+                row.or_default().add(to);
+            }
         }
     }
     // Whoever differs in nothing that the change is about is one row.
@@ -179,33 +181,111 @@ fn world(states: &[&Compiler; 2], groups: &mut BTreeMap<Key, Members>) {
     }
 }
 
-/// What is allowed, found out once for each list and class.
-struct Allowed<'a> {
-    states: [&'a Compiler; 2],
-    known: BTreeMap<(usize, RulesId, Class), Arc<Packets>>,
+/// Sets of packets, each once.
+#[derive(Debug, Default)]
+struct Answers {
+    all: Vec<Packets>,
+    numbers: BTreeMap<Packets, usize>,
 }
 
-impl Allowed<'_> {
-    fn between(&mut self, state: usize, from: &[Standing; 2], to: &[Standing; 2]) -> Packets {
-        let (([_, egress], from_class), ([ingress, _], to_class)) = (&from[state], &to[state]);
-        let sent = self.by(state, *egress, to_class);
-        let received = self.by(state, *ingress, from_class);
-        match (sent, received) {
-            (None, None) => Packets::all(),
-            (Some(one), None) | (None, Some(one)) => Packets::clone(&one),
-            (Some(one), Some(other)) => one.and(&other),
+impl Answers {
+    fn number(&mut self, packets: Packets) -> usize {
+        let Self { all, numbers } = self;
+        *numbers.entry(packets).or_insert_with_key(|packets| {
+            all.push(packets.clone());
+            all.len() - 1
+        })
+    }
+}
+
+/// What groups let through in a direction, before and after: for the list of each group and the class of each other one.
+struct Side {
+    /// Positions in `answers` by group.
+    lists: [Vec<usize>; 2],
+    classes: [Vec<usize>; 2],
+    answers: [Vec<Vec<usize>>; 2],
+}
+
+impl Side {
+    fn of(
+        states: &[&Compiler; 2],
+        direction: Direction,
+        groups: &BTreeMap<Key, Members>,
+        answers: &mut Answers,
+    ) -> Self {
+        let all = answers.number(Packets::all());
+        let of_state = |state: usize| {
+            let (mut lists, mut classes) = (Positions::default(), Positions::default());
+            for (_, standings) in groups.keys() {
+                let ([ingress, egress], class) = &standings[state];
+                lists.add(match direction {
+                    Direction::Ingress => *ingress,
+                    Direction::Egress => *egress,
+                });
+                classes.add(class.clone());
+            }
+            (lists, classes)
+        };
+        let [before, after] = [0, 1].map(of_state);
+        let mut answer =
+            |state: usize, lists: &Positions<Option<RulesId>>, classes: &Positions<Class>| {
+                let judges = lists.distinct.iter();
+                let judges = judges.map(|list| states[state].tables.judge((*list)?));
+                judges
+                    .map(|judge| match judge {
+                        None => vec![all; classes.distinct.len()],
+                        Some(judge) => {
+                            let world = answers.number(Packets::of(&judge.to_the_world));
+                            let of_class = |class: &Class| match judge.tells_apart(class) {
+                                true => answers.number(Packets::of(&judge.answer(class))),
+                                false => world,
+                            };
+                            classes.distinct.iter().map(of_class).collect()
+                        }
+                    })
+                    .collect()
+            };
+        let answers = [
+            answer(0, &before.0, &before.1),
+            answer(1, &after.0, &after.1),
+        ];
+        Self {
+            lists: [before.0.of_each, after.0.of_each],
+            classes: [before.1.of_each, after.1.of_each],
+            answers,
         }
     }
 
-    fn by(&mut self, state: usize, list: Option<RulesId>, class: &Class) -> Option<Arc<Packets>> {
-        let list = list?;
-        let judge: &Judge = self.states[state].tables.judge(list)?;
-        let known = self.known.entry((state, list, class.clone()));
-        Some(
-            known
-                .or_insert_with(|| Arc::new(Packets::of(&judge.answer(class))))
-                .clone(),
-        )
+    fn answer(&self, state: usize, subject: usize, peer: usize) -> usize {
+        self.answers[state][self.lists[state][subject]][self.classes[state][peer]]
+    }
+}
+
+/// Things in a row, and which of them are the same.
+struct Positions<T> {
+    distinct: Vec<T>,
+    known: BTreeMap<T, usize>,
+    of_each: Vec<usize>,
+}
+
+impl<T> Default for Positions<T> {
+    fn default() -> Self {
+        Self {
+            distinct: Vec::new(),
+            known: BTreeMap::new(),
+            of_each: Vec::new(),
+        }
+    }
+}
+
+impl<T: Clone + Ord> Positions<T> {
+    fn add(&mut self, item: T) {
+        let distinct = &mut self.distinct;
+        let position = *self.known.entry(item).or_insert_with_key(|item| {
+            distinct.push(item.clone());
+            distinct.len() - 1
+        });
+        self.of_each.push(position);
     }
 }
 
