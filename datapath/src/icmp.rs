@@ -61,9 +61,9 @@ pub fn about<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Outcome {
     let hook = scratch.trace.tuple.hook;
     scratch.other.set_reversed(&scratch.question, hook);
     let result = if let Some(way) = tables.way(&scratch.other) {
-        follow(tables, scratch, way.deref())
+        follow(tables, scratch, way.deref(), 1)
     } else if let Some(plan) = tables.plan(&scratch.other) {
-        follow(tables, scratch, &plan.back)
+        follow(tables, scratch, &plan.back, 0)
     } else {
         Ok(false)
     };
@@ -75,6 +75,7 @@ fn follow<T: Tables + ?Sized>(
     tables: &T,
     scratch: &mut Scratch,
     way: &Way,
+    is_established: u32,
 ) -> Result<bool, DropReason> {
     let echo = scratch.other.echo();
     if !take(scratch, way, echo) {
@@ -87,7 +88,7 @@ fn follow<T: Tables + ?Sized>(
         let quoted = scratch.question;
         let is_opener = scratch.state & WayState::OPENER != 0;
         ask_about(scratch, way, is_opener);
-        scratch.trace.is_established = 1;
+        scratch.trace.is_established = is_established;
         let judged = tables.judge(scratch).is_known();
         scratch.question = quoted;
         judged?;

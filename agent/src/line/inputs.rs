@@ -309,7 +309,8 @@ impl Inputs {
                 }
                 let of_policy = |object| of_policy(object, &self.node);
                 let is_touched = match (before.and_then(of_policy), after.and_then(of_policy)) {
-                    (None, None) => false,
+                    // One that goes may have been looked at before it lost its addresses.
+                    (None, None) => after.is_none(),
                     (Some(before), Some(after)) => !before.policy_facts_equal(after),
                     _ => true,
                 };

@@ -129,7 +129,15 @@ impl<M: Machine> Line<M> {
         pods.waiting.retain(|_, it| !it.opened.is_closed());
         let inputs = &self.inputs;
         let is_new = |it: &&Waiting| !pods.open.contains_key(&it.lease.attachment);
-        let is_known = |it: &&Waiting| it.lease.pod.is_none() || inputs.pod_of(&it.lease).is_some();
+        // What an administrator denies may hang on the labels of its Namespace.
+        let snapshot = inputs.snapshot();
+        let is_placed = |namespace: &str| {
+            snapshot.cluster_policies.is_empty() || snapshot.namespaces.contains_key(namespace)
+        };
+        let is_known = |it: &&Waiting| match &it.lease.pod {
+            None => true,
+            Some(pod) => inputs.pod_of(&it.lease).is_some() && is_placed(&pod.namespace),
+        };
         let waiting = pods.waiting.values().filter(is_new).filter(is_known);
         let admitted: Vec<Arc<Lease>> = waiting.map(|it| it.lease.clone()).collect();
         if admitted.is_empty() {

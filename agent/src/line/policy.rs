@@ -12,7 +12,7 @@ use weir_common::{Addr, Prefix};
 use super::machine::Machine;
 use super::pods::subject;
 use super::{Dirty, Line, Published};
-use crate::apply::{Origin, Outcome, Policies, Status};
+use crate::apply::{GRACE, Origin, Outcome, Policies, Status};
 use crate::compile::policy::{Compiler, NodeView, Report, RuleBook, Touched};
 use crate::conditions::{About, Condition, NodeFault, ObjectFault};
 use crate::explain::Matter;
@@ -47,6 +47,8 @@ pub(super) struct Policy<M: Machine> {
     refused: Option<String>,
     /// What was touched since the kernel had room for all.
     waiting: Touched,
+    /// When numbers were settled.
+    settled: Option<Instant>,
 }
 
 impl<M: Machine> Policy<M> {
@@ -60,6 +62,7 @@ impl<M: Machine> Policy<M> {
             are_ours: false,
             refused: None,
             waiting: Touched::default(),
+            settled: None,
         }
     }
 
@@ -106,6 +109,11 @@ impl<M: Machine> Line<M> {
                 self.inputs.mark_policy();
                 return;
             }
+        }
+        let since = policy.settled.map(|it| now.saturating_duration_since(it));
+        if since.is_none_or(|it| it > 2 * GRACE) {
+            policy.compiler.settle();
+            policy.settled = Some(now);
         }
         self.pods.desire(&self.inputs);
         let keeps = |pod: &ObjectName| {
@@ -194,14 +202,13 @@ impl<M: Machine> Line<M> {
         // and until events that wait are read, numbers of before are seen too.
         let words = policy.compiler.book();
         if words != policy.words {
-            published
-                .rules
-                .store(Arc::new(words.with_earlier(&policy.words)));
-            policy.words = words;
+            let both = words.with_earlier(&policy.words);
+            published.rules.store(Arc::new(both));
         }
         match policy.tables.follow(steps) {
             Ok(()) => {
                 policy.compiler.commit();
+                policy.words = words;
                 None
             }
             Err(why) => {

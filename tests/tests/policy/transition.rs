@@ -14,8 +14,8 @@ use weir_common::{Addr, Protocol};
 use weir_tests::oracle::{Cluster, Party, Who};
 
 use super::nouns::{
-    DNS, OUTSIDE, compiler, ip, labels, only, parties, pod, pods, pods_in, policy, select,
-    snapshot, touched, view,
+    DNS, OUTSIDE, compiler, ip, labels, namespace, only, parties, pod, pods, pods_in, policy,
+    select, snapshot, touched, view,
 };
 use super::random::{Parts, cluster};
 use super::walk::{Answer, cell, class, side};
@@ -104,6 +104,19 @@ impl Way {
 
     /// Takes the steps, write by write, and looks at every packet after each.
     fn check(&self, order: u64) {
+        let mut rows = self.old.clone();
+        self.walk(order, &mut rows, |_| false);
+        assert_eq!(rows, self.new, "where the steps lead");
+    }
+
+    /// The same in a kernel in which rows stay that nothing points to.
+    fn check_on(&self, order: u64, kernel: &mut PolicyRows) {
+        self.walk(order, kernel, |write| {
+            matches!(write, Write::Port(_, None) | Write::Verdict(_, None))
+        });
+    }
+
+    fn walk(&self, order: u64, rows: &mut PolicyRows, stays: impl Fn(&Write) -> bool) {
         let mut known = Known::default();
         let of = |rows, known: &mut Known| -> Vec<Packets> {
             self.pairs()
@@ -113,17 +126,19 @@ impl Way {
         let olds = of(&self.old, &mut known);
         let mut known = Known::default();
         let news = of(&self.new, &mut known);
-        let mut rows = self.old.clone();
         let mut known = Known::default();
         for (number, step) in self.steps.iter().enumerate() {
             for (table, write) in writes(step, order) {
-                let changes_answers = write.apply(&mut rows);
+                if stays(&write) {
+                    continue;
+                }
+                let changes_answers = write.apply(rows);
                 if changes_answers {
                     known = Known::default();
                 }
                 let all = self.pairs().zip(olds.iter().zip(&news));
                 for ((from, to), (old, new)) in all {
-                    let now = self.packets(&rows, from, to, &mut known);
+                    let now = self.packets(rows, from, to, &mut known);
                     for (kind, now) in now.iter().enumerate() {
                         let (old, new) = (old[kind], new[kind]);
                         assert!(
@@ -137,7 +152,6 @@ impl Way {
                 }
             }
         }
-        assert_eq!(rows, self.new, "where the steps lead");
     }
 }
 
@@ -413,4 +427,81 @@ fn a_pod_elsewhere_is_one_row() {
         step.pods.len(),
     );
     assert_eq!((step.classes.len(), rows), (1, (0, 0, 0, 0)));
+}
+
+/// Two pods get another label, one within the second after the other, in which rows that nothing points to any more are still there.
+#[test]
+fn rows_of_the_way_before_say_nothing_on_the_next() {
+    let state = |one: &str, two: &str| Cluster {
+        namespaces: vec![namespace("shop", "")],
+        pods: vec![
+            pod("shop/x", "app=x", 5),
+            pod("shop/one", one, 6),
+            pod("shop/two", two, 7),
+        ],
+        policies: vec![
+            policy(
+                "shop/x",
+                select("app=x"),
+                None,
+                Some(vec![only(vec![pods(select("app=b"))])]),
+            ),
+            policy("shop/b", select("app=b"), Some(vec![]), None),
+        ],
+        cluster_policies: Vec::new(),
+    };
+    let all = [
+        state("app=a", "app=a"),
+        state("app=b", "app=a"),
+        state("app=b", "app=b"),
+        state("app=a", "app=b"),
+        state("app=b", "app=a"),
+    ];
+    let mut compiler = compiler(&snapshot(&all[0]), "n1", u32::BITS);
+    let mut kernel = compiler.rows();
+    for pair in all.windows(2) {
+        let [first, second] = [0, 1].map(|at| snapshot(&pair[at]));
+        let way = Way::on(&mut compiler, (&pair[0], &first), (&pair[1], &second));
+        way.check_on(7, &mut kernel);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(ways().cases / 2))]
+
+    /// One way after another, with plans that are given up in between, and rows that stay for a while.
+    #[test]
+    fn ways_that_follow_each_other_do_not_mix(
+        clusters in prop::collection::vec(prop_oneof![cluster(Parts::Supported), cluster(Parts::Tiers)], 5),
+        coins in prop::collection::vec(any::<bool>(), 16),
+        gives_up in prop::collection::vec(any::<bool>(), 5),
+        hash_bits in prop_oneof![Just(32_u32), Just(2)],
+        order in any::<u64>(),
+    ) {
+        let mut before = clusters[0].clone();
+        let mut first = snapshot(&before);
+        let mut compiler = compiler(&first, "n1", hash_bits);
+        let mut kernel = compiler.rows();
+        for (at, next) in clusters[1..].iter().enumerate() {
+            let mut after = mixed(&before, next, &coins[at..]);
+            if coins[at] {
+                after.namespaces = before.namespaces.clone();
+            }
+            if at > 0 && coins[at + 1] {
+                after = clusters[0].clone();
+            }
+            let second = snapshot(&after);
+            if gives_up[at] {
+                let other = snapshot(next);
+                for (from, to) in [(&first, &other), (&other, &second)] {
+                    compiler.update(&touched(from, to), to, &view("n1"));
+                    compiler.plan();
+                    compiler.abandon();
+                }
+            }
+            let way = Way::on(&mut compiler, (&before, &first), (&after, &second));
+            way.check_on(order, &mut kernel);
+            (before, first) = (after, second);
+        }
+    }
 }

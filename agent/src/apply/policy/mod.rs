@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
 use weir_common::device::{Device, LocalPod};
-use weir_common::policy::{Class, PortKey, PortRow, VerdictKey, VerdictRow};
+use weir_common::policy::{Action, Class, PortKey, PortRow, RulesId, VerdictKey, VerdictRow};
 use weir_common::table::EPOCH_INDEX;
 use weir_common::{Addr, Prefix};
 
@@ -119,7 +119,13 @@ where
     ///
     /// # Errors
     /// They do not fit beside those that the kernel still holds: half a policy is none, and what was there before holds.
-    pub fn desire_exactly(&mut self, rows: PolicyRows) -> Result<(), String> {
+    pub fn desire_exactly(&mut self, mut rows: PolicyRows) -> Result<(), String> {
+        let mut crossings = self.crossings(&rows);
+        let with_crossings = rows.verdicts.keys().chain(crossings.keys());
+        if shortage(&self.verdicts, with_crossings).is_some() {
+            crossings.clear();
+        }
+        rows.verdicts.extend(&crossings);
         let shortages = [
             shortage(&self.classes, rows.classes.keys()),
             shortage(&self.cidrs, rows.cidrs.keys()),
@@ -129,7 +135,15 @@ where
         if let Some(shortage) = shortages.into_iter().flatten().next() {
             return Err(shortage);
         }
-        self.steps.clear();
+        let gone = crossings.into_keys().map(|key| (key, None)).collect();
+        let after = Step {
+            verdicts: gone,
+            ..Step::default()
+        };
+        self.steps = [after]
+            .into_iter()
+            .filter(|it| *it != Step::default())
+            .collect();
         self.classes.desire_exactly(rows.classes);
         self.cidrs.desire_exactly(rows.cidrs);
         self.ports.desire_exactly(rows.ports);
@@ -137,6 +151,29 @@ where
         self.pods = rows.rules;
         self.begin();
         Ok(())
+    }
+
+    /// Lists of an earlier agent that nobody has any more meet classes of ours before the pods have their new ones. What they would
+    /// say nobody remembers, and it may be less than the world is told: no, for that moment, if there is room for so many rows.
+    fn crossings(&self, rows: &PolicyRows) -> BTreeMap<VerdictKey, VerdictRow> {
+        let ours: BTreeSet<RulesId> = rows.verdicts.keys().map(|key| key.rules).collect();
+        let theirs = self.verdicts.all_actual().map(|(key, _)| key.rules);
+        let theirs: BTreeSet<RulesId> = theirs.filter(|rules| !ours.contains(rules)).collect();
+        let held = self.classes.all_actual().map(|(_, class)| *class);
+        let held = held.chain(self.cidrs.all_actual().map(|(_, class)| *class));
+        let held: BTreeSet<Class> = held.chain([Class::WORLD, Class::OWN_NODE]).collect();
+        let news = rows.classes.values().chain(rows.cidrs.values()).copied();
+        let news: BTreeSet<Class> = news.filter(|class| !held.contains(class)).collect();
+        let pairs = theirs
+            .into_iter()
+            .flat_map(|rules| news.iter().map(move |class| (rules, *class)));
+        let pairs = pairs.map(|(rules, class)| VerdictKey { rules, class });
+        let is_new = |key: &VerdictKey| self.verdicts.actual(key).is_none();
+        let denial = VerdictRow {
+            action: Action::DENY,
+            ..VerdictRow::default()
+        };
+        pairs.filter(is_new).map(|key| (key, denial)).collect()
     }
 
     /// These steps should be taken, each when the one before is done. None may be underway.

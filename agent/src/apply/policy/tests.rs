@@ -519,3 +519,38 @@ fn a_change_moves_the_epoch_once() {
     policies.reconcile(&mut devices, now + GRACE);
     assert_eq!(policies.epoch(), first + 1);
 }
+
+/// A reader that takes a missing row for the world's, as programs do: what the lists of an earlier agent say of classes that it did
+/// not know.
+#[test]
+fn lists_of_an_earlier_agent_say_no_to_classes_that_it_did_not_know() {
+    let world = World::new(0);
+    let now = Instant::now();
+    let (before, after) = (source(&[], &[(0, 0)]), source(&[(1, 2)], &[(0, 1)]));
+    {
+        let (mut policies, mut devices) = world.start();
+        policies.desire_exactly(compile(&before)).unwrap();
+        policies.reconcile(&mut devices, now);
+    }
+    let key = VerdictKey {
+        rules: rules(0),
+        class: class(2),
+    };
+    let seen: Arc<Mutex<Vec<Option<VerdictRow>>>> = Arc::default();
+    let (verdicts, classes, noted) = (world.verdicts.clone(), world.classes.clone(), seen.clone());
+    world.classes.observe(Arc::new(move || {
+        if classes.rows().values().any(|it| *it == class(2)) {
+            let row = verdicts.rows().get(&key).copied();
+            noted.lock().unwrap().push(row);
+        }
+    }));
+    let (mut policies, mut devices) = world.start();
+    policies.desire_exactly(compile(&after)).unwrap();
+    policies.reconcile(&mut devices, now);
+    let seen = seen.lock().unwrap();
+    assert!(!seen.is_empty());
+    let denies = |row: &Option<VerdictRow>| row.is_some_and(|row| row.action == Action::DENY);
+    assert!(seen.iter().all(denies), "{seen:?}");
+    policies.reconcile(&mut devices, now + GRACE);
+    world.assert_holds(&compile(&after));
+}

@@ -178,6 +178,13 @@ impl Compiler {
         }
     }
 
+    /// To be called now and then, not more often than rows stay that nothing points to any more: numbers of what is gone since the time
+    /// before may stand for something else from now on.
+    pub fn settle(&mut self) {
+        self.abandon();
+        self.tables.settle();
+    }
+
     /// What the tables should hold when all committed steps are written.
     pub fn rows(&self) -> PolicyRows {
         self.tables.rows()

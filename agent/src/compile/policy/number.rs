@@ -11,16 +11,23 @@ pub(super) const FIRST: u32 = weir_common::policy::Class::FIRST_COMPILED;
 ///
 /// A content gets the number that its hash asks for. Two contents that ask for the same one are told
 /// apart by their content, not by their hash: the later one takes the next free number. A content keeps
-/// its number as long as somebody uses it, and longer: one that nobody uses any more is given out again only after
-/// [`Self::settle`], so during a change a number has one meaning. (After a restart nothing is remembered;
+/// its number as long as somebody uses it, and longer: rows that say what it meant are in the kernel for some time after nobody
+/// points to them any more, so one that nobody uses is given out again only after two times [`Self::settle`]. (After a restart nothing is remembered;
 /// then numbers agree with those before it unless two contents collided.)
 #[derive(Clone, Debug)]
 pub(super) struct Numbers<K> {
     in_use: BTreeMap<K, InUse>,
     by_number: BTreeMap<u32, K>,
-    /// Those that nobody uses any more, since the last [`Self::settle`].
-    resting: BTreeMap<K, u32>,
+    /// Those that nobody uses any more.
+    resting: BTreeMap<K, Resting>,
     mask: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Resting {
+    number: u32,
+    /// Was it so at the last [`Numbers::settle`]?
+    is_settled: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +53,7 @@ impl<K: Ord + Clone + Canonical> Numbers<K> {
             it.users += 1;
             return (it.number, false);
         }
-        let rested = self.resting.remove(content);
+        let rested = self.resting.remove(content).map(|it| it.number);
         let number =
             rested.unwrap_or_else(|| free(preferred(content) & self.mask, |it| self.is_taken(it)));
         self.in_use
@@ -64,24 +71,32 @@ impl<K: Ord + Clone + Canonical> Numbers<K> {
         }
         let number = it.number;
         self.in_use.remove(content);
-        self.resting.insert(content.clone(), number);
+        let resting = Resting {
+            number,
+            is_settled: false,
+        };
+        self.resting.insert(content.clone(), resting);
         Some(number)
     }
 
-    /// Nothing points to numbers that nobody uses any more.
+    /// Time has passed, at least as long as rows stay that nothing points to.
     pub(super) fn settle(&mut self) {
-        for number in std::mem::take(&mut self.resting).into_values() {
-            self.by_number.remove(&number);
-        }
+        let by_number = &mut self.by_number;
+        self.resting.retain(|_, it| {
+            if it.is_settled {
+                by_number.remove(&it.number);
+            }
+            !std::mem::replace(&mut it.is_settled, true)
+        });
     }
 
-    /// The number of a content in use, or that was since the last [`Self::settle`].
+    /// The number of a content in use, or that rests.
     pub(super) fn number(&self, content: &K) -> Option<u32> {
         let in_use = self.in_use.get(content).map(|it| it.number);
-        in_use.or_else(|| self.resting.get(content).copied())
+        in_use.or_else(|| self.resting.get(content).map(|it| it.number))
     }
 
-    /// What a number stands for, or has stood for since the last [`Self::settle`].
+    /// What a number stands for, also one that rests.
     pub(super) fn content(&self, number: u32) -> Option<&K> {
         self.by_number.get(&number)
     }
@@ -94,13 +109,6 @@ impl<K: Ord + Clone + Canonical> Numbers<K> {
     /// Those in use.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&K, u32)> {
         self.in_use.iter().map(|(content, it)| (content, it.number))
-    }
-
-    /// Those that nobody uses any more, since the last [`Self::settle`].
-    pub(super) fn resting(&self) -> impl Iterator<Item = (&K, u32)> {
-        self.resting
-            .iter()
-            .map(|(content, number)| (content, *number))
     }
 }
 
@@ -137,7 +145,9 @@ mod tests {
         assert_ne!(numbers.take(&name("a")).0, b);
         assert_eq!(numbers.number(&name("c")), Some(c));
         numbers.settle();
-        assert_eq!(numbers.take(&name("d")).0, b);
+        assert_ne!(numbers.take(&name("d")).0, b, "its rows may still be there");
+        numbers.settle();
+        assert_eq!(numbers.take(&name("e")).0, b);
     }
 
     #[test]
@@ -150,6 +160,10 @@ mod tests {
         assert_eq!(numbers.leave(&name("a")), Some(number));
         assert_eq!(numbers.leave(&name("a")), None);
         assert_eq!(numbers.number(&name("a")), Some(number));
+        numbers.settle();
+        assert_eq!(numbers.take(&name("a")), (number, true), "it comes back");
+        assert_eq!(numbers.leave(&name("a")), Some(number));
+        numbers.settle();
         numbers.settle();
         assert_eq!(numbers.number(&name("a")), None);
     }

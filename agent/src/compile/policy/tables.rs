@@ -206,6 +206,10 @@ impl Tables {
         for gone in moves.lists.gone.keys() {
             self.judges.remove(gone);
         }
+    }
+
+    /// Time has passed, at least as long as rows stay that nothing points to.
+    pub(super) fn settle(&mut self) {
         self.classes.settle();
         self.lists.settle();
         self.owners.settle();

@@ -13,8 +13,8 @@
 //! 2. pods come to their lists after;
 //! 3. addresses come to their classes after, and rows that nothing points to any more go.
 //!
-//! Where only one row decides about every packet that changes, it is written, and that is all. Pods that go are closed before anything
-//! else.
+//! Where only one row decides about every packet that changes, it is written, and that is all. Pods that go are said first: nobody
+//! says anything about them any more.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -38,7 +38,7 @@ pub struct Step {
     pub verdicts: BTreeMap<VerdictKey, Option<VerdictRow>>,
     pub classes: BTreeMap<Addr, Option<ClassId>>,
     pub cidrs: BTreeMap<Prefix, Option<ClassId>>,
-    /// `None`: closed.
+    /// `None`: nobody says anything about it any more, and it keeps what it has until the rows of that go.
     pub pods: BTreeMap<ObjectName, Option<PodRules>>,
 }
 
@@ -182,8 +182,10 @@ impl Way<'_> {
             let sides = [(&lists.gone, 0), (&lists.stay, 0), (&lists.come, 1)];
             for (judges, side) in sides {
                 for judge in judges.values() {
-                    let answer = deviation(judge, &pair[side]);
-                    first.extend(answer.map(|it| (key(judge, *id), it)));
+                    // Also where the answer is the world's: a row of an earlier way between the same two may still be there.
+                    if pair.iter().any(|class| judge.tells_apart(class)) {
+                        first.push((key(judge, *id), judge.answer(&pair[side])));
+                    }
                 }
             }
             // Nobody has these rules between the two, or they do not tell the two apart.
@@ -352,12 +354,9 @@ impl Way<'_> {
         let world = Class::world();
         let to_the_world = answer([&world, &world]);
         let mut answers: HashMap<ClassId, Answer> = HashMap::new();
-        let in_use = self
-            .tables
-            .classes
-            .iter()
-            .chain(self.tables.classes.resting());
-        for (facts, number) in in_use {
+        let gone = self.moves.classes.gone.iter();
+        let gone = gone.map(|(facts, id)| (facts, id.0));
+        for (facts, number) in self.tables.classes.iter().chain(gone) {
             let class = Class::Of(facts.clone());
             if sides
                 .iter()

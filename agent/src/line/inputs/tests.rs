@@ -232,3 +232,21 @@ fn of_two_sandboxes_of_a_pod_the_later_counts_and_then_the_other() {
     inputs.release(second.pod.as_ref().unwrap(), &second.attachment);
     assert_eq!(addresses(&inputs), [X]);
 }
+
+#[test]
+fn a_pod_that_goes_after_its_addresses_is_forgotten_by_policy() {
+    let mut inputs = inputs();
+    let pod = ObjectName::new("shop", "web-0");
+    let said = [
+        applied(pod_on("n2", "1", &[Y])),
+        applied(pod_on("n2", "1", &[])),
+        Change::Deleted(ObjectId {
+            kind: Kind::Pod,
+            name: pod.clone(),
+        }),
+    ];
+    for change in said {
+        inputs.take(change);
+        assert!(inputs.take_dirty().touched.pods.contains(&pod));
+    }
+}
