@@ -14,7 +14,7 @@ pub struct Namespace {
     pub phase: NamespacePhase,
     /// Do connections of its pods go on that a policy has allowed once, when policy denies them later? It is asked
     /// for by the annotation `weir.local/established-connections: keep`.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keeps_established: bool,
 }
 
