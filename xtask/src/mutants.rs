@@ -18,6 +18,7 @@ const TESTS: &[&str] = &[
     "connections",
     "datapath",
     "documents",
+    "established",
     "fragments",
     "hairpin",
     "handshakes",

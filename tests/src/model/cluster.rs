@@ -66,13 +66,16 @@ pub enum From {
 /// What a policy says about a peer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Answer {
-    /// The agent has not written it yet.
-    Unknown,
+    /// There is no row. A peer then hears what the world does; the world's own is one that the agent has not written yet.
+    NoRow,
     Deny,
     Allow,
     /// TCP to 8080 and to 1000 to 1007; UDP but to 53.
     ByPort,
 }
+
+/// Whoever is none of the peers that have a class of their own.
+const WORLD: usize = 4;
 
 /// Directions of policy.
 pub const IN: usize = 0;
@@ -166,7 +169,7 @@ impl Cluster {
         };
         let of = |numbers: [u8; 5]| {
             numbers.map(|number| {
-                [Answer::Deny, Answer::Allow, Answer::ByPort, Answer::Unknown][number as usize]
+                [Answer::Deny, Answer::Allow, Answer::ByPort, Answer::NoRow][number as usize]
             })
         };
         cluster.answers[0] = [of([1, 1, 2, 1, 0]), of([1, 1, 2, 1, 2])];
@@ -288,11 +291,14 @@ impl Cluster {
             return Ok(0);
         }
         let index = PEERS.iter().position(|host| host.ip(self.family) == peer);
-        let index = index.unwrap_or(4);
+        let mut index = index.unwrap_or(WORLD);
+        if self.answers[pod][direction][index] == Answer::NoRow {
+            index = WORLD;
+        }
         let rule = rule(pod, direction, index);
         let denied = [DropReason::IngressDenied, DropReason::EgressDenied][direction];
         match self.answers[pod][direction][index] {
-            Answer::Unknown => Err(DropReason::NoVerdict),
+            Answer::NoRow => Err(DropReason::NoVerdict),
             Answer::Deny => Err(denied),
             Answer::Allow => Ok(rule),
             Answer::ByPort => match (talk, port) {
@@ -349,7 +355,7 @@ impl Cluster {
             class,
         };
         let action = match self.answers[pod][direction][index] {
-            Answer::Unknown => {
+            Answer::NoRow => {
                 self.memory.verdicts.remove(&key);
                 return;
             }

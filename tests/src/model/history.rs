@@ -352,7 +352,7 @@ impl Node {
                 let answers = [Answer::Allow, Answer::Deny, Answer::ByPort, Answer::Allow];
                 let mut answer = answers[dice[4] as usize % 4];
                 if dice[4].is_multiple_of(32) {
-                    answer = Answer::Unknown;
+                    answer = Answer::NoRow;
                 }
                 self.cluster.answers[pod][direction][peer] = answer;
             }
