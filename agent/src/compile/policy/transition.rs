@@ -272,7 +272,7 @@ impl Way<'_> {
                     self.first.pods.insert(pod.clone(), Some(both(rules)));
                     self.second.pods.insert(pod.clone(), Some(pod_rules(after)));
                 }
-                // One that is not known any more is closed before others change.
+                // One that is not known any more is told so before others change. What `apply` makes of that: docs/policy.md.
                 (_, None) => {
                     let step = match self.pairs.is_empty() {
                         true => &mut self.first,
@@ -280,7 +280,7 @@ impl Way<'_> {
                     };
                     step.pods.insert(pod.clone(), None);
                 }
-                // And one that comes is so until others have.
+                // One that comes is closed until others have changed.
                 (None, Some(after)) if has_two_ends => {
                     self.second.pods.insert(pod.clone(), Some(pod_rules(after)));
                 }
