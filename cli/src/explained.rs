@@ -65,6 +65,9 @@ pub struct Side {
     pub passed_by: Vec<String>,
     /// Of a denial by isolation: the rules that lack the least.
     pub nearest: Vec<Nearest>,
+    /// Of what is allowed: who would deny it, were policies enforced that are only audited.
+    #[serde(default)]
+    pub audit: Option<String>,
 }
 
 /// A rule that would allow it, but for something.
@@ -152,6 +155,12 @@ fn one(case: &Case, same: usize, out: &mut String) {
         line(out, format_args!("  {direction:8}{sign:4}{}", side.words));
         for rule in &side.passed_by {
             line(out, format_args!("{:14}{rule}", ""));
+        }
+        if let Some(audit) = &side.audit {
+            line(
+                out,
+                format_args!("{:14}audit: would be denied: {audit}", ""),
+            );
         }
         for near in &side.nearest {
             line(out, format_args!("{:14}nearest: {}", "", near.rule));

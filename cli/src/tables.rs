@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
 use weir_cli::views::{
-    Drops, EndpointView, FlowEnd, FlowView, PolicyView, ServiceView, Status, Verify,
+    DropView, Drops, EndpointView, FlowEnd, FlowView, PolicyView, ServiceView, Status, Verify,
 };
 
 pub(crate) fn status(status: &Status) -> String {
@@ -170,10 +170,21 @@ pub(crate) fn endpoints(rows: &[EndpointView]) -> String {
 }
 
 pub(crate) fn policy(rows: &[PolicyView]) -> String {
-    let mut out = table(&["POLICY", "DIRECTIONS", "PODS HERE", "NOT UNDERSTOOD"]);
+    let mut out = table(&[
+        "KIND",
+        "POLICY",
+        "TIER",
+        "ENFORCEMENT",
+        "DIRECTIONS",
+        "PODS HERE",
+        "NOT UNDERSTOOD",
+    ]);
     for row in rows {
         out.add_row([
-            row.policy.as_str(),
+            row.kind.as_str(),
+            &row.policy,
+            row.tier.as_deref().unwrap_or_default(),
+            &row.enforcement,
             &row.directions.join(","),
             &row.pods.join("\n"),
             &row.unsupported.join("\n"),
@@ -218,18 +229,29 @@ pub(crate) fn drops(drops: &Drops) -> String {
             &t.help,
         ]);
     }
-    let mut recent = table(&["TIME", "REASON", "SOURCE", "DESTINATION", "PROTO", "WHY"]);
-    for d in &drops.recent {
-        recent.add_row([
-            d.time.as_str(),
-            &d.reason,
-            &end(&d.source),
-            &end(&d.destination),
-            &d.protocol,
-            &d.why,
+    let recent = events(&drops.recent);
+    if drops.audited.is_empty() {
+        return format!("{totals}\n\n{recent}");
+    }
+    let audited = events(&drops.audited);
+    format!(
+        "{totals}\n\n{recent}\n\nNot dropped, but would be if policies in audit were enforced:\n{audited}"
+    )
+}
+
+fn events(events: &[DropView]) -> String {
+    let mut out = table(&["TIME", "REASON", "SOURCE", "DESTINATION", "PROTO", "WHY"]);
+    for event in events {
+        out.add_row([
+            event.time.as_str(),
+            &event.reason,
+            &end(&event.source),
+            &end(&event.destination),
+            &event.protocol,
+            &event.why,
         ]);
     }
-    format!("{totals}\n\n{recent}")
+    out.to_string()
 }
 
 pub(crate) fn verify(verify: &Verify) -> String {

@@ -167,10 +167,16 @@ pub struct EndpointView {
 /// A row of `GET /v1/policy`: a policy and what became of it.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct PolicyView {
+    /// `NetworkPolicy` or `ClusterNetworkPolicy`.
+    pub kind: String,
     pub policy: String,
+    /// `Admin 10`, of a ClusterNetworkPolicy: where it is asked.
+    pub tier: Option<String>,
+    /// `enforce` or `audit`.
+    pub enforcement: String,
     /// `ingress`, `egress` or both.
     pub directions: Vec<String>,
-    /// Pods of this node that it isolates.
+    /// Pods of this node that it selects.
     pub pods: Vec<String>,
     /// Parts that are not understood and allow nothing.
     pub unsupported: Vec<String>,
@@ -214,6 +220,9 @@ pub struct Drops {
     pub totals: Vec<DropTotal>,
     /// The latest events, oldest first. Rate-limited samples.
     pub recent: Vec<DropView>,
+    /// The same, of flows that were allowed: what would have been dropped, were policies enforced that are only audited.
+    #[serde(default)]
+    pub audited: Vec<DropView>,
 }
 
 /// The exact count of a reason.
@@ -225,7 +234,7 @@ pub struct DropTotal {
     pub bytes: u64,
 }
 
-/// A drop, explained.
+/// A drop, explained, or an audit.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct DropView {
     /// RFC 3339, UTC.
@@ -238,8 +247,9 @@ pub struct DropView {
     pub protocol: String,
     pub source: FlowEnd,
     pub destination: FlowEnd,
+    /// 0 in an audit, which is of a flow.
     pub bytes: u32,
-    /// Events of the same reason left out before this one.
+    /// Events of the same reason, or audits, left out before this one.
     pub limited: u32,
 }
 

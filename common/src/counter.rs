@@ -47,6 +47,7 @@ counters! {
     10 NatPortsTaken "nat_ports_taken" "Ports of the node reserved for flows that leave it."
     11 WaysLost "ways_lost" "Ways found missing beside those of the other direction, and made again: of datagrams, since TCP's are never pushed out. Nothing says when both directions or a plan were pushed out."
     12 Refusals "refusals" "Packets answered with a RST or an ICMP error; their drops are counted, too."
+    13 AuditDenials "policy_audit_denials" "Flows that policy allowed, and would have denied were policies enforced that are only audited; judged again after a change included."
 }
 
 /// Rows of the `COUNTERS` table, with room for later counters.

@@ -5,7 +5,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::policy::RuleId;
 use crate::{Addr, Port, Protocol};
 
-/// A dropped packet. Rate-limited per reason and CPU; the counters in `DROPS` are exact.
+/// A dropped packet, or one that would have been ([`EventKind::AUDIT`]). Rate-limited per reason and CPU; the counters in `DROPS` are exact.
 #[derive(
     Clone, Copy, Debug, Default, Eq, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -43,6 +43,8 @@ pub struct EventKind(pub u8);
 
 impl EventKind {
     pub const DROP: Self = Self(1);
+    /// Nothing was dropped: a [`DropEvent`] of what would have been, were policies enforced that are only audited.
+    pub const AUDIT: Self = Self(2);
 }
 
 /// A program of the packet path.
@@ -82,7 +84,8 @@ impl Hook {
     }
 }
 
-/// Value of `EVENT_LIMITS` (per CPU), indexed by reason: a token bucket. Row 0, which is no reason's, is that of refusals.
+/// Value of `EVENT_LIMITS` (per CPU), indexed by reason: a token bucket. Row 0, which is no reason's, is that of refusals,
+/// and [`AUDIT_LIMIT`] that of audits.
 #[derive(
     Clone, Copy, Debug, Default, Eq, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -94,6 +97,9 @@ pub struct EventLimit {
     /// Events left out since the last one that was sent.
     pub limited: u32,
 }
+
+/// Row of `EVENT_LIMITS` for [`EventKind::AUDIT`]: the last.
+pub const AUDIT_LIMIT: u32 = crate::reason::REASONS - 1;
 
 const _: () = assert!(size_of::<DropEvent>() == 64);
 const _: () = assert!(size_of::<EventLimit>() == 16);

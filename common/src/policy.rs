@@ -118,6 +118,8 @@ pub struct VerdictRow {
     pub ports: u32,
     /// The rule that allows, or the owners of the denial.
     pub rule: RuleId,
+    /// Of what is allowed: who would deny it, were policies that are only audited enforced; else none.
+    pub audit: RuleId,
 }
 
 /// What a row of `VERDICTS` or `PORTS` says.
@@ -212,9 +214,11 @@ pub struct PortRow {
     pub action: Action,
     pub pad: [u8; 3],
     pub rule: RuleId,
+    /// As in [`VerdictRow`].
+    pub audit: RuleId,
 }
 
 const _: () = assert!(size_of::<VerdictKey>() == 8);
-const _: () = assert!(size_of::<VerdictRow>() == 12 + OTHER_BYTES);
+const _: () = assert!(size_of::<VerdictRow>() == 16 + OTHER_BYTES);
 const _: () = assert!(size_of::<PortKey>() == 12);
-const _: () = assert!(size_of::<PortRow>() == 8);
+const _: () = assert!(size_of::<PortRow>() == 12);

@@ -54,6 +54,7 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
     let is_established = trace.is_established != 0;
     trace.is_established = 0;
     *judgement = Judgement::default();
+    trace.rule = RuleId::NONE;
     let mut egress;
     (judgement.opener_device, egress) = end(tables, &here, &question.source, [a, b], Way::Out)?;
     let mut ingress;
@@ -66,8 +67,25 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
         return Ok(());
     }
     let rule = &mut trace.rule;
-    judgement.egress = ask(tables, egress, Way::Out, question, rule)?;
-    judgement.ingress = ask(tables, ingress, Way::In, question, rule)?;
+    let egress = ask(tables, egress, Way::Out, question, rule)?;
+    let ingress = ask(tables, ingress, Way::In, question, rule)?;
+    judgement.egress = egress.rule;
+    judgement.ingress = ingress.rule;
+    // Whoever would have denied it first.
+    let reason = match (egress.audit, ingress.audit) {
+        (RuleId::NONE, RuleId::NONE) => return Ok(()),
+        (RuleId::NONE, audit) => {
+            *rule = audit;
+            DropReason::IngressDenied
+        }
+        (audit, _) => {
+            *rule = audit;
+            DropReason::EgressDenied
+        }
+    };
+    tables.count(Counter::AuditDenials);
+    tables.audited(scratch, reason);
+    scratch.trace.rule = RuleId::NONE;
     Ok(())
 }
 
@@ -89,6 +107,21 @@ struct Rules {
     list: RulesId,
     /// Does what is established go on?
     keeps: bool,
+}
+
+/// Who allows.
+#[derive(Clone, Copy)]
+struct Allowed {
+    rule: RuleId,
+    /// Who would not.
+    audit: RuleId,
+}
+
+impl Allowed {
+    const BY_NOBODY: Self = Self {
+        rule: RuleId::NONE,
+        audit: RuleId::NONE,
+    };
 }
 
 /// The device at an address and the rules that hold there.
@@ -123,7 +156,7 @@ fn end<T: Tables + ?Sized>(
     Ok((ifindex, rules))
 }
 
-/// Whether rules allow a peer; the rule that does.
+/// Whether rules allow a peer, and who does.
 #[inline(always)]
 fn ask<T: Tables + ?Sized>(
     tables: &T,
@@ -131,9 +164,9 @@ fn ask<T: Tables + ?Sized>(
     way: Way,
     opener: &WayKey,
     rule: &mut RuleId,
-) -> Result<RuleId, DropReason> {
+) -> Result<Allowed, DropReason> {
     if rules == RulesId::OPEN {
-        return Ok(RuleId::NONE);
+        return Ok(Allowed::BY_NOBODY);
     }
     let mut class = tables.class(match way {
         Way::Out => &opener.destination,
@@ -141,7 +174,7 @@ fn ask<T: Tables + ?Sized>(
     });
     if class == Class::OWN_NODE {
         if way == Way::Out {
-            return Ok(RuleId::NONE);
+            return Ok(Allowed::BY_NOBODY);
         }
         // What the node itself sends is not asked about. What comes in by a device and says that it is the node's
         // is not.
@@ -155,18 +188,23 @@ fn ask<T: Tables + ?Sized>(
     }
     let row = row.ok_or(DropReason::NoVerdict)?;
     let (mut action, mut decided) = (row.action, row.rule);
+    let mut audit = row.audit;
     if action == Action::BY_PORT {
         let key = PortKey::exact(row.ports, opener.protocol, opener.destination_port);
         action = Action::DENY;
         if let Some(port) = tables.port(&key) {
             (action, decided) = (port.action, port.rule);
+            audit = port.audit;
         }
     }
     if action == Action::ALLOW {
-        return Ok(decided);
+        return Ok(Allowed {
+            rule: decided,
+            audit,
+        });
     }
     if keeps {
-        return Ok(RuleId::NONE);
+        return Ok(Allowed::BY_NOBODY);
     }
     *rule = decided;
     Err(match way {

@@ -176,6 +176,9 @@ pub trait Tables {
     fn now(&self) -> u64;
     fn random(&self) -> u32;
     fn count(&self, counter: Counter);
+    /// Policies that are only audited would have dropped what is at hand, for this reason; the rule is in the trace. Whoever cares
+    /// tells it.
+    fn audited(&self, _scratch: &Scratch, _reason: DropReason) {}
 }
 
 /// What came of adding a row.

@@ -69,6 +69,18 @@ pub struct Trace {
 }
 
 impl Scratch {
+    /// Interface index of the device at hand.
+    #[inline(always)]
+    pub const fn ifindex(&self) -> u32 {
+        self.arrival.ifindex
+    }
+
+    /// The conversation that policy was asked about last, as its opener sends.
+    #[inline(always)]
+    pub const fn question(&self) -> &WayKey {
+        &self.question
+    }
+
     /// What becomes of the packet at hand, which cannot go on, where who has sent it may be told. A part of one is no question.
     #[inline(always)]
     pub(crate) const fn refused(&self, reason: DropReason) -> Verdict {

@@ -25,7 +25,7 @@ use weir_common::{Addr, DropReason, Prefix, Protocol, limits, table};
 use weir_datapath::tables::{Added, Sockets, Tables};
 use weir_datapath::{Outcome, Scratch, Trace};
 
-use crate::cold;
+use crate::{cold, events};
 
 #[map]
 static FRONTENDS: HashMap<FrontendKey, Frontend> = HashMap::with_max_entries(limits::FRONTENDS, 0);
@@ -442,6 +442,11 @@ impl Tables for Maps {
             first: node.first_port,
             last: node.last_port,
         }
+    }
+
+    #[inline(always)]
+    fn audited(&self, scratch: &Scratch, reason: DropReason) {
+        events::audited(scratch, reason as u8);
     }
 
     #[inline(always)]

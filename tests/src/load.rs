@@ -21,9 +21,9 @@ pub struct Load {
 pub struct Tally {
     pub attempted: u64,
     pub outcomes: BTreeMap<String, u64>,
-    /// When those that failed ended, in seconds since the start.
+    /// When those that failed began (the second try, of one with a retry), in hundredths of a second since the start.
     #[serde(default)]
-    pub failures_by_second: BTreeMap<u64, u64>,
+    pub failures_by_hundredth: BTreeMap<u64, u64>,
     /// Of all attempts, in milliseconds.
     pub slowest_ms: u64,
     /// From the first attempt to the end of the last, in milliseconds.
@@ -100,8 +100,8 @@ impl AddAssign for Tally {
         for (outcome, count) in other.outcomes {
             *self.outcomes.entry(outcome).or_default() += count;
         }
-        for (second, count) in other.failures_by_second {
-            *self.failures_by_second.entry(second).or_default() += count;
+        for (moment, count) in other.failures_by_hundredth {
+            *self.failures_by_hundredth.entry(moment).or_default() += count;
         }
         self.slowest_ms = self.slowest_ms.max(other.slowest_ms);
         self.took_ms = self.took_ms.max(other.took_ms);

@@ -62,6 +62,18 @@ pub fn may_send(
     sent(cluster, from, to).includes(protocol, port)
 }
 
+/// The cluster, were its policies enforced that are only audited.
+pub fn enforced(cluster: &Cluster) -> Cluster {
+    let mut all = cluster.clone();
+    for policy in &mut all.policies {
+        policy.is_audit = false;
+    }
+    for policy in &mut all.cluster_policies {
+        policy.is_audit = false;
+    }
+    all
+}
+
 /// The ingress half, the receiver's.
 pub fn may_receive(
     cluster: &Cluster,
@@ -151,7 +163,8 @@ fn tier_rules(
 ) -> Vec<ClusterRule> {
     let policies = cluster.cluster_policies.iter();
     let mut policies: Vec<_> = policies
-        .filter(|it| it.tier == tier && has_pod(cluster, &it.subject, None, subject))
+        .filter(|it| it.tier == tier && !it.is_audit)
+        .filter(|it| has_pod(cluster, &it.subject, None, subject))
         .collect();
     policies.sort_by(|a, b| (a.priority, &a.name).cmp(&(b.priority, &b.name)));
     policies.into_iter().flat_map(rules).collect()
@@ -231,10 +244,13 @@ fn is_itself_or_its_node(pod: &Pod, other: &Party) -> bool {
     }
 }
 
-/// The policies of the pod's namespace whose `podSelector` matches it.
+/// The policies of the pod's namespace whose `podSelector` matches it. One that is only audited counts as absent: its annotation is
+/// ours, not the API's.
 fn selecting<'a>(cluster: &'a Cluster, pod: &'a Pod) -> impl Iterator<Item = &'a Policy> {
     cluster.policies.iter().filter(|policy| {
-        policy.id.namespace == pod.id.namespace && selects(&policy.subject, &pod.labels)
+        !policy.is_audit
+            && policy.id.namespace == pod.id.namespace
+            && selects(&policy.subject, &pod.labels)
     })
 }
 

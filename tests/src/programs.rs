@@ -242,7 +242,7 @@ pub fn write_all(ebpf: &mut Ebpf, memory: &Memory) -> Result<()> {
     for (addr, class) in &memory.classes {
         table.insert(addr.0, class.0, 0)?;
     }
-    let mut table: lpm_trie::LpmTrie<_, [u8; 8], [u8; 8]> = map(ebpf, "PORTS")?.try_into()?;
+    let mut table: lpm_trie::LpmTrie<_, [u8; 8], [u8; 12]> = map(ebpf, "PORTS")?.try_into()?;
     for (key, row) in &memory.ports {
         let mut data = [0; 8];
         data.copy_from_slice(&key.as_bytes()[4..]);
@@ -264,7 +264,7 @@ pub fn write_all(ebpf: &mut Ebpf, memory: &Memory) -> Result<()> {
 /// # Errors
 /// The kernel refuses a row.
 pub fn write_changing(ebpf: &mut Ebpf, memory: &Memory) -> Result<()> {
-    let mut table: HashMap<_, [u8; 8], [u8; 12]> = map(ebpf, "VERDICTS")?.try_into()?;
+    let mut table: HashMap<_, [u8; 8], [u8; 16]> = map(ebpf, "VERDICTS")?.try_into()?;
     for (key, row) in &memory.verdicts {
         table.insert(bytes(key), bytes(row), 0)?;
     }

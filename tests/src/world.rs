@@ -239,6 +239,10 @@ fn policy(memory: &mut Memory) {
                 action: Action(action),
                 ports: 7,
                 rule: RuleId(rules.0 * 100 + class.0),
+                audit: match host {
+                    Host::Far => RuleId(rules.0 * 100),
+                    _ => RuleId::NONE,
+                },
                 ..VerdictRow::default()
             };
             memory.verdicts.insert(VerdictKey { rules, class }, row);
@@ -248,6 +252,7 @@ fn policy(memory: &mut Memory) {
         let row = PortRow {
             action,
             rule: RuleId(rule),
+            audit: RuleId(if rule == 1002 { 1000 } else { 0 }),
             ..PortRow::default()
         };
         memory.ports.insert(key, row);

@@ -430,3 +430,72 @@ fn frames_that_no_pod_may_send_are_dropped_with_their_reason() {
         assert_eq!(dropped, BURST, "{reason}: {BURST} sent");
     }
 }
+
+#[test]
+fn a_policy_in_audit_tells_what_it_would_deny_and_denies_nothing() {
+    let town = Town::start("audit");
+    let counted = || {
+        let page = town.node.metrics().unwrap();
+        let line = page
+            .lines()
+            .find(|it| it.starts_with("weir_policy_audit_denials_total "));
+        let number = line.unwrap().rsplit(' ').next().unwrap();
+        number.parse::<f64>().unwrap() as u64
+    };
+    let audited = || {
+        let answer = town.node.ask("drops").unwrap();
+        answer["audited"].as_array().unwrap().clone()
+    };
+    let from_friends = allow("[{from: [{podSelector: {matchLabels: {app: friend}}}]}]");
+    let audit = from_friends.replace(
+        "namespace: a}",
+        "namespace: a, annotations: {weir.local/enforcement: audit}}",
+    );
+    assert_ne!(audit, from_friends);
+    // Some of it is enforced: the audit is about what is left.
+    let no_udp = "---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: no-udp, namespace: a}
+spec:
+  podSelector: {matchLabels: {app: server}}
+  ingress: [{ports: [{protocol: TCP}]}]
+";
+    town.policy(&audit);
+    let of_policy = || {
+        let rows = town.node.ask("policy").unwrap();
+        rows.as_array()
+            .unwrap()
+            .first()
+            .cloned()
+            .unwrap_or_default()
+    };
+    let is_audit = |row: &Value| row["enforcement"] == "audit";
+    let row = eventually("the policy is known", SOON, of_policy, is_audit).unwrap();
+    assert_eq!(row["pods"], serde_json::json!(["a/server"]));
+    let before = counted();
+    town.expect("audited", ["tTu", "tTu", "tTu"]);
+    // Nobody but the two of namespace b, who are asked for three times in each family at the least.
+    assert!(counted() >= before + 12, "{} and {before}", counted());
+    let stranger = town.clients[2].workload.id();
+    let rows = audited();
+    let by = "no rule allows it; ingress is isolated by a/server";
+    assert!(
+        rows.iter()
+            .any(|row| row["source"]["name"] == stranger && row["why"] == by),
+        "{rows:#?}"
+    );
+    let a_friend = town.clients[0].workload.id();
+    assert!(
+        rows.iter().all(|row| row["source"]["name"] != a_friend),
+        "{rows:#?}"
+    );
+    assert_eq!(drops(&town.node, "ingress_denied").unwrap(), 0);
+    town.policy(&format!("{audit}{no_udp}"));
+    town.expect("what others deny is denied", ["tT-", "tT-", "tT-"]);
+    town.policy(&from_friends);
+    town.expect("enforced", ["tTu", "---", "---"]);
+    let silent = counted();
+    town.expect("enforced", ["tTu", "---", "---"]);
+    assert_eq!(counted(), silent, "what is denied is not audited");
+}

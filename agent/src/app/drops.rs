@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use tracing::warn;
+use weir_common::event::EventKind;
 use weir_common::policy::RuleId;
 
 use crate::compile::policy::RuleBook;
@@ -37,7 +38,7 @@ pub(super) async fn explain(
     mut incoming: mpsc::Receiver<Vec<u8>>,
     names: Names,
     published: Arc<Published>,
-    recent: Arc<Recent>,
+    [dropped, audited]: [Arc<Recent>; 2],
 ) {
     let mut unknown = false;
     while let Some(record) = incoming.recv().await {
@@ -46,6 +47,10 @@ pub(super) async fn explain(
                 let words = Words {
                     names: names.clone(),
                     rules: published.rules.load_full(),
+                };
+                let recent = match event.kind {
+                    EventKind::AUDIT => &audited,
+                    _ => &dropped,
                 };
                 recent.push(events::explain(&event, clock::monotonic_start(), &words));
             }

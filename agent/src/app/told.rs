@@ -25,7 +25,8 @@ pub(super) struct Told {
     pub(super) board: Arc<Board>,
     pub(super) names: Names,
     pub(super) published: Arc<Published>,
-    pub(super) recent: Arc<Recent>,
+    /// Drops, and what would have been dropped.
+    pub(super) recent: [Arc<Recent>; 2],
     pub(super) counters: Counters,
     pub(super) flows: Arc<Flows>,
     /// How many ports of a node's address may stand for others towards one peer.
@@ -165,7 +166,8 @@ impl Local for Told {
             });
         Ok(views::Drops {
             totals: totals.collect(),
-            recent: self.recent.all(),
+            recent: self.recent[0].all(),
+            audited: self.recent[1].all(),
         })
     }
 

@@ -21,7 +21,7 @@ pub fn decode(record: &[u8]) -> Result<DropEvent, Undecodable> {
     let event =
         DropEvent::read_from_bytes(record).map_err(|_| Undecodable::Length(record.len()))?;
     match event.kind {
-        EventKind::DROP => Ok(event),
+        EventKind::DROP | EventKind::AUDIT => Ok(event),
         EventKind(other) => Err(Undecodable::Kind(other)),
     }
 }

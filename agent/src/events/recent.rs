@@ -1,4 +1,4 @@
-//! The latest drops, bounded.
+//! The latest drops or audits, bounded.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};

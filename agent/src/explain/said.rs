@@ -52,6 +52,7 @@ fn side(verdict: &Verdict, subject: &Party, direction: Direction) -> Side {
         isolated_by: Vec::new(),
         passed_by: Vec::new(),
         nearest: Vec::new(),
+        audit: None,
     };
     let finding = match (verdict, &subject.is) {
         (Verdict::Found(finding), _) => finding,
@@ -102,6 +103,7 @@ fn side(verdict: &Verdict, subject: &Party, direction: Direction) -> Side {
             .collect(),
         passed_by: finding.passed_by.iter().map(ToString::to_string).collect(),
         nearest: nearest(finding),
+        audit: finding.audit.as_ref().map(ToString::to_string),
     }
 }
 

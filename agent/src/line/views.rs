@@ -227,34 +227,44 @@ impl<M: Machine> Line<M> {
     /// `weir policy`.
     fn policy_view(&self) -> Vec<PolicyView> {
         let snapshot = self.inputs.snapshot();
-        let mut rows: Vec<_> = snapshot
-            .policies
-            .values()
-            .map(|policy| {
-                let selected = snapshot.pods.values().filter(|pod| {
-                    pod.id.namespace == policy.id.namespace
-                        && pod.network == PodNetwork::Own
-                        && pod.node.as_deref() == Some(&*self.settings.node)
-                        && policy.subject.matches(&pod.labels)
-                });
-                let mut pods: Vec<_> = selected.map(|pod| pod.id.to_string()).collect();
-                pods.sort();
-                let directions = [
-                    policy.ingress.as_ref().map(|_| "ingress".to_owned()),
-                    policy.egress.as_ref().map(|_| "egress".to_owned()),
-                ];
-                let unsupported = self.policy.reports.iter().filter(|report| {
-                    matches!(report, Report::AllowsNothing { policy: id, .. } if *id == policy.id)
-                });
-                PolicyView {
-                    policy: policy.id.to_string(),
-                    directions: directions.into_iter().flatten().collect(),
-                    pods,
-                    unsupported: unsupported.map(ToString::to_string).collect(),
-                }
-            })
-            .collect();
-        rows.sort_by(|a, b| a.policy.cmp(&b.policy));
+        let enforcement = |is_audit: bool| match is_audit {
+            true => "audit".to_owned(),
+            false => "enforce".to_owned(),
+        };
+        let directions = |ingress: bool, egress: bool| {
+            let both = [(ingress, "ingress"), (egress, "egress")];
+            let said = both.into_iter().filter(|(says, _)| *says);
+            said.map(|(_, direction)| direction.to_owned()).collect()
+        };
+        let names = |pods: Vec<&ObjectName>| pods.into_iter().map(ToString::to_string).collect();
+        let compiler = &self.policy.compiler;
+        let mut rows: Vec<PolicyView> = Vec::new();
+        for policy in snapshot.cluster_policies.values() {
+            rows.push(PolicyView {
+                kind: Kind::ClusterNetworkPolicy.to_string(),
+                policy: policy.name.to_string(),
+                tier: Some(format!("{} {}", policy.tier.as_str(), policy.priority)),
+                enforcement: enforcement(policy.is_audit),
+                directions: directions(!policy.ingress.is_empty(), !policy.egress.is_empty()),
+                pods: names(compiler.selected_by_cluster_policy(policy, snapshot)),
+                unsupported: Vec::new(),
+            });
+        }
+        for policy in snapshot.policies.values() {
+            let unsupported = self.policy.reports.iter().filter(|report| {
+                matches!(report, Report::AllowsNothing { policy: id, .. } if *id == policy.id)
+            });
+            rows.push(PolicyView {
+                kind: Kind::NetworkPolicy.to_string(),
+                policy: policy.id.to_string(),
+                tier: None,
+                enforcement: enforcement(policy.is_audit),
+                directions: directions(policy.ingress.is_some(), policy.egress.is_some()),
+                pods: names(compiler.selected_by(policy)),
+                unsupported: unsupported.map(ToString::to_string).collect(),
+            });
+        }
+        rows.sort_by(|a, b| (&a.kind, &a.policy).cmp(&(&b.kind, &b.policy)));
         rows
     }
 

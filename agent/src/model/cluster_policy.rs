@@ -25,6 +25,9 @@ pub struct ClusterPolicy {
     /// In the order in which they are asked. "CNPs with no ingress rules do not affect ingress traffic."
     pub ingress: Vec<ClusterRule>,
     pub egress: Vec<ClusterRule>,
+    /// As [`super::Policy::is_audit`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_audit: bool,
 }
 
 /// When a policy is asked: those of `Admin` before NetworkPolicies, those of `Baseline` about pods that no

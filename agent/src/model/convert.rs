@@ -79,6 +79,23 @@ fn id(meta: &wire::Meta) -> Result<ObjectName, String> {
     ))
 }
 
+/// Is a policy only audited? Whoever says something else than that gets what he had without saying it.
+fn is_audit(annotations: &wire::Annotations, problems: &mut Vec<Problem>) -> bool {
+    match annotations.enforcement.as_deref() {
+        None | Some("enforce") => false,
+        Some("audit") => true,
+        Some(other) => {
+            problems.push(Problem {
+                part: "annotation weir.local/enforcement".to_owned(),
+                reason: format!(
+                    "{other:?} is neither \"audit\" nor \"enforce\": the policy is enforced"
+                ),
+            });
+            false
+        }
+    }
+}
+
 /// `metadata.creationTimestamp`, in seconds since 1970.
 fn created(meta: &wire::Meta) -> Option<u64> {
     let at = humantime::parse_rfc3339(meta.creation_timestamp.as_deref()?).ok()?;

@@ -18,6 +18,9 @@ pub struct Policy {
     /// `policyTypes` is resolved already (absent: ingress always, egress when it has an egress section).
     pub ingress: Option<Vec<Rule>>,
     pub egress: Option<Vec<Rule>>,
+    /// Is it only to be said what it would deny? It is asked for by the annotation `weir.local/enforcement: audit`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_audit: bool,
 }
 
 /// Allows what matches one of the peers and one of the ports.

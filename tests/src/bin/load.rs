@@ -76,7 +76,8 @@ async fn main() -> Result<()> {
     let mut count = |ended: Result<(String, Duration), tokio::task::JoinError>| -> Result<()> {
         let (outcome, took) = ended.context("an attempt's task")?;
         if !outcome.starts_with("ok") {
-            *failures.entry(start.elapsed().as_secs()).or_default() += 1;
+            let began = start.elapsed().saturating_sub(took);
+            *failures.entry(began.as_millis() as u64 / 10).or_default() += 1;
         }
         *outcomes.entry(outcome).or_default() += 1;
         slowest = slowest.max(took);
@@ -119,7 +120,7 @@ async fn main() -> Result<()> {
             "attempted": attempted,
             "outcomes": outcomes,
             "slowest_ms": slowest.as_millis() as u64,
-            "failures_by_second": failures,
+            "failures_by_hundredth": failures,
             "took_ms": start.elapsed().as_millis() as u64,
         })
     );

@@ -8,31 +8,51 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 use weir_agent::compile::PolicyRows;
 use weir_agent::compile::policy::Direction;
-use weir_agent::model::{PeerSelector, Peers};
+use weir_agent::model::{ObjectName, PeerSelector, Peers};
 use weir_common::policy::{
     Action, Class, PortKey, PortRow, RuleId, RulesId, VerdictKey, VerdictRow,
 };
 use weir_common::{Addr, Port, Prefix, Protocol};
-use weir_tests::oracle::{Cluster, Party, Passing, WITH_PORTS, Who, received, sent};
+use weir_tests::oracle::{Cluster, Party, Passing, WITH_PORTS, Who, enforced, received, sent};
 
 use super::nouns::{Compiled, NODES, compiled, parties};
 use super::random::{PROBES, Parts, cluster};
-use super::walk::{cell, class, side};
+use super::walk::{Answer, cell, class, judge, side};
 
 /// So many random clusters: more with `WEIR_POLICY_SETS`.
 const SETS: u32 = 300;
 
-/// What tables let through, as the datapath reads them.
-fn of_tables(rows: &PolicyRows, rules: RulesId, class: Class) -> Passing {
+/// What tables let through, as the datapath reads them, and what of that is only audited.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Read {
+    allowed: Passing,
+    audited: Passing,
+}
+
+impl Read {
+    /// The same about every packet.
+    fn always(is_allowed: bool, audit: RuleId) -> Self {
+        let all = |is_so| match is_so {
+            true => Passing::everything(),
+            false => Passing::nothing(),
+        };
+        Self {
+            allowed: all(is_allowed),
+            audited: all(is_allowed && audit != RuleId::NONE),
+        }
+    }
+}
+
+fn of_tables(rows: &PolicyRows, rules: RulesId, class: Class) -> Read {
     if rules == RulesId::OPEN || class == Class::OWN_NODE {
-        return Passing::everything();
+        return Read::always(true, RuleId::NONE);
     }
     let row = |class| rows.verdicts.get(&VerdictKey { rules, class });
     let row = row(class).or_else(|| row(Class::WORLD));
     let row = row.expect("a row of every list for the world");
     match row.action {
-        Action::ALLOW => Passing::everything(),
-        Action::DENY => Passing::nothing(),
+        Action::ALLOW => Read::always(true, row.audit),
+        Action::DENY => Read::always(false, row.audit),
         Action::BY_PORT => by_port(rows, row.ports),
         other => panic!("{other:?} is no action"),
     }
@@ -40,11 +60,11 @@ fn of_tables(rows: &PolicyRows, rules: RulesId, class: Class) -> Passing {
 
 /// A set of `PORTS`. The longest prefix decides, so longer ones come later. One of the set alone is about every protocol, also those
 /// without ports, and without any there is a denial.
-fn by_port(rows: &PolicyRows, set: u32) -> Passing {
+fn by_port(rows: &PolicyRows, set: u32) -> Read {
     let mut of_set: Vec<_> = rows.ports.iter().collect();
     of_set.retain(|(key, _)| key.set == set.to_be_bytes());
     of_set.sort_by_key(|(key, _)| key.prefix_len);
-    let mut all = Passing::nothing();
+    let mut all = Read::always(false, RuleId::NONE);
     for (key, row) in of_set {
         let is_allowed = match row.action {
             Action::ALLOW => true,
@@ -52,11 +72,7 @@ fn by_port(rows: &PolicyRows, set: u32) -> Passing {
             other => panic!("{other:?} is no action of a port"),
         };
         if key.prefix_len == PortKey::ANY_PROTOCOL {
-            all = if is_allowed {
-                Passing::everything()
-            } else {
-                Passing::nothing()
-            };
+            all = Read::always(is_allowed, row.audit);
             continue;
         }
         assert!(
@@ -67,7 +83,10 @@ fn by_port(rows: &PolicyRows, set: u32) -> Passing {
         let free = PortKey::ONE_PORT - key.prefix_len;
         let inside = u16::MAX.checked_shr(16 - free).unwrap_or(0);
         let first = u16::from(key.port) & !inside;
-        all.set(key.protocol, first..=first | inside, is_allowed);
+        let ports = first..=first | inside;
+        all.allowed.set(key.protocol, ports.clone(), is_allowed);
+        let is_audited = is_allowed && row.audit != RuleId::NONE;
+        all.audited.set(key.protocol, ports, is_audited);
     }
     all
 }
@@ -133,7 +152,8 @@ fn last(net: &IpNet) -> IpAddr {
 fn compare(cluster: &Cluster, node: &str, compiled: &Compiled) -> Result<usize, TestCaseError> {
     let rows = compiled.rows();
     let peers = peers(cluster, rows);
-    let mut read: HashMap<(RulesId, Class), Passing> = HashMap::new();
+    let all = enforced(cluster);
+    let mut read: HashMap<(RulesId, Class), Read> = HashMap::new();
     let mut compared = 0;
     for subject in parties(cluster) {
         let Who::Pod(pod) = &subject.is else { continue };
@@ -143,10 +163,14 @@ fn compare(cluster: &Cluster, node: &str, compiled: &Compiled) -> Result<usize, 
         // The datapath lets a pod reach itself without asking.
         for peer in peers.iter().filter(|peer| peer.is != subject.is) {
             for direction in [Direction::Ingress, Direction::Egress] {
-                let meant = match direction {
+                let meant = |cluster| match direction {
                     Direction::Ingress => received(cluster, peer, &subject),
                     Direction::Egress => sent(cluster, &subject, peer),
                 };
+                let allowed = meant(cluster);
+                let mut audited = allowed.clone();
+                audited.remove(&meant(&all));
+                let meant = Read { allowed, audited };
                 let at = (
                     side(rows.rules[&pod.id], direction),
                     class(rows, peer.address),
@@ -226,8 +250,8 @@ fn a_set_of_ports_is_read_as_the_kernel_reads_it() {
         let rule = RuleId::NONE;
         let row = |action| PortRow {
             action,
-            pad: [0; 3],
             rule,
+            ..PortRow::default()
         };
         let mut tables = PolicyRows::default();
         tables
@@ -244,7 +268,7 @@ fn a_set_of_ports_is_read_as_the_kernel_reads_it() {
         };
         tables.verdicts.insert(verdict, by_port);
         assert_eq!(
-            of_tables(&tables, RulesId(1), Class::WORLD),
+            of_tables(&tables, RulesId(1), Class::WORLD).allowed,
             expected,
             "{rows:?}"
         );
@@ -275,6 +299,35 @@ proptest! {
             let compiled = compiled(&cluster, node);
             prop_assert!(compiled.reports().is_empty(), "{:?}", compiled.reports());
             compare(&cluster, node, &compiled)?;
+        }
+    }
+    /// Also whom the tables name: as if there were nothing to audit.
+    #[test]
+    fn what_is_only_audited_changes_no_verdict(cluster in cluster(Parts::Tiers)) {
+        let mut without = cluster.clone();
+        without.policies.retain(|it| !it.is_audit);
+        without.cluster_policies.retain(|it| !it.is_audit);
+        for (node, _) in NODES {
+            let [all, less] = [&cluster, &without].map(|it| compiled(it, node));
+            let said = |compiled: &Compiled, subject: &ObjectName, peer: &Party, direction, probe| {
+                let answer = judge(compiled.rows(), subject, direction, peer.address, probe);
+                let (Answer::Allowed(rule) | Answer::Denied(rule)) = answer else {
+                    panic!("{answer:?}")
+                };
+                (answer.is_allowed(), compiled.book().owner(rule).cloned())
+            };
+            for subject in all.rows().rules.keys() {
+                for peer in peers(&cluster, all.rows()) {
+                    for direction in [Direction::Ingress, Direction::Egress] {
+                        for probe in PROBES {
+                            prop_assert_eq!(
+                                said(&all, subject, &peer, direction, probe),
+                                said(&less, subject, &peer, direction, probe)
+                            );
+                        }
+                    }
+                }
+            }
         }
     }
 }

@@ -108,6 +108,7 @@ pub(super) fn policy(
         subject,
         ingress,
         egress,
+        is_audit: false,
     }
 }
 

@@ -3,7 +3,7 @@
 use weir_agent::compile::policy::{Direction, Report, RuleOwner};
 use weir_agent::model::{Block, PeerSelector, Peers, PortMatch, PortRange, Ports, Rule, Selector};
 use weir_common::Protocol;
-use weir_common::policy::RuleId;
+use weir_common::policy::{Action, Class, RuleId, VerdictKey};
 
 use super::nouns::{anything, compiled, name, only, pods, policy, select, tcp};
 use super::walk::{Answer, judge};
@@ -71,6 +71,41 @@ fn verdicts_name_their_owners() {
         direction: Direction::Ingress,
     };
     assert!(compiled.book().iter().any(|(_, owner)| *owner == isolated));
+}
+
+#[test]
+fn an_audit_names_who_would_deny() {
+    let mut audited = policy("shop/c", select("app=db"), Some(vec![]), None);
+    audited.is_audit = true;
+    let mut cluster = shop_with(vec![audited]);
+    let found = |cluster: &_| {
+        let compiled = compiled(cluster, "n1");
+        let rules = compiled.rows().rules[&name("shop/db")].ingress;
+        let class = Class::WORLD;
+        let row = compiled.rows().verdicts[&VerdictKey { rules, class }];
+        let owner = |rule| compiled.book().owner(rule).map(ToString::to_string);
+        (row.action, owner(row.rule), owner(row.audit))
+    };
+    let denied = "no rule allows it; ingress is isolated by shop/c";
+    assert_eq!(
+        found(&cluster),
+        (Action::ALLOW, None, Some(denied.to_owned()))
+    );
+    // Who denies already has nothing more to say.
+    let enforced = policy("shop/a", Selector::default(), Some(vec![]), None);
+    cluster.policies.push(enforced);
+    let denied = "no rule allows it; ingress is isolated by shop/a";
+    assert_eq!(
+        found(&cluster),
+        (Action::DENY, Some(denied.to_owned()), None)
+    );
+    // What another allows, an isolation more does not take away.
+    cluster.policies[1].ingress = Some(vec![anything()]);
+    let allowed = "allowed by shop/a spec.ingress[0]";
+    assert_eq!(
+        found(&cluster),
+        (Action::ALLOW, Some(allowed.to_owned()), None)
+    );
 }
 
 #[test]

@@ -153,15 +153,19 @@ fn a_policy(number: u8, parts: Parts) -> impl Strategy<Value = Option<Policy>> {
         selector(&POD_LABELS, 2),
         rules(),
         rules(),
+        prop::bool::weighted(0.2),
     );
     prop::option::weighted(
         0.8,
-        rest.prop_map(move |(namespace, subject, ingress, egress)| Policy {
-            id: name(&format!("{namespace}/np{number}")),
-            subject,
-            ingress,
-            egress,
-        }),
+        rest.prop_map(
+            move |(namespace, subject, ingress, egress, is_audit)| Policy {
+                id: name(&format!("{namespace}/np{number}")),
+                subject,
+                ingress,
+                egress,
+                is_audit,
+            },
+        ),
     )
 }
 

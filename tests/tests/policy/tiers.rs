@@ -16,15 +16,23 @@ pub(super) fn policy(number: u8) -> impl Strategy<Value = Option<ClusterPolicy>>
     let priority = one_of(vec![0_u16, 1000]);
     let tier = one_of(vec![Tier::Admin, Tier::Baseline]);
     let rules = |with_blocks| prop::collection::vec(rule(with_blocks), 0..4);
-    let rest = (tier, priority, pods(), rules(false), rules(true));
+    let rest = (
+        tier,
+        priority,
+        pods(),
+        rules(false),
+        rules(true),
+        prop::bool::weighted(0.2),
+    );
     let policy = rest.prop_map(
-        move |(tier, priority, subject, ingress, egress)| ClusterPolicy {
+        move |(tier, priority, subject, ingress, egress, is_audit)| ClusterPolicy {
             name: format!("cnp{number}").into(),
             tier,
             priority,
             subject,
             ingress,
             egress,
+            is_audit,
         },
     );
     prop::option::weighted(0.8, policy)

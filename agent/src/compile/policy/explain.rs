@@ -54,6 +54,8 @@ pub struct Finding {
     pub passed_by: Vec<RuleOwner>,
     /// Of a denial because no rule allows: the rules that lack the least, each with what it lacks.
     pub nearest: Vec<Near>,
+    /// Of a yes: who would say no, were policies enforced that are only audited.
+    pub audit: Option<RuleOwner>,
 }
 
 /// Who decided.
@@ -159,6 +161,7 @@ impl Hearing {
             isolated_by: isolated_by.clone(),
             passed_by: Vec::new(),
             nearest: Vec::new(),
+            audit: None,
         };
         if self.is_itself {
             return always(Why::Itself);
@@ -181,13 +184,14 @@ impl Hearing {
             isolated_by,
             passed_by: judge.passes(facts, packet),
             nearest,
+            audit: judge.owner(decision.audit),
         }
     }
 
     /// The rules of NetworkPolicies that lack the least.
     fn nearest(&self, judge: &Judge, facts: &Facts, packet: (Protocol, u16)) -> Vec<Near> {
         let policies = judge.list.rules();
-        let policies = policies.filter(|asked| asked.stage == Stage::Policies);
+        let policies = policies.filter(|asked| asked.stage == Stage::Policies && !asked.is_audit);
         let mut all: Vec<(usize, Near)> = policies
             .map(|asked| {
                 let missing = self.missing(asked.rule, facts, packet);

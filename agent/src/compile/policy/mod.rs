@@ -40,7 +40,7 @@ pub use report::{Claimant, Nothing, Part, Report};
 pub use transition::Step;
 
 use super::policy_rows::{PodRules, PolicyRows};
-use crate::model::{Kind, ObjectId, ObjectName, Policy, Snapshot};
+use crate::model::{ClusterPolicy, Kind, ObjectId, ObjectName, Policy, Snapshot};
 use graph::{Changed, Graph};
 use tables::{Moves, Rows, Tables};
 
@@ -209,6 +209,21 @@ impl Compiler {
     /// Policies that hold, whether they still exist or do so for as long as a namespace that is being deleted has pods.
     pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
         self.graph.subjects().policies()
+    }
+
+    /// The pods of this node that a policy selects, in order.
+    pub fn selected_by(&self, policy: &Policy) -> Vec<&ObjectName> {
+        self.graph.subjects().selected_by(policy)
+    }
+
+    /// As [`Self::selected_by`], with the namespaces of the snapshot.
+    pub fn selected_by_cluster_policy(
+        &self,
+        policy: &ClusterPolicy,
+        snapshot: &Snapshot,
+    ) -> Vec<&ObjectName> {
+        let subjects = self.graph.subjects();
+        subjects.selected_by_cluster_policy(policy, snapshot)
     }
 
     /// What a person should know, in order, each once.

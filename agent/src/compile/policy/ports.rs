@@ -29,7 +29,7 @@ impl PortSpan {
 pub(super) struct PortSet {
     prefixes: Vec<PortPrefix>,
     /// For every packet that is in none of them; `None`: denied, by whoever asks for the set.
-    others: Option<RuleId>,
+    others: Option<Decision>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -61,7 +61,7 @@ impl PortSet {
         });
         Self {
             prefixes: prefixes.collect(),
-            others: others.allows.then_some(others.rule),
+            others: others.allows.then_some(others),
         }
     }
 
@@ -73,12 +73,11 @@ impl PortSet {
                 false => Action::DENY,
             },
             rule: decision.rule,
+            audit: decision.audit,
             ..PortRow::default()
         };
-        let others = self.others.map(|rule| {
-            let allows = true;
-            (PortKey::all(number), row(Decision { allows, rule }))
-        });
+        let others = self.others;
+        let others = others.map(|decision| (PortKey::all(number), row(decision)));
         let prefixes = self.prefixes.iter().map(move |prefix| {
             let key = PortKey {
                 prefix_len: PortKey::ANY_PORT + prefix.bits,
@@ -94,8 +93,9 @@ impl Canonical for PortSet {
     fn encode(&self, to: &mut Encoder) {
         to.list(self.prefixes.iter());
         // One that only allows has the bytes that it had when there was nothing else.
-        if let Some(rule) = self.others {
-            to.integer(rule.0);
+        if let Some(others) = self.others {
+            to.integer(others.rule.0);
+            audit(others, to);
         }
     }
 }
@@ -108,6 +108,14 @@ impl Canonical for PortPrefix {
         let denies = if self.decision.allows { 0 } else { 1 << 8 };
         to.integer(self.bits | denies);
         to.integer(self.decision.rule.0);
+        audit(self.decision, to);
+    }
+}
+
+/// What nobody audits has the bytes that it had when nobody could.
+fn audit(decision: Decision, to: &mut Encoder) {
+    if decision.audit != RuleId::NONE {
+        to.integer(decision.audit.0);
     }
 }
 
@@ -137,7 +145,11 @@ mod tests {
 
     fn decision(allows: bool, rule: u32) -> Decision {
         let rule = RuleId(rule);
-        Decision { allows, rule }
+        Decision {
+            allows,
+            rule,
+            ..Decision::OPEN
+        }
     }
 
     fn set(rules: &[(u32, &[PortSpan])]) -> Vec<(u16, u32, u32)> {

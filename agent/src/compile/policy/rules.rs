@@ -34,6 +34,7 @@ pub(super) struct ClusterRules {
     tier: Tier,
     priority: u16,
     name: Arc<str>,
+    is_audit: bool,
     rules: Vec<ClusterRule>,
 }
 
@@ -49,6 +50,7 @@ struct ClusterRule {
 pub(super) struct Asked<'a> {
     pub(super) stage: Stage,
     pub(super) action: RuleAction,
+    pub(super) is_audit: bool,
     pub(super) owner: RuleOwner,
     pub(super) rule: &'a ResolvedRule,
 }
@@ -65,6 +67,7 @@ pub(super) enum Stage {
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct PolicyRules {
     id: ObjectName,
+    is_audit: bool,
     rules: Vec<ResolvedRule>,
 }
 
@@ -100,9 +103,10 @@ impl RuleList {
         self.admin.is_empty() && self.policies.is_empty() && self.baseline.is_empty()
     }
 
-    /// Do NetworkPolicies isolate? Then what none of their rules allows is denied.
-    pub(super) fn isolates(&self) -> bool {
-        !self.policies.is_empty()
+    /// Is any of its policies only audited?
+    pub(super) fn audits(&self) -> bool {
+        let mut tiers = self.admin.iter().chain(&self.baseline);
+        tiers.any(|it| it.is_audit) || self.policies.iter().any(|it| it.is_audit)
     }
 
     /// Every rule, in the order in which they are asked.
@@ -116,6 +120,7 @@ impl RuleList {
                     .map(|(rule, resolved)| Asked {
                         stage: Stage::Policies,
                         action: RuleAction::Accept,
+                        is_audit: policy.is_audit,
                         owner: RuleOwner::Allowed {
                             policy: policy.id.clone(),
                             direction: self.direction,
@@ -141,6 +146,7 @@ impl RuleList {
                 .map(move |(number, rule)| Asked {
                     stage,
                     action: rule.action,
+                    is_audit: policy.is_audit,
                     owner: RuleOwner::Tiered {
                         policy: policy.name.clone(),
                         tier: policy.tier,
@@ -178,10 +184,21 @@ impl RuleList {
         })
     }
 
-    /// The owner of what no rule decides.
+    /// The owner of what no rule decides where NetworkPolicies isolate: those do that are enforced.
     pub(super) fn isolation(&self) -> Option<RuleOwner> {
-        self.isolates().then(|| RuleOwner::Isolated {
-            policies: self.policies.iter().map(|p| p.id.clone()).collect(),
+        self.isolated_by(|policy| !policy.is_audit)
+    }
+
+    /// As [`Self::isolation`], were those enforced that are only audited.
+    pub(super) fn audited_isolation(&self) -> Option<RuleOwner> {
+        self.isolated_by(|_| true)
+    }
+
+    fn isolated_by(&self, counts: impl Fn(&PolicyRules) -> bool) -> Option<RuleOwner> {
+        let policies = self.policies.iter().filter(|it| counts(it));
+        let policies: Vec<_> = policies.map(|it| it.id.clone()).collect();
+        (!policies.is_empty()).then_some(RuleOwner::Isolated {
+            policies,
             direction: self.direction,
         })
     }
@@ -210,6 +227,7 @@ impl ClusterRules {
             tier: policy.tier,
             priority: policy.priority,
             name: policy.name.clone(),
+            is_audit: policy.is_audit,
             rules,
         })
     }
@@ -258,6 +276,7 @@ pub(super) fn resolve(
         .collect();
     Some(PolicyRules {
         id: policy.id.clone(),
+        is_audit: policy.is_audit,
         rules,
     })
 }
@@ -407,6 +426,7 @@ impl Canonical for ClusterRules {
         to.integer(self.priority.into());
         to.text(&self.name);
         to.list(self.rules.iter());
+        audited(self.is_audit, to);
     }
 }
 
@@ -422,6 +442,14 @@ impl Canonical for PolicyRules {
     fn encode(&self, to: &mut Encoder) {
         self.id.encode(to);
         to.list(self.rules.iter());
+        audited(self.is_audit, to);
+    }
+}
+
+/// What is enforced has the bytes that it had when there was nothing else.
+fn audited(is_audit: bool, to: &mut Encoder) {
+    if is_audit {
+        to.tag(u8::MAX);
     }
 }
 

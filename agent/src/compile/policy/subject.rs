@@ -141,6 +141,28 @@ impl Subjects {
         self.policies.values()
     }
 
+    pub(super) fn selected_by(&self, policy: &Policy) -> Vec<&ObjectName> {
+        let pods = self.pods.iter().filter(|(_, it)| selects(policy, &it.pod));
+        pods.map(|(name, _)| name).collect()
+    }
+
+    pub(super) fn selected_by_cluster_policy(
+        &self,
+        policy: &ClusterPolicy,
+        snapshot: &Snapshot,
+    ) -> Vec<&ObjectName> {
+        let mut views = HashMap::new();
+        let pods = self.pods.iter().filter(|(_, subject)| {
+            let namespace = &subject.pod.id.namespace;
+            let view = views.entry(namespace.clone()).or_insert_with(|| {
+                let known = snapshot.namespaces.get(namespace);
+                NamespaceView::new(namespace, known.map(|it| &**it))
+            });
+            view.is_meant(&policy.subject, &subject.pod.labels)
+        });
+        pods.map(|(name, _)| name).collect()
+    }
+
     pub(super) fn reports(&self) -> impl Iterator<Item = &Report> {
         self.reports.values().flatten()
     }
@@ -213,10 +235,8 @@ impl Subjects {
     }
 
     fn lists_of(&mut self, pod: &Pod, namespace: &NamespaceView) -> Lists {
-        let subject = |policy: &&Arc<Policy>| {
-            policy.id.namespace == pod.id.namespace && policy.subject.matches(&pod.labels)
-        };
-        let selecting: Vec<Arc<Policy>> = self.policies.values().filter(subject).cloned().collect();
+        let selecting = self.policies.values().filter(|it| selects(it, pod));
+        let selecting: Vec<Arc<Policy>> = selecting.cloned().collect();
         let tiers = self.cluster_policies.values();
         let tiers: Vec<Arc<ClusterPolicy>> = tiers
             .filter(|policy| namespace.is_meant(&policy.subject, &pod.labels))
@@ -277,4 +297,9 @@ impl Subjects {
             }
         }
     }
+}
+
+/// Does a NetworkPolicy isolate a pod?
+fn selects(policy: &Policy, pod: &Pod) -> bool {
+    policy.id.namespace == pod.id.namespace && policy.subject.matches(&pod.labels)
 }

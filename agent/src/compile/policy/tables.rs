@@ -504,6 +504,7 @@ impl Tables {
                 false => Action::DENY,
             },
             rule: answer.others.rule,
+            audit: answer.others.audit,
             ..VerdictRow::default()
         };
         if !answer.ports.is_empty() {
@@ -526,7 +527,8 @@ pub(super) const V4: (Prefix, ClassId) = (Prefix::V4, ClassId::WORLD);
 
 fn owners(list: &RuleList) -> impl Iterator<Item = RuleOwner> {
     let rules = list.rules().map(|asked| asked.owner);
-    rules.chain(list.isolation())
+    let audited = list.audits().then(|| list.audited_isolation()).flatten();
+    rules.chain(list.isolation()).chain(audited)
 }
 
 pub(super) fn pod_rules([ingress, egress]: &Rules) -> PodRules {

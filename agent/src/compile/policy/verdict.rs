@@ -20,6 +20,8 @@ use crate::model::RuleAction;
 pub(super) struct Decision {
     pub(super) allows: bool,
     pub(super) rule: RuleId,
+    /// Of a yes: who would say no, were policies that are only audited enforced.
+    pub(super) audit: RuleId,
 }
 
 /// The decision about every packet, in one form.
@@ -36,7 +38,16 @@ impl Decision {
     pub(super) const OPEN: Self = Self {
         allows: true,
         rule: RuleId::NONE,
+        audit: RuleId::NONE,
     };
+
+    fn new(allows: bool, rule: RuleId) -> Self {
+        Self {
+            allows,
+            rule,
+            ..Self::OPEN
+        }
+    }
 
     /// Yes where both say so. The rule is the later one's, but for a no that only the earlier one says.
     fn meet(self, later: Self) -> Self {
@@ -143,6 +154,9 @@ pub(super) struct Judge {
     names: BTreeSet<PortName>,
     /// What becomes of packets of an isolated pod that no rule allows.
     pub(super) denial: Option<RuleId>,
+    /// The same, were those policies enforced that are only audited; of a list without such it is not asked.
+    audited_denial: Option<RuleId>,
+    audits: bool,
     /// The answer to those of whom nothing is true.
     pub(super) to_the_world: Answer,
 }
@@ -151,6 +165,7 @@ pub(super) struct Judge {
 struct Rule {
     stage: Stage,
     action: RuleAction,
+    is_audit: bool,
     id: RuleId,
     ports: ResolvedPorts,
 }
@@ -180,6 +195,7 @@ impl Judge {
             rules.push(Rule {
                 stage: asked.stage,
                 action: asked.action,
+                is_audit: asked.is_audit,
                 id: id(&asked.owner),
                 ports: asked.rule.ports.clone(),
             });
@@ -191,6 +207,8 @@ impl Judge {
             asking,
             names: list.names().cloned().collect(),
             denial: list.isolation().map(|owner| id(&owner)),
+            audited_denial: list.audited_isolation().map(|owner| id(&owner)),
+            audits: list.audits(),
             to_the_world: Answer::always(Decision::OPEN),
             list: list.clone(),
         };
@@ -204,8 +222,11 @@ impl Judge {
         let mut owned = self.rules.iter().map(|it| it.id).zip(owners);
         let of_rule = owned.find(|(id, _)| *id == rule).map(|(_, owner)| owner);
         of_rule.or_else(|| {
-            let isolation = self.list.isolation()?;
-            (self.denial == Some(rule)).then_some(isolation)
+            if self.denial == Some(rule) {
+                return self.list.isolation();
+            }
+            let audited = self.audits && self.audited_denial == Some(rule);
+            audited.then(|| self.list.audited_isolation()).flatten()
         })
     }
 
@@ -216,7 +237,10 @@ impl Judge {
             if stage == Stage::Baseline && self.denial.is_some() {
                 break;
             }
-            let mut of_stage = self.list.rules().filter(|asked| asked.stage == stage);
+            let mut of_stage = self
+                .list
+                .rules()
+                .filter(|asked| asked.stage == stage && !asked.is_audit);
             let first = of_stage.find(|asked| {
                 asked.rule.peers.include(facts) && asked.rule.ports.contain(facts, packet)
             });
@@ -265,38 +289,53 @@ impl Judge {
         Answer::of(spans, |port| self.decide(&rules, port))
     }
 
-    /// Admin, then the NetworkPolicies if there are any, else Baseline; and what nobody decides is allowed.
     fn decide(&self, rules: &[(&Rule, Spans)], port: Option<(Protocol, u16)>) -> Decision {
+        let decided = Self::ask(rules, self.denial, port, |rule| !rule.is_audit);
+        if !self.audits || !decided.allows {
+            return decided;
+        }
+        let audited = Self::ask(rules, self.audited_denial, port, |_| true);
+        Decision {
+            audit: match audited.allows {
+                true => RuleId::NONE,
+                false => audited.rule,
+            },
+            ..decided
+        }
+    }
+
+    /// Admin, then the NetworkPolicies if there are any, else Baseline; and what nobody decides is allowed. Only rules that count
+    /// are asked.
+    fn ask(
+        rules: &[(&Rule, Spans)],
+        denial: Option<RuleId>,
+        port: Option<(Protocol, u16)>,
+        counts: impl Fn(&Rule) -> bool,
+    ) -> Decision {
+        let of_stage = |stage| {
+            let counting = rules.iter().filter(|(rule, _)| counts(rule));
+            counting.filter(move |(rule, _)| rule.stage == stage)
+        };
         let first = |stage| {
-            let mut of_stage = rules.iter().filter(|(rule, _)| rule.stage == stage);
+            let mut of_stage = of_stage(stage);
             let (rule, _) = of_stage.find(|(_, spans)| spans.contain(port))?;
             let allows = match rule.action {
                 RuleAction::Accept => true,
                 RuleAction::Deny => false,
                 RuleAction::Pass => return None,
             };
-            let rule = rule.id;
-            Some(Decision { allows, rule })
+            Some(Decision::new(allows, rule.id))
         };
         if let Some(decided) = first(Stage::Admin) {
             return decided;
         }
-        if let Some(denial) = self.denial {
+        if let Some(denial) = denial {
             // Policies add up. A rule for every port is named before others, for then no set of ports has to be asked.
-            let mut policies = rules
-                .iter()
-                .filter(|(rule, _)| rule.stage == Stage::Policies);
-            let for_all = policies.find(|(_, spans)| matches!(spans, Spans::Any));
-            let for_all = for_all.map(|(rule, _)| Decision {
-                allows: true,
-                rule: rule.id,
-            });
+            let for_all = of_stage(Stage::Policies).find(|(_, spans)| matches!(spans, Spans::Any));
+            let for_all = for_all.map(|(rule, _)| Decision::new(true, rule.id));
             return for_all
                 .or_else(|| first(Stage::Policies))
-                .unwrap_or(Decision {
-                    allows: false,
-                    rule: denial,
-                });
+                .unwrap_or(Decision::new(false, denial));
         }
         first(Stage::Baseline).unwrap_or(Decision::OPEN)
     }

@@ -14,7 +14,7 @@ use serde_json::Value;
 use weir_common::Protocol;
 
 use super::selector::selector;
-use super::{Converted, Invalid, Problem, cidr, name, port};
+use super::{Converted, Invalid, Problem, cidr, is_audit, name, port};
 use crate::model::{
     Block, ClusterPolicy, ClusterRule, Object, PeerSelector, Peers, PodPeers, PortMatch, PortRange,
     Ports, Rule, RuleAction, Selector, Tier,
@@ -49,6 +49,7 @@ pub fn cluster_policy(wire: wire::ClusterNetworkPolicy) -> Result<Converted, Inv
         None => false,
     };
     let mut problems = Vec::new();
+    let is_audit = is_audit(&wire.metadata.annotations, &mut problems);
     let [ingress, egress] = lists.map(|(direction, list)| {
         let mut reading = Reading {
             direction,
@@ -65,6 +66,7 @@ pub fn cluster_policy(wire: wire::ClusterNetworkPolicy) -> Result<Converted, Inv
         subject,
         ingress,
         egress,
+        is_audit,
     }));
     match wrong.into_iter().next() {
         None => Ok(Converted {

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::selector::selector;
-use super::{Converted, Invalid, cidr, id, port, protocol};
+use super::{Converted, Invalid, cidr, id, is_audit, port, protocol};
 use crate::model::{
     Block, Object, PeerSelector, Peers, PodPeers, Policy, PortMatch, PortRange, Ports, Rule,
     Selector,
@@ -42,6 +42,7 @@ pub fn closed_policy(outline: wire::PolicyOutline, reason: &str) -> Option<Objec
         subject: selector(outline.spec.pod_selector).ok()?,
         ingress: directions.ingress.then(nothing),
         egress: directions.egress.then(nothing),
+        is_audit: is_audit(&outline.metadata.annotations, &mut Vec::new()),
     })))
 }
 
@@ -81,13 +82,18 @@ fn understood(wire: wire::NetworkPolicy) -> Result<Converted, String> {
     let directions = directions(&spec.policy_types, !spec.egress.is_empty())?;
     let ingress = rules("ingress", spec.ingress)?;
     let egress = rules("egress", spec.egress)?;
-    Ok(Object::Policy(Arc::new(Policy {
+    let mut problems = Vec::new();
+    let policy = Policy {
         id: id(&wire.metadata)?,
         subject: selector(spec.pod_selector).map_err(|e| format!("spec.podSelector: {e}"))?,
         ingress: directions.ingress.then_some(ingress),
         egress: directions.egress.then_some(egress),
-    }))
-    .into())
+        is_audit: is_audit(&wire.metadata.annotations, &mut problems),
+    };
+    Ok(Converted {
+        object: Some(Object::Policy(Arc::new(policy))),
+        problems,
+    })
 }
 
 fn rules(direction: &str, wire: Vec<wire::Rule>) -> Result<Vec<Rule>, String> {

@@ -1,5 +1,6 @@
 //! Sources from the outside: a folder or an API server in, changes out.
 
+mod annotations;
 mod api_server;
 mod cluster_policy;
 mod controllers;

@@ -179,6 +179,7 @@ fn objects() -> Vec<Object> {
             ]),
         }]),
         egress: None,
+        is_audit: false,
     };
     vec![
         Object::Service(Arc::new(service)),
@@ -244,6 +245,7 @@ fn a_cluster_policy_is_saved_as_it_is() {
             },
         }],
         egress: Vec::new(),
+        is_audit: false,
     }));
     let disk = Disk::new();
     disk.saved.save(std::slice::from_ref(&policy)).unwrap();

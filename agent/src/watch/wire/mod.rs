@@ -65,6 +65,9 @@ pub struct Annotations {
     /// On a Namespace: `keep`, or what is there without it, `judge`.
     #[serde(rename = "weir.local/established-connections")]
     pub established: Option<String>,
+    /// On a policy: `audit`, or what is there without it, `enforce`.
+    #[serde(rename = "weir.local/enforcement")]
+    pub enforcement: Option<String>,
 }
 
 /// `LabelSelector`. Strict, since a selector that is read in part selects too much.
