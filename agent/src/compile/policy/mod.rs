@@ -37,6 +37,7 @@ pub use claim::NodeView;
 pub use compare::{Change, Members, Packets, changes};
 pub use explain::{Finding, Hearing, Holder, Missing, MissingPorts, Near, Why};
 pub use report::{Claimant, Nothing, Part, Report};
+use transition::Passing;
 pub use transition::Step;
 
 use super::policy_rows::{PodRules, PolicyRows};
@@ -121,7 +122,7 @@ pub struct Compiler {
     changed: Changed,
     tables: Tables,
     /// A way that is neither committed nor abandoned.
-    planned: Option<(Moves, Rows)>,
+    planned: Option<(Moves, Rows, Passing)>,
 }
 
 impl Default for Compiler {
@@ -158,22 +159,22 @@ impl Compiler {
             return Vec::new();
         };
         let rows = self.tables.rows_of(&mut moves);
-        let steps = transition::steps(&mut self.tables, &self.graph, &moves, &rows);
-        self.planned = Some((moves, rows));
+        let (steps, passing) = transition::steps(&mut self.tables, &self.graph, &moves, &rows);
+        self.planned = Some((moves, rows, passing));
         steps
     }
 
     /// The steps are being written, and nothing else will be before they are.
     pub fn commit(&mut self) {
-        if let Some((moves, rows)) = self.planned.take() {
-            self.tables.commit(moves, rows);
+        if let Some((moves, rows, passing)) = self.planned.take() {
+            self.tables.commit(moves, rows, &passing);
             self.changed = Changed::default();
         }
     }
 
     /// The steps will not be written. What was taken in waits for the next plan.
     pub fn abandon(&mut self) {
-        if let Some((moves, _)) = self.planned.take() {
+        if let Some((moves, ..)) = self.planned.take() {
             self.tables.abandon(moves);
         }
     }

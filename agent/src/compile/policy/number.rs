@@ -20,6 +20,9 @@ pub(super) struct Numbers<K> {
     by_number: BTreeMap<u32, K>,
     /// Those that nobody uses any more.
     resting: BTreeMap<K, Resting>,
+    /// Numbers without a content that rows in the kernel may still have: not given out until they have rested, too. Was it so at the
+    /// last [`Self::settle`]?
+    withheld: BTreeMap<u32, bool>,
     mask: u32,
 }
 
@@ -43,6 +46,7 @@ impl<K: Ord + Clone + Canonical> Numbers<K> {
             in_use: BTreeMap::new(),
             by_number: BTreeMap::new(),
             resting: BTreeMap::new(),
+            withheld: BTreeMap::new(),
             mask,
         }
     }
@@ -88,6 +92,13 @@ impl<K: Ord + Clone + Canonical> Numbers<K> {
             }
             !std::mem::replace(&mut it.is_settled, true)
         });
+        self.withheld
+            .retain(|_, is_settled| !std::mem::replace(is_settled, true));
+    }
+
+    /// Somebody has written rows with this number who had it only for a while.
+    pub(super) fn withhold(&mut self, number: u32) {
+        self.withheld.insert(number, false);
     }
 
     /// The number of a content in use, or that rests.
@@ -103,7 +114,7 @@ impl<K: Ord + Clone + Canonical> Numbers<K> {
 
     /// May a number not be given out?
     pub(super) fn is_taken(&self, number: u32) -> bool {
-        self.by_number.contains_key(&number)
+        self.by_number.contains_key(&number) || self.withheld.contains_key(&number)
     }
 
     /// Those in use.
@@ -148,6 +159,17 @@ mod tests {
         assert_ne!(numbers.take(&name("d")).0, b, "its rows may still be there");
         numbers.settle();
         assert_eq!(numbers.take(&name("e")).0, b);
+    }
+
+    #[test]
+    fn a_number_that_was_used_on_the_way_rests_too() {
+        let mut numbers = Numbers::with_mask(0);
+        numbers.withhold(FIRST);
+        for name_of in ["a", "b"] {
+            assert_ne!(numbers.take(&name(name_of)).0, FIRST);
+            numbers.settle();
+        }
+        assert_eq!(numbers.take(&name("c")).0, FIRST);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use super::number::Numbers;
 use super::ports::PortSet;
 use super::region::Regions;
 use super::rules::RuleList;
+use super::transition::Passing;
 use super::verdict::{Answer, Judge};
 use crate::compile::prefix::prefix;
 use crate::compile::{PodRules, PolicyRows};
@@ -177,7 +178,13 @@ impl Tables {
     }
 
     /// The moves are on their way. The rows are those that come and go for good.
-    pub(super) fn commit(&mut self, moves: Moves, rows: Rows) {
+    pub(super) fn commit(&mut self, moves: Moves, rows: Rows, passing: &Passing) {
+        for class in &passing.classes {
+            self.classes.withhold(class.0);
+        }
+        for list in &passing.lists {
+            self.lists.withhold(list.0);
+        }
         for Move {
             key,
             has_row,

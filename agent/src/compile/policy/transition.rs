@@ -69,8 +69,20 @@ struct Way<'a> {
     ports_gone: BTreeSet<PortKey>,
 }
 
-/// The steps of the moves. `rows` are those that come and go for good.
-pub(super) fn steps(tables: &mut Tables, graph: &Graph, moves: &Moves, rows: &Rows) -> Vec<Step> {
+/// Numbers that are used on the way only.
+#[derive(Debug, Default)]
+pub(super) struct Passing {
+    pub(super) classes: Vec<ClassId>,
+    pub(super) lists: Vec<RulesId>,
+}
+
+/// The steps of the moves, and the numbers that only they use. `rows` are those that come and go for good.
+pub(super) fn steps(
+    tables: &mut Tables,
+    graph: &Graph,
+    moves: &Moves,
+    rows: &Rows,
+) -> (Vec<Step>, Passing) {
     let mut way = Way {
         tables,
         moves,
@@ -86,7 +98,11 @@ pub(super) fn steps(tables: &mut Tables, graph: &Graph, moves: &Moves, rows: &Ro
     way.rows(rows);
     way.addresses();
     way.pods();
-    way.into_steps(rows)
+    let passing = Passing {
+        classes: way.bridged().map(|(_, id)| id).collect(),
+        lists: way.bridges.values().copied().collect(),
+    };
+    (way.into_steps(rows), passing)
 }
 
 impl Way<'_> {
