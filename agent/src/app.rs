@@ -249,7 +249,7 @@ async fn run_until(settings: Settings, stop: CancellationToken) -> Result<()> {
     }
 
     // kernel → events → export
-    let recent: [Arc<Recent>; 2] = Default::default();
+    let recent = Arc::new(Recent::default());
     let (records, incoming) = mpsc::channel(RECORDS);
     tasks.spawn(
         "ring of events",

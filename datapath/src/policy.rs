@@ -54,7 +54,6 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
     let is_established = trace.is_established != 0;
     trace.is_established = 0;
     *judgement = Judgement::default();
-    trace.rule = RuleId::NONE;
     let mut egress;
     (judgement.opener_device, egress) = end(tables, &here, &question.source, [a, b], Way::Out)?;
     let mut ingress;

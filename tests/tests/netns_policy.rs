@@ -491,6 +491,27 @@ spec:
         "{rows:#?}"
     );
     assert_eq!(drops(&town.node, "ingress_denied").unwrap(), 0);
+    let said = |words: &str| {
+        let said = town.node.weir(words).output().unwrap();
+        assert!(said.status.success(), "{said:?}");
+        String::from_utf8(said.stdout).unwrap()
+    };
+    let table = said("drops");
+    let (_, below) = table
+        .split_once("if policies in audit were enforced")
+        .unwrap();
+    assert!(below.contains(&stranger) && below.contains(by), "{table}");
+    let explained = said(&format!("policy explain {stranger} a/server:80"));
+    let would = format!("audit: would be denied: {by}");
+    assert!(explained.starts_with("ALLOWED"), "{explained}");
+    assert!(explained.contains(&would), "{explained}");
+    let explained = said(&format!("policy explain {a_friend} a/server:80"));
+    assert!(!explained.contains("audit"), "{explained}");
+    let listed = said("policy");
+    assert!(
+        listed.contains("a/server") && listed.contains("audit"),
+        "{listed}"
+    );
     town.policy(&format!("{audit}{no_udp}"));
     town.expect("what others deny is denied", ["tT-", "tT-", "tT-"]);
     town.policy(&from_friends);

@@ -38,7 +38,7 @@ pub(super) async fn explain(
     mut incoming: mpsc::Receiver<Vec<u8>>,
     names: Names,
     published: Arc<Published>,
-    [dropped, audited]: [Arc<Recent>; 2],
+    recent: Arc<Recent>,
 ) {
     let mut unknown = false;
     while let Some(record) = incoming.recv().await {
@@ -48,11 +48,11 @@ pub(super) async fn explain(
                     names: names.clone(),
                     rules: published.rules.load_full(),
                 };
-                let recent = match event.kind {
-                    EventKind::AUDIT => &audited,
-                    _ => &dropped,
+                let latest = match event.kind {
+                    EventKind::AUDIT => &recent.audits,
+                    _ => &recent.drops,
                 };
-                recent.push(events::explain(&event, clock::monotonic_start(), &words));
+                latest.push(events::explain(&event, clock::monotonic_start(), &words));
             }
             Err(error) if !unknown => {
                 unknown = true;

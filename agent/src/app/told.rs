@@ -25,8 +25,7 @@ pub(super) struct Told {
     pub(super) board: Arc<Board>,
     pub(super) names: Names,
     pub(super) published: Arc<Published>,
-    /// Drops, and what would have been dropped.
-    pub(super) recent: [Arc<Recent>; 2],
+    pub(super) recent: Arc<Recent>,
     pub(super) counters: Counters,
     pub(super) flows: Arc<Flows>,
     /// How many ports of a node's address may stand for others towards one peer.
@@ -166,8 +165,8 @@ impl Local for Told {
             });
         Ok(views::Drops {
             totals: totals.collect(),
-            recent: self.recent[0].all(),
-            audited: self.recent[1].all(),
+            recent: self.recent.drops.all(),
+            audited: self.recent.audits.all(),
         })
     }
 
