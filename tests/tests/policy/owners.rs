@@ -1,11 +1,14 @@
 //! Which policy answers, which one holds, and what people are told about it.
 
 use weir_agent::compile::policy::{Direction, Report, RuleOwner};
-use weir_agent::model::{Block, PeerSelector, Peers, PortMatch, PortRange, Ports, Rule, Selector};
+use weir_agent::model::{
+    Block, ClusterPolicy, ClusterRule, PeerSelector, Peers, PodPeers, PortMatch, PortRange, Ports,
+    Rule, RuleAction, Selector, Tier,
+};
 use weir_common::Protocol;
 use weir_common::policy::{Action, Class, RuleId, VerdictKey};
 
-use super::nouns::{anything, compiled, name, only, pods, policy, select, tcp};
+use super::nouns::{anything, compiled, compiler, name, only, pods, policy, select, snapshot, tcp};
 use super::walk::{Answer, judge};
 
 use super::cases::{party, shop_with};
@@ -106,6 +109,36 @@ fn an_audit_names_who_would_deny() {
         found(&cluster),
         (Action::ALLOW, Some(allowed.to_owned()), None)
     );
+}
+
+#[test]
+fn only_what_is_enforced_passes_a_packet_on() {
+    let pass = ClusterRule {
+        name: None,
+        action: RuleAction::Pass,
+        rule: anything(),
+    };
+    let mut cluster = shop_with(Vec::new());
+    cluster.cluster_policies.push(ClusterPolicy {
+        name: "walls".into(),
+        tier: Tier::Admin,
+        priority: 1,
+        subject: PodPeers {
+            namespaces: Some(Selector::default()),
+            pods: Selector::default(),
+        },
+        ingress: vec![pass],
+        egress: Vec::new(),
+        is_audit: false,
+    });
+    for (is_audit, passed) in [(false, 1), (true, 0)] {
+        cluster.cluster_policies[0].is_audit = is_audit;
+        let compiler = compiler(&snapshot(&cluster), "n1", u32::BITS);
+        let peer = party(&cluster, "outside").address;
+        let hearing = compiler.hearing(&name("shop/db"), Direction::Ingress, peer);
+        let finding = hearing.unwrap().finding((Protocol::TCP, 80));
+        assert_eq!(finding.passed_by.len(), passed);
+    }
 }
 
 #[test]
