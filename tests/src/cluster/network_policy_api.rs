@@ -1,7 +1,5 @@
 //! The conformance suite of network-policy-api against a cluster: ClusterNetworkPolicy with real pods. The suite is run as it
 //! comes, with its own pods; only the image of these is ours (`weir-agnhost`), for a kernel may be without SCTP.
-//!
-//! Seen failing with an agent whose Admin tier comes after the NetworkPolicies.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
