@@ -200,7 +200,10 @@ fn parse(said: &str) -> Result<Outcome> {
         }
         let ended = line.strip_prefix("--- ").and_then(|it| it.split_once(": "));
         let Some((word, name)) = ended else {
-            words.insert(speaker, line);
+            // After the end there is the verdict on the whole program.
+            if end.is_none() {
+                words.insert(speaker, line);
+            }
             continue;
         };
         let name = name.split(' ').next().unwrap_or_default();
