@@ -45,6 +45,13 @@ pub const COREDNS: Module = Module {
     requires: "github.com/coredns/coredns",
     cache: "coredns",
 };
+/// The conformance suite of ClusterNetworkPolicy, with its definition.
+pub const NETWORK_POLICY_API: Module = Module {
+    folder: "network-policy-api",
+    go_mod: include_str!("../gomod/network-policy-api/go.mod"),
+    requires: "sigs.k8s.io/network-policy-api",
+    cache: "network-policy-api",
+};
 
 /// What `go` is asked for.
 #[derive(Debug, Clone, Copy)]
@@ -231,12 +238,15 @@ mod tests {
 
     #[test]
     fn every_module_pins_what_it_is_for() {
-        for module in [KUBERNETES, CONTAINERD, RUNC, COREDNS] {
+        for (module, major) in [
+            (KUBERNETES, "v1."),
+            (CONTAINERD, "v2."),
+            (RUNC, "v1."),
+            (COREDNS, "v1."),
+            (NETWORK_POLICY_API, "v0."),
+        ] {
             let version = module.version().unwrap();
-            assert!(
-                version.starts_with("v1.") || version.starts_with("v2."),
-                "{version}"
-            );
+            assert!(version.starts_with(major), "{version}");
         }
     }
 }

@@ -70,6 +70,8 @@ pub mod real;
 pub mod refusals;
 pub mod run;
 #[cfg(feature = "full")]
+pub mod sctp;
+#[cfg(feature = "full")]
 pub mod shop;
 #[cfg(feature = "full")]
 pub mod stories;

@@ -67,7 +67,7 @@ enum Task {
     },
     /// Pack static programs into an image archive, without a container engine.
     Image(image::Options),
-    /// A real Kubernetes cluster in namespaces, with Weir or its peers: up, down, e2e, shell, compare.
+    /// A real Kubernetes cluster in namespaces, with Weir or its peers: up, down, e2e, network-policy-api, shell, compare.
     Cluster {
         /// Passed on; `--help` after `--` lists them.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

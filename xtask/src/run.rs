@@ -39,20 +39,22 @@ pub(crate) fn bench(workspace: &Workspace, arguments: Vec<OsString>) -> anyhow::
     hand_over(workspace, bench.args(arguments), Profile::Measured)
 }
 
+/// The program that makes clusters, and what runs in their pods and outside of them.
+const CLUSTER: [&str; 4] = ["cluster", "weir-agnhost", "weir-download", "weir-load"];
+
 /// Weir comes onto the cluster as an image, so nothing else of it is built here.
 pub(crate) fn cluster(workspace: &Workspace, arguments: Vec<OsString>) -> anyhow::Result<ExitCode> {
     require_root("a cluster's nodes are namespaces and cgroups")?;
     crate::setup::cluster(workspace)?;
-    let mut cluster = cargo(workspace);
-    cluster.args([
-        "run",
-        "--quiet",
-        "--package",
-        "weir-tests",
-        "--bin",
-        "cluster",
-        "--",
-    ]);
+    let mut cargo = cargo(workspace);
+    cargo.args(["build", "--quiet", "--package", "weir-tests"]);
+    for program in CLUSTER {
+        cargo.args(["--bin", program]);
+    }
+    command::run(&mut cargo)?;
+    let folder = workspace.target().join(Profile::Debug.folder());
+    let mut cluster = Command::new(folder.join("cluster"));
+    cluster.current_dir(workspace.root());
     hand_over(workspace, cluster.args(arguments), Profile::Debug)
 }
 

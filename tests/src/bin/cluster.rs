@@ -9,11 +9,11 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use weir_tests::cluster::compare::{Side, compare};
-use weir_tests::cluster::e2e::{self, Selection};
+use weir_tests::cluster::e2e::{self, Outcome, Selection};
 use weir_tests::cluster::kills::{self, Unrest};
 use weir_tests::cluster::options::Options;
 use weir_tests::cluster::programs::Programs;
-use weir_tests::cluster::{Cluster, End, census, down, init, rollout};
+use weir_tests::cluster::{Cluster, End, census, down, init, network_policy_api, rollout};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -49,6 +49,16 @@ enum Task {
         /// So many times, all of which must be good.
         #[arg(long, default_value_t = 1)]
         repeat: u32,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Run the conformance suite of network-policy-api (ClusterNetworkPolicy), on the cluster that runs or on one for the
+    /// purpose.
+    NetworkPolicyApi {
+        #[command(flatten)]
+        selection: network_policy_api::Selection,
+        #[command(flatten)]
+        unrest: Unrest,
         #[command(flatten)]
         options: Options,
     },
@@ -111,7 +121,19 @@ fn main() -> Result<ExitCode> {
             unrest,
             repeat,
             options,
-        } => return e2e(options, &selection, unrest, repeat),
+        } => {
+            let run = |cluster: &Cluster| e2e::run(cluster, &selection);
+            return specs(options, unrest, repeat, run);
+        }
+        Task::NetworkPolicyApi {
+            selection,
+            unrest,
+            options,
+        } => {
+            let suite = network_policy_api::Suite::ready()?;
+            let run = |cluster: &Cluster| suite.run(cluster, &selection);
+            return specs(options, unrest, 1, run);
+        }
         Task::Compare {
             selection,
             side,
@@ -143,7 +165,10 @@ fn main() -> Result<ExitCode> {
             };
             bail!("cannot start it: {}", shell.exec());
         }
-        Task::Build => drop(Programs::ready()?),
+        Task::Build => {
+            Programs::ready()?;
+            network_policy_api::Suite::ready()?;
+        }
         Task::Census => print!("{}", census::of_this_node()?),
         Task::Init { name, dir } => init::run(&name, &dir)?,
     }
@@ -168,7 +193,13 @@ fn make_image(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn e2e(options: Options, selection: &Selection, unrest: Unrest, repeat: u32) -> Result<ExitCode> {
+/// On the cluster that runs, or on one for the purpose.
+fn specs(
+    options: Options,
+    unrest: Unrest,
+    repeat: u32,
+    run: impl Fn(&Cluster) -> Result<Outcome>,
+) -> Result<ExitCode> {
     let programs = Programs::ready()?;
     let cluster = match Cluster::running(&options.name, programs.clone()) {
         Ok(running) => running,
@@ -176,7 +207,7 @@ fn e2e(options: Options, selection: &Selection, unrest: Unrest, repeat: u32) -> 
     };
     let mut good = true;
     for round in 1..=repeat {
-        let (outcome, tolls) = kills::during(&cluster, unrest, || e2e::run(&cluster, selection))?;
+        let (outcome, tolls) = kills::during(&cluster, unrest, || run(&cluster))?;
         let outcome = outcome?;
         println!("{tolls}{outcome}");
         if repeat > 1 {

@@ -115,7 +115,7 @@ pub fn run(cluster: &Cluster, selection: &Selection) -> Result<Outcome> {
     ));
     let begin = Instant::now();
     let log = place.log("e2e");
-    supervise(&mut command, &log)?;
+    supervise("e2e", &mut command, &log)?;
     let reported =
         fs::read(&report).with_context(|| format!("no report: {} says why", log.display()))?;
     let mut outcome = parse(&reported)?;
@@ -124,7 +124,7 @@ pub fn run(cluster: &Cluster, selection: &Selection) -> Result<Outcome> {
 }
 
 /// Runs it to its end with a line now and then. How it ended is in its report.
-fn supervise(command: &mut Command, log: &Path) -> Result<()> {
+pub(super) fn supervise(what: &str, command: &mut Command, log: &Path) -> Result<()> {
     let file = fs::File::create(log)?;
     command
         .stdin(Stdio::null())
@@ -136,7 +136,7 @@ fn supervise(command: &mut Command, log: &Path) -> Result<()> {
     while child.try_wait()?.is_none() {
         if spoken.elapsed() >= SILENCE {
             spoken = Instant::now();
-            progress(&format!("e2e … {} s", begin.elapsed().as_secs()));
+            progress(&format!("{what} … {} s", begin.elapsed().as_secs()));
         }
         std::thread::sleep(Duration::from_millis(200));
     }

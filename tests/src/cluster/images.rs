@@ -7,10 +7,12 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use super::network_policy_api;
 use super::oci::{Archive, Files, Running};
 use crate::binaries::find;
 use crate::cache::{Cache, run_slowly};
 use crate::go::{KUBERNETES, Recipe, Workshop};
+use crate::node::binary;
 
 /// CoreDNS as the peer runs it.
 pub(super) const COREDNS: &str = "weir.test/coredns:peer";
@@ -116,6 +118,31 @@ pub(super) fn agnhost(e2e: &Path) -> Result<String> {
     let named = names.named("agnhost")?;
     let first = named.first().context("an image without a name")?;
     Ok((*first).to_owned())
+}
+
+/// Writes an archive of one image: `weir-agnhost`, under these names.
+///
+/// # Errors
+/// As [`archive`], or the program is not built.
+pub(super) fn agnhost_with_sctp(names: &[&str], path: &Path) -> Result<()> {
+    let rootfs = rootfs(&Cache::open("images")?.dir)?;
+    let package = "k8s.io/kubernetes/test/images/agnhost";
+    let agnhost = KUBERNETES.open()?;
+    let agnhost = agnhost.program("agnhost", package, Recipe::Program)?;
+    let mut files = Files::new();
+    let place = network_policy_api::AGNHOST.trim_start_matches('/');
+    files.copy(&agnhost, place, 0o755)?;
+    files.copy(&binary("weir-agnhost"), "agnhost", 0o755)?;
+    let mut archive = Archive::create(path)?;
+    let debian = archive.layer_from(&rootfs)?;
+    let top = archive.layer(files)?;
+    let running = Running {
+        entrypoint: &["/agnhost"],
+        command: &["pause"],
+        ..Running::default()
+    };
+    archive.image(names, &[&debian, &top], &running)?;
+    archive.finish()
 }
 
 fn starting<'a>(entrypoint: &'a [&'a str], user: &'a str) -> Running<'a> {

@@ -13,6 +13,7 @@ mod images;
 pub mod init;
 pub mod kills;
 pub mod matrix;
+pub mod network_policy_api;
 mod node;
 pub mod nodes;
 mod oci;

@@ -3,7 +3,6 @@
 
 pub mod objects;
 mod party;
-mod sctp;
 pub mod site;
 pub mod situations;
 mod who;

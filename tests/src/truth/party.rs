@@ -20,8 +20,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use weir_common::Protocol;
 
-use super::sctp::Said;
 use crate::netns::enter;
+use crate::sctp::Said;
 
 /// What everybody serves, in every protocol. Host order.
 pub(super) const PORTS: [u16; 2] = [80, 81];

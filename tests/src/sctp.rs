@@ -9,7 +9,7 @@ const POLYNOMIAL: u32 = 0x82f6_3b78;
 
 /// What a packet says, ports in host order.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Said {
+pub enum Said {
     /// Somebody opens, and wants to be answered with this tag.
     Opens { ports: (u16, u16), tag: u32 },
     /// Who opened with this tag is answered.
@@ -19,7 +19,7 @@ pub(super) enum Said {
 impl Said {
     /// The packet behind its IP header, with its checksum.
     #[must_use]
-    pub(super) fn packet(self) -> Vec<u8> {
+    pub fn packet(self) -> Vec<u8> {
         // An INIT is sent under no tag, its answer under that of the INIT.
         let (kind, (source, destination), verification, own) = match self {
             Self::Opens { ports, tag } => (INIT, ports, 0, tag),
@@ -41,7 +41,7 @@ impl Said {
 
     /// Reads a packet behind its IP header; `None` if it is neither of the two, or its checksum is wrong.
     #[must_use]
-    pub(super) fn read(packet: &[u8]) -> Option<Self> {
+    pub fn read(packet: &[u8]) -> Option<Self> {
         if packet.len() != LENGTH {
             return None;
         }
