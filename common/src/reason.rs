@@ -46,7 +46,7 @@ reasons! {
     4 MappedAddress "mapped_address" "An IPv6 packet carries an IPv4-mapped address."
     5 Martian "martian" "The source or destination is loopback, multicast, broadcast or unspecified."
     6 Fragment "fragment" "The packet is a fragment, and the one with its ports has not come before it, or contradicts it."
-    7 ExtensionHeader "extension_header" "The packet has IPv6 extension headers that are not passed on, or too many of them."
+    7 ExtensionHeader "extension_header" "The packet has IPv6 extension headers or IPv4 options that are not passed on, such as a source route, or too many of them."
     8 NoLease "no_lease" "The device has no lease yet: the pod is being set up or torn down."
     9 SpoofedAddress "spoofed_address" "The source address is not the one leased to the pod."
     10 SpoofedMac "spoofed_mac" "The source Ethernet address is not the one leased to the pod."
@@ -65,6 +65,7 @@ reasons! {
     24 PodLimit "pod_limit" "The pod has opened more conversations than one pod may: those of others keep their room."
     26 NoService "no_service" "The destination is a Service's cluster IP, at a port or protocol that the Service does not have."
     27 NoLocalBackend "no_local_backend" "The traffic policy of the Service is Local, and no endpoint of it is on this node."
+    28 Tunnel "tunnel" "A pod sends a node the packet of a tunnel (IP in IP, GRE, VXLAN, Geneve), in which could be a packet in anybody's name."
 }
 
 /// Rows of the `DROPS` table: one more than the largest number a reason can have.

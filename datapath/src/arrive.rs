@@ -24,17 +24,23 @@ pub struct Arrival {
     /// TCP: the acknowledgement of everything in the segment, and what the segment acknowledges.
     pub end: u32,
     pub acknowledges: u32,
+    /// Interface index of the device by which the node has received it, [`Self::BY_NONE`] of what the node itself has made, or
+    /// [`Self::BY_SOME`].
+    pub received_by: u32,
     /// The family of its addresses in the lowest bit; [`Self::LATER`].
     pub(crate) shape: u8,
     /// What an earlier program of ours has said.
     pub mark: Mark,
-    pub origin: Origin,
-    pub pad: u8,
+    pub pad: [u8; 2],
 }
 
 impl Arrival {
     /// Of the shape: a fragment that is not the first, without a transport header.
     pub(crate) const LATER: u8 = 2;
+
+    pub(crate) const BY_NONE: u32 = 0;
+    /// By a device that is not known any more: no device has this index.
+    pub(crate) const BY_SOME: u32 = u32::MAX;
 
     /// A packet whose transport header has not been read.
     #[inline(always)]
@@ -48,12 +54,8 @@ impl Arrival {
             acknowledges: 0,
             shape: family as u8,
             mark: packet.mark(),
-            origin: if packet.is_local() {
-                Origin::Node
-            } else {
-                Origin::Device
-            },
-            pad: 0,
+            received_by: packet.received_by(),
+            pad: [0; 2],
         }
     }
 
@@ -78,6 +80,12 @@ impl Arrival {
         (self.transport & 127) as usize
     }
 
+    /// Has the node itself made it?
+    #[inline(always)]
+    pub const fn is_nodes(&self) -> bool {
+        self.received_by == Self::BY_NONE
+    }
+
     /// The family of its addresses. The verifier has not seen where the number comes from, and believes its lowest bit.
     #[inline(always)]
     pub const fn family(&self) -> Family {
@@ -87,17 +95,6 @@ impl Arrival {
             Family::V6
         }
     }
-}
-
-/// Where a packet comes from.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-#[repr(u8)]
-pub enum Origin {
-    /// A device has received it.
-    #[default]
-    Device,
-    /// The node itself has made it.
-    Node,
 }
 
 /// Reads the headers of a packet: fills the trace and the arrival.

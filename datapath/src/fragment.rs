@@ -49,6 +49,14 @@ fn read<P: Packet, T: Tables>(
     key.protocol = body.protocol;
     (arrival.transport, arrival.length) = (body.offset as u32, body.end - OFFSET as u32);
     let extent = part.extent;
+    // A packet from elsewhere that the node has put together, to look into it, and taken apart again, looks as if the node had
+    // made it; with IPv6, of which the kernel does not keep who received it.
+    if matches!(extent, Extent::First | Extent::Later)
+        && arrival.is_nodes()
+        && !packet.is_of_socket()
+    {
+        arrival.received_by = Arrival::BY_SOME;
+    }
     if extent != Extent::Later {
         arrival.set(&l4::parse(packet, family, &body, extent, key)?);
         if extent != Extent::First {

@@ -129,6 +129,18 @@ fn mapped(octets: [u8; 4]) -> Addr {
     Addr([0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d, e, f, g, h])
 }
 
+/// `N` of the bytes of an IPv6 header.
+#[inline(always)]
+const fn bytes<const AT: usize, const N: usize>(header: &[u8; 40]) -> [u8; N] {
+    let mut bytes = [0; N];
+    let mut at = 0;
+    while at < N {
+        bytes[at] = header[AT + at];
+        at += 1;
+    }
+    bytes
+}
+
 impl Family {
     /// The family of a frame from its type.
     ///
@@ -196,36 +208,8 @@ impl Family {
             Self::V6 => {
                 let header = packet.load::<40>(at)?;
                 let [version, _, _, _, l0, l1, protocol, _, ..] = header;
-                let [.., a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = header;
-                key.destination = Addr([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]);
-                let [
-                    _,
-                    _,
-                    _,
-                    _,
-                    _,
-                    _,
-                    _,
-                    _,
-                    a,
-                    b,
-                    c,
-                    d,
-                    e,
-                    f,
-                    g,
-                    h,
-                    i,
-                    j,
-                    k,
-                    l,
-                    m,
-                    n,
-                    o,
-                    p,
-                    ..,
-                ] = header;
-                key.source = Addr([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]);
+                key.source = Addr(bytes::<8, 16>(&header));
+                key.destination = Addr(bytes::<24, 16>(&header));
                 Ok(Header {
                     version: version.into(),
                     length: u16::from_be_bytes([l0, l1]).into(),
@@ -470,6 +454,9 @@ fn v4_body(
     } else if header.fragment & 0x3fff != 0 {
         // More fragments, or an offset.
         return Err(DropReason::Fragment);
+    } else if size > 20 {
+        // Options.
+        return Err(DropReason::ExtensionHeader);
     }
     Ok(Body {
         protocol: Protocol(header.protocol as u8),

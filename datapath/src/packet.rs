@@ -22,8 +22,12 @@ pub trait Packet {
     /// Does the packet carry a VLAN tag that the kernel has already taken out of the bytes?
     fn has_stripped_vlan(&self) -> bool;
 
-    /// Has the node made the packet itself, instead of receiving it by a device?
-    fn is_local(&self) -> bool;
+    /// Interface index of the device by which the node has received it; 0 of what it has made itself, and of fragments that it
+    /// has made of an IPv6 packet which it only passes on.
+    fn received_by(&self) -> u32;
+
+    /// Has a socket of the node sent it?
+    fn is_of_socket(&self) -> bool;
 
     /// `N` bytes at an offset.
     ///

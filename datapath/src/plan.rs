@@ -7,11 +7,10 @@ use weir_common::counter::Counter;
 use weir_common::event::Hook;
 use weir_common::policy::Class;
 use weir_common::service::{Affinity, FrontendFlags, FrontendKey, NodeFlags, PortBits};
-use weir_common::way::{Mark, Plan, Rewrite, Step, Way, WayState};
+use weir_common::way::{Mark, Plan, Rewrite, Step, Way, WayKey, WayState};
 use weir_common::{Addr, DropReason, Port, Protocol};
 
 use crate::answer;
-use crate::arrive::Origin;
 use crate::fragment;
 use crate::l4::Layout;
 use crate::reserve::{Reserved, STRANGERS_PATIENCE};
@@ -49,6 +48,11 @@ fn of_pod<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
     if opens && tables.asks_service(scratch) != 0 {
         return choose(tables, scratch);
     }
+    // A node that has the tunnel would take what is in it for somebody else's.
+    let key = &scratch.trace.tuple;
+    if is_of_tunnel(key) && tables.node(&key.destination).is_some() {
+        return Err(DropReason::Tunnel);
+    }
     // What a pod and its own node say to each other is always allowed, and needs no memory.
     if tables.class(&scratch.trace.tuple.destination) == Class::OWN_NODE {
         scratch.pass(Mark::PASSED);
@@ -66,18 +70,33 @@ fn of_pod<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
     direct(tables, scratch)
 }
 
+/// Is it a packet of a tunnel: of IP in IP (RFC 2003, RFC 2473, RFC 4213), GRE, VXLAN (also at the port that Linux had first) or Geneve?
+#[inline(always)]
+fn is_of_tunnel(key: &WayKey) -> bool {
+    match key.protocol.0 {
+        4 | 41 | 47 => true,
+        17 => matches!(u16::from(key.destination_port), 4789 | 6081 | 8472),
+        _ => false,
+    }
+}
+
 #[inline(always)]
 fn to_pod<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), DropReason> {
     let arrival = &scratch.arrival;
-    if arrival.origin == Origin::Node {
+    if arrival.is_nodes() {
         scratch.pass(Mark::PASSED);
         fragment::remember(tables, scratch);
         return Ok(());
     }
-    // A pod of this node does not send from elsewhere.
+    // A pod of this node sends from its own device, and what a pod has sent is from a pod of this node, or from the node in
+    // whose name its own rules let it go on. What is found in a tunnel's packet bears the mark of that one.
     let key = &scratch.trace.tuple;
-    let is_of_pod = arrival.mark.is_of_pod();
-    if !is_of_pod && (key.is_to_itself() || tables.local_pod(&key.source).is_some()) {
+    let is_so = match tables.local_pod(&key.source) {
+        Some(pod) => pod.ifindex == arrival.received_by,
+        None if key.is_to_itself() => arrival.ifindex == arrival.received_by,
+        None => !arrival.mark.is_of_pod() || tables.class(&key.source) == Class::OWN_NODE,
+    };
+    if !is_so {
         return Err(DropReason::SpoofedAddress);
     }
     let segment = arrival.segment;

@@ -20,7 +20,7 @@ use crate::{arrive, icmp, nat, plan, way};
 fn concerns<P: Packet, T: Tables>(packet: &P, tables: &T) -> bool {
     match packet.mark() {
         Mark::LEAVING | Mark::REPLY | Mark::TRANSLATED | Mark::FORMER => true,
-        Mark::NONE if packet.is_local() => Family::of(packet)
+        Mark::NONE if packet.received_by() == 0 => Family::of(packet)
             .is_ok_and(|it| it.may_be(packet, |port| plan::is_asked(tables, port))),
         _ => false,
     }

@@ -4,7 +4,6 @@
 use weir_common::DropReason;
 use weir_common::event::Hook;
 
-use crate::arrive::Origin;
 use crate::packet::Packet;
 use crate::tables::Tables;
 use crate::verdict::{Scratch, Verdict};
@@ -52,10 +51,10 @@ fn error<P: Packet, T: Tables>(
     tables: &T,
     scratch: &mut Scratch,
 ) -> Result<(), DropReason> {
-    let origin = scratch.arrival.origin;
+    let is_nodes = scratch.arrival.is_nodes();
     match icmp::read(packet, tables, scratch)? {
         Some(about) => icmp::rewrite(packet, scratch, &about),
-        None if origin == Origin::Node => Ok(()),
+        None if is_nodes => Ok(()),
         None => Err(DropReason::NoFlow),
     }
 }

@@ -41,9 +41,15 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn is_local(&self) -> bool {
+    fn received_by(&self) -> u32 {
         // SAFETY: the context is valid for the run of the program.
-        unsafe { (*self.0.skb.skb).ingress_ifindex == 0 }
+        unsafe { (*self.0.skb.skb).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn is_of_socket(&self) -> bool {
+        // SAFETY: the context is valid for the run of the program.
+        unsafe { !(*self.0.skb.skb).__bindgen_anon_2.sk.is_null() }
     }
 
     #[inline(always)]

@@ -14,6 +14,8 @@ pub struct Bytes {
     pub vlan: Vlan,
     /// The device that the node has received it by, 0 if the node has made it.
     pub received_by: u32,
+    /// The kernel's test runs always are (`bpf_prog_test_run_skb`).
+    pub is_of_socket: bool,
 }
 
 /// Whether the kernel has taken a VLAN tag out of the frame.
@@ -31,6 +33,7 @@ impl Bytes {
             mark: 0,
             vlan: Vlan::None,
             received_by: ifindex,
+            is_of_socket: true,
         }
     }
 }
@@ -66,8 +69,12 @@ impl Packet for Bytes {
         self.vlan == Vlan::Stripped
     }
 
-    fn is_local(&self) -> bool {
-        self.received_by == 0
+    fn received_by(&self) -> u32 {
+        self.received_by
+    }
+
+    fn is_of_socket(&self) -> bool {
+        self.is_of_socket
     }
 
     fn load<const N: usize>(&self, offset: usize) -> Result<[u8; N], DropReason> {

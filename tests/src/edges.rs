@@ -1,6 +1,8 @@
 //! Frames at the edges of what the datapath accepts, with what must become of each in the
 //! [`world`](crate::world). Both rings run them: the host alone, and the host against the kernel.
 
+mod tunnels;
+
 use weir_common::DropReason;
 use weir_common::event::Hook;
 use weir_datapath::Verdict;
@@ -73,6 +75,7 @@ pub fn edges() -> Vec<Edge> {
             });
         };
         plain(family, &mut push);
+        tunnels::edges(family, &mut push);
         headers(family, &mut push);
         checksums(family, &mut push);
         match family {
@@ -391,10 +394,53 @@ fn checksums(family: Family, push: Push<'_>) {
     }
 }
 
+/// Options by name, in a SYN to a pod of the node.
+fn only_v4_options(push: Push<'_>) {
+    let to_b = Verdict::Redirect(1002);
+    let refused = Verdict::Drop(DropReason::ExtensionHeader);
+    let malformed = Verdict::Drop(DropReason::Malformed);
+    let route = |kind| [kind, 7, 4, 10, 9, 9, 9, 0];
+    for (name, options, fate) in [
+        ("record route", route(7), to_b),
+        ("timestamps", [68, 8, 5, 0, 0, 0, 0, 0], to_b),
+        ("router alert", [148, 4, 0, 0, 0, 0, 0, 0], to_b),
+        ("a loose source route", route(131), refused),
+        ("a strict source route", route(137), refused),
+        (
+            "a source route after another option",
+            [1, 7, 3, 4, 131, 3, 4, 0],
+            refused,
+        ),
+        (
+            "a source route after the end",
+            [0, 131, 7, 4, 10, 9, 9, 9],
+            to_b,
+        ),
+        ("an option of no bytes", [7, 0, 0, 0, 0, 0, 0, 0], malformed),
+        ("an option of one byte", [7, 1, 0, 0, 0, 0, 0, 0], malformed),
+    ] {
+        let mut ip = Ip::between(Host::A.ip(Family::V4), NEAR.ip(Family::V4));
+        ip.source_mac = Host::A.mac();
+        ip.options = options.len();
+        let frame = ip.frame(&tcp(1000, SERVICE_PORT, SYN));
+        let arrival = Arrival {
+            hook: Hook::FROM_POD,
+            packet: Bytes::new(1001, frame),
+        };
+        // With no sum of the header: programs do not look at it, and correct no bytes but those that they change.
+        let write = |frame: &mut Vec<u8>| frame[L3 + 20..L3 + 28].copy_from_slice(&options);
+        push(name, spoiled(arrival, write), fate);
+    }
+}
+
 fn only_v4(push: Push<'_>) {
     let drop = Verdict::Drop;
     let syn = tcp(1000, SERVICE_PORT, SYN);
-    for options in [4, 40] {
+    for (options, fate) in [
+        (4, Verdict::Redirect(1002)),
+        (8, Verdict::Redirect(1002)),
+        (40, drop(DropReason::ExtensionHeader)),
+    ] {
         let mut ip = Ip::between(Host::A.ip(Family::V4), NEAR.ip(Family::V4));
         ip.source_mac = Host::A.mac();
         ip.options = options;
@@ -402,12 +448,9 @@ fn only_v4(push: Push<'_>) {
             hook: Hook::FROM_POD,
             packet: Bytes::new(1001, ip.frame(&syn)),
         };
-        push(
-            &format!("{options} bytes of options"),
-            arrival,
-            Verdict::Redirect(1002),
-        );
+        push(&format!("{options} bytes of options"), arrival, fate);
     }
+    only_v4_options(push);
     let good = || sent(Host::A, NEAR, Family::V4, &syn);
     push(
         "IHL 4",

@@ -71,7 +71,9 @@ fn every_edge_meets_its_fate() {
     for edge in edges {
         let (verdict, _, after) = run(&world(), &edge.arrival);
         assert_eq!(verdict, edge.verdict, "{}", edge.name);
-        let is_of_pod = verdict == Verdict::Pass && edge.arrival.hook == Hook::FROM_POD;
+        let was_of_pod = Mark::of(edge.arrival.packet.mark).is_of_pod();
+        let passes = verdict == Verdict::Pass && edge.arrival.hook == Hook::FROM_POD;
+        let is_of_pod = was_of_pod || passes;
         assert_eq!(Mark::of(after.mark).is_of_pod(), is_of_pod, "{}", edge.name);
     }
 }

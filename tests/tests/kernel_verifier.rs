@@ -20,7 +20,7 @@ const CEILINGS: [(&str, u32); 12] = [
     ("weir_recvmsg6", 100),
     ("weir_sendmsg4", 7_200),
     ("weir_sendmsg6", 7_800),
-    ("weir_to_net", 42_000),
+    ("weir_to_net", 44_000),
     ("weir_to_pod", 46_000),
 ];
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, sendto, socket,
 };
-use weir_tests::fragments::split;
+use weir_tests::fragments::{DESTINATION_OPTIONS, extend, part, split};
 use weir_tests::frames::{Ip, L3, Transport};
 use weir_tests::netns::{End, Netns, link};
 use weir_tests::node::{Family, Node, NodeOptions, Pod};
@@ -297,4 +297,104 @@ fn socket_of(family: AddressFamily) -> nix::Result<OwnedFd> {
         SockFlag::SOCK_CLOEXEC,
         SockProtocol::Raw,
     )
+}
+
+/// A node that puts fragments together, because its firewall looks at whole packets, and takes them apart again for a pod's
+/// device: what it makes then was still not made by it, and whom the policy shuts out stays outside. Of IPv6 the kernel does not
+/// keep by which device that came.
+#[test]
+fn what_the_node_takes_apart_again_is_still_from_outside() {
+    let site = Site::new("fragments-again");
+    let chain = "{ type filter hook prerouting priority 0; }";
+    let rules = format!(
+        "add table inet tracks; add chain inet tracks first {chain}; \
+         add rule inet tracks first ct state invalid counter"
+    );
+    let mut nft = site.node.machine().netns().command("nft");
+    assert!(nft.arg(rules).status().unwrap().success());
+    site.node
+        .write_manifest(
+            "shut.yaml",
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: shut, namespace: shop}\n\
+             spec: {podSelector: {matchLabels: {app: shut}}, policyTypes: [Ingress]}\n",
+        )
+        .unwrap();
+    let (open, shut) = (site.pod("open"), site.pod("shut"));
+    for (family, (ours, theirs)) in [Family::V4, Family::V6]
+        .into_iter()
+        .zip(NODE.iter().zip(WORLD))
+    {
+        let theirs = theirs.parse().unwrap();
+        let raw_family = match family {
+            Family::V4 => AddressFamily::Inet,
+            Family::V6 => AddressFamily::Inet6,
+        };
+        let raw = site.world.run(|| socket_of(raw_family)).unwrap().unwrap();
+        for pod in [&open, &shut] {
+            let pods = pod.address(family).unwrap();
+            let prefix = if pods.is_ipv4() { 32 } else { 128 };
+            let to = format!("{pods}/{prefix}");
+            site.world.add_route(&to, ours.parse().unwrap()).unwrap();
+        }
+        let mut number = 0;
+        // Pieces that the kernel passes on as they were, and such that it has to cut anew.
+        let mut hears = |pod: &Pod, size: usize, length: u32| {
+            number += 1;
+            let pods = pod.address(family).unwrap();
+            let socket = udp_socket(pod.netns(), (pods, 9000).into(), SILENCE).unwrap();
+            let datagram = Transport::Udp {
+                ports: (4000, 9000),
+                payload: (0..length).map(|at| at as u8).collect(),
+            };
+            let mut frame = Ip::between(theirs, pods).frame(&datagram);
+            let to = SockaddrStorage::from(SocketAddr::new(pods, 0));
+            // With options in the part that is cut, the kernel's own pieces are shorter than what came.
+            let mut parts = split(&frame, number, size);
+            if family == Family::V6 && parts.len() == 2 {
+                frame = extend(&frame, &[(DESTINATION_OPTIONS, &[0, 1, 4, 0, 0, 0, 0])]);
+                let rest = frame.len() - L3 - 40 - size;
+                parts = vec![
+                    part(&frame, number, 0, size, true),
+                    part(&frame, number, size, rest, false),
+                ];
+            }
+            for part in parts {
+                sendto(raw.as_raw_fd(), &part[L3..], &to, MsgFlags::empty()).unwrap();
+            }
+            socket.recv(&mut [0; 8000]).is_ok()
+        };
+        let is_open = || hears(&open, 1400, 2832);
+        eventually("the open one hears it", PATIENCE, is_open, |it| *it).unwrap();
+        let denied = || drops(&site.node, "ingress_denied").unwrap();
+        let is_denied = || {
+            let before = denied();
+            (hears(&shut, 1400, 100), denied() > before)
+        };
+        eventually("the policy holds", PATIENCE, is_denied, |it| {
+            *it == (false, true)
+        })
+        .unwrap();
+        for (size, length) in [
+            (1400, 2832),
+            (1400, 2840),
+            (1448, 2000),
+            (720, 2848),
+            (64, 2000),
+            (1352, 4000),
+        ] {
+            assert!(
+                hears(&open, size, length),
+                "{family:?}: {length} bytes in pieces of {size}"
+            );
+            let before = denied();
+            assert!(
+                !hears(&shut, size, length),
+                "{family:?}: {length} bytes in pieces of {size}"
+            );
+            assert!(
+                denied() > before,
+                "{family:?}: {length} bytes in pieces of {size}"
+            );
+        }
+    }
 }

@@ -17,14 +17,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use weir_tests::fragments::part;
-use weir_tests::frames::{L3, SYN, Transport};
+use weir_tests::frames::{Ip, L3, SYN, Transport};
 use weir_tests::hostile::Ear;
 use weir_tests::hostile::attacks::{
     Both, Dropped, FRIENDLY, Fate, Frame, HONEST, TIMES, V4, V6, all, attempt,
 };
 use weir_tests::hostile::scene::{Attacker, Far, Friend, Near, Scene, Shut, Site, Who, icmp};
 use weir_tests::node::{Family, Pod};
-use weir_tests::traffic::{PATIENCE, eventually, udp_socket};
+use weir_tests::traffic::{PATIENCE, any, eventually, udp_socket};
 use weir_tests::workloads::Workload;
 
 /// Whom `near` has spoken to.
@@ -39,16 +39,26 @@ fn no_attack_of_a_pod_succeeds_and_every_control_does() {
     let start = Instant::now();
     let rows = all();
     let (mut made, mut wrong) = (0, Vec::new());
-    for (family, only) in [(Family::V4, V4), (Family::V6, V6)] {
-        // What errors are forged about is there.
-        for (to, frame) in SPOKEN {
-            let scene = site.scene(family, Near);
-            scene.send(&frame(&scene));
-            assert!(site.is_heard(to, &scene.says), "{family:?}");
+    for is_tracking in [false, true] {
+        if is_tracking {
+            site.track_connections();
         }
-        for row in rows.iter().filter(|row| row.1 == Both || row.1 == only) {
-            made += 1;
-            wrong.extend(attempt(&site, family, row));
+        for (family, only) in [(Family::V4, V4), (Family::V6, V6)] {
+            // What errors are forged about is there.
+            for (to, frame) in SPOKEN {
+                let scene = site.scene(family, Near);
+                scene.send(&frame(&scene));
+                assert!(site.is_heard(to, &scene.says), "{family:?}");
+            }
+            for row in rows.iter().filter(|row| row.1 == Both || row.1 == only) {
+                made += 1;
+                wrong.extend(attempt(&site, family, row, None));
+                // What the receiver's policy is to stop, it stops from another node, too.
+                if row.2 == Dropped("ingress_denied") {
+                    made += 1;
+                    wrong.extend(attempt(&site, family, row, Some(Far)));
+                }
+            }
         }
     }
     let many = wrong.len();
@@ -64,11 +74,16 @@ const FLOOD: u64 = 500;
 
 /// ARP for IPv4 over Ethernet (RFC 826): of this operation, about this address.
 fn arp(it: &Scene<'_>, to: [u8; 6], operation: u8, about: [u8; 4]) -> Vec<u8> {
+    arp_of(it, to, operation, about, about)
+}
+
+/// In the name of an address.
+fn arp_of(it: &Scene<'_>, to: [u8; 6], operation: u8, of: [u8; 4], about: [u8; 4]) -> Vec<u8> {
     let own = it.site.mouths[Attacker as usize].own;
     let says = [
         &[8, 6, 0, 1, 8, 0, 6, 4, 0, operation],
         &own[..],
-        &about,
+        &of,
         &to,
         &about,
     ]
@@ -78,6 +93,10 @@ fn arp(it: &Scene<'_>, to: [u8; 6], operation: u8, about: [u8; 4]) -> Vec<u8> {
 
 /// A neighbour message (RFC 4861), as from a link: no router has passed it on.
 fn neighbour(it: &Scene<'_>, to: IpAddr, kind: u8, target: IpAddr) -> Vec<u8> {
+    neighbour_of(it, it.address(Attacker), to, kind, target)
+}
+
+fn neighbour_of(it: &Scene<'_>, of: IpAddr, to: IpAddr, kind: u8, target: IpAddr) -> Vec<u8> {
     let IpAddr::V6(target) = target else {
         unreachable!()
     };
@@ -97,7 +116,7 @@ fn neighbour(it: &Scene<'_>, to: IpAddr, kind: u8, target: IpAddr) -> Vec<u8> {
         ]
         .concat(),
     };
-    let mut frame = icmp(&it.ip(it.address(Attacker), to), says);
+    let mut frame = icmp(&it.ip(of, to), says);
     frame[L3 + 7] = 255;
     frame
 }
@@ -167,7 +186,8 @@ fn no_pod_changes_what_others_know_of_neighbours_and_routers() {
             arp(it, [0xff; 6], 2, [169, 254, 1, 1])
         }),
         ("who is everybody?", Family::V4, ARP, |it, n| {
-            arp(it, [0xff; 6], 1, [10, 244, (n >> 8) as u8, n as u8])
+            let of = octets(it.address(Attacker));
+            arp_of(it, [0xff; 6], 1, of, [10, 244, (n >> 8) as u8, n as u8])
         }),
         (
             "a friend's address, as its neighbour",
@@ -209,6 +229,25 @@ fn no_pod_changes_what_others_know_of_neighbours_and_routers() {
             Dropped("no_flow"),
             |it, _| neighbour(it, it.address(Near), 134, it.address(Attacker)),
         ),
+        // Only from a link-local address is it believed (RFC 4861, 6.1.2).
+        (
+            "a router, to the node, as a router would",
+            Family::V6,
+            Dropped("spoofed_address"),
+            |it, _| {
+                let of = it.of("", "fe80::bad");
+                neighbour_of(it, of, it.node(0), 134, it.address(Attacker))
+            },
+        ),
+        (
+            "a router, to a pod, as a router would",
+            Family::V6,
+            Dropped("spoofed_address"),
+            |it, _| {
+                let of = it.of("", "fe80::bad");
+                neighbour_of(it, of, it.address(Near), 134, it.address(Attacker))
+            },
+        ),
         ("an offer of an address", Family::V4, MARTIAN, |it, _| {
             dhcp(it, &it.address(Attacker).to_string(), (67, 68))
         }),
@@ -230,9 +269,7 @@ fn no_pod_changes_what_others_know_of_neighbours_and_routers() {
     let before = known(&site);
     let mut wrong = Vec::new();
     for (name, family, fate, frame) in claims {
-        let Dropped(reason) = fate else {
-            unreachable!()
-        };
+        let Dropped(reason) = fate;
         let had = site.dropped(reason);
         let scene = site.scene(family, Attacker);
         for number in 0..FLOOD {
@@ -374,5 +411,91 @@ fn a_fragment_that_overlaps_is_dropped_and_its_datagram_never_is_whole() {
         let length = socket.recv(&mut received).unwrap();
         assert_eq!(received[..length], [b'h'; 40], "{name}: the control alone");
         assert_eq!(site.dropped("fragment") - before, TIMES, "{name}");
+    }
+}
+
+/// A VXLAN device's Ethernet address.
+const TUNNELS: [u8; 6] = [2, 0, 0, 0, 0, 0x99];
+/// Ports of VXLAN: IANA's, and Linux's of before.
+const PORTS: [u16; 2] = [4789, 8472];
+
+/// A frame inside of VXLAN (RFC 7348).
+fn in_vxlan(inner: &[u8]) -> Vec<u8> {
+    [&[8, 0, 0, 0, 0, 0, 1, 0], inner].concat()
+}
+
+#[test]
+fn what_is_in_a_tunnel_comes_out_in_nobodys_name() {
+    let site = Site::start("tunnel");
+    for node in &site.pair.nodes {
+        let netns = node.machine().netns();
+        for port in PORTS {
+            // Of both families and every network, as that of a CNI plugin.
+            let device = format!("vxlan{port}");
+            let words = format!(
+                "link add {device} address 02:00:00:00:00:99 type vxlan external dstport {port}"
+            );
+            netns.ip(&words).unwrap();
+            netns.ip(&format!("link set {device} up")).unwrap();
+            let key = format!("net.ipv4.conf.{device}.rp_filter");
+            netns.set_sysctl(&key, "0").unwrap();
+        }
+    }
+    let elsewhere = site.pair.nodes[1].machine().netns();
+    for family in [Family::V4, Family::V6] {
+        for port in PORTS {
+            let inner = |scene: &Scene<'_>, source: IpAddr, to: Who| {
+                let destination_mac = TUNNELS;
+                let ip = scene.ip(source, scene.address(to));
+                let inner = Ip {
+                    destination_mac,
+                    ..ip
+                };
+                in_vxlan(&inner.frame(&scene.datagram()))
+            };
+            let node = |scene: &Scene<'_>, on| SocketAddr::new(scene.node(on), port);
+            // The control: what a machine of the network sends through it comes out.
+            let scene = site.scene(family, Attacker);
+            let outside = scene.of("198.51.100.7", "2001:db8:9::7");
+            let socket = udp_socket(elsewhere, any(node(&scene, 0)), PATIENCE).unwrap();
+            socket
+                .send_to(&inner(&scene, outside, Near), node(&scene, 0))
+                .unwrap();
+            assert!(
+                site.is_heard(Near, &scene.says),
+                "{family:?} {port}: the control"
+            );
+            // But not in the name of a pod of this node.
+            let before = site.dropped("spoofed_address");
+            let scene = site.scene(family, Attacker);
+            for _ in 0..TIMES {
+                let bytes = inner(&scene, scene.address(Friend), Shut);
+                socket.send_to(&bytes, node(&scene, 0)).unwrap();
+            }
+            let dropped = || site.dropped("spoofed_address") - before;
+            eventually("dropped", PATIENCE, dropped, |it| *it >= TIMES).unwrap();
+            assert!(!site.ears[Shut as usize].has_heard(&scene.says));
+            // And a pod sends nothing through it, to either node, in whoever's name.
+            for (on, to) in [(0, Shut), (0, Near), (1, Far)] {
+                for of in [Friend, Attacker, Far] {
+                    let before = site.dropped("tunnel");
+                    let scene = site.scene(family, Attacker);
+                    let payload = inner(&scene, scene.address(of), to);
+                    let ports = (4000, port);
+                    let frame = scene.ip(scene.address(Attacker), scene.node(on));
+                    let frame = frame.frame(&Transport::Udp { ports, payload });
+                    for _ in 0..TIMES {
+                        scene.send(&frame);
+                    }
+                    let dropped = || site.dropped("tunnel") - before;
+                    let done = eventually("dropped", PATIENCE, dropped, |it| *it >= TIMES);
+                    assert!(done.is_ok(), "{family:?} {port} to node {on} as {of:?}");
+                    assert!(
+                        !site.ears[to as usize].has_heard(&scene.says),
+                        "{family:?} {port} to node {on} as {of:?}"
+                    );
+                }
+            }
+        }
     }
 }

@@ -334,8 +334,11 @@ impl Packet for Offloaded {
     fn has_stripped_vlan(&self) -> bool {
         false
     }
-    fn is_local(&self) -> bool {
-        self.bytes.is_local()
+    fn received_by(&self) -> u32 {
+        self.bytes.received_by
+    }
+    fn is_of_socket(&self) -> bool {
+        self.bytes.is_of_socket
     }
     fn load<const N: usize>(&self, offset: usize) -> Result<[u8; N], DropReason> {
         self.bytes.load(offset)

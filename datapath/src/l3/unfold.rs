@@ -10,6 +10,16 @@ use crate::verdict::Scratch;
 /// How many extension headers are passed on.
 const HEADERS: usize = 4;
 
+/// How many options of IPv4 are, those that only fill up among them.
+const OPTIONS: usize = 8;
+
+/// Options of IPv4 (RFC 791 section 3.1): the end of them, one that fills up, and the two kinds of source routes, past every
+/// policy to whom they name (RFC 7126).
+const END: u8 = 0;
+const NO_OPERATION: u8 = 1;
+const LOOSE_ROUTE: u8 = 131;
+const STRICT_ROUTE: u8 = 137;
+
 /// The extension headers that are looked through (RFC 8200 section 4).
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
@@ -66,8 +76,10 @@ impl Family {
 fn v4_unfold(packet: &impl Packet, part: &mut Part) -> Result<(), DropReason> {
     let [version, _, l0, l1, i0, i1, f0, f1, _, protocol] = packet.load::<10>(OFFSET)?;
     let at = OFFSET as u32 + u32::from(version & 0x0f) * 4;
-    let end = OFFSET as u32 + u32::from(u16::from_be_bytes([l0, l1]));
-    let start = u32::from(u16::from_be_bytes([f0, f1]) & 0x1fff) * 8;
+    let length = u32::from(u16::from_be_bytes([l0, l1]));
+    let end = end(packet, OFFSET, length, 0, Extent::Whole)?;
+    let field = u16::from_be_bytes([f0, f1]);
+    let start = u32::from(field & 0x1fff) * 8;
     *part = Part {
         at,
         end,
@@ -76,14 +88,32 @@ fn v4_unfold(packet: &impl Packet, part: &mut Part) -> Result<(), DropReason> {
         length: end.saturating_sub(at),
         next: Protocol(protocol),
         protocol: Protocol(protocol),
-        extent: if start == 0 {
-            Extent::First
-        } else {
-            Extent::Later
+        extent: match (start, field & 0x2000) {
+            (0, 0) => Extent::Whole,
+            (0, _) => Extent::First,
+            _ => Extent::Later,
         },
         pad: 0,
     };
-    Ok(())
+    let mut option = OFFSET as u32 + 20;
+    for _ in 0..OPTIONS {
+        if option >= part.at {
+            return Ok(());
+        }
+        let [kind, size] = packet.load::<2>((option & 127) as usize)?;
+        match kind {
+            END => return Ok(()),
+            NO_OPERATION => option += 1,
+            LOOSE_ROUTE | STRICT_ROUTE => return Err(DropReason::ExtensionHeader),
+            _ if size < 2 => return Err(DropReason::Malformed),
+            _ => option += u32::from(size),
+        }
+    }
+    if option < part.at {
+        Err(DropReason::ExtensionHeader)
+    } else {
+        Ok(())
+    }
 }
 
 #[inline(always)]

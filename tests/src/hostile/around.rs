@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::attacks::{Both, Control, Dropped, Ends, FRIENDLY, Fate, HONEST, PADDING, Row, V4, V6};
+use super::attacks::{Both, Control, Dropped, FRIENDLY, Fate, HONEST, PADDING, Row, V4, V6};
 use super::scene::{Attacker, Friend, Mute, Near, Scene, Shut, Who, echo};
 use crate::fragments::{DESTINATION_OPTIONS, HOP_BY_HOP, ROUTING, part};
 use crate::frames::{ACK, Echo, L3, SYN, Transport};
@@ -10,6 +10,11 @@ use crate::frames::{ACK, Echo, L3, SYN, Transport};
 pub(super) fn all() -> Vec<Row> {
     const DENIED: Fate = Dropped("ingress_denied");
     const HEADER: Fate = Dropped("extension_header");
+    const RECORDED: Control = (
+        Friend,
+        |it| it.with_options(it.address(Shut), &[7, 7, 4, 0, 0, 0, 0, 0]),
+        Shut,
+    );
     const TAGGED: Fate = Dropped("vlan_tagged");
     vec![
         (
@@ -17,7 +22,7 @@ pub(super) fn all() -> Vec<Row> {
             Both,
             DENIED,
             Attacker,
-            |it| it.udp(Attacker, Shut),
+            |it| it.udp(it.speaker, Shut),
             FRIENDLY,
         ),
         (
@@ -41,7 +46,7 @@ pub(super) fn all() -> Vec<Row> {
             Both,
             DENIED,
             Attacker,
-            |it| echo(it, Attacker, Echo::Request),
+            |it| echo(it, it.speaker, Echo::Request),
             (Friend, |it| echo(it, Friend, Echo::Request), Shut),
         ),
         (
@@ -103,7 +108,7 @@ pub(super) fn all() -> Vec<Row> {
             V6,
             DENIED,
             Attacker,
-            |it| whole_fragment(it, Attacker),
+            |it| whole_fragment(it, it.speaker),
             (Friend, |it| whole_fragment(it, Friend), Shut),
         ),
         (
@@ -166,27 +171,23 @@ pub(super) fn all() -> Vec<Row> {
             DENIED,
             Attacker,
             |it| it.with_options(it.address(Shut), &[7, 7, 4, 0, 0, 0, 0, 0]),
-            (
-                Friend,
-                |it| it.with_options(it.address(Shut), &[7, 7, 4, 0, 0, 0, 0, 0]),
-                Shut,
-            ),
+            RECORDED,
         ),
         (
             "a loose route by way of the node",
             V4,
-            Ends,
+            HEADER,
             Attacker,
             |it| sourced(it, 131),
-            HONEST,
+            RECORDED,
         ),
         (
             "a strict route by way of the node",
             V4,
-            Ends,
+            HEADER,
             Attacker,
             |it| sourced(it, 137),
-            HONEST,
+            RECORDED,
         ),
         (
             "a fragment without its first",

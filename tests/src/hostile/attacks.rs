@@ -11,15 +11,10 @@ use crate::traffic::{PATIENCE, eventually};
 /// How many times an attack is made.
 pub const TIMES: u64 = 20;
 
-/// What becomes of an attack.
-#[derive(Clone, Copy, Debug)]
-pub enum Fate {
-    /// Every frame of it is dropped for this reason.
-    Dropped(&'static str),
-    /// It is let through to the node, and nobody makes anything of it.
-    Ends,
-}
-pub use Fate::{Dropped, Ends};
+/// What becomes of an attack: every frame of it is dropped for this reason.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Dropped(pub &'static str);
+pub type Fate = Dropped;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum In {
@@ -47,9 +42,10 @@ pub fn all() -> Vec<Row> {
     [spoofed::all(), around::all(), inside::all()].concat()
 }
 
-/// What went wrong with an attack, if anything did.
-pub fn attempt(site: &Site, family: Family, row: &Row) -> Option<String> {
-    let (name, _, fate, speaker, frame, (honest, control, hears)) = *row;
+/// What went wrong with an attack, made by its own speaker or by another one, if anything did.
+pub fn attempt(site: &Site, family: Family, row: &Row, by: Option<Who>) -> Option<String> {
+    let (name, _, Dropped(reason), speaker, frame, (honest, control, hears)) = *row;
+    let speaker = by.unwrap_or(speaker);
     let before = dropped(&site.pair.nodes[0]).unwrap();
     let attack = site.scene(family, speaker);
     let bytes = frame(&attack);
@@ -63,20 +59,18 @@ pub fn attempt(site: &Site, family: Family, row: &Row) -> Option<String> {
     if !is_heard {
         wrong.push("its control did not arrive".to_owned());
     }
-    if let Dropped(reason) = fate {
-        // The kernel of a pod sends a few of its own that are dropped too; what leaked instead would be heard.
-        let more = || dropped(&site.pair.nodes[0]).unwrap()[reason] - before[reason];
-        if eventually("dropped", PATIENCE, more, |it| *it >= TIMES).is_err() {
-            let now = dropped(&site.pair.nodes[0]).unwrap().into_iter();
-            let more = now.map(|(reason, many)| (many - before[&reason], reason));
-            let more: Vec<_> = more.filter(|it| it.0 > 0).collect();
-            wrong.push(format!("expected {TIMES} as {reason}: {more:?}"));
-        }
+    // The kernel of a pod sends a few of its own that are dropped too; what leaked instead would be heard.
+    let more = || dropped(&site.pair.nodes[0]).unwrap()[reason] - before[reason];
+    if eventually("dropped", PATIENCE, more, |it| *it >= TIMES).is_err() {
+        let now = dropped(&site.pair.nodes[0]).unwrap().into_iter();
+        let more = now.map(|(reason, many)| (many - before[&reason], reason));
+        let more: Vec<_> = more.filter(|it| it.0 > 0).collect();
+        wrong.push(format!("expected {TIMES} as {reason}: {more:?}"));
     }
     for ear in EVERYBODY {
         if ear != speaker && site.ears[ear as usize].has_heard(&attack.says) {
             wrong.push(format!("{ear:?} heard it"));
         }
     }
-    (!wrong.is_empty()).then(|| format!("{family:?} {name}: {}", wrong.join("; ")))
+    (!wrong.is_empty()).then(|| format!("{family:?} {name}, by {speaker:?}: {}", wrong.join("; ")))
 }

@@ -2,19 +2,20 @@
 
 use std::net::IpAddr;
 
-use super::attacks::{Both, Control, Dropped, Ends, FRIENDLY, Fate, HONEST, Row, V4, V6};
+use super::attacks::{Both, Control, Dropped, FRIENDLY, Fate, HONEST, Row, V4, V6};
 use super::scene::{Attacker, Far, Near, Scene, Shut, icmp};
-use crate::frames::{L3, Transport};
+use crate::frames::{Ip, L3, Transport};
 
 pub(super) fn all() -> Vec<Row> {
     const VXLAN: [u8; 8] = [8, 0, 0, 0, 0, 0, 1, 0];
     const GENEVE: [u8; 8] = [0, 0, 0x65, 0x58, 0, 0, 1, 0];
+    const TUNNEL: Fate = Dropped("tunnel");
     const NO_FLOW: Fate = Dropped("no_flow");
     vec![
         (
             "VXLAN to the node",
             Both,
-            Ends,
+            TUNNEL,
             Attacker,
             |it| it.in_udp(it.node(0), 4789, &VXLAN),
             HONEST,
@@ -22,7 +23,7 @@ pub(super) fn all() -> Vec<Row> {
         (
             "VXLAN to the node, as Linux first had it",
             Both,
-            Ends,
+            TUNNEL,
             Attacker,
             |it| it.in_udp(it.node(0), 8472, &VXLAN),
             HONEST,
@@ -30,7 +31,7 @@ pub(super) fn all() -> Vec<Row> {
         (
             "VXLAN to another node",
             Both,
-            Ends,
+            TUNNEL,
             Attacker,
             |it| it.in_udp(it.node(1), 4789, &VXLAN),
             HONEST,
@@ -38,7 +39,7 @@ pub(super) fn all() -> Vec<Row> {
         (
             "Geneve to the node",
             Both,
-            Ends,
+            TUNNEL,
             Attacker,
             |it| it.in_udp(it.node(0), 6081, &GENEVE),
             HONEST,
@@ -46,7 +47,7 @@ pub(super) fn all() -> Vec<Row> {
         (
             "IP in IP to the node",
             Both,
-            Ends,
+            TUNNEL,
             Attacker,
             |it| in_ip(it, it.node(0)),
             HONEST,
@@ -54,7 +55,7 @@ pub(super) fn all() -> Vec<Row> {
         (
             "IP in IP to another node",
             Both,
-            Ends,
+            TUNNEL,
             Attacker,
             |it| in_ip(it, it.node(1)),
             HONEST,
@@ -62,7 +63,7 @@ pub(super) fn all() -> Vec<Row> {
         (
             "GRE to the node",
             Both,
-            Ends,
+            TUNNEL,
             Attacker,
             |it| in_gre(it, it.node(0)),
             HONEST,
@@ -155,6 +156,44 @@ pub(super) fn all() -> Vec<Row> {
             |it| redirect(it),
             HONEST,
         ),
+        // Only a router of the link is believed.
+        (
+            "a redirect by way of the attacker, as if by the gateway",
+            V6,
+            Dropped("spoofed_address"),
+            Attacker,
+            |it| {
+                let to = it.between(Attacker, Near);
+                let source = it.of("", "fe80::1");
+                let body = [&[137, 0, 0, 0, 0, 0, 0, 0][..], &[0; 32], &it.says].concat();
+                on_link(icmp(&Ip { source, ..to }, body))
+            },
+            HONEST,
+        ),
+        (
+            "an error about nobody, to a pod of another node",
+            V4,
+            NO_FLOW,
+            Attacker,
+            |it| it.error_to(it.address(Far), 3, 3),
+            refused(),
+        ),
+        (
+            "an error about nobody, to a pod of another node",
+            V6,
+            NO_FLOW,
+            Attacker,
+            |it| it.error_to(it.address(Far), 1, 4),
+            refused(),
+        ),
+        (
+            "an error about nobody, to another node",
+            V4,
+            NO_FLOW,
+            Attacker,
+            |it| it.error_to(it.node(1), 3, 3),
+            refused(),
+        ),
     ]
 }
 
@@ -182,6 +221,12 @@ fn with_source(it: &Scene<'_>, source: IpAddr) -> Vec<u8> {
         .frame(&Transport::Unreachable { quoted })
 }
 
+/// As if no router had passed it on (RFC 4861, 8.1).
+fn on_link(mut frame: Vec<u8>) -> Vec<u8> {
+    frame[L3 + 7] = 255;
+    frame
+}
+
 fn redirect(it: &Scene<'_>) -> Vec<u8> {
     match (it.address(Attacker), it.address(Far)) {
         (IpAddr::V4(by), _) => it.error(5, 1, by.octets()),
@@ -193,7 +238,7 @@ fn redirect(it: &Scene<'_>) -> Vec<u8> {
                 &it.says,
             ]
             .concat();
-            icmp(&it.between(Attacker, Near), body)
+            on_link(icmp(&it.between(Attacker, Near), body))
         }
         _ => unreachable!(),
     }

@@ -63,12 +63,28 @@ impl Site {
     pub fn start(name: &str) -> Self {
         let pair = Pair::start(name).unwrap();
         pair.write_manifest("policies.yaml", POLICIES).unwrap();
+        for node in &pair.nodes {
+            // A node that believes what it is told: nothing but ours is in the way.
+            for (key, value) in [
+                ("net.ipv4.conf.all.rp_filter", "0"),
+                ("net.ipv4.conf.all.accept_source_route", "1"),
+                ("net.ipv4.conf.default.accept_source_route", "1"),
+            ] {
+                node.machine().netns().set_sysctl(key, value).unwrap();
+            }
+        }
         let names = ["attacker", "friend", "near", "mute", "shut", "far"];
         let run = |name: &&str| {
             let on = usize::from(*name == "far");
             pair.run_pod(on, Workload::named("shop", name)).unwrap()
         };
         let pods: Vec<Pod> = names.iter().map(run).collect();
+        // The controls of forged errors are true ones, many in a second.
+        for pod in &pods {
+            for key in ["net.ipv4.icmp_ratelimit", "net.ipv6.icmp.ratelimit"] {
+                pod.netns().set_sysctl(key, "0").unwrap();
+            }
+        }
         let of = |pod: &Pod| {
             (
                 Mouth::open(pod.netns()).unwrap(),
@@ -103,6 +119,20 @@ impl Site {
             eventually("the others are not", PATIENCE, is_denied, |it| *it).unwrap();
         }
         site
+    }
+
+    /// From now on the nodes look at whole packets, as those with rules about connections do: their kernels put fragments together,
+    /// and take what is too long apart again.
+    pub fn track_connections(&self) {
+        for node in &self.pair.nodes {
+            let chain = "{ type filter hook prerouting priority 0; }";
+            let rules = format!(
+                "add table inet tracks; add chain inet tracks first {chain}; \
+                 add rule inet tracks first ct state invalid counter"
+            );
+            let mut nft = node.machine().netns().command("nft");
+            assert!(nft.arg(rules).status().unwrap().success());
+        }
     }
 
     pub fn scene(&self, family: Family, speaker: Who) -> Scene<'_> {
@@ -243,6 +273,13 @@ impl Scene<'_> {
         let ip = self.between(self.speaker, Near);
         let body = [&[kind, code, 0, 0], &rest[..], &quoted].concat();
         icmp(&ip, body)
+    }
+
+    /// An error of this type and code to an address, about a packet that `near` has sent to `friend`.
+    pub fn error_to(&self, to: IpAddr, kind: u8, code: u8) -> Vec<u8> {
+        let quoted = self.between(Near, Friend).packet(&self.datagram());
+        let body = [&[kind, code, 0, 0, 0, 0, 0, 0], &quoted[..]].concat();
+        icmp(&self.ip(self.address(self.speaker), to), body)
     }
 
     pub fn send(&self, frame: &[u8]) {

@@ -46,7 +46,7 @@ impl Oracle {
                     })
                 }
                 Hook::FROM_POD => Some(Fate::Drop(DropReason::NoFlow)),
-                Hook::TO_POD if at.is_local => None,
+                Hook::TO_POD if at.received_by == 0 => None,
                 Hook::TO_POD => Some(Fate::Drop(DropReason::NoFlow)),
                 Hook::TO_NET if is_from_end && !is_nodes => Some(Fate::Drop(DropReason::NoFlow)),
                 _ => None,

@@ -56,11 +56,15 @@ impl Oracle {
                 Ok(self.direct(cluster, at))
             }
             Hook::TO_POD => {
-                if at.is_local {
+                if at.received_by == 0 {
                     return Ok(untouched);
                 }
-                // No pod of this node sends from elsewhere.
-                if cluster.pod(tuple.from.ip()).is_some() {
+                // A pod of this node sends from its own device, and what bears the mark of one is from one, or from the node.
+                let is_so = match cluster.pod(tuple.from.ip()) {
+                    Some((_, device)) => device == Some(at.received_by),
+                    None => !at.mark.is_of_pod() || cluster.is_own(tuple.from.ip()),
+                };
+                if !is_so {
                     return Ok(Fate::Drop(DropReason::SpoofedAddress));
                 }
                 // A RST may be of an opener that wants no more of what was answered.

@@ -53,8 +53,8 @@ pub enum Why {
 pub struct Arrival<'a> {
     pub hook: Hook,
     pub ifindex: u32,
-    /// The node itself has made it.
-    pub is_local: bool,
+    /// The device by which the node has received it, 0 for what it has made itself.
+    pub received_by: u32,
     pub mark: Mark,
     pub packet: &'a Packet,
     /// The Ethernet address is the pod's.
@@ -213,7 +213,7 @@ impl Oracle {
         }
         let is_ours = matches!(at.mark, Mark::LEAVING | Mark::REPLY | Mark::TRANSLATED);
         // What the node's own processes send is theirs, unless it answers what a service has led to them.
-        let is_nodes = at.is_local && at.mark == Mark::NONE;
+        let is_nodes = at.received_by == 0 && at.mark == Mark::NONE;
         if hook == Hook::TO_NET && !is_ours && !is_nodes {
             return Ok(untouched);
         }

@@ -341,7 +341,7 @@ impl Node {
         let arrival = Arrival {
             hook: before.hook,
             ifindex: before.ifindex,
-            is_local: before.received_by == 0,
+            received_by: before.received_by,
             mark: before.mark,
             packet,
             is_right_mac: before.is_right_mac,
