@@ -7,6 +7,10 @@ pub mod expect;
 mod folder;
 mod said;
 mod suggest;
+#[cfg(test)]
+mod tests;
+mod warning;
+mod workload;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -32,6 +36,8 @@ const MOST_BACKENDS: usize = 100;
 pub struct Matter {
     pairs: Vec<Pair>,
     note: Option<String>,
+    /// Why what was compiled is not in the kernel yet.
+    awaits: Option<String>,
     left_out: usize,
     /// The objects that have a say in it, and no others.
     excerpt: Snapshot,
@@ -130,6 +136,7 @@ impl Matter {
         let mut matter = Self {
             pairs: Vec::new(),
             note: None,
+            awaits: None,
             left_out: 0,
             excerpt: Snapshot::default(),
             heard: BTreeMap::new(),
@@ -167,6 +174,12 @@ impl Matter {
             }
         }
         Ok(matter)
+    }
+
+    /// The same, of a node that is still writing it to its kernel, and why it has not done so.
+    pub fn while_written(mut self, awaits: Option<&str>) -> Self {
+        self.awaits = awaits.map(str::to_owned);
+        self
     }
 
     /// What becomes of each packet. Pods of other nodes are judged as their nodes do: from the same objects.
@@ -209,6 +222,7 @@ impl Matter {
             from: from.to_owned(),
             to: to.to_owned(),
             note: self.note.clone(),
+            awaits: self.awaits.clone(),
             cases: outcomes
                 .iter()
                 .map(|outcome| said::case(outcome, self.help(outcome)))
@@ -529,6 +543,14 @@ impl Cast<'_> {
         Ok(backends
             .map(|(address, number)| (self.at(address), Some(number)))
             .collect())
+    }
+}
+
+/// `1 pod`, `2 pods`.
+fn numbered(number: usize, what: &str) -> String {
+    match number {
+        1 => format!("1 {what}"),
+        _ => format!("{number} {what}s"),
     }
 }
 
