@@ -99,7 +99,8 @@ pub fn against_cluster(folder: &Path, told: Vec<Told>, scope: Scope) -> Result<D
     if counts == 0 && scope == Scope::Added {
         return Err(vec!["the folder has no policy and no Namespace".to_owned()]);
     }
-    warnings.extend(warning::of_policies(folder.objects(), &after, &dns));
+    let together = warning::together(&after, &dns);
+    warnings.extend(warning::of_policies(folder.objects(), &together));
     Ok(Diff {
         warnings,
         ..Diff::of(&before, &after, &dns)

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use weir_cli::explained::{self, Case, Explained};
+use weir_cli::explained::{self, Case};
 use weir_cli::question::{Question, Source, Target};
 
 use super::folder::{Folder, node};
@@ -131,7 +131,10 @@ pub fn check(path: &Path) -> Result<Report, Vec<String>> {
                         question.and_then(|it| Matter::take(&it, &compiler, &snapshot, &node));
                     match matter {
                         Ok(matter) => {
-                            let Explained { cases, .. } = matter.explain(from, to);
+                            let cases = match expectation.verdict {
+                                Expected::Allow => matter.explain(from, to).cases,
+                                Expected::Deny => matter.cases(),
+                            };
                             results.push(expectation.checked(&place, from, to, cases));
                         }
                         Err(why) => wrong.push(format!("{place}: {from} -> {to}: {why}")),

@@ -193,8 +193,9 @@ impl Folder {
         let reports = derived.reports.into_iter();
         warnings.extend(reports.map(|(of, why)| format!("{of}: {why}")));
         warnings.extend(warning::of_namespaces(&snapshot));
-        let dns = node().dns;
-        warnings.extend(warning::of_policies(self.objects(), &snapshot, &dns));
+        let together = warning::together(&snapshot, &node().dns);
+        warnings.extend(warning::of_policies(self.objects(), &together));
+        warnings.extend(warning::of_addresses(&together));
         Ok((snapshot, warnings))
     }
 }

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use weir_cli::explained::Explained;
+use weir_cli::explained::{Case, Explained};
 use weir_cli::question::{AskedPort, AskedProtocol, Question, Source, Target};
 use weir_common::Protocol;
 
@@ -217,18 +217,23 @@ impl Matter {
 
     /// The answer. `from` and `to` are as they were asked.
     pub fn explain(&self, from: &str, to: &str) -> Explained {
-        let outcomes = self.outcomes();
+        let cases = self.outcomes().into_iter();
+        let cases = cases.map(|outcome| said::case(&outcome, self.help(&outcome)));
         Explained {
             from: from.to_owned(),
             to: to.to_owned(),
             note: self.note.clone(),
             awaits: self.awaits.clone(),
-            cases: outcomes
-                .iter()
-                .map(|outcome| said::case(outcome, self.help(outcome)))
-                .collect(),
+            cases: cases.collect(),
             left_out: self.left_out,
         }
+    }
+
+    /// The same cases for who wants none of it to pass: nothing is said of what would allow it, which is what takes long to find.
+    pub(crate) fn cases(&self) -> Vec<Case> {
+        let outcomes = self.outcomes().into_iter();
+        let cases = outcomes.map(|it| said::case(&it, Help::default()));
+        cases.collect()
     }
 
     fn take_excerpt(&mut self, compiler: &Compiler, snapshot: &Snapshot) {

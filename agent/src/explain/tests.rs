@@ -162,9 +162,15 @@ fn what_failed_says_what_was_expected_what_came_and_by_what() {
         ("shop/web", "shop/db:81", "Allow"),
         ("shop/web", "shop/db:80", "Deny"),
         ("shop/web", "shop/db:80", "Allow"),
+        ("shop/web", "shop/db:82", "Deny"),
     ]);
     let report = checked(&[PODS, CLOSED, &expects]).unwrap();
     assert_eq!(report.results[0].got, Got::Deny);
+    let yaml = |number: usize| report.results[number].cases[0].yaml.is_some();
+    assert!(
+        yaml(0) && !yaml(3),
+        "nobody wants what was denied as expected"
+    );
     let table = report.table();
     println!("{table}");
     let place = "all.yaml document 5: spec.expectations";
@@ -177,7 +183,7 @@ fn what_failed_says_what_was_expected_what_came_and_by_what() {
             .to_owned(),
         format!("{place}[1]: expected Deny, got Allow\n        ALLOWED"),
         "ingress yes allowed by shop/closed spec.ingress[0]\n".to_owned(),
-        "\n3 expectations, 2 failed\n".to_owned(),
+        "\n4 expectations, 2 failed\n".to_owned(),
     ] {
         assert!(table.contains(&words), "{words}\n{table}");
     }
@@ -376,6 +382,30 @@ fn what_can_be_no_party_is_said_and_the_rest_is_judged() {
     // A policy is no party, and without a name it is none that can be applied.
     let policy = CLOSED.replace("name: closed", "generateName: closed-");
     assert!(checked(&[PODS, &policy, &expects]).is_err());
+}
+
+#[test]
+fn an_address_that_two_pods_have_is_said() {
+    let with = |name: &str| {
+        format!(
+            "{{kind: Pod, apiVersion: v1, metadata: {{name: {name}, namespace: shop}}, spec: {{}}, status: {{podIP: 10.0.0.7}}}}"
+        )
+    };
+    let (one, two) = (with("one"), with("two"));
+    let expects = test_of(&[("shop/web", "shop/db:80", "Allow")]);
+    let report = checked(&[PODS, &one, &two, &expects]).unwrap();
+    assert_eq!(report.warnings.len(), 1, "{report:?}");
+    assert!(
+        report.warnings[0].contains("its address 10.0.0.7 belongs to"),
+        "{report:?}"
+    );
+    // An agent says so of its cluster itself.
+    let diff = against_cluster(
+        folder(&[CLOSED]).path(),
+        cluster(&[PODS, &one, &two]),
+        Scope::Added,
+    );
+    assert!(diff.unwrap().warnings.is_empty());
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::diff::everywhere;
 use super::{compile, diff};
+use crate::compile::policy::Compiler;
 use crate::model::{Kind, Object, PeerSelector, Peers, PodNetwork, Rule, Selector, Snapshot};
 use crate::watch::documents::ForeignKind;
 
@@ -37,20 +38,16 @@ pub(super) fn of_foreign(not_read: &BTreeSet<ForeignKind>) -> impl Iterator<Item
     })
 }
 
-/// Of these policies those that select nobody, and addresses that pods have of others.
+/// Of these policies those that select nobody.
 pub(super) fn of_policies<'a>(
     policies: impl Iterator<Item = &'a Object>,
-    snapshot: &Snapshot,
-    dns: &[IpAddr],
+    (all, compiler): &(Snapshot, Compiler),
 ) -> Vec<String> {
-    let pods = snapshot.pods.keys().collect();
-    let all = everywhere(snapshot, &pods);
-    let compiler = compile(&all, &diff::everywhere_view(dns));
     let mut said = BTreeSet::new();
     for object in policies {
         let selected = match object {
             Object::Policy(policy) => compiler.selected_by(policy),
-            Object::ClusterPolicy(policy) => compiler.selected_by_cluster_policy(policy, &all),
+            Object::ClusterPolicy(policy) => compiler.selected_by_cluster_policy(policy, all),
             _ => continue,
         };
         if selected.is_empty() {
@@ -58,8 +55,20 @@ pub(super) fn of_policies<'a>(
             said.insert(format!("{} {} selects no pod", id.kind, id.name));
         }
     }
-    said.extend(compiler.reports().iter().map(ToString::to_string));
     said.into_iter().collect()
+}
+
+/// Addresses that several have.
+pub(super) fn of_addresses((_, compiler): &(Snapshot, Compiler)) -> Vec<String> {
+    let reports = compiler.reports();
+    reports.iter().map(ToString::to_string).collect()
+}
+
+/// All pods on one node.
+pub(super) fn together(snapshot: &Snapshot, dns: &[IpAddr]) -> (Snapshot, Compiler) {
+    let all = everywhere(snapshot, &snapshot.pods.keys().collect());
+    let compiler = compile(&all, &diff::everywhere_view(dns));
+    (all, compiler)
 }
 
 /// Namespaces of pods that are not there, if some policy asks for more of one than its name.
