@@ -1,5 +1,6 @@
 //! `weir-agent`: reads what was typed and hands over to the library.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -164,18 +165,26 @@ fn policy(args: &PolicyArgs) -> ExitCode {
 }
 
 fn said(output: PolicyOutput, answer: &impl Serialize, table: String) -> Result<(), Vec<String>> {
-    match output {
-        PolicyOutput::Table => print!("{table}"),
+    let text = match output {
+        PolicyOutput::Table => table,
         PolicyOutput::Json => {
             let json = serde_json::to_string_pretty(answer).map_err(|e| vec![e.to_string()])?;
-            println!("{json}");
+            format!("{json}\n")
         }
+    };
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // Whoever reads has read enough: the answer is what it is.
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.map_err(|e| vec![format!("write the answer: {e}")]),
     }
-    Ok(())
 }
 
 fn diff(files: &[PathBuf], whole: bool) -> Result<Diff, Vec<String>> {
     match files {
+        [_, _] if whole => Err(vec![
+            "--whole is about a cluster: of two folders each has all policies that there are"
+                .to_owned(),
+        ]),
         [after, before] => diff::of_folders(before, after),
         [after] => {
             let told = serde_json::from_reader(std::io::stdin().lock());

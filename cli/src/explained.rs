@@ -13,6 +13,10 @@ pub struct Explained {
     pub to: String,
     /// What was asked about instead of what was named: the backends of a Service. In words.
     pub note: Option<String>,
+    /// A change of policy is on its way into the kernel of the node that was asked: what it waits for. Until it is there, packets are judged
+    /// as before or as is said.
+    #[serde(default)]
+    pub awaits: Option<String>,
     /// One for each pair of addresses; of a Service for each backend.
     pub cases: Vec<Case>,
     /// Backends that were left out, since there are so many.
@@ -110,19 +114,20 @@ pub fn words(explained: &Explained) -> String {
     if let Some(note) = &explained.note {
         line(&mut out, format_args!("{note}\n"));
     }
-    let mut said: Vec<&Case> = Vec::new();
-    for case in &explained.cases {
-        if said.iter().any(|it| it.says_as(case)) {
-            continue;
-        }
-        said.push(case);
+    if let Some(why) = &explained.awaits {
+        line(
+            &mut out,
+            format_args!(
+                "A change of policy is under way on this node ({why}): a packet may still be judged by what was before.\n"
+            ),
+        );
     }
-    for (i, case) in said.iter().enumerate() {
+    for (i, (case, same)) in distinct(&explained.cases).into_iter().enumerate() {
         if i > 0 {
             out.push('\n');
         }
-        let same = explained.cases.iter().filter(|it| it.says_as(case));
-        one(case, same.skip(1).count(), &mut out);
+        verdict(case, same, &mut out);
+        help(case, &mut out);
     }
     if explained.left_out > 0 {
         line(
@@ -133,7 +138,28 @@ pub fn words(explained: &Explained) -> String {
     out
 }
 
-fn one(case: &Case, same: usize, out: &mut String) {
+/// What was decided and by what, without what would help.
+pub fn verdicts(cases: &[Case]) -> String {
+    let mut out = String::new();
+    for (case, same) in distinct(cases) {
+        verdict(case, same, &mut out);
+    }
+    out
+}
+
+/// Those that say another thing each, and how many more say the same.
+fn distinct(cases: &[Case]) -> Vec<(&Case, usize)> {
+    let mut said: Vec<(&Case, usize)> = Vec::new();
+    for case in cases {
+        match said.iter_mut().find(|(it, _)| it.says_as(case)) {
+            Some((_, same)) => *same += 1,
+            None => said.push((case, 0)),
+        }
+    }
+    said
+}
+
+fn verdict(case: &Case, same: usize, out: &mut String) {
     let verdict = if case.allowed { "ALLOWED" } else { "DENIED" };
     let port = case
         .port
@@ -169,6 +195,9 @@ fn one(case: &Case, same: usize, out: &mut String) {
             }
         }
     }
+}
+
+fn help(case: &Case, out: &mut String) {
     for advice in &case.advice {
         line(out, format_args!("  {advice}"));
     }

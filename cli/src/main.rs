@@ -216,13 +216,21 @@ async fn show<T: DeserializeOwned>(
     let value: T = serde_json::from_slice(&body)
         .with_context(|| format!("the agent's answer to {path} is of another version"))?;
     match args.output {
-        Output::Table => println!("{}", table(&value).trim_end()),
+        Output::Table => print(table(&value).trim_end())?,
         Output::Json => {
             let value: serde_json::Value = serde_json::from_slice(&body)?;
-            println!("{}", serde_json::to_string_pretty(&value)?);
+            print(&serde_json::to_string_pretty(&value)?)?;
         }
     }
     Ok(value)
+}
+
+/// Whoever reads may have read enough: the answer is what it is.
+fn print(text: &str) -> Result<()> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("write the answer"),
+    }
 }
 
 /// The agent's binary holds what needs privilege, and all that decides; it lies beside this one.

@@ -14,6 +14,10 @@ kind: Namespace
 apiVersion: v1
 metadata: {name: shop, labels: {team: x}}
 ---
+kind: Namespace
+apiVersion: v1
+metadata: {name: other}
+---
 kind: Pod
 apiVersion: v1
 metadata: {name: web, namespace: shop, labels: {app: web}}
@@ -249,10 +253,54 @@ fn what_a_folder_changes_is_said_for_all_that_are_alike() {
     fs::write(old.path().join("first.yaml"), first).unwrap();
     assert_eq!(
         text(&diff(folder(POLICIES, " []").path(), old.path()).stdout),
-        "only before, not looked at: another/first\nno change between 3 pods and the world\n"
+        format!(
+            "only before, not looked at: another/first\nno change between 3 pods and the world\nwarning: {}: \
+             Namespace another is not there: only its name is known, and a selector that asks for another label of it does not match\n",
+            old.path().display()
+        )
     );
     let said = diff(Path::new("/nonexistent"), old.path());
     assert_eq!(said.status.code(), Some(2), "{}", text(&said.stdout));
+}
+
+/// As `weir policy diff … | head -1` is: whoever reads goes away, and nothing is said about it.
+#[test]
+fn a_reader_that_has_read_enough_is_no_fault() {
+    let all: String = EXPECTATIONS.into_iter().map(expectation).collect();
+    let folder = folder(POLICIES, &all);
+    for command in ["test", "diff"] {
+        for format in ["table", "json"] {
+            let (reader, writer) = std::io::pipe().unwrap();
+            drop(reader);
+            let mut weir = Command::new(binary("weir"));
+            weir.args(["policy", command, "-o", format, "-f"])
+                .arg(folder.path());
+            if command == "diff" {
+                weir.arg("-f").arg(folder.path());
+            }
+            let said = weir.stdout(writer).output().unwrap();
+            let complaint = text(&said.stderr);
+            assert_eq!(
+                said.status.code(),
+                Some(0),
+                "{command} {format}: {complaint}"
+            );
+            assert_eq!(complaint, "");
+        }
+    }
+}
+
+#[test]
+fn a_scope_of_clusters_is_not_ignored_with_two_folders() {
+    let folder = folder(POLICIES, " []");
+    let mut weir = Command::new(binary("weir"));
+    weir.args(["policy", "diff", "--whole", "-f"])
+        .arg(folder.path())
+        .arg("-f")
+        .arg(folder.path());
+    let said = weir.output().unwrap();
+    assert_eq!(said.status.code(), Some(2), "{}", text(&said.stdout));
+    assert!(text(&said.stderr).contains("--whole"));
 }
 
 /// What docs/policy.md shows is read, and holds.

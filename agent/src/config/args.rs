@@ -11,6 +11,9 @@ use weir_dns::host_port::host_port;
 use weir_dns::kept::Kept;
 use weir_dns::privilege::USER;
 
+/// Where a node answers DNS if nothing else is said.
+pub const DNS_ADDRESSES: [&str; 2] = ["169.254.53.53", "fd57:6569:7200::53"];
+
 /// Weir's node agent: Services, NetworkPolicy, pod networking and cluster DNS through eBPF.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "weir-agent", version, about)]
@@ -198,7 +201,7 @@ pub struct RunArgs {
     pub devices: Vec<String>,
 
     /// The addresses at which weir-dns listens on this node, put on the loopback device.
-    #[arg(long = "dns-address", default_values = ["169.254.53.53", "fd57:6569:7200::53"])]
+    #[arg(long = "dns-address", default_values = DNS_ADDRESSES)]
     pub dns_addresses: Vec<IpAddr>,
     /// The Service whose port 53 is answered by this node's weir-dns.
     #[arg(long, default_value = "kube-system/kube-dns")]

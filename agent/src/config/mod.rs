@@ -4,7 +4,7 @@ mod args;
 mod settings;
 
 pub use args::{
-    Args, CleanupArgs, Command, DoctorArgs, InstallArgs, KeepArgs, LogFormat, PolicyArgs,
-    PolicyCommand, PolicyOutput, RunArgs,
+    Args, CleanupArgs, Command, DNS_ADDRESSES, DoctorArgs, InstallArgs, KeepArgs, LogFormat,
+    PolicyArgs, PolicyCommand, PolicyOutput, RunArgs,
 };
 pub use settings::{ConfigError, DnsSettings, PodCidrs, Settings, Source};

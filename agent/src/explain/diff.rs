@@ -5,13 +5,14 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::compile;
-use super::folder::Folder;
+use super::folder::{self, Folder};
+use super::{compile, expect, numbered, warning};
 use crate::compile::policy::{Change, Members, NodeView, Packets, changes};
 use crate::events;
-use crate::model::{Family, Kind, Object, ObjectName, Pod, PodNetwork, PodPhase, Snapshot};
+use crate::model::{Family, Namespace, Object, ObjectName, Pod, PodNetwork, PodPhase, Snapshot};
 
 /// The node that is taken to have every pod; nodes cannot be called so.
 const EVERYWHERE: &str = "(every node)";
@@ -44,6 +45,8 @@ pub struct Diff {
     /// Pods that only one has.
     pub only_before: Vec<String>,
     pub only_after: Vec<String>,
+    /// What is no part of it, though its author may think so.
+    pub warnings: Vec<String>,
 }
 
 /// From each of some to each of some others.
@@ -64,6 +67,7 @@ pub struct Row {
 /// All that is wrong with the folder, one line each.
 pub fn against_cluster(folder: &Path, told: Vec<Told>, scope: Scope) -> Result<Diff, Vec<String>> {
     let folder = Folder::read(folder)?;
+    let mut warnings = folder.warnings.clone();
     let (mut before, mut dns) = (Snapshot::default(), Vec::new());
     for item in told {
         match item {
@@ -80,16 +84,38 @@ pub fn against_cluster(folder: &Path, told: Vec<Told>, scope: Scope) -> Result<D
     }
     let mut counts = 0;
     for object in folder.objects() {
-        if let Kind::NetworkPolicy | Kind::ClusterNetworkPolicy | Kind::Namespace = object.id().kind
-        {
-            after.apply(object.clone());
-            counts += 1;
+        match object {
+            Object::Policy(_) | Object::ClusterPolicy(_) => {
+                after.apply(object.clone());
+            }
+            Object::Namespace(namespace) => {
+                let applied = applied(before.namespaces.get(&namespace.name), namespace);
+                after.apply(Object::Namespace(Arc::new(applied)));
+            }
+            _ => continue,
         }
+        counts += 1;
     }
     if counts == 0 && scope == Scope::Added {
         return Err(vec!["the folder has no policy and no Namespace".to_owned()]);
     }
-    Ok(Diff::of(&before, &after, &dns))
+    let together = warning::together(&after, &dns);
+    warnings.extend(warning::of_policies(folder.objects(), &together));
+    Ok(Diff {
+        warnings,
+        ..Diff::of(&before, &after, &dns)
+    })
+}
+
+/// A namespace after `kubectl apply`: what somebody else has set of it stays.
+fn applied(is: Option<&Arc<Namespace>>, applied: &Namespace) -> Namespace {
+    let Some(is) = is else {
+        return applied.clone();
+    };
+    let mut all = Namespace::clone(is);
+    all.labels.extend(applied.labels.clone());
+    all.keeps_established |= applied.keeps_established;
+    all
 }
 
 /// Between two folders.
@@ -97,24 +123,48 @@ pub fn against_cluster(folder: &Path, told: Vec<Told>, scope: Scope) -> Result<D
 /// # Errors
 /// As [`against_cluster`].
 pub fn of_folders(before: &Path, after: &Path) -> Result<Diff, Vec<String>> {
-    let [before, after] = [before, after].map(|path| {
-        let cluster = Folder::read(path).and_then(|it| it.cluster(&[]).map_err(|e| vec![e]));
-        cluster.map_err(|wrong| -> Vec<String> {
-            let of = |it: &String| format!("{}: {it}", path.display());
-            wrong.iter().map(of).collect()
-        })
-    });
-    let (before, mut after) = (before?, after?);
+    let paths = [before, after];
+    let of = |path: &Path, wrong: Vec<String>| -> Vec<String> {
+        let all = wrong.iter();
+        all.map(|it| format!("{}: {it}", path.display())).collect()
+    };
+    let read = |path: &Path| -> Result<(Folder, Vec<IpNet>), Vec<String>> {
+        let folder = Folder::read(path)?;
+        let ranges = expect::pod_cidrs(&expect::tests(&folder)?)?;
+        Ok((folder, ranges))
+    };
+    let [old, new] = paths.map(|path| read(path).map_err(|it| of(path, it)));
+    let ((old, old_ranges), (new, new_ranges)) = (old?, new?);
+    let mut warnings = Vec::new();
+    if !old_ranges.is_empty() && !new_ranges.is_empty() && old_ranges != new_ranges {
+        let words = "its podCIDRs are not those of the other folder, and are taken for both";
+        warnings.extend(of(after, vec![words.to_owned()]));
+    }
+    let ranges = if new_ranges.is_empty() {
+        old_ranges
+    } else {
+        new_ranges
+    };
+    let cluster = |folder: &Folder, path: &Path| -> Result<(Snapshot, Vec<String>), Vec<String>> {
+        let (snapshot, said) = folder.cluster(&ranges).map_err(|it| of(path, vec![it]))?;
+        Ok((snapshot, of(path, said)))
+    };
+    let (old, said_of_old) = cluster(&old, before)?;
+    let (mut new, said_of_new) = cluster(&new, after)?;
+    warnings.extend(said_of_old.into_iter().chain(said_of_new));
     // A pod that the one or the other gave an address has the same in both.
-    for pod in before.pods.values() {
-        if let Some(other) = after.pods.get(&pod.id).cloned() {
-            after.apply(Object::Pod(Arc::new(Pod {
+    for pod in old.pods.values() {
+        if let Some(other) = new.pods.get(&pod.id).cloned() {
+            new.apply(Object::Pod(Arc::new(Pod {
                 addresses: pod.addresses.clone(),
                 ..Pod::clone(&other)
             })));
         }
     }
-    Ok(Diff::of(&before, &after, &[]))
+    Ok(Diff {
+        warnings,
+        ..Diff::of(&old, &new, &folder::node().dns)
+    })
 }
 
 impl Diff {
@@ -132,11 +182,7 @@ impl Diff {
         let only = |it: &BTreeSet<ObjectName>, other| -> Vec<String> {
             it.difference(other).map(ToString::to_string).collect()
         };
-        let node = NodeView {
-            name: EVERYWHERE.into(),
-            addresses: dns.to_vec(),
-            dns: dns.to_vec(),
-        };
+        let node = everywhere_view(dns);
         let both: BTreeSet<&ObjectName> = old.intersection(&new).collect();
         let [was, is] = [before, after].map(|it| compile(&everywhere(it, &both), &node));
         let changes = changes(&was, &is, &pods, dns);
@@ -145,6 +191,7 @@ impl Diff {
             pods: pods.len(),
             only_before: only(&old, &new),
             only_after: only(&new, &old),
+            warnings: Vec::new(),
         }
     }
 
@@ -171,13 +218,13 @@ impl Diff {
         }
         let word = match self.changes.len() {
             0 => "no change".to_owned(),
-            1 => "1 change".to_owned(),
-            number => format!("{number} changes"),
+            number => numbered(number, "change"),
         };
-        out.push_str(&format!(
-            "{word} between {} pods and the world\n",
-            self.pods
-        ));
+        let pods = numbered(self.pods, "pod");
+        out.push_str(&format!("{word} between {pods} and the world\n"));
+        for warning in &self.warnings {
+            out.push_str(&format!("warning: {warning}\n"));
+        }
         out
     }
 }
@@ -188,7 +235,7 @@ fn is_judged(pod: &Pod) -> bool {
 }
 
 /// These pods on one node, and no others in a network of their own: what is not looked at may have the address of what is.
-fn everywhere(snapshot: &Snapshot, pods: &BTreeSet<&ObjectName>) -> Snapshot {
+pub(super) fn everywhere(snapshot: &Snapshot, pods: &BTreeSet<&ObjectName>) -> Snapshot {
     let mut all = snapshot.clone();
     all.pods
         .retain(|name, pod| pod.network == PodNetwork::Host || pods.contains(name));
@@ -199,6 +246,15 @@ fn everywhere(snapshot: &Snapshot, pods: &BTreeSet<&ObjectName>) -> Snapshot {
         })));
     }
     all
+}
+
+/// The node that has them.
+pub(super) fn everywhere_view(dns: &[IpAddr]) -> NodeView {
+    NodeView {
+        name: EVERYWHERE.into(),
+        addresses: dns.to_vec(),
+        dns: dns.to_vec(),
+    }
 }
 
 fn row(change: &Change) -> Row {

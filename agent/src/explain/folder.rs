@@ -6,12 +6,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::model::{Kind, Object, ObjectName, Pod, PodNetwork, Snapshot};
+use super::warning;
+use super::workload::{Workloads, has_network_of_node, is_workload};
+use crate::compile::policy::NodeView;
+use crate::config::DNS_ADDRESSES;
+use crate::model::{Kind, Object, ObjectId, ObjectName, Pod, PodNetwork, Snapshot};
 use crate::watch::Surroundings;
 use crate::watch::controllers::{Assigned, PodLeases, derive};
-use crate::watch::documents::{Document, ForeignKind, Origin, Parsed, object, parse, written};
+use crate::watch::documents::{Document, ForeignKind, Origin, Parsed, parse, written};
 use crate::watch::last_good;
 use crate::watch::manifests::texts;
 
@@ -30,6 +34,9 @@ pub(crate) struct Folder {
     pub(crate) tests: Vec<(Origin, Value)>,
     /// Kinds that have no part in it.
     pub(crate) not_read: BTreeSet<ForeignKind>,
+    /// What is no part of it, though its author may think so.
+    pub(crate) warnings: Vec<String>,
+    pub(super) workloads: Workloads,
 }
 
 impl Folder {
@@ -39,38 +46,76 @@ impl Folder {
     /// All that is wrong, one line each, with the file and the place in it. Nothing that is not understood is left out.
     pub(crate) fn read(path: &Path) -> Result<Self, Vec<String>> {
         let mut folder = Self::default();
+        let mut wrong = Vec::new();
+        let mut workloads = Vec::new();
+        let mut policies = Vec::new();
         for (path, text) in &texts(path)? {
+            let mut nameless = BTreeSet::new();
+            for (origin, value) in written(path, text) {
+                let text = |field: &str| value.get(field).and_then(Value::as_str);
+                let kind = ForeignKind {
+                    api_version: text("apiVersion").unwrap_or_default().to_owned(),
+                    kind: text("kind").unwrap_or_default().to_owned(),
+                };
+                let has_pods = is_workload(&kind.kind);
+                if warning::is_policy_of_ours(&kind) {
+                    policies.push((origin.clone(), kind.clone()));
+                }
+                match kind.kind.as_str() {
+                    "PolicyTest" => folder.tests.push((origin, value)),
+                    "Pod" if has_no_name(&value) => {
+                        folder.warnings.push(nameless_words(&origin, &kind.kind));
+                        nameless.insert(origin);
+                    }
+                    _ if has_pods && has_no_name(&value) => {
+                        folder.warnings.push(nameless_words(&origin, &kind.kind));
+                    }
+                    _ if has_pods => workloads.push((origin, value)),
+                    _ => {}
+                }
+            }
             for parsed in parse(path, text) {
                 match parsed {
+                    Parsed::Ours(document) if nameless.contains(&document.origin) => {}
                     Parsed::Ours(document) => folder.documents.push(document),
                     Parsed::Foreign(kind) => {
                         folder.not_read.insert(kind);
                     }
                 }
             }
-            for (origin, value) in written(path, text) {
-                match value.get("kind").and_then(Value::as_str) {
-                    Some("PolicyTest") => folder.tests.push((origin, value)),
-                    Some(kind) => {
-                        if let Some(pod) = pod_of(kind, &value) {
-                            let document = object(origin, Kind::Pod, pod);
-                            folder.documents.push(document);
-                        }
-                    }
-                    None => {}
-                }
+        }
+        for (origin, kind) in policies {
+            if folder.not_read.contains(&kind) {
+                let ForeignKind { api_version, kind } = kind;
+                wrong.push(format!(
+                    "{origin}: {kind} of {api_version} is not read: it is no version of a policy that is understood"
+                ));
             }
         }
         folder
             .not_read
-            .retain(|it| it.kind != "PolicyTest" && template(&it.kind).is_none());
+            .retain(|it| it.kind != "PolicyTest" && !is_workload(&it.kind));
+        folder.workloads = Workloads::of(&workloads, &mut folder.documents, &mut folder.warnings);
+        folder
+            .warnings
+            .extend(warning::of_foreign(&folder.not_read));
+        let of_nodes: Vec<String> = folder
+            .objects()
+            .filter(|it| has_network_of_node(it))
+            .map(|it| it.id().name.to_string())
+            .collect();
+        if !of_nodes.is_empty() {
+            folder.warnings.push(format!(
+                "in the network of their nodes, where no policy selects them: {}",
+                of_nodes.join(", ")
+            ));
+        }
         let (_, reports) = last_good::Folder::default().next(&folder.documents);
-        match reports.is_empty() {
+        let reports = reports.into_iter();
+        wrong.extend(reports.map(|(of, why)| format!("{of}: {why}")));
+        match wrong.is_empty() {
             true => Ok(folder),
-            false => Err(reports
-                .into_iter()
-                .map(|(of, why)| format!("{of}: {why}"))
-                .collect()),
+            false => Err(wrong),
         }
     }
 
@@ -80,11 +125,12 @@ impl Folder {
         converted.filter_map(|it| it.outcome.as_ref().ok()?.object.as_ref())
     }
 
-    /// The cluster that they make: pods without an address have one from these ranges, and run.
+    /// The cluster that they make: pods without an address have one from these ranges, and run. Of a namespace that is not written only the
+    /// name is known. What should be known beside it, in words.
     ///
     /// # Errors
     /// A range is too small.
-    pub(crate) fn cluster(&self, pod_cidrs: &[IpNet]) -> Result<Snapshot, String> {
+    pub(crate) fn cluster(&self, pod_cidrs: &[IpNet]) -> Result<(Snapshot, Vec<String>), String> {
         let nets = |all: &[&str]| -> Vec<IpNet> {
             all.iter().filter_map(|net| net.parse().ok()).collect()
         };
@@ -136,36 +182,48 @@ impl Folder {
                 other => other,
             });
         }
-        Ok(snapshot)
+        let written: BTreeSet<ObjectId> = self.objects().map(Object::id).collect();
+        snapshot.namespaces.retain(|name, _| {
+            written.contains(&ObjectId {
+                kind: Kind::Namespace,
+                name: ObjectName::cluster(name.clone()),
+            })
+        });
+        let mut warnings = self.warnings.clone();
+        let reports = derived.reports.into_iter();
+        warnings.extend(reports.map(|(of, why)| format!("{of}: {why}")));
+        warnings.extend(warning::of_namespaces(&snapshot));
+        let together = warning::together(&snapshot, &node().dns);
+        warnings.extend(warning::of_policies(self.objects(), &together));
+        warnings.extend(warning::of_addresses(&together));
+        Ok((snapshot, warnings))
     }
 }
 
-/// Where the pods of a workload are described.
-fn template(kind: &str) -> Option<&'static str> {
-    match kind {
-        "Deployment"
-        | "StatefulSet"
-        | "DaemonSet"
-        | "ReplicaSet"
-        | "ReplicationController"
-        | "Job" => Some("/spec/template"),
-        "CronJob" => Some("/spec/jobTemplate/spec/template"),
-        _ => None,
+/// The node of a folder. It answers DNS where a node does that is told nothing else.
+pub(super) fn node() -> NodeView {
+    let dns: Vec<IpAddr> = DNS_ADDRESSES
+        .iter()
+        .filter_map(|it| it.parse().ok())
+        .collect();
+    NodeView {
+        name: NODE.into(),
+        addresses: dns.clone(),
+        dns,
     }
 }
 
-/// One pod of a workload, with the workload's name.
-fn pod_of(kind: &str, value: &Value) -> Option<Value> {
-    let template = value.pointer(template(kind)?)?;
-    let of_workload = |field: &str| value.pointer(&format!("/metadata/{field}")).cloned();
-    Some(json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {
-            "name": of_workload("name"),
-            "namespace": of_workload("namespace"),
-            "labels": template.pointer("/metadata/labels"),
-        },
-        "spec": template.get("spec"),
-    }))
+/// Would the API server make its name up?
+fn has_no_name(value: &Value) -> bool {
+    let has = |field: &str| {
+        let text = value.pointer(field).and_then(Value::as_str);
+        text.is_some_and(|it| !it.is_empty())
+    };
+    has("/metadata/generateName") && !has("/metadata/name")
+}
+
+fn nameless_words(origin: &Origin, kind: &str) -> String {
+    format!(
+        "{origin}: the {kind} has no name to ask for it by, only a generateName: it is left out"
+    )
 }

@@ -7,19 +7,26 @@ pub mod expect;
 mod folder;
 mod said;
 mod suggest;
+#[cfg(test)]
+mod tests;
+mod warning;
+mod workload;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use weir_cli::explained::Explained;
+use weir_cli::explained::{Case, Explained};
 use weir_cli::question::{AskedPort, AskedProtocol, Question, Source, Target};
 use weir_common::Protocol;
+
+use suggest::Help;
 
 use crate::compile::policy::{Compiler, Direction, Finding, Hearing, Holder, NodeView, Touched};
 use crate::model::{
     Family, Object, ObjectName, Pod, PodNetwork, PodPhase, Service, ServiceKind, Snapshot,
 };
+use crate::watch::documents::{Parsed, parse};
 
 /// Of so many backends of a Service each is looked at.
 const MOST_BACKENDS: usize = 100;
@@ -29,13 +36,18 @@ const MOST_BACKENDS: usize = 100;
 pub struct Matter {
     pairs: Vec<Pair>,
     note: Option<String>,
+    /// Why what was compiled is not in the kernel yet.
+    awaits: Option<String>,
     left_out: usize,
     /// The objects that have a say in it, and no others.
     excerpt: Snapshot,
     /// About pods of the node that was asked, from what it has compiled.
-    heard: BTreeMap<(ObjectName, Direction, IpAddr), Hearing>,
+    heard: Heard,
     dns: Vec<IpAddr>,
 }
+
+/// By the pod that is judged, the direction, and the address of the other.
+type Heard = BTreeMap<(ObjectName, Direction, IpAddr), Hearing>;
 
 /// One packet.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -124,6 +136,7 @@ impl Matter {
         let mut matter = Self {
             pairs: Vec::new(),
             note: None,
+            awaits: None,
             left_out: 0,
             excerpt: Snapshot::default(),
             heard: BTreeMap::new(),
@@ -148,7 +161,7 @@ impl Matter {
         if matter.pairs.is_empty() {
             return Err("the two have no addresses of the same family".to_owned());
         }
-        matter.take_excerpt(snapshot);
+        matter.take_excerpt(compiler, snapshot);
         for pair in &matter.pairs {
             for (direction, subject, peer) in pair.sides() {
                 let Some(pod) = subject.subject() else {
@@ -163,57 +176,78 @@ impl Matter {
         Ok(matter)
     }
 
+    /// The same, of a node that is still writing it to its kernel, and why it has not done so.
+    pub fn while_written(mut self, awaits: Option<&str>) -> Self {
+        self.awaits = awaits.map(str::to_owned);
+        self
+    }
+
     /// What becomes of each packet. Pods of other nodes are judged as their nodes do: from the same objects.
     pub(crate) fn outcomes(&self) -> Vec<Outcome> {
-        let mut compilers: BTreeMap<Arc<str>, Compiler> = BTreeMap::new();
-        let mut judge = |direction, subject: &Party, peer: &Party, packet| {
-            let Some(pod) = subject.subject() else {
-                return Verdict::NoSubject;
-            };
-            let at = (pod.id.clone(), direction, peer.address);
-            if let Some(hearing) = self.heard.get(&at) {
-                return Verdict::Found(Box::new(hearing.finding(packet)));
-            }
-            let Some(node) = &pod.node else {
-                return Verdict::NoSubject;
-            };
-            let compiler = compilers
-                .entry(node.clone())
-                .or_insert_with(|| compiled(&self.excerpt, node, &self.dns));
-            match compiler.hearing(&pod.id, direction, peer.address) {
-                Some(hearing) => Verdict::Found(Box::new(hearing.finding(packet))),
-                None => Verdict::NoSubject,
-            }
-        };
+        let mut court = Court::of(&self.excerpt, &self.dns);
         let pairs = self.pairs.iter();
-        let outcomes = pairs.map(|pair| {
-            let packet = (pair.protocol, pair.port.unwrap_or(0));
-            Outcome {
-                egress: judge(Direction::Egress, &pair.from, &pair.to, packet),
-                ingress: judge(Direction::Ingress, &pair.to, &pair.from, packet),
-                pair: pair.clone(),
+        pairs.map(|it| court.outcome(it, &self.heard)).collect()
+    }
+
+    /// What would allow it, if that is tried and does.
+    fn help(&self, outcome: &Outcome) -> Help {
+        let mut help = suggest::help(outcome, &self.excerpt);
+        let Some(yaml) = help.yaml.take_if(|_| help.obstacles.is_empty()) else {
+            return help;
+        };
+        let mut objects = self.excerpt.clone();
+        for parsed in parse("", &yaml) {
+            if let Parsed::Ours(document) = parsed
+                && let Ok(converted) = document.outcome
+                && let Some(object) = converted.object
+            {
+                objects.apply(object);
             }
-        });
-        outcomes.collect()
+        }
+        let after = Court::of(&objects, &self.dns).outcome(&outcome.pair, &BTreeMap::new());
+        match after.allows() {
+            true => help.yaml = Some(yaml),
+            false => help.obstacles.push(format!(
+                "No policy for the two, by their labels, would allow it; with one there is still {}",
+                said::denial(outcome, &after)
+            )),
+        }
+        help
     }
 
     /// The answer. `from` and `to` are as they were asked.
     pub fn explain(&self, from: &str, to: &str) -> Explained {
-        let outcomes = self.outcomes();
+        let cases = self.outcomes().into_iter();
+        let cases = cases.map(|outcome| said::case(&outcome, self.help(&outcome)));
         Explained {
             from: from.to_owned(),
             to: to.to_owned(),
             note: self.note.clone(),
-            cases: outcomes
-                .iter()
-                .map(|outcome| said::case(outcome, &self.excerpt))
-                .collect(),
+            awaits: self.awaits.clone(),
+            cases: cases.collect(),
             left_out: self.left_out,
         }
     }
 
-    fn take_excerpt(&mut self, snapshot: &Snapshot) {
+    /// The same cases for who wants none of it to pass: nothing is said of what would allow it, which is what takes long to find.
+    pub(crate) fn cases(&self) -> Vec<Case> {
+        let outcomes = self.outcomes().into_iter();
+        let cases = outcomes.map(|it| said::case(&it, Help::default()));
+        cases.collect()
+    }
+
+    fn take_excerpt(&mut self, compiler: &Compiler, snapshot: &Snapshot) {
         let mut pods: BTreeSet<&ObjectName> = BTreeSet::new();
+        let ends = self.pairs.iter().flat_map(|it| [&it.from, &it.to]);
+        // An address that a pod says it has may be another's.
+        let holders = ends.map(|party| compiler.holder(party.address));
+        let holders: BTreeSet<ObjectName> = holders
+            .filter_map(|holder| match holder {
+                Holder::Pod(pod) | Holder::HostPod(pod) => Some(pod),
+                _ => None,
+            })
+            .collect();
+        pods.extend(&holders);
         for pair in &self.pairs {
             for party in [&pair.from, &pair.to] {
                 match &party.is {
@@ -259,6 +293,53 @@ impl Pair {
             (Direction::Egress, &self.from, &self.to),
             (Direction::Ingress, &self.to, &self.from),
         ]
+    }
+}
+
+/// Pods of several nodes, each judged as its node does.
+struct Court<'a> {
+    objects: &'a Snapshot,
+    dns: &'a [IpAddr],
+    compilers: BTreeMap<Arc<str>, Compiler>,
+}
+
+impl<'a> Court<'a> {
+    fn of(objects: &'a Snapshot, dns: &'a [IpAddr]) -> Self {
+        Self {
+            objects,
+            dns,
+            compilers: BTreeMap::new(),
+        }
+    }
+
+    /// What was heard already is not judged again.
+    fn outcome(&mut self, pair: &Pair, heard: &Heard) -> Outcome {
+        let packet = (pair.protocol, pair.port.unwrap_or(0));
+        let [egress, ingress] = pair.sides().map(|(direction, subject, peer)| {
+            let Some(pod) = subject.subject() else {
+                return Verdict::NoSubject;
+            };
+            let at = (pod.id.clone(), direction, peer.address);
+            if let Some(hearing) = heard.get(&at) {
+                return Verdict::Found(Box::new(hearing.finding(packet)));
+            }
+            let Some(node) = &pod.node else {
+                return Verdict::NoSubject;
+            };
+            let compiler = self
+                .compilers
+                .entry(node.clone())
+                .or_insert_with(|| compiled(self.objects, node, self.dns));
+            match compiler.hearing(&pod.id, direction, peer.address) {
+                Some(hearing) => Verdict::Found(Box::new(hearing.finding(packet))),
+                None => Verdict::NoSubject,
+            }
+        });
+        Outcome {
+            pair: pair.clone(),
+            egress,
+            ingress,
+        }
     }
 }
 
@@ -467,6 +548,14 @@ impl Cast<'_> {
         Ok(backends
             .map(|(address, number)| (self.at(address), Some(number)))
             .collect())
+    }
+}
+
+/// `1 pod`, `2 pods`.
+fn numbered(number: usize, what: &str) -> String {
+    match number {
+        1 => format!("1 {what}"),
+        _ => format!("{number} {what}s"),
     }
 }
 

@@ -5,15 +5,19 @@ use std::sync::Arc;
 use weir_cli::explained::{self, Case, Lack, Nearest, Side};
 use weir_common::Protocol;
 
-use super::{Outcome, Party, Verdict, Who, suggest};
+use super::suggest::Help;
+use super::{Outcome, Party, Verdict, Who};
 use crate::compile::policy::{Direction, Finding, Missing, MissingPorts, Near, RuleOwner, Why};
 use crate::events;
-use crate::model::{Operator, Requirement, Snapshot};
+use crate::model::{Operator, Requirement};
 
 /// One case of an answer.
-pub(super) fn case(outcome: &Outcome, objects: &Snapshot) -> Case {
+pub(super) fn case(outcome: &Outcome, help: Help) -> Case {
     let pair = &outcome.pair;
-    let help = suggest::help(outcome, objects);
+    let (yaml, advice) = match help.obstacles.is_empty() {
+        true => (help.yaml, help.notes),
+        false => (None, help.obstacles),
+    };
     Case {
         source: party(&pair.from),
         destination: party(&pair.to),
@@ -22,9 +26,32 @@ pub(super) fn case(outcome: &Outcome, objects: &Snapshot) -> Case {
         allowed: outcome.allows(),
         egress: side(&outcome.egress, &pair.from, Direction::Egress),
         ingress: side(&outcome.ingress, &pair.to, Direction::Ingress),
-        yaml: help.yaml,
-        advice: help.advice,
+        yaml,
+        advice,
     }
+}
+
+/// What denies a packet after something was added to a state that denied it: in the words of that state, where they hold.
+pub(super) fn denial(before: &Outcome, after: &Outcome) -> String {
+    let pair = &before.pair;
+    let sides = [
+        (&before.egress, &after.egress, &pair.from, Direction::Egress),
+        (
+            &before.ingress,
+            &after.ingress,
+            &pair.to,
+            Direction::Ingress,
+        ),
+    ];
+    let denying = sides.iter().filter(|(_, after, ..)| !after.allows());
+    let words: Vec<String> = denying
+        .map(|(before, after, subject, direction)| {
+            let verdict = if before.allows() { after } else { before };
+            let side = side(verdict, subject, *direction);
+            format!("{direction}: {}", side.words)
+        })
+        .collect();
+    words.join("; ")
 }
 
 fn party(party: &Party) -> explained::Party {

@@ -27,13 +27,18 @@ const PASSING_LABELS: [&str; 10] = [
     "pod-template-hash",
     "statefulset.kubernetes.io/pod-name",
 ];
+/// So much of a name is made of the names of who is meant; with the rest it is as long as a label may be.
+const NAME: usize = 63 - "allow-".len() - "-12345678".len();
 /// The label that the API server gives every namespace: its name.
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
 #[derive(Debug, Default)]
 pub(super) struct Help {
     pub(super) yaml: Option<String>,
-    pub(super) advice: Vec<String>,
+    /// What to know about it.
+    pub(super) notes: Vec<String>,
+    /// What no policy that is added helps against, and what to do about it.
+    pub(super) obstacles: Vec<String>,
 }
 
 /// What would help where something is denied.
@@ -59,7 +64,7 @@ pub(super) fn help(outcome: &Outcome, objects: &Snapshot) -> Help {
             protocol: pair.protocol,
             port: pair.port,
         };
-        documents.extend(end.help(finding, objects, &mut help.advice));
+        documents.extend(end.help(finding, objects, &mut help));
     }
     help.yaml = (!documents.is_empty()).then(|| documents.join("---\n"));
     help
@@ -75,18 +80,13 @@ struct End<'a> {
 }
 
 impl End<'_> {
-    fn help(
-        &self,
-        finding: &Finding,
-        objects: &Snapshot,
-        advice: &mut Vec<String>,
-    ) -> Option<String> {
+    fn help(&self, finding: &Finding, objects: &Snapshot, help: &mut Help) -> Option<String> {
         let Why::Rule(owner) = &finding.why else {
             return None;
         };
         match owner {
             RuleOwner::Isolated { policies, .. } => {
-                self.warn(advice);
+                self.warn(&mut help.notes);
                 Some(self.network_policy(policies, objects))
             }
             RuleOwner::Tiered {
@@ -97,18 +97,18 @@ impl End<'_> {
                 ..
             } => {
                 let Some(before) = priority.checked_sub(1) else {
-                    advice.push(format!(
+                    help.obstacles.push(format!(
                         "No policy can be asked before one of priority 0: change ClusterNetworkPolicy {policy} itself."
                     ));
                     return None;
                 };
                 if self.direction == Direction::Ingress && self.peer_pod().is_none() {
-                    advice.push(format!(
+                    help.obstacles.push(format!(
                         "A ClusterNetworkPolicy cannot name addresses that send: change {policy} itself."
                     ));
                     return None;
                 }
-                advice.push(format!(
+                help.notes.push(format!(
                     "A NetworkPolicy {}; the ClusterNetworkPolicy below is asked before {policy}.",
                     match tier {
                         Tier::Admin => "has no say here",
@@ -116,16 +116,16 @@ impl End<'_> {
                             "would isolate the pod and leave open only what it says itself",
                     }
                 ));
-                self.warn(advice);
+                self.warn(&mut help.notes);
                 Some(self.cluster_policy(*tier, before))
             }
             RuleOwner::Allowed { .. } | RuleOwner::Tiered { .. } => None,
         }
     }
 
-    fn warn(&self, advice: &mut Vec<String>) {
+    fn warn(&self, notes: &mut Vec<String>) {
         if lasting(&self.pod.labels).next().is_none() {
-            advice.push(format!(
+            notes.push(format!(
                 "{} has no labels of its own: the policy below is for every pod of {} that is selected like it.",
                 self.pod.id, self.pod.id.namespace
             ));
@@ -133,27 +133,24 @@ impl End<'_> {
         if let Who::Pod(peer) = &self.peer.is
             && lasting(&peer.labels).next().is_none()
         {
-            advice.push(format!(
+            notes.push(format!(
                 "{} has no labels of its own: the policy below means every pod of {}.",
                 peer.id, peer.id.namespace
             ));
         }
         if self.port.is_none() {
-            advice
-                .push("Policies know no ICMP: the policy below allows every protocol.".to_owned());
+            notes.push("Policies know no ICMP: the policy below allows every protocol.".to_owned());
         }
     }
 
     fn network_policy(&self, isolating: &[ObjectName], objects: &Snapshot) -> String {
         let (section, list, kind) = self.fields();
         let selector = selector(&self.pod.labels, &self.already(isolating, objects), 2);
-        let mut yaml = format!(
-            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata:\n  name: {}\n  namespace: {}\n\
-             spec:\n  podSelector:{selector}  policyTypes: [{kind}]\n  {section}:\n  - {list}:\n",
-            self.name(),
+        let mut says = format!(
+            "  namespace: {}\nspec:\n  podSelector:{selector}  policyTypes: [{kind}]\n  {section}:\n  - {list}:\n",
             scalar(&self.pod.id.namespace)
         );
-        yaml.push_str(&match self.peer_pod() {
+        says.push_str(&match self.peer_pod() {
             None => format!("    - ipBlock: {{cidr: {}}}\n", self.block()),
             Some((namespace, labels)) if *namespace == *self.pod.id.namespace => {
                 format!("    - podSelector:{}", self::selector(&labels, &[], 6))
@@ -166,25 +163,26 @@ impl End<'_> {
         });
         if let Some(port) = self.port {
             let protocol = events::protocol(self.protocol);
-            yaml.push_str(&format!(
+            says.push_str(&format!(
                 "    ports:\n    - {{protocol: {protocol}, port: {port}}}\n"
             ));
         }
-        yaml
+        let name = self.name(Some(&self.pod.id.namespace), &says);
+        format!(
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata:\n  name: {name}\n{says}"
+        )
     }
 
     fn cluster_policy(&self, tier: Tier, priority: u16) -> String {
         let (section, list, _) = self.fields();
-        let mut yaml = format!(
-            "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata:\n  name: {}\n\
-             spec:\n  tier: {}\n  priority: {priority}\n  subject:\n    pods:\n      namespaceSelector:\n        \
+        let mut says = format!(
+            "spec:\n  tier: {}\n  priority: {priority}\n  subject:\n    pods:\n      namespaceSelector:\n        \
              matchLabels: {{{NAMESPACE_NAME}: {}}}\n      podSelector:{}  {section}:\n  - action: Accept\n    {list}:\n",
-            self.name(),
             tier.as_str(),
             scalar(&self.pod.id.namespace),
             selector(&self.pod.labels, &[], 6),
         );
-        yaml.push_str(&match self.peer_pod() {
+        says.push_str(&match self.peer_pod() {
             None => format!("    - networks: [{}]\n", scalar(&self.block())),
             Some((namespace, labels)) => format!(
                 "    - pods:\n        namespaceSelector:\n          matchLabels: {{{NAMESPACE_NAME}: {}}}\n        \
@@ -195,11 +193,14 @@ impl End<'_> {
         });
         if let Some(port) = self.port {
             let protocol = events::protocol(self.protocol).to_lowercase();
-            yaml.push_str(&format!(
+            says.push_str(&format!(
                 "    protocols:\n    - {protocol}: {{destinationPort: {{number: {port}}}}}\n"
             ));
         }
-        yaml
+        let name = self.name(None, &says);
+        format!(
+            "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata:\n  name: {name}\n{says}"
+        )
     }
 
     fn fields(&self) -> (&'static str, &'static str, &'static str) {
@@ -251,26 +252,38 @@ impl End<'_> {
         more.min_by_key(Vec::len).unwrap_or_default()
     }
 
-    fn name(&self) -> String {
+    /// Readable, and another for each other thing that is said: whoever applies two has both. `within` is the namespace of the policy.
+    fn name(&self, within: Option<&str>, says: &str) -> String {
         let preposition = match self.direction {
             Direction::Ingress => "from",
             Direction::Egress => "to",
         };
+        let of = |pod: &ObjectName| match within {
+            Some(namespace) if namespace == &*pod.namespace => pod.name.to_string(),
+            _ => format!("{}-{}", pod.namespace, pod.name),
+        };
         let peer = match &self.peer.is {
-            Who::Pod(pod) => pod.id.name.to_string(),
+            Who::Pod(pod) => of(&pod.id),
             _ => self.peer.address.to_string(),
         };
-        let port = self
-            .port
-            .map_or_else(String::new, |port| format!("-{port}"));
-        let text = format!("{}-{preposition}-{peer}{port}", self.pod.id.name).to_lowercase();
+        let port = self.port.map_or_else(String::new, |port| {
+            format!("-{}-{port}", events::protocol(self.protocol))
+        });
+        let text = format!("{}-{preposition}-{peer}{port}", of(&self.pod.id)).to_lowercase();
         let plain = text.chars().map(|c| match c {
             'a'..='z' | '0'..='9' => c,
             _ => '-',
         });
-        let plain: String = plain.take(63).collect();
-        format!("allow-{}", plain.trim_end_matches('-'))
+        let plain: String = plain.take(NAME).collect();
+        format!("allow-{}-{:08x}", plain.trim_end_matches('-'), hash(says))
     }
+}
+
+/// The same of the same text on every machine and in every version: 64-bit FNV-1a, its halves folded into one.
+fn hash(text: &str) -> u32 {
+    let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325, fold);
+    ((hash >> 32) ^ (hash & 0xffff_ffff)) as u32
 }
 
 /// Labels that stay as long as the pod's owner.

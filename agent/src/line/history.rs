@@ -75,6 +75,33 @@ fn settings_of_a_device_that_cannot_be_put_back_are_its_pods_condition_until_the
     assert_eq!(looks(&mut world), [""; 0]);
 }
 
+/// The answer is of what was compiled. While the kernel does not have it, that is said.
+#[test]
+fn an_answer_about_what_the_kernel_does_not_have_yet_says_so() {
+    let mut world = World::new(Arc::new(objects()));
+    for step in [
+        Step::Said("pod good-a"),
+        Step::Said("pod good-b"),
+        Step::Add("good-a"),
+        Step::Add("good-b"),
+        Step::Tick,
+    ] {
+        world.step(&step);
+    }
+    let asked = |world: &World| world.explain("shop/good-a", "shop/good-b:80");
+    assert_eq!(asked(&world).awaits, None);
+    world.refuse_class_of("good-a");
+    world.step(&Step::Said("policy good"));
+    let explained = asked(&world);
+    assert!(explained.awaits.is_some(), "{explained:?}");
+    let words = weir_cli::explained::words(&explained);
+    assert!(
+        words.starts_with("A change of policy is under way on this node (")
+            && words.contains("injected"),
+        "{words}"
+    );
+}
+
 fn steps(seed: u64) -> Vec<Step> {
     let mut random = fastrand::Rng::with_seed(seed);
     (0..STEPS).map(|_| Step::random(&mut random)).collect()

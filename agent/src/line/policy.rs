@@ -183,12 +183,9 @@ impl<M: Machine> Line<M> {
             ));
         }
         let node = self.node_view();
-        Matter::take(
-            question,
-            &self.policy.compiler,
-            self.inputs.snapshot(),
-            &node,
-        )
+        let snapshot = self.inputs.snapshot();
+        let matter = Matter::take(question, &self.policy.compiler, snapshot, &node)?;
+        Ok(matter.while_written(self.policy.awaits()))
     }
 
     /// Moves the tables on, such that on the way every packet is judged as before or as after (`compile::policy::transition`).

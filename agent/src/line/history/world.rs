@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use tokio::sync::{oneshot, watch};
+use weir_cli::explained::Explained;
+use weir_cli::question::Question;
 use weir_common::Addr;
 use weir_common::policy::{Class, VerdictKey};
 
@@ -220,6 +222,17 @@ impl World {
         let all = self.board.all().into_iter();
         let of = all.filter(|it| it.condition.about.fault() == fault);
         of.map(|it| it.condition.about.to_string()).collect()
+    }
+
+    /// The kernel takes no class for this pod's address.
+    pub(super) fn refuse_class_of(&self, pod: &str) {
+        let address = Addr::from(address_of(pod));
+        self.memory.faults.refuse(address);
+    }
+
+    pub(super) fn explain(&self, from: &str, to: &str) -> Explained {
+        let question = Question::read(from, to).unwrap();
+        self.line.matter(&question).unwrap().explain(from, to)
     }
 
     /// Waits until nothing more follows from what was said.
