@@ -1,7 +1,7 @@
 //! Ring 4: what NetworkPolicy means, between nine pods of three namespaces, two nodes and a machine outside: two ports of three
 //! protocols in both families, in every situation of `weir_tests::truth::situations`.
 //!
-//! Seen failing, with an agent that ignored `endPort` (10 situations of 179), `except` (10), the selector of namespaces (35), or
+//! Seen failing, with an agent that ignored `endPort` (10 situations of the 179 that there were), `except` (10), the selector of namespaces (35), or
 //! the policy's own namespace where there is none (31), that took a named port of egress for the sender's (11), read empty
 //! `ports` as none, which the oracle then did too (88, by what a person says), and with a datapath that did not judge open
 //! flows again (109).

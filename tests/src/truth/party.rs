@@ -35,6 +35,9 @@ pub(super) struct Look {
     hits: Mutex<BTreeSet<u16>>,
 }
 
+/// What servers have been asked, by look and place: also what they answered and nobody heard.
+pub(super) type Arrived = Arc<Mutex<BTreeSet<u32>>>;
+
 /// A question, by its place among those of its look.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Question {
@@ -70,7 +73,7 @@ impl Look {
         self.hits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tag(&self, place: u16) -> u32 {
+    pub(super) fn tag(&self, place: u16) -> u32 {
         u32::from(self.number) << 16 | u32::from(place)
     }
 
@@ -87,7 +90,13 @@ impl Party {
     ///
     /// # Errors
     /// The namespace cannot be entered, or a port is taken.
-    pub(super) fn start(name: &str, netns: PathBuf, addresses: [IpAddr; 2]) -> Result<Self> {
+    pub(super) fn start(
+        name: &str,
+        netns: PathBuf,
+        addresses: [IpAddr; 2],
+        arrived: &Arrived,
+    ) -> Result<Self> {
+        let arrived = arrived.clone();
         let (orders, inbox) = mpsc::unbounded_channel();
         let (ready, is_ready) = oneshot::channel();
         let thread = std::thread::Builder::new().name(name.to_owned());
@@ -95,7 +104,7 @@ impl Party {
             enter(&netns)?;
             let runtime = tokio::runtime::Builder::new_current_thread();
             let runtime = { runtime }.enable_all().build()?;
-            runtime.block_on(live(addresses, inbox, ready))
+            runtime.block_on(live(addresses, inbox, ready, arrived))
         })?;
         let mut party = Self {
             orders: Some(orders),
@@ -161,6 +170,11 @@ impl Drop for Party {
 
 type Current = Arc<Mutex<Option<Arc<Look>>>>;
 
+fn arrive(arrived: &Arrived, tag: u32) {
+    let mut arrived = arrived.lock().unwrap_or_else(PoisonError::into_inner);
+    arrived.insert(tag);
+}
+
 fn hit(current: &Current, tag: u32) {
     let current = current.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(look) = &*current {
@@ -204,6 +218,7 @@ async fn live(
     addresses: [IpAddr; 2],
     mut orders: mpsc::UnboundedReceiver<Order>,
     ready: oneshot::Sender<()>,
+    arrived: Arrived,
 ) -> Result<()> {
     let current = Current::default();
     let mut servers = JoinSet::new();
@@ -212,11 +227,12 @@ async fn live(
         for port in PORTS {
             let listener = TcpListener::bind((address, port)).await;
             let listener = listener.with_context(|| format!("listen on {address} {port}"))?;
-            servers.spawn(serve_streams(listener));
-            servers.spawn(serve_datagrams(UdpSocket::bind((address, port)).await?));
+            servers.spawn(serve_streams(listener, arrived.clone()));
+            let socket = UdpSocket::bind((address, port)).await?;
+            servers.spawn(serve_datagrams(socket, arrived.clone()));
         }
         let socket = Arc::new(raw_socket(address)?);
-        servers.spawn(speak_sctp(socket.clone(), current.clone()));
+        servers.spawn(speak_sctp(socket.clone(), current.clone(), arrived.clone()));
         raw.push(socket);
     }
     let mut sctp_port = FIRST_SCTP_PORT;
@@ -294,16 +310,18 @@ async fn connect(from: IpAddr, target: SocketAddr, tag: u32) -> io::Result<TcpSt
     }
 }
 
-async fn serve_streams(listener: TcpListener) -> io::Result<()> {
+async fn serve_streams(listener: TcpListener, arrived: Arrived) -> io::Result<()> {
     let mut clients = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 let (mut stream, _) = accepted?;
+                let arrived = arrived.clone();
                 clients.spawn(async move {
                     let mut bytes = [0; 4];
                     // Until the client resets it.
                     while stream.read_exact(&mut bytes).await.is_ok() {
+                        arrive(&arrived, u32::from_be_bytes(bytes));
                         stream.write_all(&bytes).await?;
                     }
                     io::Result::Ok(())
@@ -314,18 +332,21 @@ async fn serve_streams(listener: TcpListener) -> io::Result<()> {
     }
 }
 
-async fn serve_datagrams(socket: UdpSocket) -> io::Result<()> {
+async fn serve_datagrams(socket: UdpSocket, arrived: Arrived) -> io::Result<()> {
     let mut bytes = [0; 16];
     loop {
         // An ICMP error about an earlier answer is no reason to end.
         if let Ok((length, from)) = socket.recv_from(&mut bytes).await {
+            if let Some(tag) = bytes[..length].first_chunk() {
+                arrive(&arrived, u32::from_be_bytes(*tag));
+            }
             socket.send_to(&bytes[..length], from).await.ok();
         }
     }
 }
 
 /// Answers who opens, and hears who answers.
-async fn speak_sctp(socket: Arc<UdpSocket>, current: Current) -> io::Result<()> {
+async fn speak_sctp(socket: Arc<UdpSocket>, current: Current, arrived: Arrived) -> io::Result<()> {
     let mut bytes = [0; 128];
     loop {
         let Ok((length, from)) = socket.recv_from(&mut bytes).await else {
@@ -338,6 +359,7 @@ async fn speak_sctp(socket: Arc<UdpSocket>, current: Current) -> io::Result<()> 
         };
         match Said::read(bytes.get(header..length).unwrap_or_default()) {
             Some(Said::Opens { ports, tag }) if PORTS.contains(&ports.1) => {
+                arrive(&arrived, tag);
                 let ports = (ports.1, ports.0);
                 let answer = Said::Answers { ports, tag }.packet();
                 socket.send_to(&answer, (from.ip(), 0)).await.ok();
