@@ -127,6 +127,50 @@ pub(super) fn all() -> Vec<Situation> {
             ],
             "<t80 y*",
         ),
+        situation(
+            "what is passed on where nobody isolates, Baseline decides",
+            &[
+                (
+                    TIERED,
+                    XA,
+                    "tier: Admin, priority: 1, ingress: [{action: Pass, from: [{namespaces: {matchLabels: {team: ty}}}]}, \
+                     {action: Deny, from: [{namespaces: {matchLabels: {team: tz}}}]}]",
+                ),
+                (
+                    TIERED,
+                    XA,
+                    "tier: Baseline, priority: 1, ingress: [{action: Deny, from: [{pods: {namespaceSelector: {}, podSelector: {matchLabels: {pod: a}}}}]}]",
+                ),
+            ],
+            "<t80 xb xc yb yc n2 out",
+        ),
+        of_xa(
+            "Baseline denies what the pod sends",
+            "tier: Baseline, priority: 1, egress: [{action: Deny, to: [{networks: [@yb4/32, '@yb6/128']}, {namespaces: {matchLabels: {team: tz}}}]}]",
+            "<t80 * | >t80 x* ya yc n2 out",
+        ),
+        situation(
+            "and not where a policy isolates what it sends",
+            &[
+                (
+                    "x",
+                    A,
+                    "policyTypes: [Egress], egress: [{to: [{namespaceSelector: {matchLabels: {team: tz}}}]}]",
+                ),
+                (
+                    TIERED,
+                    XA,
+                    "tier: Baseline, priority: 1, egress: [{action: Deny, to: [{namespaces: {matchLabels: {team: tz}}}]}]",
+                ),
+            ],
+            "<t80 * | >t80 z*",
+        ),
+        of_xa(
+            "a port of SCTP",
+            "tier: Admin, priority: 1, ingress: [{action: Deny, from: [{namespaces: {matchLabels: {team: ty}}}], \
+             protocols: [{sctp: {destinationPort: {number: 80}}}]}]",
+            "<t80 * | <u80 * | <s80 x* z* n2 out | <s81 *",
+        ),
         of_xa(
             "egress to networks, whosever they are",
             "tier: Admin, priority: 1, egress: [{action: Accept, to: [{networks: [@yb4/32, '@yb6/128']}]}, {action: Deny, to: [{networks: [0.0.0.0/0, '::/0']}]}]",
