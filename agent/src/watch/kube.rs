@@ -169,12 +169,13 @@ impl KubeSource {
 
     async fn kind<K: WireKind>(
         &self,
-        spare: Option<Spare>,
+        mut spare: Option<Spare>,
         names: Interner,
         say: &mpsc::Sender<Said>,
     ) {
+        let saved = spare.as_mut().map(|it| std::mem::take(&mut it.objects));
         let mut course = Course {
-            ledger: Ledger::new(K::KIND, names),
+            ledger: Ledger::new(K::KIND, names).with_saved(saved.unwrap_or_default()),
             version: None,
             is_doubtful: false,
             absences: 0,
@@ -258,7 +259,7 @@ impl KubeSource {
             return;
         };
         let mut changes = Vec::new();
-        course.ledger.stand_in(spare.objects, &mut changes);
+        course.ledger.stand_in(&mut changes);
         self.reporter.stale(course.ledger.kind(), spare.of);
         // Who says them has ended when nobody listens.
         say_all(say, &mut changes).await.unwrap_or_default();
@@ -297,6 +298,7 @@ impl Course {
 
 /// What an earlier run saved of a kind.
 struct Spare {
+    /// On their way to the ledger.
     objects: Vec<Object>,
     of: SystemTime,
     /// When it has to stand in.

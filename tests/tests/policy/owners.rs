@@ -130,6 +130,7 @@ fn only_what_is_enforced_passes_a_packet_on() {
         ingress: vec![pass],
         egress: Vec::new(),
         is_audit: false,
+        is_stand_in: false,
     });
     for (is_audit, passed) in [(false, 1), (true, 0)] {
         cluster.cluster_policies[0].is_audit = is_audit;

@@ -67,6 +67,7 @@ pub fn cluster_policy(wire: wire::ClusterNetworkPolicy) -> Result<Converted, Inv
         ingress,
         egress,
         is_audit,
+        is_stand_in: !wrong.is_empty(),
     }));
     match wrong.into_iter().next() {
         None => Ok(Converted {
