@@ -134,6 +134,8 @@ impl Action {
     pub const ALLOW: Self = Self(1);
     /// Ask `PORTS`; without a row there, deny with the rule of the `VERDICTS` row.
     pub const BY_PORT: Self = Self(2);
+    /// Deny, and what is established too where that goes on against [`Self::DENY`].
+    pub const END: Self = Self(3);
 }
 
 /// Key of `PORTS`, a longest-prefix trie over (set, protocol, port): a range of ports is a few prefixes.

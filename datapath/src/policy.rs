@@ -202,7 +202,7 @@ fn ask<T: Tables + ?Sized>(
             audit,
         });
     }
-    if keeps {
+    if keeps && action != Action::END {
         return Ok(Allowed::BY_NOBODY);
     }
     *rule = decided;

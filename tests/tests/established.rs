@@ -2,9 +2,9 @@
 
 use std::rc::Rc;
 
-use weir_common::DropReason;
 use weir_common::device::{Device, DeviceFlags};
-use weir_common::policy::{Action, RulesId, VerdictKey};
+use weir_common::policy::{Action, PortKey, PortRow, RulesId, VerdictKey};
+use weir_common::{DropReason, Protocol};
 use weir_datapath::{Scratch, Verdict, from_pod};
 use weir_tests::edges::{sent, tcp, udp};
 use weir_tests::frames::{ACK, SYN};
@@ -21,10 +21,14 @@ fn verdict(memory: &Memory, arrival: &Arrival) -> Verdict {
 
 /// A's rules deny B from now on.
 fn deny(memory: &mut Memory, rules: RulesId) {
+    answer(memory, rules, Action::DENY);
+}
+
+fn answer(memory: &mut Memory, rules: RulesId, action: Action) {
     let class = CLASS(Host::B);
     let row = memory.verdicts.get_mut(&VerdictKey { rules, class });
     if let Some(row) = row {
-        row.action = Action::DENY;
+        row.action = action;
     }
     memory.epoch += 1;
 }
@@ -107,5 +111,42 @@ fn a_pod_keeps_what_others_have_opened_to_it_too() {
         let begins = sent(Host::B, Host::A, family, &tcp(1001, 80, SYN));
         let denied = Verdict::Drop(DropReason::IngressDenied);
         assert_eq!(verdict(&memory, &begins), denied);
+    }
+}
+
+/// What the Admin tier denies is not for the owner of a namespace to soften.
+#[test]
+fn a_denial_that_ends_what_is_established_does_so_where_it_is_kept() {
+    for family in FAMILIES {
+        for is_by_port in [false, true] {
+            let mut memory = world();
+            let there = |flags| sent(Host::A, Host::B, family, &tcp(1000, 80, flags));
+            let back = |flags| sent(Host::B, Host::A, family, &tcp(80, 1000, flags));
+            assert_eq!(verdict(&memory, &there(SYN)), TO_B);
+            assert_eq!(verdict(&memory, &back(SYN | ACK)), TO_A);
+            keep(&mut memory, Host::A, DeviceFlags::KEEPS_ESTABLISHED);
+            let say = |memory: &mut Memory, action| {
+                if !is_by_port {
+                    return answer(memory, A_OUT, action);
+                }
+                let row = PortRow {
+                    action,
+                    ..PortRow::default()
+                };
+                memory
+                    .ports
+                    .insert(PortKey::exact(99, Protocol::TCP, 80.into()), row);
+                answer(memory, A_OUT, Action::BY_PORT);
+                let (rules, class) = (A_OUT, CLASS(Host::B));
+                let row = memory.verdicts.get_mut(&VerdictKey { rules, class });
+                row.unwrap().ports = 99;
+            };
+            say(&mut memory, Action::DENY);
+            assert_eq!(verdict(&memory, &there(ACK)), TO_B);
+            say(&mut memory, Action::END);
+            let denied = Verdict::Drop(DropReason::EgressDenied);
+            assert_eq!(verdict(&memory, &there(ACK)), denied);
+            assert_eq!(verdict(&memory, &back(ACK)), denied);
+        }
     }
 }

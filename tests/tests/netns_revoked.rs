@@ -25,6 +25,10 @@ fn policy(from: &str) -> String {
     )
 }
 
+/// Nobody takes anything from any pod.
+const WALLS: &str = "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {name: walls}\nspec:\n  \
+     {tier: Admin, priority: 1, subject: {namespaces: {}}, ingress: [{action: Deny, from: [{namespaces: {}}]}]}\n";
+
 fn namespace(annotations: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Namespace\nmetadata: {{name: a, annotations: {{{annotations}}}}}\n"
@@ -145,6 +149,16 @@ fn a_namespace_that_keeps_established_connections_loses_none_until_it_does_not()
     town.wait_until_denied();
     ask(&mut connections);
     assert_eq!(answered(&mut connections, SILENCE), 2 * CONNECTIONS);
+    // What the Admin tier denies is not kept.
+    town.node.write_manifest("walls.yaml", WALLS).unwrap();
+    let walled = || {
+        ask(&mut connections);
+        answered(&mut connections, SILENCE)
+    };
+    eventually("walled", SOON + 3 * SILENCE, walled, |it| *it == 0).unwrap();
+    std::fs::remove_file(town.node.manifests().join("walls.yaml")).unwrap();
+    let again = answered(&mut connections, Duration::from_secs(5));
+    assert_eq!(again, 2 * CONNECTIONS);
     town.node
         .write_manifest("namespace.yaml", &namespace(""))
         .unwrap();

@@ -13,8 +13,8 @@ use ipnet::IpNet;
 use crate::compile::policy::Touched;
 use crate::events::Names;
 use crate::model::{
-    Change, Kind, Namespace, Node, Object, ObjectId, ObjectName, Pod, PodNetwork, PodPhase,
-    Snapshot,
+    Change, Kind, Namespace, NamespacePhase, Node, Object, ObjectId, ObjectName, Pod, PodNetwork,
+    PodPhase, Snapshot,
 };
 use crate::pods::{Attachment, Lease, PodRef};
 use crate::tell::Roster;
@@ -33,6 +33,10 @@ pub struct Inputs {
     said: HashMap<ObjectName, Arc<Pod>>,
     /// This node's leases; the last of a pod is the one that counts.
     leases: BTreeMap<ObjectName, Vec<Arc<Lease>>>,
+    /// How many pods each namespace has.
+    pods_of: HashMap<Arc<str>, usize>,
+    /// Namespaces that the source says are gone, and whose pods are not.
+    leaving: BTreeSet<Arc<str>>,
     quarantined: BTreeMap<String, String>,
     dirty: Dirty,
     names: Names,
@@ -67,6 +71,8 @@ impl Inputs {
             snapshot: Snapshot::default(),
             said: HashMap::new(),
             leases: BTreeMap::new(),
+            pods_of: HashMap::new(),
+            leaving: BTreeSet::new(),
             quarantined: BTreeMap::new(),
             dirty: Dirty::default(),
             names,
@@ -79,14 +85,21 @@ impl Inputs {
         match change {
             Change::Applied(Object::Pod(pod)) => self.take_pod(pod),
             Change::Applied(Object::Node(node)) => self.take_node(node),
-            Change::Applied(object) => self.put(object),
+            Change::Applied(object) => {
+                if let Object::Namespace(namespace) = &object {
+                    self.leaving.remove(&namespace.name);
+                }
+                self.put(object);
+            }
+            Change::Deleted(id) if id.kind == Kind::Namespace => self.let_go(&id),
             Change::Deleted(id) => {
                 if id.kind == Kind::Pod {
                     self.said.remove(&id.name);
                 }
-                let before = self.snapshot.get(&id);
-                if self.snapshot.delete(&id) {
-                    self.changed(&id, before.as_ref(), None);
+                self.remove(&id);
+                let namespace = &id.name.namespace;
+                if !self.pods_of.contains_key(namespace) && self.leaving.remove(namespace) {
+                    self.remove(&namespace_id(namespace));
                 }
             }
             Change::Synced(kind) => {
@@ -282,6 +295,45 @@ impl Inputs {
         pod.node.as_ref() == Some(&self.node) && uid.is_none_or(|uid| pod.is_called(uid))
     }
 
+    /// A namespace goes after its pods. The watches of the two have no common order, and without its labels a policy that
+    /// selects by them would let go of pods that are still there.
+    fn let_go(&mut self, id: &ObjectId) {
+        let namespace = self.snapshot.namespaces.get(&id.name.name);
+        let Some(last) = namespace.filter(|it| self.pods_of.contains_key(&it.name)) else {
+            self.remove(id);
+            return;
+        };
+        let last = Namespace {
+            phase: NamespacePhase::Terminating,
+            ..(**last).clone()
+        };
+        self.leaving.insert(last.name.clone());
+        self.put(Object::Namespace(Arc::new(last)));
+    }
+
+    fn remove(&mut self, id: &ObjectId) {
+        let before = self.snapshot.get(id);
+        if self.snapshot.delete(id) {
+            self.changed(id, before.as_ref(), None);
+        }
+    }
+
+    fn count(&mut self, namespace: &Arc<str>, before: Option<&Object>, after: Option<&Object>) {
+        match (before, after) {
+            (None, Some(_)) => *self.pods_of.entry(namespace.clone()).or_default() += 1,
+            (Some(_), None) => {
+                let Some(pods) = self.pods_of.get_mut(namespace) else {
+                    return;
+                };
+                *pods -= 1;
+                if *pods == 0 {
+                    self.pods_of.remove(namespace);
+                }
+            }
+            _ => {}
+        }
+    }
+
     fn put(&mut self, object: Object) {
         let id = object.id();
         let before = self.snapshot.get(&id);
@@ -293,6 +345,9 @@ impl Inputs {
     fn changed(&mut self, id: &ObjectId, before: Option<&Object>, after: Option<&Object>) {
         self.names.changed(before, after);
         self.roster.changed(before, after);
+        if id.kind == Kind::Pod {
+            self.count(&id.name.namespace, before, after);
+        }
         let dirty = &mut self.dirty;
         let both = || before.into_iter().chain(after);
         match id.kind {
@@ -346,6 +401,13 @@ impl Inputs {
 /// The name of the pod in our nouns.
 pub(super) fn name_of(pod: &PodRef) -> ObjectName {
     ObjectName::new(pod.namespace.as_str(), pod.name.as_str())
+}
+
+fn namespace_id(name: &Arc<str>) -> ObjectId {
+    ObjectId {
+        kind: Kind::Namespace,
+        name: ObjectName::cluster(name.clone()),
+    }
 }
 
 fn contains(ranges: &[IpNet], ip: &IpAddr) -> bool {

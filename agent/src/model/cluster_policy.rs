@@ -28,6 +28,9 @@ pub struct ClusterPolicy {
     /// As [`super::Policy::is_audit`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_audit: bool,
+    /// See [`super::Object::is_stand_in`]: its rules are closed as far as they are not understood.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_stand_in: bool,
 }
 
 /// When a policy is asked: those of `Admin` before NetworkPolicies, those of `Baseline` about pods that no

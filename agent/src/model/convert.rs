@@ -79,20 +79,74 @@ fn id(meta: &wire::Meta) -> Result<ObjectName, String> {
     ))
 }
 
-/// Is a policy only audited? Whoever says something else than that gets what he had without saying it.
-fn is_audit(annotations: &wire::Annotations, problems: &mut Vec<Problem>) -> bool {
-    match annotations.enforcement.as_deref() {
-        None | Some("enforce") => false,
-        Some("audit") => true,
-        Some(other) => {
-            problems.push(Problem {
-                part: "annotation weir.local/enforcement".to_owned(),
-                reason: format!(
-                    "{other:?} is neither \"audit\" nor \"enforce\": the policy is enforced"
-                ),
-            });
-            false
+/// What is wrong with an object, in the order of its fields. What cannot be read as what it should be has one
+/// fault, the first that is found in it.
+#[derive(Debug, Default)]
+struct Faults(Vec<String>);
+
+/// How many faults of an object are said; an Event has room for 1024 bytes.
+const SAID: usize = 8;
+
+impl Faults {
+    /// What was read, unless there is something wrong with it.
+    fn keep<T>(&mut self, read: Result<T, impl Into<Self>>) -> Option<T> {
+        read.map_err(|faults| self.0.extend(faults.into().0)).ok()
+    }
+
+    fn push(&mut self, fault: impl Into<String>) {
+        self.0.push(fault.into());
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// They are of the part that this names, with what is between it and them.
+    fn at(self, part: &str) -> Self {
+        let faults = self.0.into_iter();
+        Self(faults.map(|fault| format!("{part}{fault}")).collect())
+    }
+
+    /// What was read in parts, if nothing is wrong.
+    fn or<T>(self, read: T) -> Result<T, Self> {
+        match self.is_empty() {
+            true => Ok(read),
+            false => Err(self),
         }
+    }
+
+    /// In words.
+    fn reason(self) -> String {
+        let said = &self.0[..self.0.len().min(SAID)];
+        match self.0.len() - said.len() {
+            0 => said.join("; "),
+            more => format!("{}; and {more} more", said.join("; ")),
+        }
+    }
+}
+
+impl From<String> for Faults {
+    fn from(fault: String) -> Self {
+        Self(vec![fault])
+    }
+}
+
+const ENFORCEMENT: &str = "annotation weir.local/enforcement";
+
+/// Is a policy only audited?
+fn is_audit(annotations: &wire::Annotations) -> Result<bool, String> {
+    match annotations.enforcement.as_deref() {
+        None | Some("enforce") => Ok(false),
+        Some("audit") => Ok(true),
+        Some(other) => Err(format!("{other:?} is neither \"audit\" nor \"enforce\"")),
+    }
+}
+
+/// Whoever says something else gets what he had without saying it.
+fn enforced(why: &str) -> Problem {
+    Problem {
+        part: ENFORCEMENT.to_owned(),
+        reason: format!("{why}: the policy is enforced"),
     }
 }
 

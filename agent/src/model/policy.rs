@@ -23,6 +23,18 @@ pub struct Policy {
     pub is_audit: bool,
 }
 
+impl Policy {
+    /// See [`super::Object::is_stand_in`]. One that is understood has no peer that is not.
+    pub(super) fn is_stand_in(&self) -> bool {
+        let rules = self.ingress.iter().chain(&self.egress).flatten();
+        let mut peers = rules.flat_map(|rule| match &rule.peers {
+            Peers::Any => &[][..],
+            Peers::Of(peers) => peers,
+        });
+        peers.any(|peer| matches!(peer, PeerSelector::Unsupported(_)))
+    }
+}
+
 /// Allows what matches one of the peers and one of the ports.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Rule {

@@ -71,6 +71,20 @@ impl Object {
         };
         ObjectId { kind, name }
     }
+
+    /// Does it only keep closed what it is about, since the object of this name was never understood? Then it
+    /// is no last good state of it.
+    pub fn is_stand_in(&self) -> bool {
+        match self {
+            Self::Policy(policy) => policy.is_stand_in(),
+            Self::ClusterPolicy(policy) => policy.is_stand_in,
+            Self::Service(_)
+            | Self::EndpointSlice(_)
+            | Self::Pod(_)
+            | Self::Namespace(_)
+            | Self::Node(_) => false,
+        }
+    }
 }
 
 impl Snapshot {

@@ -169,15 +169,18 @@ impl KubeSource {
 
     async fn kind<K: WireKind>(
         &self,
-        spare: Option<Spare>,
+        mut spare: Option<Spare>,
         names: Interner,
         say: &mpsc::Sender<Said>,
     ) {
+        let saved = spare.as_mut().map(|it| std::mem::take(&mut it.objects));
         let mut course = Course {
-            ledger: Ledger::new(K::KIND, names),
+            ledger: Ledger::new(K::KIND, names).with_saved(saved.unwrap_or_default()),
+            served: K::VERSIONS[0],
             version: None,
             is_doubtful: false,
             absences: 0,
+            group: Vec::new(),
             listed: None,
             failed: 0,
             retry: self.timing.retry(),
@@ -194,6 +197,7 @@ impl KubeSource {
             if K::IS_OPTIONAL && failure.is_not_found() {
                 failure = match self.seek::<K>(failure, &mut course, say).await {
                     Sought::Failed(failure) => failure,
+                    Sought::Moved => continue,
                     Sought::Absent => {
                         let wait = patience(self.timing.optional);
                         tokio::select! {
@@ -258,7 +262,7 @@ impl KubeSource {
             return;
         };
         let mut changes = Vec::new();
-        course.ledger.stand_in(spare.objects, &mut changes);
+        course.ledger.stand_in(&mut changes);
         self.reporter.stale(course.ledger.kind(), spare.of);
         // Who says them has ended when nobody listens.
         say_all(say, &mut changes).await.unwrap_or_default();
@@ -273,6 +277,8 @@ fn patience(all: Duration) -> Duration {
 /// How far the watch of a kind has come.
 struct Course {
     ledger: Ledger,
+    /// The version of the API group in which the kind is asked for.
+    served: &'static str,
     /// The resourceVersion up to which everything was said; `None` until a list has said it.
     version: Option<String>,
     /// Who answers next may be a server that knows less than this: one restored from a backup, or of another
@@ -280,6 +286,8 @@ struct Course {
     is_doubtful: bool,
     /// How often in a row the API server had no such kind. That there is none of it was said the first time.
     absences: u32,
+    /// The versions of its group the last time that this was looked at.
+    group: Vec<String>,
     /// When the last list was complete.
     listed: Option<Instant>,
     /// How often in a row.
@@ -297,6 +305,7 @@ impl Course {
 
 /// What an earlier run saved of a kind.
 struct Spare {
+    /// On their way to the ledger.
     objects: Vec<Object>,
     of: SystemTime,
     /// When it has to stand in.

@@ -1,5 +1,5 @@
 //! What a source has said of one kind, object by object: so that a new list tells what is gone, and so
-//! that an object which can no longer be understood keeps its last good state.
+//! that an object which can no longer be understood keeps its last good state, which an earlier run may have saved.
 
 use std::collections::{BTreeMap, HashMap, hash_map};
 
@@ -14,6 +14,9 @@ pub struct Ledger {
     list: u32,
     /// By the name that the object itself has, so that it is held once.
     entries: HashMap<ObjectName, Entry>,
+    /// What an earlier run saved, until the first list is complete: the last good state of what is not
+    /// understood any more, and what stands in for a list that does not come.
+    saved: HashMap<ObjectName, Object>,
     /// Reports that stand, of the few objects that have some: name of the object or part, and reason.
     reports: HashMap<ObjectName, BTreeMap<String, String>>,
 }
@@ -35,6 +38,15 @@ enum Held {
     Good,
 }
 
+impl Held {
+    fn of(object: &Object) -> Self {
+        match object.is_stand_in() {
+            true => Self::StandIn,
+            false => Self::Good,
+        }
+    }
+}
+
 impl Ledger {
     /// Nothing said yet. What is said shares `names` with other kinds.
     pub fn new(kind: Kind, names: Interner) -> Self {
@@ -43,8 +55,16 @@ impl Ledger {
             names,
             list: 0,
             entries: HashMap::new(),
+            saved: HashMap::new(),
             reports: HashMap::new(),
         }
+    }
+
+    /// What an earlier run saved of the kind, to be told before anything else is.
+    #[must_use]
+    pub fn with_saved(mut self, saved: Vec<Object>) -> Self {
+        self.saved = saved.into_iter().map(|it| (it.id().name, it)).collect();
+        self
     }
 
     /// The kind.
@@ -52,15 +72,15 @@ impl Ledger {
         self.kind
     }
 
-    /// Before the first list is complete: these objects were there when they were saved, and are to be
-    /// gone by until it is. What the list at hand has said already goes before.
-    pub fn stand_in(&mut self, saved: Vec<Object>, out: &mut Vec<Change>) {
-        for mut object in saved {
+    /// Before the first list is complete: what is saved was there then, and is to be gone by until it is.
+    /// What the list at hand has said already goes before.
+    pub fn stand_in(&mut self, out: &mut Vec<Change>) {
+        for (_, mut object) in std::mem::take(&mut self.saved) {
             self.names.intern(&mut object);
             if let hash_map::Entry::Vacant(entry) = self.entries.entry(object.id().name) {
                 entry.insert(Entry {
                     list: self.list.wrapping_sub(1),
-                    held: Held::Good,
+                    held: Held::of(&object),
                 });
                 out.push(Change::Applied(object));
             }
@@ -84,6 +104,7 @@ impl Ledger {
         for name in gone {
             self.deleted(&name, out);
         }
+        self.saved = HashMap::new();
         out.push(Change::Synced(self.kind));
     }
 
@@ -106,6 +127,7 @@ impl Ledger {
             kind: self.kind,
             name: name.clone(),
         };
+        let saved = self.saved.remove(&name);
         let entry = self.entries.entry(name.clone()).or_default();
         entry.list = self.list;
         let reports = match outcome {
@@ -128,11 +150,16 @@ impl Ledger {
                     .collect()
             }
             Err(invalid) => {
+                let (good, stand_in) = match saved {
+                    Some(saved) if saved.is_stand_in() => (None, Some(saved)),
+                    other => (other, None),
+                };
                 if entry.held != Held::Good
-                    && let Some(stand_in) = invalid.closed
+                    && let Some(mut object) = good.or(invalid.closed).or(stand_in)
                 {
-                    entry.held = Held::StandIn;
-                    out.push(Change::Applied(stand_in));
+                    self.names.intern(&mut object);
+                    entry.held = Held::of(&object);
+                    out.push(Change::Applied(object));
                 }
                 BTreeMap::from([(id.to_string(), invalid.reason)])
             }
@@ -146,6 +173,7 @@ impl Ledger {
 
     /// The object is gone.
     pub fn deleted(&mut self, name: &ObjectName, out: &mut Vec<Change>) {
+        self.saved.remove(name);
         let Some(entry) = self.entries.remove(name) else {
             return;
         };

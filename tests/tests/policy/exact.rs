@@ -52,7 +52,7 @@ fn of_tables(rows: &PolicyRows, rules: RulesId, class: Class) -> Read {
     let row = row.expect("a row of every list for the world");
     match row.action {
         Action::ALLOW => Read::always(true, row.audit),
-        Action::DENY => Read::always(false, row.audit),
+        Action::DENY | Action::END => Read::always(false, row.audit),
         Action::BY_PORT => by_port(rows, row.ports),
         other => panic!("{other:?} is no action"),
     }
@@ -68,7 +68,7 @@ fn by_port(rows: &PolicyRows, set: u32) -> Read {
     for (key, row) in of_set {
         let is_allowed = match row.action {
             Action::ALLOW => true,
-            Action::DENY => false,
+            Action::DENY | Action::END => false,
             other => panic!("{other:?} is no action of a port"),
         };
         if key.prefix_len == PortKey::ANY_PROTOCOL {

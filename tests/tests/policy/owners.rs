@@ -5,8 +5,8 @@ use weir_agent::model::{
     Block, ClusterPolicy, ClusterRule, PeerSelector, Peers, PodPeers, PortMatch, PortRange, Ports,
     Rule, RuleAction, Selector, Tier,
 };
-use weir_common::Protocol;
-use weir_common::policy::{Action, Class, RuleId, VerdictKey};
+use weir_common::policy::{Action, Class, PortKey, RuleId, VerdictKey};
+use weir_common::{Port, Protocol};
 
 use super::nouns::{anything, compiled, compiler, name, only, pods, policy, select, snapshot, tcp};
 use super::walk::{Answer, judge};
@@ -111,6 +111,78 @@ fn an_audit_names_who_would_deny() {
     );
 }
 
+/// What is established goes on against a denial, where its namespace keeps it, unless it is the Admin tier's.
+#[test]
+fn only_the_admin_tier_ends_what_is_established() {
+    let on = |ports| ClusterRule {
+        name: None,
+        action: RuleAction::Deny,
+        rule: Rule {
+            peers: Peers::Any,
+            ports,
+        },
+    };
+    let walls = |tier, ports| ClusterPolicy {
+        name: "walls".into(),
+        tier,
+        priority: 1,
+        subject: PodPeers {
+            namespaces: Some(Selector::default()),
+            pods: Selector::default(),
+        },
+        ingress: vec![on(ports)],
+        egress: Vec::new(),
+        is_audit: false,
+        is_stand_in: false,
+    };
+    // What is done to TCP port 80, to 81, and to what has no ports.
+    let done = |cluster: &_| {
+        let compiled = compiled(cluster, "n1");
+        let rows = compiled.rows();
+        let rules = rows.rules[&name("shop/db")].ingress;
+        let class = Class::WORLD;
+        let row = rows.verdicts[&VerdictKey { rules, class }];
+        let of_port = |port: u16| {
+            let key = PortKey::exact(row.ports, Protocol::TCP, Port::from(port));
+            let all = || rows.ports.get(&PortKey::all(row.ports));
+            let port = rows.ports.get(&key).or_else(all);
+            port.map_or(Action::DENY, |it| it.action)
+        };
+        let all = PortKey::all(row.ports);
+        let others = rows.ports.get(&all).map_or(Action::DENY, |it| it.action);
+        match row.action {
+            Action::BY_PORT => [of_port(80), of_port(81), others],
+            action => [action; 3],
+        }
+    };
+    let only_80 = || Ports::Of(vec![tcp(80, 80)]);
+    let (no, end) = (Action::DENY, Action::END);
+    let mut cluster = shop_with(vec![policy(
+        "shop/a",
+        Selector::default(),
+        Some(vec![]),
+        None,
+    )]);
+    cluster.cluster_policies = vec![walls(Tier::Admin, only_80())];
+    assert_eq!(done(&cluster), [end, no, no]);
+    cluster.policies[0].ingress = Some(vec![Rule {
+        peers: Peers::Any,
+        ports: Ports::Of(vec![tcp(80, 81)]),
+    }]);
+    assert_eq!(done(&cluster), [end, Action::ALLOW, no]);
+    cluster.cluster_policies = vec![walls(Tier::Admin, Ports::Any)];
+    assert_eq!(done(&cluster), [end; 3]);
+    let accept = ClusterRule {
+        action: RuleAction::Accept,
+        ..on(only_80())
+    };
+    cluster.cluster_policies[0].ingress.insert(0, accept);
+    assert_eq!(done(&cluster), [Action::ALLOW, end, end]);
+    cluster.policies.clear();
+    cluster.cluster_policies = vec![walls(Tier::Baseline, Ports::Any)];
+    assert_eq!(done(&cluster), [no; 3]);
+}
+
 #[test]
 fn only_what_is_enforced_passes_a_packet_on() {
     let pass = ClusterRule {
@@ -130,6 +202,7 @@ fn only_what_is_enforced_passes_a_packet_on() {
         ingress: vec![pass],
         egress: Vec::new(),
         is_audit: false,
+        is_stand_in: false,
     });
     for (is_audit, passed) in [(false, 1), (true, 0)] {
         cluster.cluster_policies[0].is_audit = is_audit;

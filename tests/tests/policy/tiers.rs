@@ -33,6 +33,7 @@ pub(super) fn policy(number: u8) -> impl Strategy<Value = Option<ClusterPolicy>>
             ingress,
             egress,
             is_audit,
+            is_stand_in: false,
         },
     );
     prop::option::weighted(0.8, policy)

@@ -71,7 +71,7 @@ pub(super) fn cell(
     };
     match row.action {
         Action::ALLOW => Answer::Allowed(row.rule),
-        Action::DENY => Answer::Denied(row.rule),
+        Action::DENY | Action::END => Answer::Denied(row.rule),
         Action::BY_PORT => {
             let longest = (PortKey::ANY_PORT..=PortKey::ONE_PORT)
                 .rev()

@@ -28,7 +28,7 @@ impl PortSpan {
 #[derive(Clone, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct PortSet {
     prefixes: Vec<PortPrefix>,
-    /// For every packet that is in none of them; `None`: denied, by whoever asks for the set.
+    /// For every packet that is in none of them; `None`: [`Action::DENY`], by whoever asks for the set.
     others: Option<Decision>,
 }
 
@@ -61,17 +61,14 @@ impl PortSet {
         });
         Self {
             prefixes: prefixes.collect(),
-            others: others.allows.then_some(others),
+            others: (others.action() != Action::DENY).then_some(others),
         }
     }
 
     /// The rows of the set under its number.
     pub(super) fn rows(&self, number: u32) -> impl Iterator<Item = (PortKey, PortRow)> {
         let row = |decision: Decision| PortRow {
-            action: match decision.allows {
-                true => Action::ALLOW,
-                false => Action::DENY,
-            },
+            action: decision.action(),
             rule: decision.rule,
             audit: decision.audit,
             ..PortRow::default()
@@ -94,6 +91,9 @@ impl Canonical for PortSet {
         to.list(self.prefixes.iter());
         // One that only allows has the bytes that it had when there was nothing else.
         if let Some(others) = self.others {
+            if others.action() == Action::END {
+                to.tag(Action::END.0);
+            }
             to.integer(others.rule.0);
             audit(others, to);
         }
@@ -105,7 +105,11 @@ impl Canonical for PortPrefix {
         self.protocol.encode(to);
         to.integer(self.port.into());
         // More than any number of bits: one that denies.
-        let denies = if self.decision.allows { 0 } else { 1 << 8 };
+        let denies = match self.decision.action() {
+            Action::ALLOW => 0,
+            Action::END => 1 << 9,
+            _ => 1 << 8,
+        };
         to.integer(self.bits | denies);
         to.integer(self.decision.rule.0);
         audit(self.decision, to);

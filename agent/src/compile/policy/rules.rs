@@ -283,16 +283,22 @@ pub(super) fn resolve(
 
 /// Do the rules depend on the ports of the pod that they are for? They do where it is the destination.
 pub(super) fn names_ports(policy: &Policy, direction: Direction) -> bool {
-    section(policy, direction)
-        .filter(|_| direction == Direction::Ingress)
-        .into_iter()
-        .flatten()
-        .any(|rule| match &rule.ports {
-            Ports::Any => false,
-            Ports::Of(ports) => ports
-                .iter()
-                .any(|port| matches!(port.port, PortRange::Named(_))),
-        })
+    let mut rules = section(policy, direction).into_iter().flatten();
+    direction == Direction::Ingress && rules.any(names_a_port)
+}
+
+/// As [`names_ports`].
+pub(super) fn names_ports_in_tier(policy: &ClusterPolicy, direction: Direction) -> bool {
+    direction == Direction::Ingress && policy.ingress.iter().any(|it| names_a_port(&it.rule))
+}
+
+fn names_a_port(rule: &Rule) -> bool {
+    match &rule.ports {
+        Ports::Any => false,
+        Ports::Of(ports) => ports
+            .iter()
+            .any(|port| matches!(port.port, PortRange::Named(_))),
+    }
 }
 
 /// The parts of a policy that allow nothing though they say something.

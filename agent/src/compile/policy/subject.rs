@@ -6,7 +6,9 @@ use std::sync::Arc;
 use super::claim::NodeView;
 use super::predicate::NamespaceView;
 use super::retain::Retained;
-use super::rules::{ClusterRules, PolicyRules, RuleList, names_ports, resolve};
+use super::rules::{
+    ClusterRules, PolicyRules, RuleList, names_ports, names_ports_in_tier, resolve,
+};
 use super::{Direction, Report, Touched};
 use crate::model::{ClusterPolicy, ObjectName, Pod, Policy, Snapshot, Tier};
 
@@ -26,6 +28,8 @@ pub(super) struct Subjects {
     lists: BTreeMap<Arc<RuleList>, usize>,
     /// Rules that are the same for every pod that has them.
     resolved: HashMap<(ObjectName, Direction), Option<Arc<PolicyRules>>>,
+    /// The same of ClusterNetworkPolicies.
+    resolved_tiers: HashMap<(Arc<str>, Direction), Option<Arc<ClusterRules>>>,
     reports: BTreeMap<ObjectName, Vec<Report>>,
 }
 
@@ -109,6 +113,9 @@ impl Subjects {
             }
         }
         for name in &touched.cluster_policies {
+            for direction in [Direction::Ingress, Direction::Egress] {
+                self.resolved_tiers.remove(&(name.clone(), direction));
+            }
             let before = self
                 .ranks
                 .remove(name)
@@ -254,10 +261,18 @@ impl Subjects {
                     known.or_insert_with(|| rules(policy)).clone()
                 })
                 .collect();
-            let of_tier = |tier: Tier| {
+            let known = &mut self.resolved_tiers;
+            let mut of_tier = |tier: Tier| {
                 let tiers = tiers.iter().filter(|policy| policy.tier == tier);
-                let rules = tiers.map(|it| ClusterRules::of(it, direction, &pod.ports));
-                rules.flatten().map(Arc::new).collect::<Vec<_>>()
+                let rules = tiers.filter_map(|policy| {
+                    let rules = || ClusterRules::of(policy, direction, &pod.ports).map(Arc::new);
+                    if names_ports_in_tier(policy, direction) {
+                        return rules();
+                    }
+                    let known = known.entry((policy.name.clone(), direction));
+                    known.or_insert_with(rules).clone()
+                });
+                rules.collect::<Vec<_>>()
             };
             let list = RuleList {
                 direction,
@@ -302,4 +317,119 @@ impl Subjects {
 /// Does a NetworkPolicy isolate a pod?
 fn selects(policy: &Policy, pod: &Pod) -> bool {
     policy.id.namespace == pod.id.namespace && policy.subject.matches(&pod.labels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{
+        ClusterRule, ContainerPort, Peers, PodNetwork, PodPeers, PodPhase, PortMatch, PortRange,
+        Ports, Rule, RuleAction, Selector,
+    };
+    use weir_common::Protocol;
+
+    fn pod(name: &str, port: u16) -> Pod {
+        Pod {
+            id: ObjectName::new("shop", name),
+            uid: name.into(),
+            static_uid: None,
+            labels: [("app".into(), name.into())].into(),
+            node: Some("n1".into()),
+            addresses: Vec::new(),
+            network: PodNetwork::Own,
+            phase: PodPhase::Running,
+            ready: true,
+            hostname: None,
+            subdomain: None,
+            ports: vec![ContainerPort {
+                name: Some("web".into()),
+                protocol: Protocol::TCP,
+                port,
+                host: None,
+            }],
+        }
+    }
+
+    fn walls(ports: Ports) -> ClusterPolicy {
+        let everybody = || PodPeers {
+            namespaces: Some(Selector::default()),
+            pods: Selector::default(),
+        };
+        ClusterPolicy {
+            name: "walls".into(),
+            tier: Tier::Admin,
+            priority: 1,
+            subject: everybody(),
+            ingress: vec![ClusterRule {
+                name: None,
+                action: RuleAction::Deny,
+                rule: Rule {
+                    peers: Peers::Any,
+                    ports,
+                },
+            }],
+            egress: Vec::new(),
+            is_audit: false,
+            is_stand_in: false,
+        }
+    }
+
+    /// The Admin rules of two pods of which only one is isolated, so that their lists are two.
+    fn rules(subjects: &mut Subjects, policy: ClusterPolicy) -> [Arc<ClusterRules>; 2] {
+        let mut snapshot = Snapshot::default();
+        for pod in [pod("a", 80), pod("b", 81)] {
+            snapshot.pods.insert(pod.id.clone(), Arc::new(pod));
+        }
+        let isolated = Policy {
+            id: ObjectName::new("shop", "a"),
+            subject: Selector {
+                requirements: vec![crate::model::Requirement {
+                    key: "app".into(),
+                    operator: crate::model::Operator::In(vec!["a".into()]),
+                }],
+            },
+            ingress: Some(Vec::new()),
+            egress: None,
+            is_audit: false,
+        };
+        snapshot
+            .policies
+            .insert(isolated.id.clone(), Arc::new(isolated));
+        snapshot
+            .cluster_policies
+            .insert("walls".into(), Arc::new(policy));
+        let node = NodeView {
+            name: "n1".into(),
+            ..NodeView::default()
+        };
+        let touched = Touched::all(&snapshot);
+        subjects.update(&touched, &snapshot, &node, &mut BTreeSet::new());
+        let lists = ["a", "b"].map(|pod| {
+            let lists = subjects.lists(&ObjectName::new("shop", pod)).unwrap();
+            lists[0].clone().unwrap()
+        });
+        assert_ne!(lists[0], lists[1]);
+        lists.map(|it| it.admin[0].clone())
+    }
+
+    #[test]
+    fn rules_of_a_tier_are_held_once_unless_a_pod_gives_them_their_ports() {
+        let mut subjects = Subjects::default();
+        let port = |port| {
+            let protocol = Protocol::TCP;
+            Ports::Of(vec![PortMatch { protocol, port }])
+        };
+        let [a, b] = rules(&mut subjects, walls(Ports::Any));
+        assert!(Arc::ptr_eq(&a, &b));
+        // Another policy of the same name.
+        let [first, last] = [22, 22];
+        let [c, d] = rules(
+            &mut subjects,
+            walls(port(PortRange::Numbers { first, last })),
+        );
+        assert!(Arc::ptr_eq(&c, &d));
+        assert_ne!(a, c);
+        let [e, f] = rules(&mut subjects, walls(port(PortRange::Named("web".into()))));
+        assert_ne!(e, f);
+    }
 }

@@ -506,10 +506,7 @@ impl Tables {
         ports: &mut BTreeMap<PortKey, PortRow>,
     ) -> VerdictRow {
         let mut row = VerdictRow {
-            action: match answer.others.allows {
-                true => Action::ALLOW,
-                false => Action::DENY,
-            },
+            action: answer.others.action(),
             rule: answer.others.rule,
             audit: answer.others.audit,
             ..VerdictRow::default()

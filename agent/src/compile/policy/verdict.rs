@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use weir_common::Protocol;
-use weir_common::policy::{RuleId, RulesId};
+use weir_common::policy::{Action, RuleId, RulesId};
 
 use super::class::{Class, Fact, Facts};
 use super::number::Numbers;
@@ -19,6 +19,8 @@ use crate::model::RuleAction;
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(super) struct Decision {
     pub(super) allows: bool,
+    /// Of a no: is it one that no namespace softens for what is established? The Admin tier's, which is not its owner's.
+    pub(super) is_final: bool,
     pub(super) rule: RuleId,
     /// Of a yes: who would say no, were policies that are only audited enforced.
     pub(super) audit: RuleId,
@@ -37,6 +39,7 @@ impl Decision {
     /// No policy takes part.
     pub(super) const OPEN: Self = Self {
         allows: true,
+        is_final: false,
         rule: RuleId::NONE,
         audit: RuleId::NONE,
     };
@@ -46,6 +49,15 @@ impl Decision {
             allows,
             rule,
             ..Self::OPEN
+        }
+    }
+
+    /// What a row says.
+    pub(super) fn action(self) -> Action {
+        match (self.allows, self.is_final) {
+            (true, _) => Action::ALLOW,
+            (false, false) => Action::DENY,
+            (false, true) => Action::END,
         }
     }
 
@@ -324,7 +336,10 @@ impl Judge {
                 RuleAction::Deny => false,
                 RuleAction::Pass => return None,
             };
-            Some(Decision::new(allows, rule.id))
+            Some(Decision {
+                is_final: !allows && stage == Stage::Admin,
+                ..Decision::new(allows, rule.id)
+            })
         };
         if let Some(decided) = first(Stage::Admin) {
             return decided;

@@ -250,3 +250,60 @@ fn a_pod_that_goes_after_its_addresses_is_forgotten_by_policy() {
         assert!(inputs.take_dirty().touched.pods.contains(&pod));
     }
 }
+
+#[test]
+fn a_namespace_that_goes_before_its_pods_keeps_its_labels_until_the_last_is_gone() {
+    let mut inputs = inputs();
+    let namespace = Namespace {
+        name: "shop".into(),
+        labels: BTreeMap::from([("team".into(), "a".into())]),
+        phase: NamespacePhase::Active,
+        keeps_established: false,
+    };
+    let said = |it: &Namespace| Change::Applied(Object::Namespace(Arc::new(it.clone())));
+    let gone = || Change::Deleted(namespace_id(&"shop".into()));
+    let pod = |name: &str| Pod {
+        id: ObjectName::new("shop", name),
+        ..pod_on("n2", name, &[])
+    };
+    let pod_gone = |name: &str| {
+        let name = ObjectName::new("shop", name);
+        let kind = Kind::Pod;
+        Change::Deleted(ObjectId { kind, name })
+    };
+    let known = |inputs: &Inputs| {
+        let known = inputs.snapshot().namespaces.get("shop");
+        known.map(|it| (it.labels.clone(), it.phase))
+    };
+    let leaving = Some((namespace.labels.clone(), NamespacePhase::Terminating));
+    for change in [said(&namespace), applied(pod("a")), applied(pod("b"))] {
+        inputs.take(change);
+    }
+    // Said twice is one pod.
+    inputs.take(applied(Pod {
+        ready: true,
+        ..pod("a")
+    }));
+    inputs.take(gone());
+    assert_eq!(known(&inputs), leaving);
+    inputs.take(pod_gone("a"));
+    assert_eq!(known(&inputs), leaving);
+    inputs.take_dirty();
+    inputs.take(pod_gone("b"));
+    assert_eq!(known(&inputs), None);
+    assert!(inputs.take_dirty().namespaces.contains("shop"));
+    // It is another one that comes meanwhile.
+    for change in [
+        said(&namespace),
+        applied(pod("a")),
+        gone(),
+        said(&namespace),
+    ] {
+        inputs.take(change);
+    }
+    inputs.take(pod_gone("a"));
+    let active = Some((namespace.labels.clone(), NamespacePhase::Active));
+    assert_eq!(known(&inputs), active);
+    inputs.take(gone());
+    assert_eq!(known(&inputs), None, "without pods it goes at once");
+}

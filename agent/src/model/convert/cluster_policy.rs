@@ -14,7 +14,9 @@ use serde_json::Value;
 use weir_common::Protocol;
 
 use super::selector::selector;
-use super::{Converted, Invalid, Problem, cidr, is_audit, name, port};
+use super::{
+    Converted, ENFORCEMENT, Faults, Invalid, Problem, cidr, enforced, is_audit, name, port,
+};
 use crate::model::{
     Block, ClusterPolicy, ClusterRule, Object, PeerSelector, Peers, PodPeers, PortMatch, PortRange,
     Ports, Rule, RuleAction, Selector, Tier,
@@ -32,52 +34,62 @@ const LONGEST_NAME: usize = 100;
 pub fn cluster_policy(wire: wire::ClusterNetworkPolicy) -> Result<Converted, Invalid> {
     let mut spec = wire.spec;
     spec.retain(|_, value| !value.is_null());
-    let mut wrong = Vec::new();
-    let name = name("metadata.name", &wire.metadata.name)?;
-    let tier = tier(spec.remove("tier"))?;
-    let priority = priority(spec.remove("priority"), &mut wrong)?;
-    let subject = subject(spec.remove("subject"))?;
+    let mut wrong = Faults::default();
+    let name = wrong.keep(name("metadata.name", &wire.metadata.name));
+    let tier = wrong.keep(tier(spec.remove("tier")));
+    let priority = priority(spec.remove("priority"), &mut wrong);
+    let subject = wrong.keep(subject(spec.remove("subject")));
     let lists = [Direction::Ingress, Direction::Egress].map(|it| (it, spec.remove(it.field())));
+    for field in spec.keys() {
+        wrong.push(format!(
+            "spec.{field}: unknown field `{field}`, expected one of `tier`, `priority`, `subject`, `ingress`, `egress`"
+        ));
+    }
     // It could narrow every rule.
-    let is_closed = match spec.keys().next() {
-        Some(field) => {
-            wrong.push(format!(
-                "spec.{field}: unknown field `{field}`, expected one of `tier`, `priority`, `subject`, `ingress`, `egress`"
-            ));
-            true
-        }
-        None => false,
-    };
-    let mut problems = Vec::new();
-    let is_audit = is_audit(&wire.metadata.annotations, &mut problems);
+    let is_closed = !spec.is_empty();
+    let mut unknown = Vec::new();
     let [ingress, egress] = lists.map(|(direction, list)| {
         let mut reading = Reading {
             direction,
             is_closed,
             wrong: &mut wrong,
-            problems: &mut problems,
+            unknown: &mut unknown,
         };
         reading.rules(list)
     });
-    let object = Object::ClusterPolicy(Arc::new(ClusterPolicy {
-        name,
-        tier,
-        priority,
-        subject,
-        ingress,
-        egress,
-        is_audit,
-    }));
-    match wrong.into_iter().next() {
-        None => Ok(Converted {
-            object: Some(object),
-            problems,
+    let is_audit = is_audit(&wire.metadata.annotations);
+    let is_stand_in = !wrong.is_empty();
+    let all = (name, tier, priority, subject);
+    let object = match all {
+        (Some(name), Some(tier), Some(priority), Some(subject)) => Some(ClusterPolicy {
+            name,
+            tier,
+            priority,
+            subject,
+            ingress,
+            egress,
+            is_audit: *is_audit.as_ref().unwrap_or(&false),
+            is_stand_in,
         }),
-        Some(reason) => Err(Invalid {
-            reason,
-            closed: Some(object),
-        }),
+        _ => None,
+    };
+    let object = object.map(|it| Object::ClusterPolicy(Arc::new(it)));
+    if !is_stand_in {
+        let problems = is_audit.err().map(|why| enforced(&why));
+        let peers = unknown.iter().map(Unknown::problem);
+        return Ok(Converted {
+            object,
+            problems: problems.into_iter().chain(peers).collect(),
+        });
     }
+    for Unknown { part, what, .. } in unknown {
+        wrong.push(format!("{part}: {what}"));
+    }
+    wrong.keep(is_audit.map_err(|why| format!("{ENFORCEMENT}: {why}")));
+    Err(Invalid {
+        reason: wrong.reason(),
+        closed: object,
+    })
 }
 
 fn tier(value: Option<Value>) -> Result<Tier, String> {
@@ -89,26 +101,28 @@ fn tier(value: Option<Value>) -> Result<Tier, String> {
 }
 
 /// One that is out of range stands at its end, in what is held for want of better.
-fn priority(value: Option<Value>, wrong: &mut Vec<String>) -> Result<u16, String> {
-    let value = value.ok_or("spec.priority is missing")?;
-    let number: i64 = read("spec.priority", value)?;
+fn priority(value: Option<Value>, wrong: &mut Faults) -> Option<u16> {
+    let value = value.ok_or_else(|| "spec.priority is missing".to_owned());
+    let number = wrong.keep(value.and_then(|value| read::<i64>("spec.priority", value)))?;
     if !PRIORITIES.contains(&number) {
         wrong.push(format!("spec.priority: {number} is not within 0 to 1000"));
     }
     let number = number.clamp(*PRIORITIES.start(), *PRIORITIES.end());
-    u16::try_from(number).map_err(|e| e.to_string())
+    u16::try_from(number).ok()
 }
 
 /// "Exactly one field must be set."
-fn subject(value: Option<Value>) -> Result<PodPeers, String> {
-    let value = value.ok_or("spec.subject is missing")?;
+fn subject(value: Option<Value>) -> Result<PodPeers, Faults> {
+    let value = value.ok_or_else(|| "spec.subject is missing".to_owned())?;
     let fields: Fields = read("spec.subject", value)?;
     match known("spec.subject", fields, &["namespaces", "pods"])? {
         Said::Of(field, value) => pods(&format!("spec.subject.{field}"), field, value),
-        Said::Unknown(field) => Err(format!(
+        Said::Unknown(field) => Err(Faults::from(format!(
             "spec.subject.{field}: unknown field `{field}`, expected `namespaces` or `pods`"
+        ))),
+        Said::Nothing => Err(Faults::from(
+            "spec.subject: it has neither namespaces nor pods".to_owned(),
         )),
-        Said::Nothing => Err("spec.subject: it has neither namespaces nor pods".to_owned()),
     }
 }
 
@@ -148,8 +162,29 @@ struct Reading<'a> {
     direction: Direction,
     /// All of them, for a reason outside of them.
     is_closed: bool,
-    wrong: &'a mut Vec<String>,
-    problems: &'a mut Vec<Problem>,
+    wrong: &'a mut Faults,
+    unknown: &'a mut Vec<Unknown>,
+}
+
+/// A peer of a kind that is not known.
+struct Unknown {
+    part: String,
+    what: String,
+    action: RuleAction,
+}
+
+impl Unknown {
+    /// Where nothing else is wrong.
+    fn problem(&self) -> Problem {
+        let so = match self.action {
+            RuleAction::Accept => "its rule matches nothing",
+            _ => "its rule denies everything",
+        };
+        Problem {
+            part: self.part.clone(),
+            reason: format!("{}: {so}", self.what),
+        }
+    }
 }
 
 impl Reading<'_> {
@@ -178,51 +213,54 @@ impl Reading<'_> {
         let action = text("action").and_then(|it| action(&it));
         let name = super::optional(text("name"));
         let close = |reason: &str| closed(action.unwrap_or(RuleAction::Deny), name, reason);
-        let read = read(at, value).and_then(|wire| self.understood(at, wire));
-        match read {
-            Ok(_) if self.is_closed => close("a field of its policy is not known"),
-            Ok(rule) => rule,
-            Err(reason) => {
-                let rule = close(&reason);
-                self.wrong.push(reason);
-                rule
-            }
-        }
+        let read = read(at, value).map_err(Faults::from);
+        let faults = match read.and_then(|wire| self.understood(at, wire)) {
+            Ok(_) if self.is_closed => return close("a field of its policy is not known"),
+            Ok(rule) => return rule,
+            Err(faults) => faults,
+        };
+        let rule = close(faults.0.first().map_or("", |it| it));
+        self.wrong.0.extend(faults.0);
+        rule
     }
 
-    fn understood(&mut self, at: &str, wire: wire::ClusterRule) -> Result<ClusterRule, String> {
+    fn understood(&mut self, at: &str, wire: wire::ClusterRule) -> Result<ClusterRule, Faults> {
+        let mut wrong = Faults::default();
         let length = wire.name.chars().count();
         if length > LONGEST_NAME {
-            return Err(format!(
+            wrong.push(format!(
                 "{at}.name: {length} characters are more than {LONGEST_NAME}"
             ));
         }
         let name = super::optional(Some(wire.name));
         let action = action(&wire.action)
-            .ok_or_else(|| format!("{at}.action: {:?} is not Accept, Deny or Pass", wire.action))?;
+            .ok_or_else(|| format!("{at}.action: {:?} is not Accept, Deny or Pass", wire.action));
+        let action = wrong.keep(action);
         let field = self.direction.peers();
         let (list, other, misplaced) = match self.direction {
             Direction::Ingress => (wire.from, "to", wire.to),
             Direction::Egress => (wire.to, "from", wire.from),
         };
         if misplaced.is_some() {
-            return Err(format!("{at}: unknown field `{other}`, expected `{field}`"));
+            wrong.push(format!("{at}: unknown field `{other}`, expected `{field}`"));
         }
-        let list = counted(&format!("{at}.{field}"), list.unwrap_or_default())?;
-        let ports = match wire.protocols {
-            None => Ports::Any,
-            Some(list) => Ports::Of(ports(&format!("{at}.protocols"), list)?),
-        };
+        let list = counted(&format!("{at}.{field}"), list.unwrap_or_default());
+        let list = wrong.keep(list).unwrap_or_default();
+        let ports = wire.protocols.map(|list| {
+            let ports = ports(&format!("{at}.protocols"), list);
+            Ports::Of(wrong.keep(ports).unwrap_or_default())
+        });
         let mut peers = Vec::new();
         let mut unknown = Vec::new();
         for (i, fields) in list.into_iter().enumerate() {
-            let at = format!("{at}.{field}[{i}]");
-            match peer(self.direction, &at, fields)? {
-                Peer::Of(of) => peers.extend(of),
-                Peer::Unknown(what) => unknown.push((at, what)),
+            let part = format!("{at}.{field}[{i}]");
+            match wrong.keep(peer(self.direction, &part, fields)) {
+                Some(Peer::Of(of)) => peers.extend(of),
+                Some(Peer::Unknown(what)) => unknown.push((part, what)),
+                None => {}
             }
         }
-        if let Ports::Of(matches) = &ports
+        if let Some(Ports::Of(matches)) = &ports
             && matches
                 .iter()
                 .any(|it| matches!(it.port, PortRange::Named(_)))
@@ -230,28 +268,30 @@ impl Reading<'_> {
         {
             // "networks/nodes/domainNames peer cannot be set with namedPorts since there are no namedPorts for
             // networks/nodes/domainNames"
-            return Err(format!(
+            wrong.push(format!(
                 "{at}: destinationNamedPort stands beside networks, which have no names of ports"
             ));
         }
-        let Some((_, first)) = unknown.first() else {
-            let rule = Rule {
-                peers: Peers::Of(peers),
-                ports,
-            };
-            return Ok(ClusterRule { name, action, rule });
+        // Of a rule that is closed as a whole, too.
+        let meant = action.unwrap_or(RuleAction::Deny);
+        let first = unknown.first().map(|(_, what)| what.clone());
+        let unknown = unknown.into_iter().map(|(part, what)| Unknown {
+            part,
+            what,
+            action: meant,
+        });
+        self.unknown.extend(unknown);
+        let Some(action) = action else {
+            return Err(wrong);
         };
-        let rule = closed(action, name, first);
-        let so = match rule.action {
-            RuleAction::Accept => "its rule matches nothing",
-            _ => "its rule denies everything",
+        if let Some(what) = first {
+            return wrong.or(closed(action, name, &what));
+        }
+        let rule = Rule {
+            peers: Peers::Of(peers),
+            ports: ports.unwrap_or(Ports::Any),
         };
-        self.problems
-            .extend(unknown.into_iter().map(|(part, what)| Problem {
-                part,
-                reason: format!("{what}: {so}"),
-            }));
-        Ok(rule)
+        wrong.or(ClusterRule { name, action, rule })
     }
 }
 
@@ -289,7 +329,7 @@ enum Peer {
 
 /// "Exactly one of the fields must be set for a given peer … If an implementation sees no fields are set then it can infer that the
 /// deployed CRD is of an incompatible version with an unknown field." So it is with a field that it sees and does not know.
-fn peer(direction: Direction, at: &str, fields: Fields) -> Result<Peer, String> {
+fn peer(direction: Direction, at: &str, fields: Fields) -> Result<Peer, Faults> {
     let (field, value) = match known(at, fields, direction.known())? {
         Said::Of(field, value) => (field, value),
         Said::Unknown(field) => {
@@ -340,7 +380,7 @@ fn known(at: &str, mut fields: Fields, known: &[&'static str]) -> Result<Said, S
 }
 
 /// `namespaces` ("all pods within a set of Namespaces") or `pods`.
-fn pods(at: &str, field: &str, value: Value) -> Result<PodPeers, String> {
+fn pods(at: &str, field: &str, value: Value) -> Result<PodPeers, Faults> {
     let part = |name: &str, wire| selector(wire).map_err(|e| format!("{at}{name}: {e}"));
     if field == "namespaces" {
         return Ok(PodPeers {
@@ -349,39 +389,45 @@ fn pods(at: &str, field: &str, value: Value) -> Result<PodPeers, String> {
         });
     }
     let wire: wire::NamespacedPod = read(at, value)?;
-    Ok(PodPeers {
-        namespaces: Some(part(".namespaceSelector", wire.namespace_selector)?),
-        pods: part(".podSelector", wire.pod_selector)?,
-    })
+    let mut wrong = Faults::default();
+    let namespaces = wrong.keep(part(".namespaceSelector", wire.namespace_selector));
+    let pods = wrong.keep(part(".podSelector", wire.pod_selector));
+    let pods = pods.unwrap_or_default();
+    wrong.or(PodPeers { namespaces, pods })
 }
 
-fn networks(at: &str, value: Value) -> Result<Vec<IpNet>, String> {
+/// Each once, however it is written: the API server compares texts ("+listType=set"), and takes one network in two
+/// spellings.
+fn networks(at: &str, value: Value) -> Result<Vec<IpNet>, Faults> {
     let texts: Vec<String> = read(at, value)?;
+    let mut wrong = Faults::default();
     let mut networks = Vec::new();
     for (i, text) in counted(at, texts)?.into_iter().enumerate() {
-        let network = cidr(&text).map_err(|e| format!("{at}[{i}]: {e}"))?;
+        let network = cidr(&text).map_err(|e| format!("{at}[{i}]: {e}"));
+        let Some(network) = wrong.keep(network) else {
+            continue;
+        };
         // "isCIDR(self) && cidr(self) == cidr(self).masked()"
         if text.parse() != Ok(network) {
-            return Err(format!(
+            wrong.push(format!(
                 "{at}[{i}]: {text} has bits behind its length, {network} has none"
             ));
         }
-        // "+listType=set"
-        if networks.contains(&network) {
-            return Err(format!("{at}[{i}]: {network} stands there twice"));
+        if !networks.contains(&network) {
+            networks.push(network);
         }
-        networks.push(network);
     }
-    Ok(networks)
+    wrong.or(networks)
 }
 
-fn ports(at: &str, list: Vec<wire::ClusterProtocol>) -> Result<Vec<PortMatch>, String> {
+fn ports(at: &str, list: Vec<wire::ClusterProtocol>) -> Result<Vec<PortMatch>, Faults> {
+    let mut wrong = Faults::default();
     let mut ports = Vec::new();
     for (i, item) in counted(at, list)?.into_iter().enumerate() {
-        let of_item = protocol(item).map_err(|e| format!("{at}[{i}]{e}"))?;
-        ports.extend(of_item);
+        let of_item = protocol(item).map_err(|e| format!("{at}[{i}]{e}"));
+        ports.extend(wrong.keep(of_item).into_iter().flatten());
     }
-    Ok(ports)
+    wrong.or(ports)
 }
 
 /// "Exactly one field must be set." An error begins with where in the item it is.

@@ -5,10 +5,11 @@
 use std::sync::Arc;
 
 use super::selector::selector;
-use super::{Converted, Invalid, cidr, id, is_audit, port, protocol};
+use super::{
+    Converted, ENFORCEMENT, Faults, Invalid, cidr, enforced, id, is_audit, port, protocol,
+};
 use crate::model::{
     Block, Object, PeerSelector, Peers, PodPeers, Policy, PortMatch, PortRange, Ports, Rule,
-    Selector,
 };
 use crate::watch::wire::{self, IntOrString};
 
@@ -22,9 +23,12 @@ pub fn policy(wire: wire::NetworkPolicy) -> Result<Converted, Invalid> {
             has_egress: !wire.spec.egress.is_empty(),
         },
     };
-    understood(wire).map_err(|reason| Invalid {
-        closed: closed_policy(outline, &reason),
-        reason,
+    understood(wire).map_err(|faults| {
+        let reason = faults.reason();
+        Invalid {
+            closed: closed_policy(outline, &reason),
+            reason,
+        }
     })
 }
 
@@ -42,7 +46,7 @@ pub fn closed_policy(outline: wire::PolicyOutline, reason: &str) -> Option<Objec
         subject: selector(outline.spec.pod_selector).ok()?,
         ingress: directions.ingress.then(nothing),
         egress: directions.egress.then(nothing),
-        is_audit: is_audit(&outline.metadata.annotations, &mut Vec::new()),
+        is_audit: is_audit(&outline.metadata.annotations).unwrap_or_default(),
     })))
 }
 
@@ -77,53 +81,71 @@ fn directions(types: &[String], has_egress: bool) -> Result<Directions, String> 
     Ok(directions)
 }
 
-fn understood(wire: wire::NetworkPolicy) -> Result<Converted, String> {
+fn understood(wire: wire::NetworkPolicy) -> Result<Converted, Faults> {
     let spec = wire.spec;
-    let directions = directions(&spec.policy_types, !spec.egress.is_empty())?;
-    let ingress = rules("ingress", spec.ingress)?;
-    let egress = rules("egress", spec.egress)?;
-    let mut problems = Vec::new();
+    let mut wrong = Faults::default();
+    let id = wrong.keep(id(&wire.metadata));
+    let subject = selector(spec.pod_selector).map_err(|e| format!("spec.podSelector: {e}"));
+    let subject = wrong.keep(subject);
+    let directions = wrong.keep(directions(&spec.policy_types, !spec.egress.is_empty()));
+    let ingress = wrong.keep(rules("ingress", spec.ingress));
+    let egress = wrong.keep(rules("egress", spec.egress));
+    let is_audit = is_audit(&wire.metadata.annotations);
+    let all = (id, subject, directions, ingress, egress);
+    let (Some(id), Some(subject), Some(directions), Some(ingress), Some(egress)) = all else {
+        let annotation = is_audit.map_err(|why| format!("{ENFORCEMENT}: {why}"));
+        wrong.keep(annotation);
+        return Err(wrong);
+    };
+    let problems = is_audit.as_ref().err().map(|why| enforced(why));
     let policy = Policy {
-        id: id(&wire.metadata)?,
-        subject: selector(spec.pod_selector).map_err(|e| format!("spec.podSelector: {e}"))?,
+        id,
+        subject,
         ingress: directions.ingress.then_some(ingress),
         egress: directions.egress.then_some(egress),
-        is_audit: is_audit(&wire.metadata.annotations, &mut problems),
+        is_audit: is_audit.unwrap_or_default(),
     };
     Ok(Converted {
         object: Some(Object::Policy(Arc::new(policy))),
-        problems,
+        problems: problems.into_iter().collect(),
     })
 }
 
-fn rules(direction: &str, wire: Vec<wire::Rule>) -> Result<Vec<Rule>, String> {
-    wire.into_iter()
-        .enumerate()
-        .map(|(i, r)| rule(direction, r).map_err(|e| format!("spec.{direction}[{i}]{e}")))
-        .collect()
+fn rules(direction: &str, wire: Vec<wire::Rule>) -> Result<Vec<Rule>, Faults> {
+    each(wire, &format!("spec.{direction}"), |it| rule(direction, it))
 }
 
-fn rule(direction: &str, wire: wire::Rule) -> Result<Rule, String> {
+/// Each item of a list, with its place in what is wrong with it.
+fn each<W, T, E: Into<Faults>>(
+    list: Vec<W>,
+    at: &str,
+    read: impl Fn(W) -> Result<T, E>,
+) -> Result<Vec<T>, Faults> {
+    let mut wrong = Faults::default();
+    let mut all = Vec::new();
+    for (i, item) in list.into_iter().enumerate() {
+        let item = read(item).map_err(|e| e.into().at(&format!("{at}[{i}]")));
+        all.extend(wrong.keep(item));
+    }
+    wrong.or(all)
+}
+
+fn rule(direction: &str, wire: wire::Rule) -> Result<Rule, Faults> {
     let (field, peers, other, misplaced) = if direction == "ingress" {
         ("from", wire.from, "to", wire.to)
     } else {
         ("to", wire.to, "from", wire.from)
     };
+    let mut wrong = Faults::default();
     if !misplaced.is_empty() {
-        return Err(format!(": unknown field `{other}`, expected `{field}`"));
+        wrong.push(format!(": unknown field `{other}`, expected `{field}`"));
     }
-    let peers = peers
-        .into_iter()
-        .enumerate()
-        .map(|(i, p)| peer(p).map_err(|e| format!(".{field}[{i}]: {e}")))
-        .collect::<Result<Vec<_>, _>>()?;
-    let ports = wire
-        .ports
-        .into_iter()
-        .enumerate()
-        .map(|(i, p)| port_match(p).map_err(|e| format!(".ports[{i}]: {e}")))
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok(Rule {
+    let peer = |it| peer(it).map_err(|faults| faults.at(": "));
+    let peers = wrong.keep(each(peers, &format!(".{field}"), peer));
+    let port = |it| port_match(it).map_err(|e| format!(": {e}"));
+    let ports = wrong.keep(each(wire.ports, ".ports", port));
+    let (peers, ports) = (peers.unwrap_or_default(), ports.unwrap_or_default());
+    wrong.or(Rule {
         peers: if peers.is_empty() {
             Peers::Any
         } else {
@@ -137,43 +159,46 @@ fn rule(direction: &str, wire: wire::Rule) -> Result<Rule, String> {
     })
 }
 
-fn peer(wire: wire::Peer) -> Result<PeerSelector, String> {
+fn peer(wire: wire::Peer) -> Result<PeerSelector, Faults> {
     match (wire.ip_block, wire.pod_selector, wire.namespace_selector) {
         (Some(b), None, None) => block(b).map(PeerSelector::Block),
-        (Some(_), _, _) => Err("ipBlock stands beside another selector".to_owned()),
-        (None, None, None) => Err("it has no selector".to_owned()),
-        (None, pods, namespaces) => Ok(PeerSelector::Pods(PodPeers {
-            namespaces: namespaces
-                .map(selector)
-                .transpose()
-                .map_err(|e| format!("namespaceSelector: {e}"))?,
-            pods: pods
-                .map_or_else(|| Ok(Selector::default()), selector)
-                .map_err(|e| format!("podSelector: {e}"))?,
-        })),
+        (Some(_), _, _) => Err("ipBlock stands beside another selector".to_owned().into()),
+        (None, None, None) => Err("it has no selector".to_owned().into()),
+        (None, pods, namespaces) => {
+            let mut wrong = Faults::default();
+            let mut part = |name: &str, wire: Option<wire::LabelSelector>| {
+                let read = wire.map(|it| selector(it).map_err(|e| format!("{name}: {e}")));
+                wrong.keep(read.transpose()).flatten()
+            };
+            let namespaces = part("namespaceSelector", namespaces);
+            let pods = part("podSelector", pods).unwrap_or_default();
+            wrong.or(PeerSelector::Pods(PodPeers { namespaces, pods }))
+        }
     }
 }
 
-fn block(wire: wire::IpBlock) -> Result<Block, String> {
-    let whole = cidr(&wire.cidr).map_err(|e| format!("ipBlock.cidr: {e}"))?;
-    let mut except = wire
-        .except
-        .iter()
-        .map(|text| {
-            let part = cidr(text).map_err(|e| format!("ipBlock.except: {e}"))?;
-            if whole.contains(&part) {
-                Ok(part)
-            } else {
-                Err(format!("ipBlock.except: {part} is not within {whole}"))
+fn block(wire: wire::IpBlock) -> Result<Block, Faults> {
+    let mut wrong = Faults::default();
+    let whole = wrong.keep(cidr(&wire.cidr).map_err(|e| format!("ipBlock.cidr: {e}")));
+    let mut except = Vec::new();
+    for text in &wire.except {
+        let part = cidr(text).map_err(|e| format!("ipBlock.except: {e}"));
+        let Some(part) = wrong.keep(part) else {
+            continue;
+        };
+        match &whole {
+            Some(whole) if !whole.contains(&part) => {
+                wrong.push(format!("ipBlock.except: {part} is not within {whole}"));
             }
-        })
-        .collect::<Result<Vec<_>, String>>()?;
+            _ => except.push(part),
+        }
+    }
     except.sort_unstable();
     except.dedup();
-    Ok(Block {
-        cidr: whole,
-        except,
-    })
+    match whole {
+        Some(cidr) => wrong.or(Block { cidr, except }),
+        None => Err(wrong),
+    }
 }
 
 fn port_match(wire: wire::PolicyPort) -> Result<PortMatch, String> {

@@ -63,7 +63,7 @@ impl KubeSource {
     ) -> Result<(), Stop> {
         if let Some(version) = &course.version
             && course.is_doubtful
-            && self.is_behind::<K>(server, version).await?
+            && self.is_behind::<K>(server, course.served, version).await?
         {
             info!(kind = %K::KIND, "the API server knows less than was said before; listing again");
             course.version = None;
@@ -80,10 +80,11 @@ impl KubeSource {
     async fn is_behind<K: WireKind>(
         &self,
         server: &Server,
+        served: &'static str,
         version: &str,
     ) -> Result<bool, Failure> {
         let one = ListParams::default().limit(1);
-        let answer = timeout(self.timing.answer, server.api::<K>().list(&one)).await;
+        let answer = timeout(self.timing.answer, server.api::<K>(served).list(&one)).await;
         let page = answered(answer, Verb::List, self.timing.answer)?;
         server.lives();
         let now = page.metadata.resource_version.unwrap_or_default();
@@ -100,7 +101,7 @@ impl KubeSource {
         if let Some(at) = course.listed {
             tokio::time::sleep_until(at + self.timing.between_lists).await;
         }
-        let api = server.api::<K>();
+        let api = server.api::<K>(course.served);
         let mut changes = Vec::new();
         let mut params = ListParams::default().limit(PAGE);
         course.ledger.begin_list();
@@ -131,7 +132,7 @@ impl KubeSource {
         };
         if course.absences > 0 {
             course.absences = 0;
-            info!(kind = %K::KIND, "the API server has the kind now");
+            info!(kind = %K::KIND, version = course.served, "the API server has the kind now");
         }
         course.ledger.finish_list(&mut changes);
         course.spare = None;
@@ -154,6 +155,7 @@ impl KubeSource {
         say: &mpsc::Sender<Said>,
     ) -> Result<(), Stop> {
         let began = Instant::now();
+        let api = server.api::<K>(course.served);
         let version = course.version.insert(from);
         let length = self.timing.watch.mul_f64(1.0 + fastrand::f64());
         let params = WatchParams {
@@ -161,7 +163,6 @@ impl KubeSource {
             bookmarks: true,
             ..WatchParams::default()
         };
-        let api = server.api::<K>();
         let answer = timeout(self.timing.answer, api.watch(&params, version)).await;
         let mut events = pin!(answered(answer, Verb::Watch, self.timing.answer)?);
         server.lives();

@@ -74,8 +74,9 @@ impl Servers {
 }
 
 impl Server {
-    pub(super) fn api<K: WireKind>(&self) -> Api<Decoded<K>> {
-        Api::all(self.client.clone())
+    /// The kind, in a version of its group.
+    pub(super) fn api<K: WireKind>(&self, version: &'static str) -> Api<Decoded<K>> {
+        Api::all_with(self.client.clone(), &version)
     }
 
     /// It has said something, on whatever connection.

@@ -99,10 +99,10 @@ impl Failure {
             Self::OtherVersions(versions) => (
                 Cause::Refused,
                 format!(
-                    "the API server has {plural} of {} as {}, and not as {}, which is what this version reads",
+                    "the API server has {plural} of {} as {}, and not as {}, which is what this agent reads",
                     K::GROUP,
                     versions.join(", "),
-                    K::VERSION,
+                    K::VERSIONS.join(" or "),
                 ),
             ),
             Self::NoVersion => (

@@ -64,6 +64,8 @@ struct Store {
     is_forgetful: bool,
     /// 410 is the answer to the call, and not an event of the watch.
     is_blunt: bool,
+    /// How often it was asked for all groups.
+    searches: usize,
     /// Without those of a single object.
     lists: BTreeMap<String, usize>,
     watches: BTreeMap<String, usize>,
@@ -111,6 +113,7 @@ impl ApiServer {
             .route("/api/v1/{resource}", get(answer))
             .route("/apis/{group}/{version}/{resource}", get(answer_group))
             .route("/apis", get(groups))
+            .route("/apis/{group}", get(group))
             .route("/apis/{group}/{version}", get(resources))
             .with_state(self.front.clone());
         let runtime = Builder::new_multi_thread()
@@ -229,6 +232,11 @@ impl ApiServer {
         self.store().lists.get(resource).copied().unwrap_or(0)
     }
 
+    /// How often it was asked for all that it has.
+    pub(super) fn searches(&self) -> usize {
+        self.store().searches
+    }
+
     pub(super) fn watches(&self, resource: &str) -> usize {
         self.store().watches.get(resource).copied().unwrap_or(0)
     }
@@ -338,14 +346,23 @@ async fn answer_group(
     answer(front, Path(resource), parameters).await
 }
 
-/// The group is there for another kind of it in any case.
 async fn groups(front: State<Arc<Front>>) -> Response {
+    front.shared.store.lock().unwrap().searches += 1;
+    let group = described(&front);
+    Json(json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": [group]})).into_response()
+}
+
+async fn group(front: State<Arc<Front>>, Path(_): Path<String>) -> Response {
+    Json(described(&front)).into_response()
+}
+
+/// The group is there for another kind of it in any case.
+fn described(front: &Front) -> Value {
     let mut versions = front.shared.store.lock().unwrap().optional.clone();
     versions.push("v1alpha1");
     let version = |it: &&str| json!({"groupVersion": format!("{GROUP}/{it}"), "version": it});
     let versions: Vec<_> = versions.iter().map(version).collect();
-    let group = json!({"name": GROUP, "versions": versions});
-    Json(json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": [group]})).into_response()
+    json!({"kind": "APIGroup", "apiVersion": "v1", "name": GROUP, "versions": versions})
 }
 
 async fn resources(

@@ -286,10 +286,6 @@ fn wrong_rules() -> Vec<(Value, &'static str)> {
             ".to[0].networks[0]: ::ffff:10.0.0.0/104 is an IPv4-mapped IPv6 prefix",
         ),
         (
-            networks(json!(["10.0.0.0/8", "10.0.0.0/8"])),
-            ".to[0].networks[1]: 10.0.0.0/8 stands there twice",
-        ),
-        (
             protocols(json!({})),
             ".protocols[0]: it has none of tcp, udp, sctp and destinationNamedPort",
         ),
@@ -480,4 +476,58 @@ fn a_wrong_policy_stands_closed_if_it_can_be_said_about_whom_it_is() {
         refused(&nameless),
         ("metadata.name is missing".to_owned(), None)
     );
+}
+
+#[test]
+fn a_network_that_is_written_twice_is_one_network() {
+    let networks = |texts: Value| {
+        let rule = json!({"action": "Deny", "to": [{"networks": texts}]});
+        policy(&spec(json!({"egress": [rule]}))).egress
+    };
+    for (texts, once) in [
+        (json!(["fd00::/8", "FD00::/8", "fd00:0::/8"]), "fd00::/8"),
+        (json!(["10.0.0.0/8", "10.0.0.0/8"]), "10.0.0.0/8"),
+    ] {
+        assert_eq!(networks(texts), networks(json!([once])));
+    }
+    assert_ne!(
+        networks(json!(["fd00::/8", "fd00::/9"])),
+        networks(json!(["fd00::/8"]))
+    );
+}
+
+#[test]
+fn every_fault_of_a_policy_is_said_up_to_eight() {
+    let rule = |network: &str| json!({"action": "Permit", "to": [{"networks": [network]}, {"nodes": {}}], "protocols": [{}, {"tcp": {}}]});
+    let faulty = spec(json!({
+        "tier": "Middle", "priority": 1001, "users": {},
+        "egress": [rule("10.0.0.1/8"), rule("x")],
+    }));
+    let of = |texts: &[&str]| texts.join("; ");
+    let said = [
+        "spec.tier: \"Middle\" is not Admin or Baseline",
+        "spec.priority: 1001 is not within 0 to 1000",
+        "spec.users: unknown field `users`, expected one of `tier`, `priority`, `subject`, `ingress`, `egress`",
+        "spec.egress[0].action: \"Permit\" is not Accept, Deny or Pass",
+        "spec.egress[0].protocols[0]: it has none of tcp, udp, sctp and destinationNamedPort",
+        "spec.egress[0].protocols[1].tcp: it has no destinationPort",
+        "spec.egress[0].to[0].networks[0]: 10.0.0.1/8 has bits behind its length, 10.0.0.0/8 has none",
+        "spec.egress[1].action: \"Permit\" is not Accept, Deny or Pass",
+    ];
+    // Three more of the second rule, and two peers of no known kind.
+    let (reason, closed) = refused(&object(&faulty));
+    assert_eq!(reason, format!("{}; and 5 more", of(&said)));
+    assert_eq!(closed, None);
+
+    let mut few = object(&spec(json!({
+        "priority": 1001,
+        "egress": [{"action": "Accept", "to": [{"nodes": {}}]}],
+    })));
+    few["metadata"]["annotations"] = json!({"weir.local/enforcement": "perhaps"});
+    let said = [
+        "spec.priority: 1001 is not within 0 to 1000",
+        "spec.egress[0].to[0]: nodes is experimental, and not supported",
+        "annotation weir.local/enforcement: \"perhaps\" is neither \"audit\" nor \"enforce\"",
+    ];
+    assert_eq!(refused(&few).0, of(&said));
 }

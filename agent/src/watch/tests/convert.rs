@@ -283,6 +283,13 @@ fn a_policy_that_is_not_understood_says_where_and_closes_its_pods() {
             json!({"ingress": [{"ports": [{"port": true}]}]}),
             "spec.ingress[0].ports[0].port: expected a port number or a port name",
         ),
+        (
+            json!({"ingress": [
+                {"from": [{}, {"ipBlock": {"cidr": "10.0.0.0/33", "except": ["x"]}}], "ports": [{"port": 0}]}, {"ports": [{"endPort": 80}]}]}),
+            "spec.ingress[0].from[0]: it has no selector; spec.ingress[0].from[1]: ipBlock.cidr: \"10.0.0.0/33\" is not a CIDR; \
+             spec.ingress[0].from[1]: ipBlock.except: \"x\" is not a CIDR; spec.ingress[0].ports[0]: port 0 is not within 1 to \
+             65535; spec.ingress[1].ports[0]: endPort without port",
+        ),
     ] {
         let found = refused_policy(spec.clone());
         assert_eq!(found.reason, reason, "{spec}");

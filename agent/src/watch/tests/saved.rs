@@ -231,7 +231,7 @@ fn a_cluster_policy_is_saved_as_it_is() {
         namespaces: Some(Selector::default()),
         pods: Selector::default(),
     };
-    let policy = Object::ClusterPolicy(Arc::new(ClusterPolicy {
+    let mut policy = ClusterPolicy {
         name: "walls".into(),
         tier: Tier::Admin,
         priority: 7,
@@ -246,9 +246,11 @@ fn a_cluster_policy_is_saved_as_it_is() {
         }],
         egress: Vec::new(),
         is_audit: false,
-    }));
+        is_stand_in: false,
+    };
+    let object = |policy: &ClusterPolicy| Object::ClusterPolicy(Arc::new(policy.clone()));
     let disk = Disk::new();
-    disk.saved.save(std::slice::from_ref(&policy)).unwrap();
+    disk.saved.save(&[object(&policy)]).unwrap();
     let text = disk.text();
     let line = concat!(
         r#"{"object":{"ClusterPolicy":{"name":"walls","tier":"Admin","priority":7,"#,
@@ -256,7 +258,13 @@ fn a_cluster_policy_is_saved_as_it_is() {
         r#""ingress":[{"name":"out","action":"Pass","rule":{"peers":"Any","ports":"Any"}}],"egress":[]}}}"#,
     );
     assert_eq!(text.lines().nth(1), Some(line), "{text}");
-    assert_eq!(disk.saved.load().unwrap().objects, [policy]);
+    assert_eq!(disk.saved.load().unwrap().objects, [object(&policy)]);
+    policy.is_stand_in = true;
+    disk.saved.save(&[object(&policy)]).unwrap();
+    let text = disk.text();
+    let line = line.replace(r#""egress":[]"#, r#""egress":[],"is_stand_in":true"#);
+    assert_eq!(text.lines().nth(1), Some(line.as_str()), "{text}");
+    assert_eq!(disk.saved.load().unwrap().objects, [object(&policy)]);
 }
 
 /// Of the agent before this format, which had no log and no mirror pods.

@@ -5,14 +5,14 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::Reader;
 use super::api_server::ApiServer;
 use super::kube::{eventually, options, policy, service};
-use crate::model::{Kind, ObjectName};
+use crate::model::{ClusterPolicy, Kind, Object, ObjectName, Policy, Tier};
 use crate::watch::kube::{KubeSource, Timing, connect};
 use crate::watch::saved::{SAVED_OBJECTS, SavedObjects};
 use crate::watch::saving::{Pace, Saving};
@@ -306,4 +306,89 @@ async fn a_file_that_somebody_takes_away_is_written_again() {
         path.exists() && saved_services(folder.path()).is_some_and(|saved| saved == ["a", "b"])
     })
     .await;
+}
+
+fn cluster_policy(name: &str, tier: &str, priority: u32) -> Value {
+    json!({
+        "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
+        "metadata": {"name": name},
+        "spec": {"tier": tier, "priority": priority, "subject": {"namespaces": {}},
+            "ingress": [{"action": "Accept", "from": [{"namespaces": {}}]}]},
+    })
+}
+
+/// The policy of [`policy`], and these ClusterNetworkPolicies by name.
+fn policies(run: &Run) -> (Policy, [ClusterPolicy; 2]) {
+    let snapshot = &run.reader.snapshot;
+    let policy = &snapshot.policies[&ObjectName::new("default", "p")];
+    let tiered = ["good", "never"].map(|it| ClusterPolicy::clone(&snapshot.cluster_policies[it]));
+    (Policy::clone(policy), tiered)
+}
+
+/// What a run has saved of the last two.
+fn saved_stand_ins(folder: &Path) -> Vec<bool> {
+    let objects = saved(folder).load().map_or_else(Vec::new, |it| it.objects);
+    let tiered = |it: &Object| matches!(it, Object::ClusterPolicy(_)).then(|| it.is_stand_in());
+    objects.iter().filter_map(tiered).collect()
+}
+
+#[tokio::test]
+async fn what_is_not_understood_any_more_means_the_same_before_and_after_a_restart() {
+    let server = ApiServer::start();
+    let folder = tempfile::tempdir().unwrap();
+    server.put(policy(json!({})));
+    server.put(cluster_policy("good", "Admin", 7));
+    server.put(cluster_policy("never", "Admin", 2000));
+    let mut run = Run::start(&server, folder.path()).await;
+    run.reader.until_complete().await;
+    let first = policies(&run);
+    server.put(policy(json!({"from": [{"nobody": "knows"}]})));
+    server.put(cluster_policy("good", "Baseline", 2000));
+    run.reader
+        .until("three are not understood", |r| r.quarantined.len() == 3)
+        .await;
+    let before = policies(&run);
+    assert_eq!(before, first, "the last good state holds");
+    assert!(!before.1[0].is_stand_in && before.1[1].is_stand_in);
+    eventually("they are saved", || {
+        saved_stand_ins(folder.path()) == [false, true]
+    })
+    .await;
+    // Again and again: the file of a run is read by the next.
+    for _ in 0..2 {
+        drop(run);
+        run = Run::start(&server, folder.path()).await;
+        run.reader.until_complete().await;
+        run.reader
+            .until("they are reported", |r| r.quarantined.len() == 3)
+            .await;
+        assert_eq!(policies(&run), before);
+        eventually("they are saved again", || {
+            saved_stand_ins(folder.path()) == [false, true]
+        })
+        .await;
+    }
+    // What was never understood has no last good state, also where it is another now.
+    drop(run);
+    server.put(cluster_policy("never", "Baseline", 2000));
+    let mut run = Run::start(&server, folder.path()).await;
+    run.reader.until_complete().await;
+    let (_, [good, never]) = policies(&run);
+    assert_eq!(good, before.1[0]);
+    assert!(never.is_stand_in && never.tier == Tier::Baseline);
+}
+
+#[tokio::test]
+async fn of_what_is_gone_when_the_agent_starts_no_last_good_state_is_left() {
+    let server = ApiServer::start();
+    let folder = saved_by_a_run(&server, &["a"]).await;
+    server.delete("networkpolicies", "default/p");
+    let mut run = Run::start(&server, folder.path()).await;
+    run.reader.until_complete().await;
+    server.put(policy(json!({"from": [{"nobody": "knows"}]})));
+    run.reader
+        .until("another of its name", |r| !r.snapshot.policies.is_empty())
+        .await;
+    let policy = run.reader.snapshot.policies.values().next().unwrap();
+    assert!(Object::Policy(policy.clone()).is_stand_in(), "{policy:?}");
 }

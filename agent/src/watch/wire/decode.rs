@@ -22,7 +22,8 @@ pub trait WireKind: DeserializeOwned + std::fmt::Debug + Send + Sync + 'static {
     const KIND: Kind;
     /// API group; empty for core.
     const GROUP: &'static str;
-    const VERSION: &'static str = "v1";
+    /// Of the group, as [`convert`](Self::convert) reads them all; the first is preferred.
+    const VERSIONS: &'static [&'static str] = &["v1"];
     /// The name of the resource in a URL and in a ClusterRole.
     const PLURAL: &'static str;
     /// May a cluster be without the kind? Then there is none of it, and it is looked for again and again.
@@ -132,22 +133,23 @@ impl<'de, K: WireKind> Deserialize<'de> for Decoded<K> {
 }
 
 impl<K: WireKind> kube::Resource for Decoded<K> {
-    type DynamicType = ();
+    /// The version that is asked for.
+    type DynamicType = &'static str;
     type Scope = DynamicResourceScope;
 
-    fn kind((): &()) -> Cow<'_, str> {
+    fn kind<'a>(_: &'a &'static str) -> Cow<'a, str> {
         K::KIND.as_str().into()
     }
 
-    fn group((): &()) -> Cow<'_, str> {
+    fn group<'a>(_: &'a &'static str) -> Cow<'a, str> {
         K::GROUP.into()
     }
 
-    fn version((): &()) -> Cow<'_, str> {
-        K::VERSION.into()
+    fn version<'a>(version: &'a &'static str) -> Cow<'a, str> {
+        (*version).into()
     }
 
-    fn plural((): &()) -> Cow<'_, str> {
+    fn plural<'a>(_: &'a &'static str) -> Cow<'a, str> {
         K::PLURAL.into()
     }
 
@@ -251,7 +253,8 @@ impl WireKind for NetworkPolicy {
 impl WireKind for ClusterNetworkPolicy {
     const KIND: Kind = Kind::ClusterNetworkPolicy;
     const GROUP: &'static str = "policy.networking.k8s.io";
-    const VERSION: &'static str = "v1alpha2";
+    /// The types of both are equal (network-policy-api 0.3.0, its Go types and the schemas of its definitions).
+    const VERSIONS: &'static [&'static str] = &["v1alpha2", "v1beta1"];
     const PLURAL: &'static str = "clusternetworkpolicies";
     const IS_OPTIONAL: bool = true;
 
