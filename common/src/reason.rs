@@ -65,7 +65,7 @@ reasons! {
     24 PodLimit "pod_limit" "The pod has opened more conversations than one pod may: those of others keep their room."
     26 NoService "no_service" "The destination is a Service's cluster IP, at a port or protocol that the Service does not have."
     27 NoLocalBackend "no_local_backend" "The traffic policy of the Service is Local, and no endpoint of it is on this node."
-    28 Tunnel "tunnel" "A pod sends a node the packet of a tunnel (IP in IP, GRE, VXLAN, Geneve), in which could be a packet in anybody's name."
+    28 Tunnel "tunnel" "A pod sends another node the packet of a tunnel (IP in IP, GRE, VXLAN, Geneve), in which could be a packet in anybody's name."
 }
 
 /// Rows of the `DROPS` table: one more than the largest number a reason can have.

@@ -10,6 +10,7 @@ use weir_common::{DropReason, Protocol};
 
 use crate::arrive::Arrival;
 use crate::fragment;
+use crate::policy;
 use crate::share;
 use crate::tables::{Added, Tables};
 use crate::verdict::{Outcome, Scratch};
@@ -67,6 +68,7 @@ fn take_answer<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<
         if !segment.is_syn() {
             record(&plan.way, plan.key.hook, &scratch.judgement, true, epoch);
             record(&plan.back, hook, &scratch.judgement, false, epoch);
+            policy::tell(tables, scratch);
         }
     }
     scratch.device = plan.back.device.load(Relaxed);

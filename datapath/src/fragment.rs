@@ -6,7 +6,7 @@ use weir_common::DropReason;
 use weir_common::fragment::{Fragment, FragmentKey};
 
 use crate::arrive::Arrival;
-use crate::l3::{Body, Extent, OFFSET};
+use crate::l3::{Body, Extent, Family, OFFSET};
 use crate::l4::{self, Segment};
 use crate::packet::Packet;
 use crate::tables::Tables;
@@ -51,10 +51,7 @@ fn read<P: Packet, T: Tables>(
     let extent = part.extent;
     // A packet from elsewhere that the node has put together, to look into it, and taken apart again, looks as if the node had
     // made it; with IPv6, of which the kernel does not keep who received it.
-    if matches!(extent, Extent::First | Extent::Later)
-        && arrival.is_nodes()
-        && !packet.is_of_socket()
-    {
+    if family == Family::V6 && arrival.is_nodes() && !packet.is_of_socket() {
         arrival.received_by = Arrival::BY_SOME;
     }
     if extent != Extent::Later {

@@ -129,9 +129,9 @@ fn mapped(octets: [u8; 4]) -> Addr {
     Addr([0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d, e, f, g, h])
 }
 
-/// `N` of the bytes of an IPv6 header.
+/// `N` of the bytes of a header.
 #[inline(always)]
-const fn bytes<const AT: usize, const N: usize>(header: &[u8; 40]) -> [u8; N] {
+const fn bytes<const AT: usize, const N: usize, const M: usize>(header: &[u8; M]) -> [u8; N] {
     let mut bytes = [0; N];
     let mut at = 0;
     while at < N {
@@ -174,30 +174,10 @@ impl Family {
     ) -> Result<Header, DropReason> {
         match self {
             Self::V4 => {
-                let [
-                    version,
-                    _,
-                    l0,
-                    l1,
-                    _,
-                    _,
-                    f0,
-                    f1,
-                    _,
-                    protocol,
-                    _,
-                    _,
-                    a,
-                    b,
-                    c,
-                    d,
-                    e,
-                    f,
-                    g,
-                    h,
-                ] = packet.load::<20>(at)?;
-                key.source = mapped([a, b, c, d]);
-                key.destination = mapped([e, f, g, h]);
+                let header = packet.load::<20>(at)?;
+                let [version, _, l0, l1, _, _, f0, f1, _, protocol, ..] = header;
+                key.source = mapped(bytes::<12, 4, 20>(&header));
+                key.destination = mapped(bytes::<16, 4, 20>(&header));
                 Ok(Header {
                     version: version.into(),
                     length: u16::from_be_bytes([l0, l1]).into(),
@@ -208,8 +188,8 @@ impl Family {
             Self::V6 => {
                 let header = packet.load::<40>(at)?;
                 let [version, _, _, _, l0, l1, protocol, _, ..] = header;
-                key.source = Addr(bytes::<8, 16>(&header));
-                key.destination = Addr(bytes::<24, 16>(&header));
+                key.source = Addr(bytes::<8, 16, 40>(&header));
+                key.destination = Addr(bytes::<24, 16, 40>(&header));
                 Ok(Header {
                     version: version.into(),
                     length: u16::from_be_bytes([l0, l1]).into(),

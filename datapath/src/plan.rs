@@ -7,12 +7,13 @@ use weir_common::counter::Counter;
 use weir_common::event::Hook;
 use weir_common::policy::Class;
 use weir_common::service::{Affinity, FrontendFlags, FrontendKey, NodeFlags, PortBits};
-use weir_common::way::{Mark, Plan, Rewrite, Step, Way, WayKey, WayState};
+use weir_common::way::{Mark, Plan, Rewrite, Step, Way, WayState};
 use weir_common::{Addr, DropReason, Port, Protocol};
 
 use crate::answer;
 use crate::fragment;
 use crate::l4::Layout;
+use crate::policy;
 use crate::reserve::{Reserved, STRANGERS_PATIENCE};
 use crate::service::{self, Asks, Candidates};
 use crate::tables::Tables;
@@ -48,11 +49,6 @@ fn of_pod<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
     if opens && tables.asks_service(scratch) != 0 {
         return choose(tables, scratch);
     }
-    // A node that has the tunnel would take what is in it for somebody else's.
-    let key = &scratch.trace.tuple;
-    if is_of_tunnel(key) && tables.node(&key.destination).is_some() {
-        return Err(DropReason::Tunnel);
-    }
     // What a pod and its own node say to each other is always allowed, and needs no memory.
     if tables.class(&scratch.trace.tuple.destination) == Class::OWN_NODE {
         scratch.pass(Mark::PASSED);
@@ -68,16 +64,6 @@ fn of_pod<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
         return Err(DropReason::NoService);
     }
     direct(tables, scratch)
-}
-
-/// Is it a packet of a tunnel: of IP in IP (RFC 2003, RFC 2473, RFC 4213), GRE, VXLAN (also at the port that Linux had first) or Geneve?
-#[inline(always)]
-fn is_of_tunnel(key: &WayKey) -> bool {
-    match key.protocol.0 {
-        4 | 41 | 47 => true,
-        17 => matches!(u16::from(key.destination_port), 4789 | 6081 | 8472),
-        _ => false,
-    }
 }
 
 #[inline(always)]
@@ -281,7 +267,11 @@ fn attempt<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Rese
         }
     }
     seal(scratch, other);
-    Reserved::of(tables.reserve(scratch))
+    let reserved = Reserved::of(tables.reserve(scratch))?;
+    if reserved != Reserved::Taken {
+        policy::tell(tables, scratch);
+    }
+    Ok(reserved)
 }
 
 /// Is the address one to which pods do not show their own?

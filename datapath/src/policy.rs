@@ -17,6 +17,9 @@ use crate::verdict::{Outcome, Scratch};
 pub struct Judgement {
     pub egress: RuleId,
     pub ingress: RuleId,
+    /// Who of those that are only audited would have denied what was sent, and what was received; [`RuleId::NONE`] without such.
+    pub egress_audit: RuleId,
+    pub ingress_audit: RuleId,
     /// Interface index of the end's device, 0 for an end that is not a pod of this node.
     pub opener_device: u32,
     pub responder_device: u32,
@@ -25,7 +28,7 @@ pub struct Judgement {
 /// Judges the conversation in the question, from its opener to its responder, after translation; fills the
 /// judgement. Of a denial the rule is in the trace.
 ///
-/// Drops for [`DropReason::EgressDenied`], [`DropReason::IngressDenied`], [`DropReason::NoVerdict`], and
+/// Drops for [`DropReason::EgressDenied`], [`DropReason::IngressDenied`], [`DropReason::NoVerdict`], [`DropReason::Tunnel`], and
 /// [`DropReason::NoLease`] for a pod whose address is known but whose device is not.
 pub fn judge<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Outcome {
     Outcome::of(decide(tables, scratch).map(|()| true))
@@ -59,6 +62,13 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
     let mut ingress;
     (judgement.responder_device, ingress) =
         end(tables, &here, &question.destination, [c, d], Way::In)?;
+    // A node that has the tunnel would take what is in it for somebody else's.
+    if judgement.opener_device != 0
+        && is_of_tunnel(question)
+        && tables.node(&question.destination).is_some()
+    {
+        return Err(DropReason::Tunnel);
+    }
     egress.keeps &= is_established;
     ingress.keeps &= is_established;
     // A pod may always reach itself.
@@ -68,24 +78,44 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<(), D
     let rule = &mut trace.rule;
     let egress = ask(tables, egress, Way::Out, question, rule)?;
     let ingress = ask(tables, ingress, Way::In, question, rule)?;
-    judgement.egress = egress.rule;
-    judgement.ingress = ingress.rule;
-    // Whoever would have denied it first.
-    let reason = match (egress.audit, ingress.audit) {
-        (RuleId::NONE, RuleId::NONE) => return Ok(()),
-        (RuleId::NONE, audit) => {
-            *rule = audit;
-            DropReason::IngressDenied
-        }
-        (audit, _) => {
-            *rule = audit;
-            DropReason::EgressDenied
-        }
-    };
-    tables.count(Counter::AuditDenials);
-    tables.audited(scratch, reason);
-    scratch.trace.rule = RuleId::NONE;
+    (judgement.egress, judgement.egress_audit) = (egress.rule, egress.audit);
+    (judgement.ingress, judgement.ingress_audit) = (ingress.rule, ingress.audit);
     Ok(())
+}
+
+/// Is it of a tunnel: of IP in IP (RFC 2003, RFC 2473, RFC 4213), GRE, VXLAN (also at the port that Linux had first) or Geneve?
+#[inline(always)]
+fn is_of_tunnel(key: &WayKey) -> bool {
+    let port = u16::from(key.destination_port);
+    matches!(
+        (key.protocol.0, port),
+        (4 | 41 | 47, _) | (17, 4789 | 6081 | 8472)
+    )
+}
+
+/// Counts and tells, for each end, what policies that are only audited would have denied of the conversation that was judged last.
+#[inline(always)]
+pub(crate) fn tell<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) {
+    if scratch.judgement.egress_audit.0 | scratch.judgement.ingress_audit.0 != 0 {
+        let _told: Outcome = tables.tell(scratch);
+    }
+}
+
+/// What [`tell`] does where there is something to tell.
+pub fn tell_audit<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Outcome {
+    let judged = scratch.judgement;
+    for (rule, reason) in [
+        (judged.egress_audit, DropReason::EgressDenied),
+        (judged.ingress_audit, DropReason::IngressDenied),
+    ] {
+        if rule != RuleId::NONE {
+            tables.count(Counter::AuditDenials);
+            scratch.trace.rule = rule;
+            tables.audited(scratch, reason);
+        }
+    }
+    scratch.trace.rule = RuleId::NONE;
+    Outcome::of(Ok(true))
 }
 
 /// The pod whose device the program sits on.
@@ -108,19 +138,12 @@ struct Rules {
     keeps: bool,
 }
 
-/// Who allows.
-#[derive(Clone, Copy)]
+/// Who allows; the default is nobody in particular.
+#[derive(Clone, Copy, Default)]
 struct Allowed {
     rule: RuleId,
     /// Who would not.
     audit: RuleId,
-}
-
-impl Allowed {
-    const BY_NOBODY: Self = Self {
-        rule: RuleId::NONE,
-        audit: RuleId::NONE,
-    };
 }
 
 /// The device at an address and the rules that hold there.
@@ -165,7 +188,7 @@ fn ask<T: Tables + ?Sized>(
     rule: &mut RuleId,
 ) -> Result<Allowed, DropReason> {
     if rules == RulesId::OPEN {
-        return Ok(Allowed::BY_NOBODY);
+        return Ok(Allowed::default());
     }
     let mut class = tables.class(match way {
         Way::Out => &opener.destination,
@@ -173,7 +196,7 @@ fn ask<T: Tables + ?Sized>(
     });
     if class == Class::OWN_NODE {
         if way == Way::Out {
-            return Ok(Allowed::BY_NOBODY);
+            return Ok(Allowed::default());
         }
         // What the node itself sends is not asked about. What comes in by a device and says that it is the node's
         // is not.
@@ -203,7 +226,7 @@ fn ask<T: Tables + ?Sized>(
         });
     }
     if keeps && action != Action::END {
-        return Ok(Allowed::BY_NOBODY);
+        return Ok(Allowed::default());
     }
     *rule = decided;
     Err(match way {

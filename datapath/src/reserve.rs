@@ -4,6 +4,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use weir_common::counter::Counter;
 use weir_common::event::Hook;
+use weir_common::policy::RuleId;
 use weir_common::way::{Plan, Way, WayKey, WayState};
 use weir_common::{DropReason, Protocol};
 
@@ -76,6 +77,7 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
         back,
         other,
         arrival,
+        judgement,
         ..
     } = scratch;
     back.set_other(&plan.key, &plan.way.step);
@@ -99,6 +101,10 @@ fn decide<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<Reser
         let is_openers = held.key.is(&plan.key);
         if is_openers && !begins_another(tables, arrival, &held) {
             reserved = Reserved::Again;
+            // It was told with the first packet, or the first one after a change.
+            if held.way.epoch.load(Relaxed) == plan.way.epoch.load(Relaxed) {
+                (judgement.egress_audit, judgement.ingress_audit) = (RuleId::NONE, RuleId::NONE);
+            }
         } else if !is_openers
             && !is_moved(&plan.key, &held.key)
             && !is_forgotten(tables, plan, &held)

@@ -166,6 +166,11 @@ pub trait Tables {
     fn judge(&self, scratch: &mut Scratch) -> Outcome {
         policy::judge(self, scratch)
     }
+    /// [`policy::tell_audit`].
+    #[inline(always)]
+    fn tell(&self, scratch: &mut Scratch) -> Outcome {
+        policy::tell_audit(self, scratch)
+    }
     /// [`reserve::reserve`].
     #[inline(always)]
     fn reserve(&self, scratch: &mut Scratch) -> Outcome {

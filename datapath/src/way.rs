@@ -11,7 +11,7 @@ use weir_common::way::{Mark, Way, WayKey, WayState};
 use weir_common::{DropReason, Protocol, limits};
 
 use crate::fragment;
-use crate::policy::Judgement;
+use crate::policy::{self, Judgement};
 use crate::service::{self, Asks};
 use crate::share;
 use crate::tables::{Added, Tables};
@@ -179,7 +179,12 @@ fn go_on<T: Tables + ?Sized>(tables: &T, scratch: &mut Scratch) -> Result<bool, 
             Ok(_) if !way.is_of(echo) => return Ok(false),
             Ok(_) => {
                 let hook = scratch.trace.tuple.hook;
+                let is_old = way.epoch.load(Relaxed) != epoch;
                 record(way, hook, &scratch.judgement, is_opener, epoch);
+                // Of the two directions, each judged for itself, one is counted.
+                if is_opener && is_old {
+                    policy::tell(tables, scratch);
+                }
                 scratch.device = way.device.load(Relaxed);
             }
             Err(reason) => {

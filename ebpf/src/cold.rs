@@ -84,6 +84,8 @@ functions! {
     weir_first service::first_for_packet
     /// [`policy::judge`].
     weir_judge policy::judge
+    /// [`policy::tell_audit`].
+    weir_tell policy::tell_audit
     /// [`reserve::reserve`].
     weir_reserve reserve::reserve
 }

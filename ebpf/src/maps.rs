@@ -426,6 +426,11 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn tell(&self, scratch: &mut Scratch) -> Outcome {
+        Outcome(cold::call(scratch, cold::weir_tell))
+    }
+
+    #[inline(always)]
     fn reserve(&self, scratch: &mut Scratch) -> Outcome {
         Outcome(cold::call(scratch, cold::weir_reserve))
     }

@@ -216,7 +216,13 @@ fn a_node_port_takes_datagrams_of_every_size() {
         for port in [30_081, 30_091, 30_101] {
             let target = at(ours, port);
             let ask = || comes_back(&speak(&site.beyond, target, SILENCE), 8);
-            eventually("the backend is known", PATIENCE, ask, |is_there| *is_there).unwrap();
+            eventually(
+                &format!("the backend of {target} is known"),
+                PATIENCE,
+                ask,
+                |is_there| *is_there,
+            )
+            .unwrap();
             for offload in ["on", "off"] {
                 set_offload(&pod, offload);
                 let socket = speak(&site.beyond, target, PATIENCE);
@@ -320,6 +326,21 @@ fn what_the_node_takes_apart_again_is_still_from_outside() {
         )
         .unwrap();
     let (open, shut) = (site.pod("open"), site.pod("shut"));
+    // What the node's own sockets send is its own, in pieces too.
+    echo(shut.netns(), 9001);
+    for family in [Family::V4, Family::V6] {
+        let target = SocketAddr::new(shut.address(family).unwrap(), 9001);
+        let netns = site.node.machine().netns();
+        let socket = speak(netns, target, PATIENCE);
+        for size in SIZES {
+            assert!(
+                comes_back(&socket, size),
+                "{size} bytes of the node to {target}"
+            );
+        }
+        let is_echoed = is_echoed_with(netns, target.ip(), 4000, PATIENCE);
+        assert!(is_echoed.unwrap(), "ping -s 4000 {target}");
+    }
     for (family, (ours, theirs)) in [Family::V4, Family::V6]
         .into_iter()
         .zip(NODE.iter().zip(WORLD))

@@ -16,13 +16,16 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
+use weir_agent::kernel::second_lock;
 use weir_tests::fragments::part;
 use weir_tests::frames::{Ip, L3, SYN, Transport};
 use weir_tests::hostile::Ear;
 use weir_tests::hostile::attacks::{
     Both, Dropped, FRIENDLY, Fate, Frame, HONEST, TIMES, V4, V6, all, attempt,
 };
-use weir_tests::hostile::scene::{Attacker, Far, Friend, Near, Scene, Shut, Site, Who, icmp};
+use weir_tests::hostile::scene::{
+    Attacker, EVERYBODY, Far, Friend, Near, Scene, Shut, Site, Who, icmp,
+};
 use weir_tests::node::{Family, Pod};
 use weir_tests::traffic::{PATIENCE, any, eventually, udp_socket};
 use weir_tests::workloads::Workload;
@@ -440,6 +443,10 @@ fn what_is_in_a_tunnel_comes_out_in_nobodys_name() {
             let key = format!("net.ipv4.conf.{device}.rp_filter");
             netns.set_sysctl(&key, "0").unwrap();
         }
+        // As a cache of DNS on every node has.
+        for address in ["169.254.20.10/32", "fd00:169::10/128"] {
+            netns.ip(&format!("address add {address} dev lo")).unwrap();
+        }
     }
     let elsewhere = site.pair.nodes[1].machine().netns();
     for family in [Family::V4, Family::V6] {
@@ -475,27 +482,48 @@ fn what_is_in_a_tunnel_comes_out_in_nobodys_name() {
             let dropped = || site.dropped("spoofed_address") - before;
             eventually("dropped", PATIENCE, dropped, |it| *it >= TIMES).unwrap();
             assert!(!site.ears[Shut as usize].has_heard(&scene.says));
-            // And a pod sends nothing through it, to either node, in whoever's name.
-            for (on, to) in [(0, Shut), (0, Near), (1, Far)] {
-                for of in [Friend, Attacker, Far] {
-                    let before = site.dropped("tunnel");
+            // And a pod sends nothing through it, in whoever's name, to whoever: not to another node, and what it sends its own, at
+            // whichever of its addresses, does not come out.
+            let own = ["169.254.53.53", "fd57:6569:7200::53"];
+            let second = ["169.254.20.10", "fd00:169::10"];
+            let side = usize::from(family == Family::V6);
+            let at = |text: &str| text.parse().unwrap();
+            let there: [(IpAddr, bool); 4] = [
+                (site.pair.places[0].address(family).unwrap(), true),
+                (at(own[side]), true),
+                (at(second[side]), true),
+                (site.pair.places[1].address(family).unwrap(), false),
+            ];
+            for (node, is_own) in there {
+                for (of, to) in [(Friend, Shut), (Attacker, Near), (Far, Near), (Friend, Far)] {
+                    let before = (site.dropped("tunnel"), locked(&site));
                     let scene = site.scene(family, Attacker);
                     let payload = inner(&scene, scene.address(of), to);
                     let ports = (4000, port);
-                    let frame = scene.ip(scene.address(Attacker), scene.node(on));
+                    let frame = scene.ip(scene.address(Attacker), node);
                     let frame = frame.frame(&Transport::Udp { ports, payload });
                     for _ in 0..TIMES {
                         scene.send(&frame);
                     }
-                    let dropped = || site.dropped("tunnel") - before;
+                    let dropped = || match is_own {
+                        true => locked(&site) - before.1,
+                        false => site.dropped("tunnel") - before.0,
+                    };
                     let done = eventually("dropped", PATIENCE, dropped, |it| *it >= TIMES);
-                    assert!(done.is_ok(), "{family:?} {port} to node {on} as {of:?}");
-                    assert!(
-                        !site.ears[to as usize].has_heard(&scene.says),
-                        "{family:?} {port} to node {on} as {of:?}"
-                    );
+                    let what = format!("port {port} of {node}, as {of:?} to {to:?}");
+                    assert!(done.is_ok(), "{what}: {}", dropped());
+                    for ear in EVERYBODY {
+                        let has_heard = site.ears[ear as usize].has_heard(&scene.says);
+                        assert!(ear == Attacker || !has_heard, "{what}: {ear:?} heard it");
+                    }
                 }
             }
         }
     }
+}
+
+/// How much the second lock of the first node has dropped.
+fn locked(site: &Site) -> u64 {
+    let netns = site.pair.nodes[0].machine().netns();
+    netns.run(second_lock::drops).unwrap().unwrap().unwrap()
 }

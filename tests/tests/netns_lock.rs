@@ -119,6 +119,7 @@ const TEXT: &str = r#"table inet weir {
 	chain prerouting {
 		type filter hook prerouting priority raw; policy accept;
 		iifname "weir*" meta mark & 0x00000f00 != 0x00000e00 counter packets 0 bytes 0 drop comment "no weir program has passed it"
+		meta mark & 0x00000f00 == 0x00000e00 iifname != "weir*" meta mark & 0x00003f00 != 0x00002e00 counter packets 0 bytes 0 drop comment "it was inside of what a pod has sent"
 	}
 }
 "#;
@@ -142,9 +143,9 @@ fn a_rule_made_with_nft_is_the_lock_if_it_is_the_same() {
     // With the counter of an earlier agent.
     let counted = TEXT.replace("packets 0", "packets 7");
     nft(&node, &counted);
-    assert_eq!(found(), Lock::Closed { drops: 7 });
+    assert_eq!(found(), Lock::Closed { drops: 14 });
     let count = || node.run(second_lock::drops).unwrap().unwrap();
-    assert_eq!(count(), Some(7));
+    assert_eq!(count(), Some(14));
     for (part, other) in [
         ("hook prerouting", "hook input"),
         ("priority raw", "priority 0"),

@@ -147,7 +147,11 @@ impl Collector for Page {
             ),
             ("pods", "Pods of this node that are open.", sample.pods),
             ("services", "Services known.", sample.services),
-            ("policies", "NetworkPolicies known.", sample.policies),
+            (
+                "policies",
+                "NetworkPolicies and ClusterNetworkPolicies known.",
+                sample.policies,
+            ),
             (
                 "quarantined_objects",
                 "Objects that cannot be understood; the last good state of each holds.",

@@ -80,7 +80,7 @@ impl<M: Machine> Line<M> {
             nodes: self.nodes_view(),
             pods: self.pods.open.len(),
             services: snapshot.services.len(),
-            policies: snapshot.policies.len(),
+            policies: snapshot.policies.len() + snapshot.cluster_policies.len(),
             quarantined: held.iter().filter_map(quarantined).collect(),
             conditions: held.iter().map(condition).collect(),
             nat: None,
@@ -238,8 +238,13 @@ impl<M: Machine> Line<M> {
         };
         let names = |pods: Vec<&ObjectName>| pods.into_iter().map(ToString::to_string).collect();
         let compiler = &self.policy.compiler;
+        let held = self.board.all();
         let mut rows: Vec<PolicyView> = Vec::new();
         for policy in snapshot.cluster_policies.values() {
+            let id = format!("{} {}", Kind::ClusterNetworkPolicy, policy.name);
+            let said = held
+                .iter()
+                .filter(|it| it.condition.about.to_string() == id);
             rows.push(PolicyView {
                 kind: Kind::ClusterNetworkPolicy.to_string(),
                 policy: policy.name.to_string(),
@@ -247,7 +252,7 @@ impl<M: Machine> Line<M> {
                 enforcement: enforcement(policy.is_audit),
                 directions: directions(!policy.ingress.is_empty(), !policy.egress.is_empty()),
                 pods: names(compiler.selected_by_cluster_policy(policy, snapshot)),
-                unsupported: Vec::new(),
+                unsupported: said.map(|it| it.condition.text.clone()).collect(),
             });
         }
         for policy in snapshot.policies.values() {
@@ -307,7 +312,7 @@ impl<M: Machine> Line<M> {
             fills: self.fills(),
             pods: self.pods.open.len(),
             services: snapshot.services.len(),
-            policies: snapshot.policies.len(),
+            policies: snapshot.policies.len() + snapshot.cluster_policies.len(),
             unsynced: snapshot.missing().count(),
             stale_for: self.stale_for(),
             drifted_rows: self.drifted,

@@ -109,11 +109,8 @@ fn v4_unfold(packet: &impl Packet, part: &mut Part) -> Result<(), DropReason> {
             _ => option += u32::from(size),
         }
     }
-    if option < part.at {
-        Err(DropReason::ExtensionHeader)
-    } else {
-        Ok(())
-    }
+    let is_read = option >= part.at;
+    is_read.then_some(()).ok_or(DropReason::ExtensionHeader)
 }
 
 #[inline(always)]

@@ -23,7 +23,8 @@ pub(super) fn edges(family: Family, push: Push<'_>) {
     let spoofed = Verdict::Drop(DropReason::SpoofedAddress);
     for port in [4789, 6081, 8472] {
         for (to, fate) in [
-            (Host::Node, tunnel),
+            // The second lock sees to what comes out of the node's own.
+            (Host::Node, Verdict::Pass),
             (Host::OtherNode, tunnel),
             (Host::B, Verdict::Redirect(1002)),
         ] {
@@ -34,11 +35,11 @@ pub(super) fn edges(family: Family, push: Push<'_>) {
         push(&format!("TCP {port} to the node"), arrival, Verdict::Pass);
     }
     for protocol in [4, 41, 47] {
-        for to in [Host::Node, Host::OtherNode] {
+        for (to, fate) in [(Host::Node, Verdict::Pass), (Host::OtherNode, tunnel)] {
             let payload = vec![0x45; 40];
             let inner = Transport::Other { protocol, payload };
             let arrival = sent(Host::B, to, family, &inner);
-            push(&format!("protocol {protocol} to {to:?}"), arrival, tunnel);
+            push(&format!("protocol {protocol} to {to:?}"), arrival, fate);
         }
     }
     for (name, from, by, fate) in [

@@ -1,4 +1,4 @@
-//! The second lock as nf_tables knows it: one table with one chain with one rule. How it is asked for and
+//! The second lock as nf_tables knows it: one table with one chain with two rules. How it is asked for and
 //! how it is recognised is from one description; no socket is here.
 
 use std::ffi::CStr;
@@ -11,6 +11,7 @@ use netlink_bindings::traits::NetlinkRequest;
 use netlink_bindings::utils::Pusher;
 use weir_cni::attachment::DEVICE_PREFIX;
 use weir_common::node::{PASSED_MARK, PASSED_MASK};
+use weir_common::way::Mark;
 
 use super::netfilter::{about, requests};
 
@@ -20,8 +21,6 @@ const CHAIN: &CStr = c"prerouting";
 const KIND: &CStr = c"filter";
 /// Before connection tracking, which starts at -200.
 const PRIORITY: i32 = -300;
-/// What `nft list` shows beside the rule.
-const COMMENT: &CStr = c"no weir program has passed it";
 /// The register that every expression of the rule reads or writes.
 const REGISTER: u32 = Registers::Reg1 as u32;
 
@@ -38,17 +37,54 @@ enum Step {
     Drop,
 }
 
-/// `iifname "weir*" meta mark & 0xf00 != 0xe00 counter drop`
-fn steps() -> [Step; 7] {
+/// What a rule does, and what `nft list` shows beside it.
+type Rule = (Vec<Step>, &'static CStr);
+
+/// In words of nft:
+///
+/// ```text
+/// iifname "weir*" meta mark & 0xf00 != 0xe00 counter drop
+/// meta mark & 0xf00 == 0xe00 iifname != "weir*" meta mark & 0x3f00 != 0x2e00 counter drop
+/// ```
+///
+/// What a pod has sent comes in by its own device. What bears the mark of that and comes in by another one was inside of it, in
+/// whatever tunnel the node has, and is in anybody's name. But an answer to what was led on to another node comes in by the uplink, and
+/// is marked as one there ([`Mark::REPLY`]); pods send no node such a thing.
+fn rules() -> [Rule; 2] {
+    // As long as the prefix only: what follows it may be anything.
+    let by_a_pod = |how| {
+        let prefix = DEVICE_PREFIX.as_bytes().to_vec();
+        [
+            Step::Load(MetaKeys::Iifname as u32),
+            Step::Compare(how as u32, prefix),
+        ]
+    };
+    let marked = |how, mask: u32, mark: u32| {
+        [
+            Step::Load(MetaKeys::Mark as u32),
+            Step::Mask(mask.to_ne_bytes().to_vec()),
+            Step::Compare(how as u32, mark.to_ne_bytes().to_vec()),
+        ]
+    };
+    let is_marked = |how| marked(how, PASSED_MASK, PASSED_MARK);
+    let is_no_reply = marked(CmpOps::Neq, Mark::MASK, Mark::REPLY.bits());
+    let end = [Step::Count, Step::Drop];
+    let unmarked = by_a_pod(CmpOps::Eq)
+        .into_iter()
+        .chain(is_marked(CmpOps::Neq));
+    let inside = is_marked(CmpOps::Eq)
+        .into_iter()
+        .chain(by_a_pod(CmpOps::Neq))
+        .chain(is_no_reply);
     [
-        Step::Load(MetaKeys::Iifname as u32),
-        // As long as the prefix only: what follows it may be anything.
-        Step::Compare(CmpOps::Eq as u32, DEVICE_PREFIX.as_bytes().to_vec()),
-        Step::Load(MetaKeys::Mark as u32),
-        Step::Mask(PASSED_MASK.to_ne_bytes().to_vec()),
-        Step::Compare(CmpOps::Neq as u32, PASSED_MARK.to_ne_bytes().to_vec()),
-        Step::Count,
-        Step::Drop,
+        (
+            unmarked.chain(end.clone()).collect(),
+            c"no weir program has passed it",
+        ),
+        (
+            inside.chain(end).collect(),
+            c"it was inside of what a pod has sent",
+        ),
     ]
 }
 
@@ -69,20 +105,22 @@ pub(super) fn replace() -> Chained<'static> {
             .nested_hook()
             .push_num(libc::NF_INET_PRE_ROUTING as u32)
             .push_priority(PRIORITY);
-        let mut rule = batch
-            .request()
-            .set_create()
-            .set_append()
-            .op_newrule_do(&about(FAMILY));
-        let mut expressions = rule
-            .encode()
-            .push_table(TABLE)
-            .push_chain(CHAIN)
-            .nested_expressions();
-        for step in steps() {
-            expressions = step.push(expressions);
+        for (steps, why) in rules() {
+            let mut rule = batch
+                .request()
+                .set_create()
+                .set_append()
+                .op_newrule_do(&about(FAMILY));
+            let mut expressions = rule
+                .encode()
+                .push_table(TABLE)
+                .push_chain(CHAIN)
+                .nested_expressions();
+            for step in steps {
+                expressions = step.push(expressions);
+            }
+            expressions.end_nested().push_userdata(&comment(why));
         }
-        expressions.end_nested().push_userdata(&comment());
     })
 }
 
@@ -143,14 +181,22 @@ pub(super) fn is_chain(answer: &[u8]) -> bool {
         && chain.get_policy() == Ok(VerdictCode::Accept as u32)
 }
 
-/// The packets that the rule has dropped, if these are the rules of the lock: one, and that ours.
-pub(super) fn drops(rules: &[Vec<u8>]) -> Option<u64> {
-    let [answer] = rules else {
+/// The packets that the rules have dropped, if these are the rules of the lock: ours, in their order, and no others.
+pub(super) fn drops(found: &[Vec<u8>]) -> Option<u64> {
+    let ours = rules();
+    if found.len() != ours.len() {
         return None;
-    };
-    let (_, rule) = OpGetruleDump::decode_reply(answer);
-    let (found, packets) = read(&rule.get_expressions().ok()?)?;
-    (found == steps()).then_some(packets)
+    }
+    let mut dropped = 0;
+    for (answer, (steps, _)) in found.iter().zip(ours) {
+        let (_, rule) = OpGetruleDump::decode_reply(answer);
+        let (found, packets) = read(&rule.get_expressions().ok()?)?;
+        if found != steps {
+            return None;
+        }
+        dropped += packets;
+    }
+    Some(dropped)
 }
 
 /// Nothing in it, or all of it, is done.
@@ -185,8 +231,8 @@ fn add_table(batch: &mut Chained<'static>) {
 }
 
 /// As nft keeps a comment in a rule's user data: type 0, length, text with its end.
-fn comment() -> Vec<u8> {
-    let text = COMMENT.to_bytes_with_nul();
+fn comment(text: &CStr) -> Vec<u8> {
+    let text = text.to_bytes_with_nul();
     // It is shorter than 256 bytes.
     [&[0, text.len() as u8], text].concat()
 }
@@ -325,8 +371,8 @@ mod tests {
     #[test]
     fn the_rule_is_byte_for_byte_what_nft_sends() {
         let contents = sent();
-        // The transaction begins, three times a table, the chain, the rule, and it ends.
-        assert_eq!(contents.len(), 7);
+        // The transaction begins, three times a table, the chain, the rules, and it ends.
+        assert_eq!(contents.len(), 8);
         let hex: String = contents[5]
             .iter()
             .map(|byte| format!("{byte:02x}"))
@@ -356,16 +402,27 @@ mod tests {
     }
 
     #[test]
-    fn the_lock_is_exactly_our_one_rule() {
-        let ours = answer(&steps());
-        assert_eq!(drops(std::slice::from_ref(&ours)), Some(7));
+    fn the_lock_is_exactly_our_two_rules() {
+        let [(first, _), (second, _)] = rules();
+        let ours = [&first, &second].map(|it| answer(it));
+        let [one, other] = ours.clone();
+        assert_eq!(drops(&ours), Some(14));
         assert_eq!(drops(&[]), None);
-        assert_eq!(drops(&[ours.clone(), ours.clone()]), None);
-        assert_eq!(drops(&[ours[..ours.len() - 60].to_vec()]), None);
-        for at in 0..steps().len() {
-            let mut fewer = steps().to_vec();
+        assert_eq!(drops(std::slice::from_ref(&one)), None);
+        assert_eq!(drops(&[other.clone(), one.clone()]), None);
+        assert_eq!(drops(&[one.clone(), other.clone(), other.clone()]), None);
+        assert_eq!(
+            drops(&[one[..one.len() - 60].to_vec(), other.clone()]),
+            None
+        );
+        for at in 0..first.len() {
+            let [mut fewer, mut less] = [first.clone(), second.clone()];
             fewer.remove(at);
-            assert_eq!(drops(&[answer(&fewer)]), None, "without {at}");
+            less.remove(at);
+            let without = [answer(&fewer), other.clone()];
+            assert_eq!(drops(&without), None, "without {at}");
+            let without = [one.clone(), answer(&less)];
+            assert_eq!(drops(&without), None, "without {at}");
         }
     }
 }
