@@ -12,7 +12,7 @@ use weir_tests::workloads::{Transport, Workload};
 /// Emulated, a boot takes some five seconds of an idle core; this machine may not be idle.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// What a kernel must have, if it has not got it built in. The first is what others need without saying so.
-const MODULES: [&str; 7] = [
+const MODULES: [&str; 8] = [
     "crc32c_generic",
     "nf_tables",
     "nft_counter",
@@ -20,6 +20,7 @@ const MODULES: [&str; 7] = [
     "sch_ingress",
     "cls_bpf",
     "ipv6",
+    "sctp",
 ];
 
 const OBJECTS: &str = "\
@@ -98,6 +99,32 @@ in_pod $client ip neigh show dev eth0 >/neighbours
 for gateway in 169.254.1.1 fe80::1; do
   grep "$gateway .*REACHABLE" /neighbours || { cat /neighbours; fail "the pod does not know $gateway"; }
 done
+# What the kernel's own SCTP says: who may, and by a rule about a port of it.
+of() { in_pod $1 ip -o $2 addr show dev eth0 | grep -v fe80 | awk '{print $4}' | cut -d/ -f1; }
+V4=$(of $web -4) V6=$(of $web -6)
+for at in $V4 [$V6]; do
+  for port in 9003 9004; do in_pod $web weir-sctp serve $at:$port & done
+done
+sctp() { in_pod $1 weir-sctp ask $2 2000; }
+for at in $V4 [$V6]; do
+  until_true sctp $client $at:9003
+  sctp $stranger $at:9003 && fail "policy lets the stranger associate with $at"
+done
+cat >/manifests/sctp.yaml <<EOF
+kind: NetworkPolicy
+apiVersion: networking.k8s.io/v1
+metadata: {name: sctp, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  ingress: [{ports: [{protocol: SCTP, port: 9003}]}]
+EOF
+for at in $V4 [$V6]; do
+  until_true sctp $stranger $at:9003
+  sctp $stranger $at:9004 && fail "policy lets the stranger associate with another port of $at"
+  sctp $client $at:9004 || fail "the client does not associate with $at any more"
+  echo "real SCTP: $at is associated with by whom the policies say"
+done
+load $stranger http 10.96.0.20:80 | grep '"outcomes":{"timeout":5}' || fail "a rule about SCTP lets TCP through"
 until_true asks $client dns 10.96.0.10:53
 echo "DNS answers: $(asks $client dns 10.96.0.10:53)"
 weir-agent doctor --bpffs /sys/fs/bpf/weir --cgroup /sys/fs/cgroup || fail doctor
@@ -156,6 +183,7 @@ fn carry_traffic(test: &str, series: Series) {
         "weir-cni",
         "weir-echo",
         "weir-load",
+        "weir-sctp",
     ] {
         contents = contents.program(&binary(program));
     }

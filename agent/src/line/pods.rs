@@ -131,9 +131,9 @@ impl<M: Machine> Line<M> {
         let is_new = |it: &&Waiting| !pods.open.contains_key(&it.lease.attachment);
         // What an administrator denies may hang on the labels of its Namespace.
         let snapshot = inputs.snapshot();
-        let is_placed = |namespace: &str| {
-            snapshot.cluster_policies.is_empty() || snapshot.namespaces.contains_key(namespace)
-        };
+        let mut tiers = snapshot.cluster_policies.values();
+        let has_tiers = tiers.any(|it| !it.is_audit);
+        let is_placed = |namespace: &str| !has_tiers || snapshot.namespaces.contains_key(namespace);
         let is_known = |it: &&Waiting| match &it.lease.pod {
             None => true,
             Some(pod) => inputs.pod_of(&it.lease).is_some() && is_placed(&pod.namespace),
