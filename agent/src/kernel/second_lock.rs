@@ -1,6 +1,6 @@
 //! The second lock, outside of eBPF: what a pod's device sends without the mark of our program is
-//! dropped by netfilter. It keeps pods closed when somebody else removes a program. What its rule is, is in
-//! `rule`; how the kernel is spoken to, in `netfilter`.
+//! dropped by netfilter. It keeps pods closed when somebody else removes a program. What comes out of
+//! a tunnel with the mark of a pod's packet is dropped, too. What its rules are, is in `rule`; how the kernel is spoken to, in `netfilter`.
 
 mod netfilter;
 mod rule;
